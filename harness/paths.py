@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where things are: what ships with the harness, what it caches, what a run leaves behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _shipped(name: str) -> Path:
+    """A top-level directory of the project: beside the package in a checkout, inside it in a wheel."""
+    beside = _PACKAGE.parent / name
+    return beside if beside.is_dir() else _PACKAGE / "share" / name
+
+
+def kconfigs_dir() -> Path:
+    """The kconfig fragments and variants.yaml."""
+    return _shipped("kconfigs")
+
+
+def guest_dir() -> Path:
+    """The Python that runs inside the guest."""
+    return _shipped("guest")
+
+
+def cache_dir() -> Path:
+    """Sources, kernels and remembered facts about this host; VFIO_HARNESS_CACHE moves it."""
+    override = os.environ.get("VFIO_HARNESS_CACHE")
+    return Path(override).absolute() if override else Path(platformdirs.user_cache_dir("vfio-harness"))
+
+
+def runs_dir() -> Path:
+    """One directory per run; VFIO_HARNESS_RUNS moves it (default: `runs` in the current directory)."""
+    return Path(os.environ.get("VFIO_HARNESS_RUNS", "runs")).absolute()

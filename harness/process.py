@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The only place that starts child processes.
+
+A child gets no stdin, a process group of its own and a parent-death signal, so that neither Ctrl-C nor
+`kill -9` of the harness leaves one behind, and so that stopping it stops what it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from harness.deadline import Deadline
+from harness.errors import InfraError
+
+STOP_SECONDS = 5.0
+"""How long a child has between SIGTERM and SIGKILL."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Completed:
+    """A finished command: its arguments, exit status (negative: killed by that signal) and output."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0
+
+    @property
+    def command(self) -> str:
+        """The command line as one can paste it into a shell."""
+        return shlex.join(self.argv)
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        if self.status < 0:
+            return f"was killed by {signal.Signals(-self.status).name}"
+        return f"exited with {self.status}"
+
+    def check(self, what: str) -> Completed:
+        """Return self, or raise InfraError saying that *what* failed and the last line it printed."""
+        if self.ok:
+            return self
+        lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
+        raise InfraError(f"{what}: {self.command} {self.ending}: {lines[-1] if lines else 'no output'}")
+
+
+class Process:
+    """A running child and the process group it leads."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], argv: tuple[str, ...]) -> None:
+        self._popen = popen
+        self.argv = argv
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def status(self) -> int | None:
+        """Exit status, or None while it runs."""
+        return self._popen.poll()
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """The pipe from its standard output; only with stdout=PIPE."""
+        assert self._popen.stdout is not None
+        return self._popen.stdout
+
+    def wait(self, deadline: Deadline) -> int | None:
+        """Wait until it ends or *deadline*; return its status, None when it still runs."""
+        try:
+            return self._popen.wait(deadline.remaining)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the whole group; no error when it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, number)
+
+    def stop(self, deadline: Deadline | None = None) -> None:
+        """Terminate the group, kill what is left of it at *deadline* (default: STOP_SECONDS)."""
+        deadline = deadline or Deadline.after(STOP_SECONDS)
+        if self.status is None:
+            self.signal(signal.SIGTERM)
+            self.wait(deadline)
+        self.signal(signal.SIGKILL)
+        self._popen.wait()
+
+
+def find_tool(name: str) -> str | None:
+    """The path of a program, None when the host lacks it; sbin is searched even if PATH leaves it out."""
+    path = os.environ.get("PATH", os.defpath)
+    return shutil.which(name, path=f"{path}:/usr/local/sbin:/usr/sbin:/sbin")
+
+
+def _mortal(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Wrap *argv* so that the kernel kills it when we die (util-linux setpriv(1), PR_SET_PDEATHSIG)."""
+    setpriv = find_tool("setpriv")
+    if setpriv is None:
+        raise InfraError("setpriv is missing", hint="install util-linux")
+    return [setpriv, "--pdeathsig=KILL", "--", *(os.fspath(a) for a in argv)]
+
+
+@contextlib.contextmanager
+def spawn(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdout: int | IO[bytes] | None = subprocess.DEVNULL,
+    stderr: int | IO[bytes] | None = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[Process]:
+    """Run *argv* for the length of the with block; *env* is added to the caller's environment.
+
+    The parent-death signal follows the *thread* that called: spawn from one that lives as long as the child.
+    """
+    words = tuple(os.fspath(a) for a in argv)
+    try:
+        popen = subprocess.Popen(
+            _mortal(words),
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise InfraError(f"cannot start {words[0]}: {error.strerror}") from error
+    process = Process(popen, words)
+    try:
+        yield process
+    finally:
+        process.stop()
+        for pipe in (popen.stdout, popen.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    deadline: Deadline | None = None,
+) -> Completed:
+    """Run *argv* to its end and return status and decoded output.
+
+    Raises InfraError when it cannot be started or is not done at *deadline* (it is stopped then).
+    """
+    words = tuple(os.fspath(a) for a in argv)
+    with spawn(words, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        try:
+            out, err = child._popen.communicate(timeout=deadline.remaining if deadline else None)
+        except subprocess.TimeoutExpired:
+            raise InfraError(f"{shlex.join(words)} did not end in time") from None
+    return Completed(
+        words, child._popen.returncode, out.decode(errors="replace"), err.decode(errors="replace")
+    )

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Strict YAML: every value keeps its file and line, every key must be asked for, every type is checked.
+
+The only importer of yaml.  A reader takes what it knows from a Section and then calls `done()`, which
+refuses the keys nobody took and names the nearest right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.errors import UsageError, nearest
+
+_TYPE_NAMES = {str: "text", bool: "true or false", int: "a whole number", list: "a list", dict: "a mapping"}
+
+
+class Section:
+    """One YAML mapping, with the place it was read from."""
+
+    def __init__(self, path: Path, node: yaml.MappingNode, name: str) -> None:
+        self._path = path
+        self._name = name
+        self._keys: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        self._taken: set[str] = set()
+        self.line = node.start_mark.line + 1
+        for key, value in node.value:
+            word = str(key.value)
+            if word in self._keys:
+                raise UsageError(f"{path}:{key.start_mark.line + 1}: {word!r} is given twice in {name}")
+            self._keys[word] = (key, value)
+
+    def where(self, key: str | None = None) -> str:
+        """`file:line` of *key*, or of the section itself."""
+        line = self._keys[key][0].start_mark.line + 1 if key in self._keys else self.line  # type: ignore[index]
+        return f"{self._path}:{line}"
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def _value(self, key: str) -> yaml.Node:
+        self._taken.add(key)
+        if key not in self._keys:
+            raise UsageError(f"{self.where()}: {self._name} lacks the key {key!r}")
+        return self._keys[key][1]
+
+    def _typed(self, key: str, kind: type) -> Any:
+        value = _plain(self._value(key))
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise UsageError(
+                f"{self.where(key)}: {key!r} in {self._name} must be {_TYPE_NAMES[kind]}, not {value!r}"
+            )
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """The text at *key*; without a default the key is required."""
+        return default if default is not None and key not in self else str(self._typed(key, str))
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        return default if default is not None and key not in self else bool(self._typed(key, bool))
+
+    def number(self, key: str, default: int | None = None) -> int:
+        return default if default is not None and key not in self else int(self._typed(key, int))
+
+    def texts(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """The list of texts at *key*."""
+        if default is not None and key not in self:
+            return default
+        values = self._typed(key, list)
+        for value in values:
+            if not isinstance(value, str):
+                raise UsageError(f"{self.where(key)}: {key!r} in {self._name} must list texts, not {value!r}")
+        return tuple(values)
+
+    def scalars(self, key: str) -> dict[str, str | int | bool]:
+        """The mapping of plain values at *key*, empty when the key is absent."""
+        if key not in self:
+            return {}
+        values = self._typed(key, dict)
+        for name, value in values.items():
+            if not isinstance(value, str | int | bool):
+                raise UsageError(
+                    f"{self.where(key)}: {name!r} in {key!r} must be a plain value, not {value!r}"
+                )
+        return {str(name): value for name, value in values.items()}
+
+    def section(self, key: str) -> Section:
+        """The mapping at *key*."""
+        value = self._value(key)
+        if not isinstance(value, yaml.MappingNode):
+            raise UsageError(f"{self.where(key)}: {key!r} in {self._name} must be a mapping")
+        return Section(self._path, value, f"{key!r}")
+
+    def sections(self, key: str) -> tuple[Section, ...]:
+        """The list of mappings at *key*, empty when the key is absent."""
+        if key not in self:
+            return ()
+        value = self._value(key)
+        if not isinstance(value, yaml.SequenceNode) or not all(
+            isinstance(item, yaml.MappingNode) for item in value.value
+        ):
+            raise UsageError(f"{self.where(key)}: {key!r} in {self._name} must be a list of mappings")
+        return tuple(Section(self._path, item, f"an entry of {key!r}") for item in value.value)
+
+    def done(self) -> None:
+        """Refuse the first key that nobody took."""
+        for key in self._keys:
+            if key not in self._taken:
+                raise UsageError(
+                    f"{self.where(key)}: {self._name} has no key {key!r}", hint=nearest(key, self._taken)
+                )
+
+
+def _plain(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def load(path: Path) -> Section:
+    """Read *path*, whose top level must be a mapping.
+
+    Raises UsageError with file and line when it cannot be read or is not YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error.reason})") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{path}:1: the top level must be a mapping of keys")
+    return Section(path, node, "the file")
