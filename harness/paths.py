@@ -11,20 +11,15 @@ import platformdirs
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def _shipped(name: str) -> Path:
-    """A top-level directory of the project: beside the package in a checkout, inside it in a wheel."""
-    beside = _PACKAGE.parent / name
-    return beside if beside.is_dir() else _PACKAGE / "share" / name
-
-
 def kconfigs_dir() -> Path:
-    """The kconfig fragments and variants.yaml."""
-    return _shipped("kconfigs")
+    """The kconfig fragments and variants.yaml: beside the package in a checkout, inside it in a wheel."""
+    beside = _PACKAGE.parent / "kconfigs"
+    return beside if beside.is_dir() else _PACKAGE / "share" / "kconfigs"
 
 
 def guest_dir() -> Path:
-    """The Python that runs inside the guest."""
-    return _shipped("guest")
+    """The package that runs inside the guest."""
+    return _PACKAGE.parent / "guest"
 
 
 def cache_dir() -> Path:

@@ -25,7 +25,7 @@ class Section:
         self._path = path
         self._name = name
         self._keys: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        self._taken: set[str] = set()
+        self._asked: set[str] = set()
         self.line = node.start_mark.line + 1
         for key, value in node.value:
             word = str(key.value)
@@ -35,18 +35,19 @@ class Section:
 
     def where(self, key: str | None = None) -> str:
         """`file:line` of *key*, or of the section itself."""
-        line = self._keys[key][0].start_mark.line + 1 if key in self._keys else self.line  # type: ignore[index]
+        line = self._keys[key][0].start_mark.line + 1 if key in self._keys else self.line
         return f"{self._path}:{line}"
 
     def __contains__(self, key: str) -> bool:
+        """Whether *key* is given; asking makes it a key that may be."""
+        self._asked.add(key)
         return key in self._keys
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
     def _value(self, key: str) -> yaml.Node:
-        self._taken.add(key)
-        if key not in self._keys:
+        if key not in self:
             raise UsageError(f"{self.where()}: {self._name} lacks the key {key!r}")
         return self._keys[key][1]
 
@@ -111,18 +112,18 @@ class Section:
     def done(self) -> None:
         """Refuse the first key that nobody took."""
         for key in self._keys:
-            if key not in self._taken:
+            if key not in self._asked:
                 raise UsageError(
-                    f"{self.where(key)}: {self._name} has no key {key!r}", hint=nearest(key, self._taken)
+                    f"{self.where(key)}: {self._name} has no key {key!r}", hint=nearest(key, self._asked)
                 )
 
 
 def _plain(node: yaml.Node) -> Any:
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def load(path: Path) -> Section:

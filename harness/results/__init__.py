@@ -1,1 +1,53 @@
 # SPDX-License-Identifier: GPL-2.0-only
+"""Outcomes, results and runs: as values, on disk, and judged."""
+
+from __future__ import annotations
+
+from harness.results.codec import result_from_plain, result_to_plain
+from harness.results.compare import Change, Comparison, compare
+from harness.results.judge import VANISHED, Expectation, Judgement, check, exit_code, judge, judgement
+from harness.results.model import (
+    WHOLE_PROGRAM,
+    Address,
+    Inputs,
+    JobRecord,
+    Outcome,
+    Result,
+    Run,
+    RunInfo,
+    State,
+    Verdict,
+    settle,
+)
+from harness.results.store import FILE_NAME, RunStore, RunSummary, list_runs, load
+
+__all__ = [
+    "FILE_NAME",
+    "VANISHED",
+    "WHOLE_PROGRAM",
+    "Address",
+    "Change",
+    "Comparison",
+    "Expectation",
+    "Inputs",
+    "JobRecord",
+    "Judgement",
+    "Outcome",
+    "Result",
+    "Run",
+    "RunInfo",
+    "RunStore",
+    "RunSummary",
+    "State",
+    "Verdict",
+    "check",
+    "compare",
+    "exit_code",
+    "judge",
+    "judgement",
+    "list_runs",
+    "load",
+    "result_from_plain",
+    "result_to_plain",
+    "settle",
+]

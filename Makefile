@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# `make run` and `make test` each set up whatever is missing first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test unit integration lint setup clean
+
+# The one-shot: newest Debian kernel source, no-IOMMU group and cdev, edu and igb.
+run: setup
+	$(BIN)/vfio-harness run $(ARGS)
+
+# Everything: lint, types, unit tests, then tests that build kernels and boot VMs.
+test: setup lint unit integration
+
+setup: $(VENV)/.ready
+	$(BIN)/vfio-harness doctor --fix --quiet
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(SUDO) apt-get install -y --no-install-recommends python3-venv
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.ready
+	$(BIN)/pytest tests/unit
+
+integration: setup
+	$(BIN)/pytest tests/integration
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

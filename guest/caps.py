@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Privilege, given up for real: capset(2) on every set of the calling task, or another user altogether."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+from guest import libc
+
+# include/uapi/linux/capability.h
+CAP_SYS_RAWIO = 17
+CAP_IPC_LOCK = 14
+CAP_SYS_ADMIN = 21
+CAP_SYS_RESOURCE = 24
+_VERSION_3 = 0x20080522
+
+NOBODY = 65534
+
+_CAPGET, _CAPSET = {"x86_64": (125, 126), "aarch64": (90, 91)}.get(platform.machine(), (125, 126))
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _Data(ctypes.Structure):
+    _fields_ = [
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    ]
+
+
+def _get() -> tuple[int, int, int]:
+    header = _Header(_VERSION_3, 0)
+    data = (_Data * 2)()
+    libc.syscall(_CAPGET, ctypes.byref(header), ctypes.byref(data))
+    low, high = data[0], data[1]
+    return (
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
+
+
+def _set(effective: int, permitted: int, inheritable: int) -> None:
+    header = _Header(_VERSION_3, 0)
+    data = (_Data * 2)()
+    for index, shift in ((0, 0), (1, 32)):
+        data[index] = _Data(
+            effective >> shift & 0xFFFFFFFF,
+            permitted >> shift & 0xFFFFFFFF,
+            inheritable >> shift & 0xFFFFFFFF,
+        )
+    libc.syscall(_CAPSET, ctypes.byref(header), ctypes.byref(data))
+
+
+def has(capability: int) -> bool:
+    """Whether the calling task has *capability* in effect."""
+    return bool(_get()[0] >> capability & 1)
+
+
+def drop(*capabilities: int) -> None:
+    """Give up *capabilities* for good: out of the bounding, effective, permitted and inheritable sets.
+
+    There is no way back for this process, so a case does it in its last step, or in a fork.
+    """
+    mask = 0
+    for capability in capabilities:
+        libc.prctl(libc.PR_CAPBSET_DROP, capability)
+        mask |= 1 << capability
+    effective, permitted, inheritable = _get()
+    _set(effective & ~mask, permitted & ~mask, inheritable & ~mask)
+
+
+def lower(*capabilities: int) -> None:
+    """Take *capabilities* out of effect, to be raised again."""
+    effective, permitted, inheritable = _get()
+    for capability in capabilities:
+        effective &= ~(1 << capability)
+    _set(effective, permitted, inheritable)
+
+
+def raise_again(*capabilities: int) -> None:
+    """Put permitted *capabilities* back into effect."""
+    effective, permitted, inheritable = _get()
+    for capability in capabilities:
+        effective |= 1 << capability
+    _set(effective, permitted, inheritable)
+
+
+def become(uid: int = NOBODY, gid: int = NOBODY) -> None:
+    """Become another user for good; leaving root drops every capability with it."""
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)

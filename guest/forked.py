@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs a function in a child process, for what cannot be taken back: privileges given up, a death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn, Optional
+
+
+class ChildError(Exception):
+    """The function raised, or its process died; the message is one line."""
+
+
+class Child:
+    """A function running in a process of its own.  The end of a `with` kills it if it still runs."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._report, end = os.pipe()
+        self._status: Optional[int] = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._report)
+            _run(function, end)
+        os.close(end)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal."""
+        if self._status is None:
+            os.kill(self.pid, number)
+
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = status
+        return self._status is not None
+
+    def wait(self, timeout: float = 20.0) -> int:
+        """Wait for its end and return its wait status; raise TimeoutError."""
+        deadline = time.monotonic() + timeout
+        while not self.ended():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the child {self.pid} runs longer than {timeout:g} s")
+            time.sleep(0.005)
+        assert self._status is not None
+        return self._status
+
+    def result(self, timeout: float = 20.0) -> object:
+        """Wait for its end and return what the function returned (JSON values only); raise ChildError."""
+        status = self.wait(timeout)
+        os.set_blocking(self._report, False)
+        try:
+            text = os.read(self._report, 65536)
+        except BlockingIOError:
+            text = b""
+        if not text:
+            raise ChildError(f"the child ended with wait status {status:#x} and said nothing")
+        answer = json.loads(text)
+        if "error" in answer:
+            raise ChildError(answer["error"])
+        return answer["result"]
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        if not self.ended():
+            self.kill()
+            self.wait()
+        os.close(self._report)
+
+
+def _run(function: Callable[[], object], report: int) -> NoReturn:
+    try:
+        try:
+            answer: dict[str, object] = {"result": function()}
+        except BaseException as error:
+            traceback.print_exc()
+            text = " ".join(str(error).split())
+            named = text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
+            answer = {"error": named}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.write(report, json.dumps(answer).encode())
+    finally:
+        os._exit(0)
+
+
+def call(function: Callable[[], object], *, timeout: float = 20.0) -> object:
+    """Run *function* in a child and return its result; raise ChildError or TimeoutError."""
+    with Child(function) as child:
+        return child.result(timeout)

@@ -1,0 +1,136 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Turns a booted root into a machine that answers over SSH: mounts, network, keys, server.  Run as root by the
+# root's own init; stays as long as the machine lives.  The keys come from QEMU's firmware configuration
+# (-fw_cfg name=opt/vfio-harness/<x>,file=...), readable through CONFIG_FW_CFG_SYSFS.  POSIX sh.
+set -u
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+
+run=/run/vfio-harness
+fw_cfg=/sys/firmware/qemu_fw_cfg/by_name/opt/vfio-harness
+
+say() {
+	echo "vfio-harness: $*"
+	echo "<5>vfio-harness: $*" >/dev/kmsg 2>/dev/null
+}
+
+# die WHAT: nothing can be done without it; the host reads the word on the console and gives up waiting.
+die() {
+	say "init failed: $*"
+	sync
+	sleep 1
+	exit 1
+}
+
+mounted() {
+	while read -r _ point _; do
+		[ "$point" = "$1" ] && return 0
+	done </proc/mounts
+	return 1
+}
+
+# mount_once TYPE POINT [OPTIONS]
+mount_once() {
+	mounted "$2" && return 0
+	[ -d "$2" ] || mkdir -p "$2" || return 1
+	mount -t "$1" ${3:+-o "$3"} "$1" "$2"
+}
+
+[ -r /proc/mounts ] || mount -t proc proc /proc || die "no /proc"
+mount_once sysfs /sys || die "no /sys"
+mount_once devtmpfs /dev || die "no /dev"
+mount_once devpts /dev/pts "mode=620,ptmxmode=666" || die "no /dev/pts"
+mount_once tmpfs /run "mode=755" || die "no /run"
+mount_once tmpfs /tmp "mode=1777" || die "no /tmp"
+mount_once tmpfs /dev/shm "mode=1777" || say "no /dev/shm"
+mount_once debugfs /sys/kernel/debug || say "no debugfs"
+
+# The names that udev would give to virtio-serial ports.
+for port in /sys/class/virtio-ports/*; do
+	[ -r "$port/name" ] || continue
+	read -r name <"$port/name" || continue
+	[ -n "$name" ] || continue
+	mkdir -p /dev/virtio-ports
+	[ -e "/dev/virtio-ports/$name" ] || ln -s "../${port##*/}" "/dev/virtio-ports/$name"
+done
+
+# QEMU's user network: no DHCP, its addresses never change (docs/system/devices/net.rst).
+ip link set lo up || die "no loopback"
+address=10.0.2.15/24
+for device in /sys/class/net/*; do
+	interface=${device##*/}
+	driver=$(readlink "$device/device/driver" 2>/dev/null) || continue
+	[ "${driver##*/}" = virtio_net ] || continue
+	ip link set "$interface" up || die "$interface does not come up"
+	ip address replace "$address" dev "$interface" || die "$interface takes no address"
+	ip route replace default via 10.0.2.2 2>/dev/null
+	say "network on $interface"
+	break
+done
+
+umask 077
+mkdir -p "$run" || die "no $run"
+for key in authorized_keys host_key; do
+	[ -r "$fw_cfg/$key/raw" ] || die "QEMU passed no $key (opt/vfio-harness/$key)"
+	cat "$fw_cfg/$key/raw" >"$run/$key" || die "$key is unreadable"
+done
+chmod 755 "$run"
+
+# serve_dropbear: dropbear reads the host key in its own format only; dropbearconvert makes it.
+serve_dropbear() {
+	dropbearconvert openssh dropbear "$run/host_key" "$run/dropbear_key" >/dev/null 2>&1 ||
+		cp "$run/host_key" "$run/dropbear_key" || return 1
+	# -D (authorized_keys directory) came with dropbear 2022.83+; the file must be named authorized_keys.
+	if dropbear -h 2>&1 | grep -q 'authorized_keys'; then
+		say "ssh: dropbear"
+		exec dropbear -F -E -s -r "$run/dropbear_key" -D "$run" -P "$run/ssh.pid" -p 22
+	fi
+	# Older ones look in ~root/.ssh only: lay ours over it, which touches nothing of a live root.
+	home=$(awk -F: '$1 == "root" { print $6 }' /etc/passwd)
+	mount_home_ssh "${home:-/root}" || return 1
+	say "ssh: dropbear"
+	exec dropbear -F -E -s -r "$run/dropbear_key" -P "$run/ssh.pid" -p 22
+}
+
+# mount_home_ssh HOME: a tmpfs over HOME's .ssh (or over HOME itself when it has none) holding our key.
+mount_home_ssh() {
+	over=$1/.ssh
+	[ -d "$over" ] || over=$1
+	mount -t tmpfs -o mode=700 tmpfs "$over" || return 1
+	[ -d "$1/.ssh" ] || mkdir "$1/.ssh" || return 1
+	cp "$run/authorized_keys" "$1/.ssh/authorized_keys"
+}
+
+serve_openssh() {
+	mkdir -p /run/sshd
+	chmod 755 /run/sshd
+	chmod 600 "$run/host_key" "$run/authorized_keys"
+	cat >"$run/sshd_config" <<CONFIG
+Port 22
+HostKey $run/host_key
+AuthorizedKeysFile $run/authorized_keys
+PidFile $run/ssh.pid
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+StrictModes no
+UsePAM no
+UseDNS no
+PrintMotd no
+MaxSessions 64
+MaxStartups 64
+Subsystem sftp internal-sftp
+CONFIG
+	sshd=$(command -v sshd) || return 1
+	say "ssh: openssh"
+	exec "$sshd" -D -e -f "$run/sshd_config"
+}
+
+if command -v dropbear >/dev/null 2>&1; then
+	serve_dropbear
+fi
+if command -v sshd >/dev/null 2>&1; then
+	serve_openssh
+fi
+die "no SSH server: the root has neither dropbear nor sshd that starts"

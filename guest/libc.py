@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The C library calls that Python 3.9 does not offer, raising OSError like the ones it does."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from typing import Optional
+
+# include/uapi/linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+PR_CAPBSET_DROP = 24
+
+
+@functools.lru_cache(maxsize=None)
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_long,
+    ]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
+
+
+def raise_errno(what: str) -> OSError:
+    """Return the OSError for the C library's errno, naming *what* failed."""
+    code = ctypes.get_errno()
+    return OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def mmap(length: int, prot: int, flags: int, fd: int = -1, offset: int = 0, *, address: int = 0) -> int:
+    """Map memory and return its address; unlike mmap.mmap() it keeps no duplicate of *fd*."""
+    result: Optional[int] = _libc().mmap(address or None, length, prot, flags, fd, offset)
+    if result is None or result == ctypes.c_void_p(-1).value:
+        raise raise_errno(f"mmap of {length:#x} bytes")
+    return result
+
+
+def munmap(address: int, length: int) -> None:
+    """Unmap *length* bytes at *address*."""
+    if _libc().munmap(address, length):
+        raise raise_errno(f"munmap({address:#x}, {length:#x})")
+
+
+def mprotect(address: int, length: int, prot: int) -> None:
+    """Change the protection of mapped memory."""
+    if _libc().mprotect(address, length, prot):
+        raise raise_errno(f"mprotect({address:#x}, {length:#x}, {prot})")
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """Advise the kernel about mapped memory."""
+    if _libc().madvise(address, length, advice):
+        raise raise_errno(f"madvise({address:#x}, {length:#x}, {advice})")
+
+
+def prctl(option: int, argument: int = 0) -> None:
+    """Operate on the calling process (prctl(2))."""
+    if _libc().prctl(ctypes.c_int(option), ctypes.c_ulong(argument), 0, 0, 0):
+        raise raise_errno(f"prctl({option}, {argument})")
+
+
+def syscall(number: int, *arguments: object) -> int:
+    """Make a system call that has no wrapper; arguments are ctypes values or ints."""
+    result = int(_libc().syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
+        raise raise_errno(f"system call {number}")
+    return result
+
+
+def eventfd(value: int = 0, *, nonblocking: bool = True) -> int:
+    """Create an eventfd (os.eventfd came with Python 3.10); EFD_CLOEXEC and EFD_NONBLOCK as in eventfd.h."""
+    flags = 0o2000000 | (0o4000 if nonblocking else 0)
+    fd = int(_libc().eventfd(ctypes.c_uint(value), ctypes.c_int(flags)))
+    if fd < 0:
+        raise raise_errno("eventfd")
+    return fd
+
+
+def eventfd_count(fd: int) -> int:
+    """Return how often the nonblocking eventfd *fd* was signalled since the last look, 0 for never."""
+    try:
+        return int.from_bytes(os.read(fd, 8), "little")
+    except BlockingIOError:
+        return 0

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Memory to map for a device, and an independent word on where it physically lies (/proc/self/pagemap)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Optional
+
+from guest import libc
+
+PAGE = 4096
+HUGE = 2 * 1024 * 1024
+NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+
+# include/uapi/asm-generic/mman-common.h, include/uapi/asm-generic/hugetlb_encode.h
+MAP_HUGETLB = 0x40000
+MAP_POPULATE = 0x8000
+MAP_FIXED_NOREPLACE = 0x100000
+MADV_HUGEPAGE = 14
+MADV_NOHUGEPAGE = 15
+READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+
+# Documentation/admin-guide/mm/pagemap.rst: bit 63 page present, bits 0-54 page frame number
+_PRESENT = 1 << 63
+_PFN_MASK = (1 << 55) - 1
+
+
+class Buffer:
+    """Mapped memory with a known address.  close() it, or use it in a `with`."""
+
+    def __init__(self, address: int, length: int) -> None:
+        self.address = address
+        self.length = length
+
+    def read(self, offset: int = 0, length: Optional[int] = None) -> bytes:
+        """Copy bytes out."""
+        count = self.length - offset if length is None else length
+        self._check(offset, count)
+        return ctypes.string_at(self.address + offset, count)
+
+    def write(self, data: bytes, offset: int = 0) -> None:
+        """Copy bytes in."""
+        self._check(offset, len(data))
+        ctypes.memmove(self.address + offset, data, len(data))
+
+    def fill(self, byte: int) -> None:
+        """Set every byte."""
+        ctypes.memset(self.address, byte, self.length)
+
+    def touch(self, step: int = PAGE) -> None:
+        """Have every page there, by writing one byte of each."""
+        for offset in range(0, self.length, step):
+            self.write(b"\1", offset)
+
+    def protect(self, prot: int) -> None:
+        """Change the protection of all of it."""
+        libc.mprotect(self.address, self.length, prot)
+
+    def physical(self, offset: int = 0) -> int:
+        """Return the physical address of the byte at *offset*, by the page map."""
+        self._check(offset, 1)
+        return physical(self.address + offset)
+
+    def close(self) -> None:
+        """Unmap."""
+        if self.address:
+            address, self.address = self.address, 0
+            libc.munmap(address, self.length)
+
+    def _check(self, offset: int, count: int) -> None:
+        if not self.address or offset < 0 or offset + count > self.length:
+            raise ValueError(f"bytes {offset:#x}+{count:#x} are outside a buffer of {self.length:#x}")
+
+    def __enter__(self) -> Buffer:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+
+def anonymous(length: int = PAGE, *, prot: int = READ_WRITE, small: bool = True) -> Buffer:
+    """Map fresh private memory; *small* keeps transparent huge pages out of it."""
+    buffer = Buffer(libc.mmap(length, prot, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), length)
+    if small:
+        # A kernel without transparent huge pages knows no such advice.
+        with contextlib.suppress(OSError):
+            libc.madvise(buffer.address, length, MADV_NOHUGEPAGE)
+    return buffer
+
+
+def hugetlb(length: int = HUGE) -> Buffer:
+    """Map memory of 2 MiB pages, reserved by set_hugepages() before; raise OSError when there are too few."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB
+    return Buffer(libc.mmap(length, READ_WRITE, flags), length)
+
+
+def shared_file(fd: int, length: int) -> Buffer:
+    """Map an open file, such as a memfd, shared."""
+    return Buffer(libc.mmap(length, READ_WRITE, mmap.MAP_SHARED, fd), length)
+
+
+def memfd(length: int = PAGE) -> int:
+    """Return a memfd of *length* bytes."""
+    fd = os.memfd_create("vfio-harness", os.MFD_CLOEXEC)
+    os.ftruncate(fd, length)
+    return fd
+
+
+def set_hugepages(count: int) -> int:
+    """Ask for *count* pages of 2 MiB and return how many there are then; the agent gives them back."""
+    NR_HUGEPAGES.write_text(str(count), encoding="ascii")
+    return hugepages()
+
+
+def hugepages() -> int:
+    """Return the number of reserved 2 MiB pages, 0 on a kernel without hugetlbfs."""
+    try:
+        return int(NR_HUGEPAGES.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0
+
+
+def physical(address: int) -> int:
+    """Return the physical address behind a virtual one (needs CAP_SYS_ADMIN); raise LookupError for none."""
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(address // PAGE * 8)
+        entry = int.from_bytes(pagemap.read(8), "little")
+    if not entry & _PRESENT:
+        raise LookupError(f"no page behind {address:#x}")
+    frame = entry & _PFN_MASK
+    if frame == 0:
+        raise PermissionError("the page map hides frame numbers from tasks without CAP_SYS_ADMIN")
+    return frame * PAGE + address % PAGE
+
+
+def pinned_kib() -> int:
+    """Return VmPin of this process in KiB: what drivers hold of its memory."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmPin:"):
+            return int(line.split()[1])
+    return 0

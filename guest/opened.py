@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A device opened all the way, by either door, and what using one takes: mapped memory, interrupts.
+
+Everything here is a context manager that leaves nothing open behind it, so that the device can be unbound.
+The cases that are about opening itself spell out their steps instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from guest import igb, libc, memory, pci, vfio
+from guest.case import Test
+from guest.iommufd import Iommufd
+
+SETTLE = 0.25
+"""Seconds in which an interrupt that is on its way arrives, also under TCG on a busy host."""
+
+ARRIVAL = 10.0
+"""Seconds after which an interrupt that has not arrived never will."""
+
+
+@dataclass(frozen=True)
+class CdevUser:
+    """A device bound to an iommufd and attached to one of its address spaces."""
+
+    device: vfio.Device
+    iommufd: Iommufd
+    ioas: int
+    devid: int
+
+    def map(self, buffer: memory.Buffer, iova: int) -> None:
+        """Map the whole of *buffer* at *iova*."""
+        self.iommufd.map(self.ioas, buffer.address, buffer.length, iova)
+
+    def physical(self, iova: int, length: int) -> int:
+        """Return the physical address of *iova* by GET_PA; AssertionError when *length* is in pieces."""
+        address, contiguous = self.iommufd.get_pa(self.ioas, iova, length)
+        assert contiguous == length, f"want {length:#x} contiguous bytes at {iova:#x}, got {contiguous:#x}"
+        return address
+
+
+@contextlib.contextmanager
+def through_cdev(bdf: str) -> Iterator[CdevUser]:
+    """Open *bdf* by its device node: bind, allocate an address space, attach."""
+    with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+        devid = device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        device.attach(ioas)
+        yield CdevUser(device=device, iommufd=iommufd, ioas=ioas, devid=devid)
+
+
+@dataclass(frozen=True)
+class GroupUser:
+    """A device that a group in a container handed out."""
+
+    device: vfio.Device
+    group: vfio.Group
+    container: vfio.Container
+
+
+@contextlib.contextmanager
+def through_group(bdf: str, kind: int = vfio.NOIOMMU_IOMMU) -> Iterator[GroupUser]:
+    """Open *bdf* by its group node and the container that this kernel has, with the IOMMU type *kind*."""
+    with pci.bound(bdf), vfio.open_container() as container, vfio.open_group(bdf) as group:
+        group.set_container(container)
+        container.set_iommu(kind)
+        with group.device(bdf) as device:
+            yield GroupUser(device=device, group=group, container=container)
+
+
+@contextlib.contextmanager
+def opened(t: Test, bdf: str) -> Iterator[vfio.Device]:
+    """Open a device without an IOMMU by its device node where the kernel offers one, else by its group."""
+    door = through_cdev if "noiommu-cdev" in t.features else through_group
+    with door(bdf) as user:
+        yield user.device
+
+
+def dma_buffer(buffer: memory.Buffer, address: int) -> igb.DmaBuffer:
+    """Give *buffer* to the igb driver as memory that the device finds at bus address *address*."""
+    view = memoryview((ctypes.c_uint8 * buffer.length).from_address(buffer.address)).cast("B")
+    return igb.DmaBuffer(view, address)
+
+
+class Event:
+    """An eventfd that an interrupt signals."""
+
+    def __init__(self) -> None:
+        self.fd = libc.eventfd()
+
+    def arrives(self, timeout: float = ARRIVAL) -> int:
+        """Wait for a signal, let stragglers in, and return how many there were; 0 after *timeout* seconds."""
+        ready = select.select([self.fd], [], [], timeout)[0]
+        if not ready:
+            return 0
+        time.sleep(SETTLE)
+        return libc.eventfd_count(self.fd)
+
+    def silent(self) -> bool:
+        """Whether no signal has come, and none comes in SETTLE seconds."""
+        time.sleep(SETTLE)
+        return libc.eventfd_count(self.fd) == 0
+
+    def signal(self) -> None:
+        """Signal it from this side, as the kernel expects of an unmask or ioeventfd descriptor."""
+        os.write(self.fd, (1).to_bytes(8, "little"))

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""PCI devices as sysfs shows them: find, bind, unbind, and the VFIO nodes that come and go with a binding.
+
+Every sysfs write that can block (unbinding a device that is open waits until it is closed) happens in a
+process of its own, so that no caller can hang.  Knows nothing of ioctls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from guest import libc
+
+VFIO_PCI = "vfio-pci"
+PARAMETER = Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode")
+BUS = Path("/sys/bus/pci")
+
+# vendor:device as QEMU's docs/specs and hw/ define them.
+KINDS: dict[str, tuple[int, int]] = {
+    "edu": (0x1234, 0x11E8),
+    "igb": (0x8086, 0x10C9),
+    "igb-vf": (0x8086, 0x10CA),
+    "nvme": (0x1B36, 0x0010),
+    "e1000e": (0x8086, 0x10D3),
+    "pci-testdev": (0x1B36, 0x0005),
+    "ivshmem": (0x1AF4, 0x1110),
+}
+
+WRITE_TIMEOUT = 20.0
+"""Seconds after which a sysfs write counts as stuck; a probe with a reset takes about one under TCG."""
+
+
+class StuckWrite(TimeoutError):
+    """A sysfs write did not return in time; the process that does it is still there."""
+
+
+class PendingWrite:
+    """A write to a sysfs file, going on in a process that holds none of our files and BAR mappings."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.text = text
+        self._status: Optional[int] = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            _write_and_exit(path, text)
+
+    @property
+    def done(self) -> bool:
+        """Whether the write has returned."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = status
+        return self._status is not None
+
+    def errno(self, timeout: float = WRITE_TIMEOUT) -> int:
+        """Wait until the write has returned and give its errno, 0 for success; raise StuckWrite."""
+        deadline = time.monotonic() + timeout
+        while not self.done:
+            if time.monotonic() > deadline:
+                raise StuckWrite(f"writing {self.text!r} to {self.path} is stuck after {timeout:g} s")
+            time.sleep(0.005)
+        assert self._status is not None
+        if os.WIFSIGNALED(self._status):
+            return errno.EINTR
+        return os.WEXITSTATUS(self._status)
+
+    def wait(self, timeout: float = WRITE_TIMEOUT) -> None:
+        """Wait until the write has returned; raise its OSError, or StuckWrite."""
+        code = self.errno(timeout)
+        if code:
+            raise OSError(code, os.strerror(code), str(self.path))
+
+
+def _write_and_exit(path: Path, text: str) -> None:
+    code = errno.EIO
+    try:
+        _let_go_of_vfio()
+        fd = os.open(path, os.O_WRONLY)
+        os.write(fd, text.encode())
+        code = 0
+    except OSError as error:
+        code = error.errno or errno.EIO
+    finally:
+        os._exit(code)
+
+
+def _let_go_of_vfio() -> None:
+    """Drop what fork() handed down: an open VFIO file or a mapped BAR would itself block the unbind."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        ranges = [line.split()[0].split("-") for line in maps if "vfio" in line]
+    for start, end in ranges:
+        with contextlib.suppress(OSError):
+            libc.munmap(int(start, 16), int(end, 16) - int(start, 16))
+    os.closerange(3, 4096)
+
+
+def write(path: Path, text: str, *, timeout: float = WRITE_TIMEOUT) -> None:
+    """Write *text* to a sysfs file; raise the write's OSError, or StuckWrite after *timeout* seconds."""
+    PendingWrite(path, text).wait(timeout)
+
+
+def read(path: Path) -> str:
+    """Return the text of a sysfs file without its newline."""
+    return path.read_text(encoding="utf-8", errors="replace").strip()
+
+
+def path_of(bdf: str) -> Path:
+    """The sysfs directory of the device at *bdf* (`0000:00:08.0`)."""
+    return BUS / "devices" / bdf
+
+
+def exists(bdf: str) -> bool:
+    """Whether there is a device at *bdf*."""
+    return path_of(bdf).exists()
+
+
+def find(kind: str) -> list[str]:
+    """Return the BDFs of all devices of *kind*, a key of KINDS, in bus order."""
+    vendor, device = KINDS[kind]
+    return [bdf for bdf in sorted(os.listdir(BUS / "devices")) if ids(bdf) == (vendor, device)]
+
+
+def ids(bdf: str) -> tuple[int, int]:
+    """Return (vendor, device) of the device at *bdf*."""
+    where = path_of(bdf)
+    return int(read(where / "vendor"), 16), int(read(where / "device"), 16)
+
+
+def driver(bdf: str) -> Optional[str]:
+    """Return the name of the driver bound to *bdf*, None for none."""
+    try:
+        return os.path.basename(os.readlink(path_of(bdf) / "driver"))
+    except OSError:
+        return None
+
+
+def override(bdf: str) -> str:
+    """Return driver_override, empty when unset (the kernel prints that as `(null)`)."""
+    text = read(path_of(bdf) / "driver_override")
+    return "" if text == "(null)" else text
+
+
+def set_override(bdf: str, name: str) -> None:
+    """Set driver_override; an empty *name* clears it."""
+    write(path_of(bdf) / "driver_override", name or "\n")
+
+
+def start_unbind(bdf: str) -> PendingWrite:
+    """Begin to unbind *bdf* from its driver, and return at once."""
+    return PendingWrite(path_of(bdf) / "driver" / "unbind", bdf)
+
+
+def unbind(bdf: str, *, timeout: float = WRITE_TIMEOUT) -> None:
+    """Unbind *bdf* from its driver if it has one; raise StuckWrite when it is still open somewhere."""
+    if driver(bdf) is not None:
+        start_unbind(bdf).wait(timeout)
+
+
+def bind(bdf: str, name: str = VFIO_PCI, *, timeout: float = WRITE_TIMEOUT) -> None:
+    """Bind *bdf* to the driver *name*, taking it from any other; raise the probe's OSError."""
+    if driver(bdf) == name:
+        return
+    unbind(bdf, timeout=timeout)
+    set_override(bdf, name)
+    write(BUS / "drivers" / name / "bind", bdf, timeout=timeout)
+
+
+def release(bdf: str, *, timeout: float = WRITE_TIMEOUT) -> None:
+    """Take *bdf* off whatever drives it and forget the override: the ground state of a device."""
+    unbind(bdf, timeout=timeout)
+    if override(bdf):
+        set_override(bdf, "")
+
+
+@contextlib.contextmanager
+def bound(bdf: str, name: str = VFIO_PCI, *, noiommu: Optional[bool] = None) -> Iterator[Nodes]:
+    """Have *bdf* bound to the driver *name* inside the block, and released after it.
+
+    With *noiommu* unset the module parameter is switched on when the device has no IOMMU of its own and the
+    kernel has the parameter; True switches it on in any case, False leaves it alone.  Its value comes back
+    after the block.  When the block raises, cleaning up is left to the agent: the case may hold the
+    device open.
+    """
+    before = parameter()
+    if noiommu is None:
+        noiommu = before is not None and not has_iommu(bdf)
+    if noiommu:
+        set_parameter(True)
+    bind(bdf, name)
+    yield vfio_nodes(bdf)
+    if exists(bdf):
+        release(bdf)
+    if before is not None and parameter() != before:
+        set_parameter(before)
+
+
+def iommu_group(bdf: str) -> Optional[int]:
+    """Return the number of the IOMMU group of *bdf*, None when it has none."""
+    try:
+        return int(os.path.basename(os.readlink(path_of(bdf) / "iommu_group")))
+    except OSError:
+        return None
+
+
+def group_name(group: int) -> str:
+    """Return the name of an IOMMU group, empty when it has none; VFIO's made-up ones are `vfio-noiommu`."""
+    try:
+        return read(Path(f"/sys/kernel/iommu_groups/{group}/name"))
+    except OSError:
+        return ""
+
+
+def has_iommu(bdf: str) -> bool:
+    """Whether a real IOMMU stands before *bdf*: it is in a group that VFIO did not make up."""
+    group = iommu_group(bdf)
+    return group is not None and group_name(group) != "vfio-noiommu"
+
+
+def parameter() -> Optional[bool]:
+    """Return vfio's enable_unsafe_noiommu_mode, None when this kernel has no such parameter."""
+    try:
+        return read(PARAMETER) == "Y"
+    except FileNotFoundError:
+        return None
+
+
+def set_parameter(value: bool) -> None:
+    """Switch vfio's enable_unsafe_noiommu_mode; the write is a plain one, it cannot block."""
+    with open(PARAMETER, "w", encoding="utf-8") as file:
+        file.write("Y" if value else "N")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The device nodes through which a bound device can be reached."""
+
+    group: Optional[Path]
+    """/dev/vfio/G or /dev/vfio/noiommu-G; None without an IOMMU group or without VFIO_GROUP."""
+
+    cdev: Optional[Path]
+    """/dev/vfio/devices/vfioN or noiommu-vfioN; None without VFIO_DEVICE_CDEV."""
+
+
+def vfio_dev_name(bdf: str) -> Optional[str]:
+    """Return the name of the vfio-dev class device of *bdf* (`vfio0`, `noiommu-vfio0`), or None."""
+    try:
+        names = os.listdir(path_of(bdf) / "vfio-dev")
+    except OSError:
+        return None
+    return names[0] if names else None
+
+
+def vfio_nodes(bdf: str) -> Nodes:
+    """Find the nodes of *bdf* by what sysfs and /dev say now; nothing is guessed from the configuration."""
+    cdev: Optional[Path] = None
+    name = vfio_dev_name(bdf)
+    if name is not None and (path_of(bdf) / "vfio-dev" / name / "dev").exists():
+        cdev = Path("/dev/vfio/devices") / name
+    group: Optional[Path] = None
+    number = iommu_group(bdf)
+    if number is not None:
+        for prefix in ("noiommu-", ""):
+            if Path(f"/sys/class/vfio/{prefix}{number}").exists():
+                group = Path(f"/dev/vfio/{prefix}{number}")
+                break
+    return Nodes(group=group, cdev=cdev)
+
+
+def rescan(*, timeout: float = WRITE_TIMEOUT) -> None:
+    """Look for new devices on every PCI bus."""
+    write(BUS / "rescan", "1", timeout=timeout)
+
+
+def remove(bdf: str, *, timeout: float = WRITE_TIMEOUT) -> None:
+    """Make the kernel forget *bdf* until the next rescan; blocks as long as the device is open."""
+    write(path_of(bdf) / "remove", "1", timeout=timeout)
+
+
+def virtual_functions(bdf: str) -> list[str]:
+    """Return the BDFs of the virtual functions of *bdf*, in their order."""
+    where = path_of(bdf)
+    names = [name for name in os.listdir(where) if re.fullmatch(r"virtfn\d+", name)]
+    names.sort(key=lambda name: int(name[len("virtfn") :]))
+    return [os.path.basename(os.readlink(where / name)) for name in names]
+
+
+def set_virtual_functions(bdf: str, count: int, *, timeout: float = WRITE_TIMEOUT) -> None:
+    """Give *bdf* that many virtual functions; raise OSError when its driver refuses."""
+    write(path_of(bdf) / "sriov_numvfs", str(count), timeout=timeout)

@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The device node: open, bind to an iommufd, attach, detach, replace, and every refusal on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import struct
+import uuid
+from collections.abc import Iterator
+from typing import Callable
+
+from guest import iommufd as api
+from guest import memory, pci, vfio
+from guest.case import Test, case
+from guest.iommufd import Iommufd
+from guest.opened import through_cdev
+
+BARE = ("noiommu-cdev", "edu", "!viommu")
+NOBODY_HAS_THIS_ID = 0xDEAD
+
+
+@contextlib.contextmanager
+def _open_pair(bdf: str) -> Iterator[tuple[vfio.Device, Iommufd]]:
+    """Have *bdf* on vfio-pci and its cdev open, not yet bound, beside a new iommufd."""
+    with pci.bound(bdf), vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
+        yield device, iommufd
+
+
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd()")
+def bind_gives_an_id(t: Test) -> None:
+    """BIND_IOMMUFD succeeds, gives the device an object id, and opens the device's own ioctls."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        devid = device.bind_iommufd(iommufd.fd)
+        t.check(devid > 0, f"the device's id is {devid}")
+        t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "GET_INFO does not say PCI")
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), 0x11E81234, "vendor and device in config space")
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_unl_ioctl() (access_granted)")
+def nothing_works_before_bind(t: Test) -> None:
+    """An open cdev that is not bound answers EINVAL to every ioctl but bind, to read, write and mmap."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        config = vfio.CONFIG << 40
+        t.errno(errno.EINVAL, device.info)
+        t.errno(errno.EINVAL, device.region_info, 0)
+        t.errno(errno.EINVAL, device.reset)
+        t.errno(errno.EINVAL, device.attach, iommufd.ioas_alloc())
+        t.errno(errno.EINVAL, device.detach)
+        t.errno(errno.EINVAL, os.pread, device.fd, 4, config)
+        t.errno(errno.EINVAL, os.pwrite, device.fd, bytes(4), config)
+        t.errno(errno.EINVAL, vfio.Bar, device.fd, 0, memory.PAGE)
+
+
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd()")
+def bind_refuses_bad_arguments(t: Test) -> None:
+    """BIND_IOMMUFD refuses a short argsz, unknown flags and wrong descriptors, and then still succeeds."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+
+        def bind(**fields: int) -> None:
+            device.call(vfio.DEVICE_BIND_IOMMUFD, vfio.BindIommufd(**fields))
+
+        t.errno(errno.EINVAL, bind, argsz=15, iommufd=iommufd.fd)
+        t.errno(errno.EINVAL, bind, flags=2, iommufd=iommufd.fd)
+        t.errno(errno.EINVAL, bind, iommufd=-1)
+        t.errno(errno.EBADF, bind, iommufd=999)
+        with open(os.devnull, "rb") as other:
+            t.errno(errno.EBADFD, bind, iommufd=other.fileno())
+        t.errno(errno.EFAULT, bind, flags=vfio.BIND_FLAG_TOKEN, iommufd=iommufd.fd)
+        t.errno(errno.EFAULT, device.call, vfio.DEVICE_BIND_IOMMUFD)
+        bind(argsz=16, iommufd=iommufd.fd)
+
+
+@case(needs=BARE, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_validate_vf_token()")
+def bind_refuses_a_needless_token(t: Test) -> None:
+    """A VF token for a device that is neither PF nor VF is EINVAL."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        t.errno(errno.EINVAL, device.bind_iommufd, iommufd.fd, token=uuid.uuid4().bytes)
+        device.bind_iommufd(iommufd.fd)
+
+
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd(), vfio_main.c vfio_df_open()")
+def bind_twice_is_refused(t: Test) -> None:
+    """A bound device is bound to nobody else, by the same file or a second one, until it is closed."""
+    bdf = t.device("edu", iommu=False)
+    with _open_pair(bdf) as (device, iommufd), Iommufd() as other, vfio.open_cdev(bdf) as second:
+        device.bind_iommufd(iommufd.fd)
+        t.errno(errno.EINVAL, device.bind_iommufd, iommufd.fd)
+        t.errno(errno.EINVAL, device.bind_iommufd, other.fd)
+        t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
+        t.errno(errno.EINVAL, second.bind_iommufd, other.fd)
+        device.close()
+        t.check(second.bind_iommufd(other.fd) > 0, "no id")
+
+
+@case(
+    needs=("noiommu-group", *BARE),
+    cites="drivers/vfio/group.c vfio_device_block_group(), vfio_group_fops_open()",
+)
+def group_and_cdev_exclude_each_other(t: Test) -> None:
+    """An open group makes BIND_IOMMUFD EBUSY, a bound cdev the opening of the group, each until closed."""
+    bdf = t.device("edu", iommu=False)
+    with _open_pair(bdf) as (device, iommufd):
+        with vfio.open_group(bdf):
+            t.errno(errno.EBUSY, device.bind_iommufd, iommufd.fd)
+        device.bind_iommufd(iommufd.fd)
+        t.errno(errno.EBUSY, vfio.open_group, bdf)
+        device.close()
+        vfio.open_group(bdf).close()
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain()")
+def attach_makes_a_page_table(t: Test) -> None:
+    """Attaching to an IOAS gives back the id of a page table, which lives as long as the attachment."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        hwpt = device.attach(ioas)
+        t.check(hwpt not in (0, ioas), f"attach gave {hwpt} for IOAS {ioas}")
+        t.errno(errno.EBUSY, iommufd.destroy, hwpt)
+        device.detach()
+        t.errno(errno.ENOENT, iommufd.destroy, hwpt)
+
+
+@case(
+    needs=("edu2", "!mixed", *BARE), cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain()"
+)
+def second_device_shares_the_page_table(t: Test) -> None:
+    """Two devices attached to one IOAS share one page table, and it outlives the first of them."""
+    one, other = t.devices("edu", iommu=False)[:2]
+    with (
+        through_cdev(one) as user,
+        pci.bound(other),
+        vfio.open_cdev(other) as second,
+        memory.anonymous() as page,
+    ):
+        page.touch()
+        user.map(page, 0x10000)
+        first_hwpt = user.device.attach(user.ioas)
+        t.check(second.bind_iommufd(user.iommufd.fd) not in (0, user.devid), "both devices have one id")
+        t.equal(second.attach(user.ioas), first_hwpt, "the second device's page table")
+        user.device.close()
+        t.equal(user.physical(0x10000, 1), page.physical(), "the physical address after the first was closed")
+
+
+@case(
+    needs=BARE, cites="drivers/vfio/iommufd.c vfio_iommufd_physical_attach_ioas(); iommufd_device_replace()"
+)
+def attach_again_replaces(t: Test) -> None:
+    """A second attach moves the device: the old page table is gone, its IOAS unpinned, the new answers."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous(8 * 4096) as buffer:
+        buffer.touch()
+        device.bind_iommufd(iommufd.fd)
+        old, new = iommufd.ioas_alloc(), iommufd.ioas_alloc()
+        iommufd.map(old, buffer.address, buffer.length, 0)
+        iommufd.map(new, buffer.address, 4096, 0)
+        first = device.attach(old)
+        t.equal(memory.pinned_kib(), 32, "KiB pinned by the old IOAS")
+        second = device.attach(new)
+        t.check(first != second, "the page table did not change")
+        t.errno(errno.ENOENT, iommufd.destroy, first)
+        t.equal(memory.pinned_kib(), 4, "KiB pinned by the new IOAS")
+        t.errno(errno.EOPNOTSUPP, iommufd.get_pa, old, 0, 1)
+        t.equal(iommufd.get_pa(new, 0, 1)[0], buffer.physical(), "the new IOAS's physical address")
+        iommufd.destroy(old)
+
+
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt(); iommufd_device_change_pt()")
+def attach_refuses_bad_arguments(t: Test) -> None:
+    """ATTACH refuses ids that are no page table, a short argsz and unknown flags, and stays detached."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+        devid = device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+
+        def attach(**fields: int) -> None:
+            device.call(vfio.DEVICE_ATTACH_IOMMUFD_PT, vfio.AttachPt(**fields))
+
+        t.errno(errno.ENOENT, device.attach, NOBODY_HAS_THIS_ID)
+        t.errno(errno.EINVAL, device.attach, devid)
+        t.errno(errno.EINVAL, attach, argsz=11, pt_id=ioas)
+        t.errno(errno.EINVAL, attach, flags=2, pt_id=ioas)
+        t.errno(errno.EINVAL, attach, argsz=12, flags=vfio.PASID_FLAG, pt_id=ioas)
+        t.errno(errno.EFAULT, device.call, vfio.DEVICE_ATTACH_IOMMUFD_PT)
+        iommufd.map(ioas, page.address, page.length, 0)
+        t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0, 1)
+
+
+@case(
+    needs=BARE, cites="drivers/vfio/iommufd.c vfio_iommufd_physical_detach_ioas(); vfio_df_ioctl_detach_pt()"
+)
+def detach_may_be_repeated(t: Test) -> None:
+    """DETACH succeeds when attached, again when not, and before any attach; bad arguments are EINVAL."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        device.bind_iommufd(iommufd.fd)
+        device.detach()
+        device.attach(iommufd.ioas_alloc())
+        device.detach()
+        device.detach()
+
+        def detach(**fields: int) -> None:
+            device.call(vfio.DEVICE_DETACH_IOMMUFD_PT, vfio.DetachPt(**fields))
+
+        t.errno(errno.EINVAL, detach, argsz=7)
+        t.errno(errno.EINVAL, detach, flags=2)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_object_remove()")
+def objects_in_use_cannot_be_destroyed(t: Test) -> None:
+    """While a device is attached, destroying it, its page table or its IOAS is EBUSY; no object is ENOENT."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        devid = device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        hwpt = device.attach(ioas)
+        for object_id in (devid, hwpt, ioas):
+            t.errno(errno.EBUSY, iommufd.destroy, object_id)
+        t.errno(errno.ENOENT, iommufd.destroy, 0)
+        t.errno(errno.ENOENT, iommufd.destroy, NOBODY_HAS_THIS_ID)
+        device.detach()
+        iommufd.destroy(ioas)
+        t.errno(errno.EBUSY, iommufd.destroy, devid)
+        device.close()
+        t.errno(errno.ENOENT, iommufd.destroy, devid)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_hw_pagetable_attach() (pasid_compat)")
+def other_pasids_are_refused(t: Test) -> None:
+    """A no-IOMMU device has no PASIDs: attaching one is EINVAL and does not stand in its way."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        t.errno(errno.EINVAL, device.attach, ioas, pasid=1)
+        t.errno(errno.EINVAL, device.attach, ioas, pasid=0xFFFFF)
+        t.check(device.attach(ioas) > 0, "plain attach")
+
+
+@case(
+    needs=BARE,
+    cites="drivers/vfio/iommufd.c vfio_iommufd_physical_pasid_attach_ioas(); include/uapi/linux/vfio.h",
+    known="ATTACH with the PASID flag and pasid 0 (IOMMU_NO_PASID) takes the place of the device itself, "
+    "and a plain ATTACH is then EBUSY",
+)
+def pasid_zero_is_no_pasid(t: Test) -> None:
+    """Attaching PASID 0 is refused or harmless: a plain attach afterwards works."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        with contextlib.suppress(OSError):
+            device.attach(ioas, pasid=0)
+            t.log("the kernel attached PASID 0")
+        try:
+            device.attach(ioas)
+        except OSError as error:
+            t.fail(f"a plain attach after one of PASID 0: {error}")
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/io_pagetable.c iopt_table_add_domain(), iopt_check_iova_alignment()",
+)
+def attach_refuses_unaligned_maps(t: Test) -> None:
+    """An IOAS with a mapping finer than a page cannot take a device (EADDRINUSE) until it is unmapped."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+        device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        iommufd.map(ioas, page.address, 512, 0x10200)
+        t.errno(errno.EADDRINUSE, device.attach, ioas)
+        iommufd.unmap(ioas, 0x10200, 512)
+        t.check(device.attach(ioas) > 0, "attach after the unmap")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_paging_alloc(), hwpt_noiommu.c")
+def page_table_by_hand(t: Test) -> None:
+    """A page table made by HWPT_ALLOC pins and answers by itself, takes the device, outlives its detach."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+        page.touch()
+        devid = device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        iommufd.map(ioas, page.address, page.length, 0x10000)
+        hwpt = iommufd.hwpt_alloc(devid, ioas)
+        t.equal(memory.pinned_kib(), 4, "KiB pinned by the page table")
+        t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the address before any attach")
+        t.equal(device.attach(hwpt), hwpt, "the id given back by attach")
+        t.errno(errno.EBUSY, iommufd.destroy, hwpt)
+        device.detach()
+        t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the address after the detach")
+        iommufd.destroy(hwpt)
+        t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0x10000, 1)
+        t.equal(memory.pinned_kib(), 0, "KiB pinned after its end")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/hwpt_noiommu.c noiommu_alloc_paging_flags(), hw_pagetable.c")
+def page_table_knows_no_features(t: Test) -> None:
+    """HWPT_ALLOC refuses nesting, dirty tracking, PASIDs and unknown flags; wrong objects have errnos."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        devid = device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        for flags in (api.HWPT_NEST_PARENT, api.HWPT_DIRTY_TRACKING, api.HWPT_PASID, 1 << 4):
+            t.errno(errno.EOPNOTSUPP, iommufd.hwpt_alloc, devid, ioas, flags=flags)
+        t.errno(errno.ENOENT, iommufd.hwpt_alloc, NOBODY_HAS_THIS_ID, ioas)
+        t.errno(errno.ENOENT, iommufd.hwpt_alloc, ioas, ioas)
+        t.errno(errno.EINVAL, iommufd.hwpt_alloc, devid, devid)
+        t.errno(errno.ENOENT, iommufd.hwpt_alloc, devid, ioas, flags=api.HWPT_FAULT_ID_VALID, fault_id=0xBEEF)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_get_hw_info()")
+def there_is_no_hardware_to_describe(t: Test) -> None:
+    """GET_HW_INFO is EOPNOTSUPP for a no-IOMMU device, ENOENT for no device."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        devid = device.bind_iommufd(iommufd.fd)
+        t.errno(errno.EOPNOTSUPP, iommufd.get_hw_info, devid)
+        t.errno(errno.ENOENT, iommufd.get_hw_info, NOBODY_HAS_THIS_ID)
+
+
+@case(
+    needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); device.c iommufd_device_unbind()"
+)
+def device_survives_its_iommufd(t: Test) -> None:
+    """Closing the iommufd first takes nothing from the device: it works, its pages stay pinned till its end."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), vfio.open_cdev(bdf) as device, memory.anonymous() as page:
+        page.touch()
+        with Iommufd() as iommufd:
+            device.bind_iommufd(iommufd.fd)
+            ioas = iommufd.ioas_alloc()
+            device.attach(ioas)
+            iommufd.map(ioas, page.address, page.length, 0)
+        t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
+        t.equal(memory.pinned_kib(), 4, "KiB pinned with the iommufd closed")
+        device.close()
+        t.equal(memory.pinned_kib(), 0, "KiB pinned with the device closed")
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release(); drivers/iommu/iommufd/main.c")
+def either_may_be_closed_first(t: Test) -> None:
+    """Device and iommufd can be closed in either order, again and again, and leave nothing pinned or busy."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), memory.anonymous() as page:
+        page.touch()
+        for turn in range(10):
+            device, iommufd = vfio.open_cdev(bdf), Iommufd()
+            device.bind_iommufd(iommufd.fd)
+            ioas = iommufd.ioas_alloc()
+            device.attach(ioas)
+            iommufd.map(ioas, page.address, page.length, 0)
+            order: list[Callable[[], None]] = [device.close, iommufd.close]
+            for close in reversed(order) if turn % 2 else order:
+                close()
+            t.equal(memory.pinned_kib(), 0, f"KiB pinned after turn {turn}")
+    splats = [line for line in t.dmesg() if "WARNING:" in line or "BUG:" in line]
+    t.equal(splats, [], "the kernel's complaints")
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release() (last reference)")
+def duplicates_keep_the_device_open(t: Test) -> None:
+    """A dup of a bound device file keeps it bound; the last close frees it for the next."""
+    bdf = t.device("edu", iommu=False)
+    with _open_pair(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
+        device.bind_iommufd(iommufd.fd)
+        copy = vfio.Device(os.dup(device.fd))
+        device.close()
+        t.check(copy.info().flags & vfio.DEVICE_FLAGS_PCI, "the duplicate does not answer")
+        t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
+        copy.close()
+        second.bind_iommufd(iommufd.fd)
+
+
+@case(
+    needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_mmap(); vfio_pci_core.c vfio_pci_core_mmap()"
+)
+def mapped_bar_keeps_the_device_bound(t: Test) -> None:
+    """A mapped BAR works on after the file is closed, and keeps the device bound until it is unmapped."""
+    bdf = t.device("edu", iommu=False)
+    with _open_pair(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
+        device.bind_iommufd(iommufd.fd)
+        bar = device.bar(length=memory.PAGE)
+        device.close()
+        t.equal(bar.read32(0), 0x010000ED, "edu's identification register")
+        t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
+        bar.close()
+        second.bind_iommufd(iommufd.fd)
+        t.errno(errno.EINVAL, vfio.Bar, second.fd, vfio.CONFIG << 40, memory.PAGE, mmap.PROT_READ)
+
+
+@case(
+    needs=("viommu", "viommu-intel", "cdev", "iommufd", "edu"),
+    cites="drivers/iommu/iommufd/device.c iommufd_device_bind(), iommufd_get_hw_info()",
+)
+def real_iommu_binds_and_attaches(t: Test) -> None:
+    """Behind an IOMMU with interrupt remapping the same calls work, and GET_HW_INFO has something to tell."""
+    with _open_pair(t.device("edu", iommu=True)) as (device, iommufd), memory.anonymous() as page:
+        page.touch()
+        devid = device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        iommufd.map(ioas, page.address, page.length, 0x10000)
+        t.check(device.attach(ioas) not in (0, ioas), "no page table")
+        t.equal(memory.pinned_kib(), 4, "KiB pinned")
+        t.equal(
+            iommufd.get_hw_info(devid).out_data_type, 1, "the hardware's type (IOMMU_HW_INFO_TYPE_INTEL_VTD)"
+        )
+
+
+@case(
+    needs=("viommu", "viommu-virtio", "cdev", "iommufd", "edu"),
+    cites="drivers/iommu/iommufd/device.c iommufd_device_bind() (allow_unsafe_interrupts)",
+)
+def bind_without_interrupt_remapping_is_refused(t: Test) -> None:
+    """Behind an IOMMU that does not isolate MSIs BIND_IOMMUFD is EPERM, unsafe mode or not."""
+    bdf = t.device("edu", iommu=True)
+    unsafe = pci.bound(bdf, noiommu="noiommu" in t.features)
+    with unsafe, vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
+        t.errno(errno.EPERM, device.bind_iommufd, iommufd.fd)
+
+
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl(), copy_struct_from_user()")
+def iommufd_checks_every_structure(t: Test) -> None:
+    """iommufd refuses NULL, short structures, unknown tails and numbers, and forgives zeros at the end."""
+    with Iommufd() as iommufd:
+        t.errno(errno.EFAULT, iommufd.call, api.IOAS_ALLOC)
+        t.errno(errno.EINVAL, iommufd.call, api.IOAS_ALLOC, api.IoasAlloc(size=11))
+        t.errno(errno.E2BIG, iommufd.call, api.IOAS_ALLOC, bytearray(struct.pack("<IIII", 16, 0, 0, 1)))
+        iommufd.call(api.IOAS_ALLOC, bytearray(struct.pack("<IIII", 16, 0, 0, 0)))
+        t.errno(errno.EOPNOTSUPP, iommufd.call, api.IOAS_ALLOC, api.IoasAlloc(flags=1))
+        t.errno(errno.ENOTTY, iommufd.call, 0x3BFF, api.IoasAlloc())
+        t.errno(errno.ENOTTY, iommufd.call, 0xC0003B00 | api.IOAS_ALLOC & 0xFF, api.IoasAlloc())

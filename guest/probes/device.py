@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The device file of vfio-pci: what it tells, what it virtualises, and where it says no."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import signal
+import struct
+import time
+from collections.abc import Iterator
+
+from guest import edu, libc, pci, vfio
+from guest.case import Test, case
+from guest.forked import Child
+from guest.opened import SETTLE, Event, opened
+from guest.uapi import Struct, s32, u32, u64
+from guest.vfio import BAR0, CONFIG, PCI_COMMAND, ROM, VGA
+
+EDU = ("noiommu", "edu", "!viommu")
+
+PCI_BAR0 = 0x10
+PCI_CAPABILITIES = 0x34
+PCI_INTERRUPT_LINE = 0x3C
+MSI_ENABLE = 1
+
+# include/uapi/linux/vfio.h, enum of VFIO_DEVICE_FEATURE_*
+LOW_POWER_ENTRY, LOW_POWER_ENTRY_WAKEUP, LOW_POWER_EXIT = 3, 4, 5
+MIGRATION, VF_TOKEN = 1, 0
+GET, SET, PROBE = vfio.FEATURE_GET, vfio.FEATURE_SET, vfio.FEATURE_PROBE
+
+INDEX_SHIFT = 40
+
+
+class Ioeventfd(Struct):
+    """struct vfio_device_ioeventfd."""
+
+    argsz: int
+    flags: int
+    offset: int
+    data: int
+    fd: int
+    reserved: int
+    _fields_ = (*u32("argsz", "flags"), *u64("offset", "data"), *s32("fd"), *u32("reserved"))
+
+
+@contextlib.contextmanager
+def _edu(t: Test) -> Iterator[vfio.Device]:
+    with opened(t, t.device("edu")) as device:
+        yield device
+
+
+def _resources(bdf: str) -> list[int]:
+    """Sizes of the six BARs as sysfs has them."""
+    lines = pci.read(pci.path_of(bdf) / "resource").splitlines()[:6]
+    ranges = [tuple(int(word, 16) for word in line.split()[:2]) for line in lines]
+    return [last - first + 1 if last else 0 for first, last in ranges]
+
+
+def _hardware_config(bdf: str, offset: int, size: int) -> int:
+    """Configuration space as the device itself has it, past VFIO."""
+    with open(pci.path_of(bdf) / "config", "rb", buffering=0) as config:
+        return int.from_bytes(os.pread(config.fileno(), size, offset), "little")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_info()")
+def info_counts_regions_and_interrupts(t: Test) -> None:
+    """A PCI device has nine regions and five interrupts; an argsz too small is refused, one that just
+    reaches the counts is enough."""
+    with _edu(t) as device:
+        info = device.info()
+        t.equal((info.num_regions, info.num_irqs), (9, 5), "numbers of regions and interrupts")
+        t.check(info.flags & vfio.DEVICE_FLAGS_PCI, "a PCI device does not say that it is one")
+        t.errno(errno.EINVAL, device.call, vfio.DEVICE_GET_INFO, vfio.DeviceInfo(argsz=15))
+        t.errno(errno.EFAULT, device.call, vfio.DEVICE_GET_INFO, 0)
+        least = vfio.DeviceInfo(argsz=16, cap_offset=77)
+        device.call(vfio.DEVICE_GET_INFO, least)
+        t.equal((least.num_regions, least.cap_offset), (9, 77), "regions, and the field beyond argsz")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_region_info()")
+def regions_are_the_bars(t: Test) -> None:
+    """The BAR regions have the sizes that sysfs gives, those without a BAR are empty, and configuration
+    space is 256 bytes that can be read and written but not mapped."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        sizes = _resources(bdf)
+        t.equal(sizes[0], edu.BAR_SIZE, "edu's BAR 0 in sysfs")
+        for index, size in enumerate(sizes):
+            region = device.region(index)
+            flags = vfio.REGION_READ | vfio.REGION_WRITE | vfio.REGION_MMAP if size else 0
+            t.equal((region.size, region.flags), (size, flags), f"size and flags of region {index}")
+            t.equal(region.offset, index << INDEX_SHIFT, f"file offset of region {index}")
+        config = device.region(CONFIG)
+        t.equal(
+            (config.size, config.flags), (256, vfio.REGION_READ | vfio.REGION_WRITE), "configuration space"
+        )
+        t.equal(device.region(ROM).size, 0, "size of the ROM that edu does not have")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_region_info()")
+def regions_that_do_not_exist(t: Test) -> None:
+    """VGA of a device that is none, a tenth region, and an argsz too small are refused."""
+    with _edu(t) as device:
+        t.errno(errno.EINVAL, device.region_info, VGA)
+        t.errno(errno.EINVAL, device.region_info, 9)
+        t.errno(errno.EINVAL, device.region_info, 0xFFFFFFFF)
+        short = vfio.RegionInfo(argsz=ctypes.sizeof(vfio.RegionInfo) - 1, index=BAR0)
+        t.errno(errno.EINVAL, device.call, vfio.DEVICE_GET_REGION_INFO, short)
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_config.c vfio_pci_config_rw_single(); vfio_pci_core.c vfio_pci_rw()",
+)
+def config_space_has_an_end(t: Test) -> None:
+    """Configuration space reads as the device's up to its last byte; reading or writing beyond, and a
+    region that does not exist, is refused; an empty region has nothing to read."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        offset = device.region(CONFIG).offset
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), 0x11E81234, "vendor and device id")
+        t.equal(len(os.pread(device.fd, 1, offset + 255)), 1, "bytes read at the end")
+        t.errno(errno.EFAULT, os.pread, device.fd, 1, offset + 256)
+        t.errno(errno.EFAULT, os.pread, device.fd, 8, offset + 252)
+        t.errno(errno.EFAULT, os.pwrite, device.fd, b"\0", offset + 256)
+        t.errno(errno.EINVAL, os.pread, device.fd, 4, 9 << INDEX_SHIFT)
+        t.errno(errno.EINVAL, os.pread, device.fd, 4, vfio.BAR1 << INDEX_SHIFT)
+        t.errno(errno.EINVAL, os.pwrite, device.fd, b"\0", ROM << INDEX_SHIFT)
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_bar_fixup(), init_pci_cap_basic_perm()")
+def bars_are_virtual(t: Test) -> None:
+    """A user can size and move a BAR in configuration space as on hardware, while the device's own BAR
+    stays and goes on working."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device, device.bar() as bar:
+        real = _hardware_config(bdf, PCI_BAR0, 4)
+        t.equal(device.read_config(PCI_BAR0, 4), real, "the virtual BAR after open")
+        device.write_config(PCI_BAR0, 4, 0xFFFFFFFF)
+        t.equal(device.read_config(PCI_BAR0, 4), 0xFFF00000, "the size mask of a 1 MiB memory BAR")
+        device.write_config(PCI_BAR0, 4, 0xD0000000)
+        t.equal(device.read_config(PCI_BAR0, 4), 0xD0000000, "the virtual BAR after moving it")
+        t.equal(_hardware_config(bdf, PCI_BAR0, 4), real, "the device's own BAR")
+        t.check(edu.Edu(bar).is_edu(), "the mapped BAR no longer leads to the device")
+        device.write_config(PCI_BAR0 + 4, 4, 0xFFFFFFFF)
+        t.equal(device.read_config(PCI_BAR0 + 4, 4), 0, "a BAR that the device does not have")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_basic_perm()")
+def identity_cannot_be_written(t: Test) -> None:
+    """Vendor, device, capability pointer and interrupt pin ignore writes; the interrupt line keeps what is
+    written and passes nothing on."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        line = _hardware_config(bdf, PCI_INTERRUPT_LINE, 1)
+        for offset, size, what in (
+            (0, 4, "vendor and device id"),
+            (PCI_CAPABILITIES, 1, "capability pointer"),
+        ):
+            before = device.read_config(offset, size)
+            device.write_config(offset, size, ~before & (1 << 8 * size) - 1)
+            t.equal(device.read_config(offset, size), before, what)
+        device.write_config(PCI_INTERRUPT_LINE, 2, 0x0299)
+        t.equal(device.read_config(PCI_INTERRUPT_LINE, 2), 0x0199, "interrupt line and pin")
+        t.equal(_hardware_config(bdf, PCI_INTERRUPT_LINE, 1), line, "the device's own interrupt line")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_msi_config_write()")
+def msi_enable_bit_is_not_the_users(t: Test) -> None:
+    """MSI is enabled by SET_IRQS alone: the enable bit written before has no effect, and no message address
+    that a user writes reaches the device."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        cap = device.read_config(PCI_CAPABILITIES, 1)
+        t.equal(device.read_config(cap, 1), 5, "id of edu's first capability (MSI)")
+        device.write_config(cap + 2, 2, device.read_config(cap + 2, 2) | MSI_ENABLE)
+        t.equal(device.read_config(cap + 2, 2) & MSI_ENABLE, 0, "the enable bit after writing it")
+        t.equal(_hardware_config(bdf, cap + 2, 2) & MSI_ENABLE, 0, "the device's own enable bit")
+        address = _hardware_config(bdf, cap + 4, 4)
+        device.write_config(cap + 4, 4, 0xFEE01230)
+        t.equal(device.read_config(cap + 4, 4), 0xFEE01230, "the virtual message address")
+        t.equal(_hardware_config(bdf, cap + 4, 4), address, "the device's own message address")
+        device.set_eventfds(vfio.MSI, Event().fd)
+        t.equal(_hardware_config(bdf, cap + 2, 2) & MSI_ENABLE, 1, "the device's enable bit after SET_IRQS")
+        t.check(
+            _hardware_config(bdf, cap + 4, 4) != 0xFEE01230, "the user's message address reached the device"
+        )
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable(), vfio_pci_core_disable()")
+def bus_master_is_off_at_open_and_after_close(t: Test) -> None:
+    """However the bit was left, a user finds bus mastering off, can switch it on, and cannot leave it on."""
+    bdf = t.device("edu")
+    master = vfio.PCI_COMMAND_MASTER
+    with pci.bound(bdf):
+        with open(pci.path_of(bdf) / "config", "r+b", buffering=0) as config:
+            command = _hardware_config(bdf, PCI_COMMAND, 2) | master
+            os.pwrite(config.fileno(), struct.pack("<H", command), PCI_COMMAND)
+        t.check(_hardware_config(bdf, PCI_COMMAND, 2) & master, "bus mastering cannot be switched on at all")
+        with opened(t, bdf) as device:
+            t.check(not device.read_config(PCI_COMMAND, 2) & master, "bus mastering is on after open")
+            t.check(
+                not _hardware_config(bdf, PCI_COMMAND, 2) & master, "the device's own bit is on after open"
+            )
+            device.set_bus_master()
+            t.check(
+                _hardware_config(bdf, PCI_COMMAND, 2) & master, "switching it on does not reach the device"
+            )
+            device.close()
+            t.check(not _hardware_config(bdf, PCI_COMMAND, 2) & master, "bus mastering is on after close")
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_rdwr.c vfio_pci_bar_rw(); vfio_pci_core.c vfio_pci_core_mmap()",
+)
+def file_and_mapping_show_the_same_bar(t: Test) -> None:
+    """Reading and writing a BAR through the file and through a mapping reaches the same registers."""
+    with _edu(t) as device, device.bar() as bar:
+        offset = device.region(BAR0).offset
+        t.equal(os.pread(device.fd, 4, offset), struct.pack("<I", 0x010000ED), "identification by file")
+        t.equal(bar.read32(edu.REG_IDENTIFICATION), 0x010000ED, "identification by mapping")
+        os.pwrite(device.fd, struct.pack("<I", 0x0F0F0F0F), offset + edu.REG_LIVENESS)
+        t.equal(bar.read32(edu.REG_LIVENESS), 0xF0F0F0F0, "what was written by file, read by mapping")
+        bar.write64(edu.REG_DMA_SOURCE, 0x1234_5678_9ABC_DEF0)
+        data = os.pread(device.fd, 8, offset + edu.REG_DMA_SOURCE)
+        t.equal(data, struct.pack("<Q", 0x1234_5678_9ABC_DEF0), "what was written by mapping, read by file")
+        t.equal(edu.Edu(bar).factorial(10), 3628800, "the factorial of ten")
+        t.equal(len(os.pread(device.fd, 16, offset + edu.BAR_SIZE - 4)), 4, "bytes read across the BAR's end")
+        t.errno(errno.EINVAL, os.pread, device.fd, 4, offset + edu.BAR_SIZE)
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()")
+def mappings_stay_inside_a_bar(t: Test) -> None:
+    """A part of a BAR can be mapped shared; a private mapping, one beyond its end, and one of anything that
+    is no BAR is refused."""
+    with _edu(t) as device:
+        region = device.region(BAR0)
+        page = mmap.PAGESIZE
+
+        def attempt(length: int, offset: int, flags: int = mmap.MAP_SHARED) -> None:
+            libc.munmap(libc.mmap(length, vfio.READ_WRITE, flags, device.fd, offset), length)
+
+        attempt(region.size, region.offset)
+        attempt(page, region.offset + region.size - page)
+        with device.bar(offset=edu.BUFFER_BASE, length=page) as part:
+            part.write32(0, 0)
+        t.errno(errno.EINVAL, attempt, region.size + page, region.offset)
+        t.errno(errno.EINVAL, attempt, 2 * page, region.offset + region.size - page)
+        t.errno(errno.EINVAL, attempt, page, region.offset + region.size)
+        t.errno(errno.EINVAL, attempt, page, region.offset, mmap.MAP_PRIVATE)
+        for index in (vfio.BAR1, ROM, CONFIG, VGA, 9):
+            t.errno(errno.EINVAL, attempt, page, index << INDEX_SHIFT)
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_vmf_insert_pfn(), vfio_pci_zap_bars()")
+def bar_without_memory_enable_is_a_sigbus(t: Test) -> None:
+    """With memory decoding off a mapped BAR is a SIGBUS for its user and a read of the file EIO; switched
+    on again, both work as before and the kernel has nothing to say."""
+    with _edu(t) as device, device.bar() as bar:
+        offset = device.region(BAR0).offset
+        command = device.read_config(PCI_COMMAND, 2)
+        t.check(bar.read32(0) == 0x010000ED, "the BAR does not work to begin with")
+        device.write_config(PCI_COMMAND, 2, command & ~vfio.PCI_COMMAND_MEMORY)
+        for access in (lambda: bar.read32(0), lambda: bar.write32(edu.REG_LIVENESS, 1)):
+            with Child(access) as child:
+                status = child.wait()
+            t.check(os.WIFSIGNALED(status), f"the access did not kill its process: wait status {status:#x}")
+            t.equal(os.WTERMSIG(status), int(signal.SIGBUS), "the signal of the access")
+        t.errno(errno.EIO, os.pread, device.fd, 4, offset)
+        t.errno(errno.EIO, os.pwrite, device.fd, b"\0\0\0\0", offset + edu.REG_LIVENESS)
+        device.write_config(PCI_COMMAND, 2, command)
+        t.equal(bar.read32(0), 0x010000ED, "identification by mapping afterwards")
+        t.equal(
+            os.pread(device.fd, 4, offset), struct.pack("<I", 0x010000ED), "identification by file afterwards"
+        )
+        t.check(not any("BUG" in line or "WARNING" in line for line in t.dmesg()), "the kernel complained")
+
+
+@case(needs=EDU, cites="drivers/vfio/vfio_main.c vfio_ioctl_device_feature(); vfio_pci_core.c")
+def features_can_be_probed(t: Test) -> None:
+    """PROBE tells which features a device has, by which operation, and changes nothing; a request without
+    an operation, with two, or with an unknown flag is refused."""
+    with _edu(t) as device:
+        for feature in (LOW_POWER_ENTRY, LOW_POWER_ENTRY_WAKEUP, LOW_POWER_EXIT):
+            device.feature(PROBE | SET | feature)
+            t.errno(errno.EINVAL, device.feature, PROBE | GET | feature)
+        for feature in (VF_TOKEN, MIGRATION, 0xFFFF):
+            t.errno(errno.ENOTTY, device.feature, PROBE | GET | feature)
+            t.errno(errno.ENOTTY, device.feature, PROBE | SET | feature)
+        t.errno(errno.EINVAL, device.feature, LOW_POWER_ENTRY)
+        t.errno(errno.EINVAL, device.feature, GET | SET | LOW_POWER_ENTRY)
+        t.errno(errno.EINVAL, device.feature, PROBE | SET | 1 << 19 | LOW_POWER_ENTRY)
+        short = bytearray(struct.pack("<II", 7, PROBE | SET | LOW_POWER_ENTRY))
+        t.errno(errno.EINVAL, device.call, vfio.DEVICE_FEATURE, short)
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "vendor id after all probes")
+
+
+@case(
+    needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_runtime_pm_entry(), vfio_pci_core_pm_exit()"
+)
+def low_power_is_entered_once(t: Test) -> None:
+    """A device in low power cannot enter it again; after leaving it, however often, it works as before."""
+    with _edu(t) as device, device.bar() as bar:
+        device.feature(SET | LOW_POWER_ENTRY)
+        t.errno(errno.EINVAL, device.feature, SET | LOW_POWER_ENTRY)
+        device.feature(SET | LOW_POWER_EXIT)
+        device.feature(SET | LOW_POWER_EXIT)
+        t.equal(bar.read32(edu.REG_IDENTIFICATION), 0x010000ED, "identification after low power")
+        device.feature(SET | LOW_POWER_ENTRY)
+        device.feature(SET | LOW_POWER_EXIT)
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset()")
+def no_reset_where_none_exists(t: Test) -> None:
+    """edu on the root bus has no way to be reset: RESET, HOT_RESET and its information are refused, and the
+    device keeps its state."""
+    bdf = t.device("edu")
+    if len(pci.path_of(bdf).resolve().parts) > 5:
+        t.skip(f"{bdf} is behind a bridge, which can reset it")
+    with opened(t, bdf) as device, device.bar() as bar:
+        t.check(not device.info().flags & vfio.DEVICE_FLAGS_RESET, "edu claims that it can be reset")
+        bar.write32(edu.REG_LIVENESS, 0xA5A5A5A5)
+        t.errno(errno.EINVAL, device.reset)
+        room = bytearray(struct.pack("<III", 12 + 8 * 64, 0, 0) + bytes(8 * 64))
+        t.errno(errno.ENODEV, device.call, vfio.DEVICE_GET_PCI_HOT_RESET_INFO, room)
+        count = 0 if "noiommu-cdev" in t.features else 1
+        request = bytearray(struct.pack("<IIIi", 16, 0, count, -1))
+        t.errno(errno.ENODEV, device.call, vfio.DEVICE_PCI_HOT_RESET, request)
+        wrong = bytearray(struct.pack("<IIIi", 16, 0, 1 - count, -1))
+        t.errno(errno.EINVAL, device.call, vfio.DEVICE_PCI_HOT_RESET, wrong)
+        t.equal(bar.read32(edu.REG_LIVENESS), 0x5A5A5A5A, "the register that a reset would clear")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_ioctl()")
+def unknown_requests_are_enotty(t: Test) -> None:
+    """A request that vfio-pci does not know, a container's and a group's among them, is ENOTTY."""
+    with _edu(t) as device:
+        for request in (vfio.GET_API_VERSION, vfio.GROUP_GET_STATUS, vfio.IOMMU_UNMAP_DMA, 0x3BFF, 0x5401):
+            t.errno(errno.ENOTTY, device.call, request, bytearray(64))
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_rdwr.c vfio_pci_ioeventfd(), vfio_pci_ioeventfd_handler()")
+def ioeventfd_writes_a_register(t: Test) -> None:
+    """An ioeventfd writes its value to its register whenever it is signalled, until it is taken away."""
+    with _edu(t) as device, device.bar() as bar:
+        event = Event()
+        where = device.region(BAR0).offset + edu.REG_LIVENESS
+        add = Ioeventfd(flags=4, offset=where, data=0x11223344, fd=event.fd)
+        device.call(vfio.DEVICE_IOEVENTFD, add)
+        t.errno(errno.EEXIST, device.call, vfio.DEVICE_IOEVENTFD, add)
+        bar.write32(edu.REG_LIVENESS, 0)
+        t.equal(bar.read32(edu.REG_LIVENESS), 0xFFFFFFFF, "the register before the signal")
+        event.signal()
+        time.sleep(SETTLE)
+        t.equal(bar.read32(edu.REG_LIVENESS), 0xEEDDCCBB, "the register after the signal")
+        device.call(vfio.DEVICE_IOEVENTFD, Ioeventfd(flags=4, offset=where, data=0x11223344, fd=-1))
+        bar.write32(edu.REG_LIVENESS, 0)
+        event.signal()
+        time.sleep(SETTLE)
+        t.equal(bar.read32(edu.REG_LIVENESS), 0xFFFFFFFF, "the register after the ioeventfd was removed")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_ioeventfd(); vfio_pci_rdwr.c")
+def ioeventfd_refusals(t: Test) -> None:
+    """An ioeventfd must lie whole in a BAR, have one width, come from an eventfd, and exist before it is
+    removed."""
+    with _edu(t) as device:
+        fd = Event().fd
+        bar, config = device.region(BAR0).offset, device.region(CONFIG).offset
+
+        def attempt(flags: int, offset: int, number: int = fd) -> None:
+            argument = Ioeventfd(flags=flags, offset=offset, data=0, fd=number)
+            device.call(vfio.DEVICE_IOEVENTFD, argument)
+
+        for flags in (0, 3, 16):
+            t.errno(errno.EINVAL, attempt, flags, bar + 4)
+        t.errno(errno.EINVAL, attempt, 4, bar + 4, -2)
+        t.errno(errno.EINVAL, attempt, 4, config)
+        t.errno(errno.EINVAL, attempt, 4, bar + edu.BAR_SIZE)
+        t.errno(errno.EINVAL, attempt, 4, device.region(vfio.BAR1).offset)
+        t.errno(errno.ENODEV, attempt, 4, bar + 4, -1)
+        t.errno(errno.EBADF, attempt, 4, bar + 4, 999)

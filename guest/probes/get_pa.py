@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""IOMMU_IOAS_NOIOMMU_GET_PA: the address, how far it reaches, and every refusal in the kernel's order.
+
+/proc/self/pagemap is the second opinion on every address.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+
+from guest import forked, libc, memory, pci, vfio
+from guest import iommufd as api
+from guest.case import Failure, Test, case
+from guest.iommufd import LAST_IOVA, Iommufd
+from guest.memory import HUGE, PAGE
+from guest.opened import CdevUser, through_cdev
+
+BARE = ("noiommu-cdev", "edu", "!viommu")
+BASE = 0x1000_0000
+UNTOUCHED = 0x5A5A_5A5A_5A5A_5A5A
+
+
+def _contiguous(buffer: memory.Buffer, offset: int, limit: int) -> int:
+    """Return how many bytes from *offset* of *buffer* are one physical piece by the page map."""
+    start = buffer.physical(offset)
+    length = PAGE - offset % PAGE
+    while length < limit and offset + length < buffer.length:
+        if buffer.physical(offset + length) != start + length:
+            break
+        length += PAGE
+    return min(length, limit, buffer.length - offset)
+
+
+def _huge_buffer(t: Test, pages: int) -> memory.Buffer:
+    if memory.set_hugepages(pages) < pages:
+        t.skip(f"the kernel cannot reserve {pages} pages of 2 MiB")
+    buffer = memory.hugetlb(pages * HUGE)
+    buffer.touch(HUGE)
+    return buffer
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys(); admin-guide/mm/pagemap.rst")
+def page_map_agrees(t: Test) -> None:
+    """The address of every page of a scattered mapping is the one that the page map gives."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(64 * PAGE) as buffer:
+        order = list(range(64))
+        t.random.shuffle(order)
+        for index in order:  # touched out of order, so that the frames are not in order either
+            buffer.write(b"\1", index * PAGE)
+        user.map(buffer, BASE)
+        for index in range(64):
+            got, length = user.iommufd.get_pa(user.ioas, BASE + index * PAGE, PAGE)
+            t.equal(
+                (got, length), (buffer.physical(index * PAGE), PAGE), f"address and length of page {index}"
+            )
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (offset_in_page)")
+def offset_in_page_is_kept(t: Test) -> None:
+    """Any byte of a page can be asked for; the rest of its page is the least that is answered."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, BASE)
+        for offset in (0, 1, 0x123, 0x800, PAGE - 1):
+            got = user.iommufd.get_pa(user.ioas, BASE + offset, 1)
+            t.equal(got, (page.physical() + offset, 1), f"one byte at {offset:#x}")
+            got = user.iommufd.get_pa(user.ioas, BASE + offset, PAGE)
+            t.equal(got, (page.physical() + offset, PAGE - offset), f"a page's worth at {offset:#x}")
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (max_length, next_paddr)",
+    timeout=60,
+)
+def length_is_the_contiguous_piece(t: Test) -> None:
+    """From any offset the length is what was asked for or what lies in one piece, whichever is less."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(48 * PAGE) as buffer:
+        for index in (*range(0, 48, 2), *range(1, 48, 2)):
+            buffer.write(b"\1", index * PAGE)
+        user.map(buffer, BASE)
+        for _ in range(80):
+            offset = t.random.randrange(buffer.length)
+            limit = t.random.choice((1, 8, PAGE, 3 * PAGE + 5, buffer.length, 1 << 63))
+            want = (buffer.physical(offset), _contiguous(buffer, offset, limit))
+            got = user.iommufd.get_pa(user.ioas, BASE + offset, limit)
+            t.equal(got, want, f"address and length at {offset:#x}, at most {limit:#x}")
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (next_paddr != tmp_paddr + PAGE_SIZE)",
+)
+def gap_ends_the_length(t: Test) -> None:
+    """Where the next page lies elsewhere the length stops, in the middle of what was asked for."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * PAGE) as buffer:
+        buffer.touch()
+        # One frame mapped twice in a row is never contiguous with itself.
+        user.iommufd.map(user.ioas, buffer.address, PAGE, BASE)
+        user.iommufd.map(user.ioas, buffer.address, PAGE, BASE + PAGE)
+        got = user.iommufd.get_pa(user.ioas, BASE + 0xFFC, 8)
+        t.equal(got, (buffer.physical() + 0xFFC, 4), "8 bytes across the end of the page")
+        fd = memory.memfd(2 * PAGE)
+        with memory.shared_file(fd, 2 * PAGE) as view:
+            view.touch()
+            # Within one area too: two views of a memfd page side by side.
+            twice = _same_page_twice(fd)
+            with twice:
+                user.iommufd.map(user.ioas, twice.address, 2 * PAGE, BASE + HUGE)
+                got = user.iommufd.get_pa(user.ioas, BASE + HUGE + 0xFFC, 8)
+                t.equal(got, (view.physical() + 0xFFC, 4), "8 bytes across the gap inside one mapping")
+                got = user.iommufd.get_pa(user.ioas, BASE + HUGE + PAGE, PAGE)
+                t.equal(got, (view.physical(), PAGE), "the second view")
+
+
+def _same_page_twice(fd: int) -> memory.Buffer:
+    """Map the first page of *fd* at two neighbouring addresses."""
+    buffer = memory.anonymous(2 * PAGE)
+    for index in (0, 1):
+        mapped = libc.mmap(
+            PAGE,
+            memory.READ_WRITE,
+            mmap.MAP_SHARED | 0x10,  # MAP_FIXED, include/uapi/asm-generic/mman-common.h
+            fd,
+            0,
+            address=buffer.address + index * PAGE,
+        )
+        assert mapped == buffer.address + index * PAGE
+    buffer.touch()
+    return buffer
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys(); hwpt_noiommu.c (AMDv1 page sizes)",
+)
+def huge_page_is_one_piece(t: Test) -> None:
+    """A 2 MiB page is one piece from any offset, and two pages are one piece when their frames adjoin."""
+    buffer = _huge_buffer(t, 2)
+    with through_cdev(t.device("edu", iommu=False)) as user, buffer:
+        user.map(buffer, BASE)
+        joined = buffer.physical(HUGE) == buffer.physical() + HUGE
+        t.log(f"the two huge pages {'adjoin' if joined else 'lie apart'}")
+        reach = 2 * HUGE if joined else HUGE
+        for offset in (0, 1, 12345, PAGE, HUGE - PAGE, HUGE - 1):
+            got = user.iommufd.get_pa(user.ioas, BASE + offset, 1 << 63)
+            t.equal(got, (buffer.physical() + offset, reach - offset), f"address and length at {offset:#x}")
+        got = user.iommufd.get_pa(user.ioas, BASE + HUGE + 7, PAGE)
+        t.equal(got, (buffer.physical(HUGE) + 7, PAGE), "a page's worth in the second huge page")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (iopt_area_last_iova())")
+def length_ends_with_the_mapping(t: Test) -> None:
+    """The length stops where the mapping does, even when the next mapping continues the same huge page."""
+    buffer = _huge_buffer(t, 1)
+    with through_cdev(t.device("edu", iommu=False)) as user, buffer:
+        iommufd, ioas = user.iommufd, user.ioas
+        iommufd.map(ioas, buffer.address, 3 * PAGE, BASE)
+        iommufd.map(ioas, buffer.address + 3 * PAGE, 5 * PAGE, BASE + 3 * PAGE)
+        t.equal(iommufd.get_pa(ioas, BASE, HUGE), (buffer.physical(), 3 * PAGE), "from the first mapping")
+        got = iommufd.get_pa(ioas, BASE + 2 * PAGE + 5, HUGE)
+        t.equal(got, (buffer.physical() + 2 * PAGE + 5, PAGE - 5), "from its last page")
+        got = iommufd.get_pa(ioas, BASE + 3 * PAGE, HUGE)
+        t.equal(got, (buffer.physical() + 3 * PAGE, 5 * PAGE), "from the second mapping")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (check_add_overflow)")
+def last_page_does_not_wrap(t: Test) -> None:
+    """The last page of the IOVA space resolves to its end and no further; its last byte is refused."""
+    last = LAST_IOVA - PAGE + 1
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, last)
+        iommufd, ioas = user.iommufd, user.ioas
+        t.equal(iommufd.get_pa(ioas, last, 1 << 63), (page.physical(), PAGE), "from its start")
+        got = iommufd.get_pa(ioas, LAST_IOVA - 1, 1 << 63)
+        t.equal(got, (page.physical() + PAGE - 2, 2), "from its last byte but one")
+        t.errno(errno.EOVERFLOW, iommufd.get_pa, ioas, LAST_IOVA, 1)
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); main.c iommufd_fops_ioctl()",
+)
+def refusals_come_in_order(t: Test) -> None:
+    """Each check beats all later ones: size, flags, length, overflow, address space, mapping, page table."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, BASE)
+        iommufd, ioas = user.iommufd, user.ioas
+        none = 0xDEAD
+
+        def ask(**fields: int) -> None:
+            iommufd.call(api.IOAS_NOIOMMU_GET_PA, api.NoiommuGetPa(**fields))
+
+        t.errno(errno.EFAULT, iommufd.call, api.IOAS_NOIOMMU_GET_PA)
+        t.errno(errno.EINVAL, ask, size=39, flags=1, ioas_id=none)
+        t.errno(errno.EOPNOTSUPP, ask, flags=1, length=0, iova=LAST_IOVA, ioas_id=none)
+        t.errno(errno.EOPNOTSUPP, ask, reserved=1, length=0, iova=LAST_IOVA, ioas_id=none)
+        t.errno(errno.EINVAL, ask, length=0, iova=LAST_IOVA, ioas_id=none)
+        t.errno(errno.EOVERFLOW, ask, length=1, iova=LAST_IOVA, ioas_id=none)
+        t.errno(errno.ENOENT, ask, length=1, iova=LAST_IOVA - 1, ioas_id=none)
+        t.errno(errno.ENOENT, ask, length=1, iova=BASE, ioas_id=user.devid)
+        t.errno(errno.ENOENT, ask, length=1, iova=BASE - 1, ioas_id=ioas)
+        t.errno(errno.ENOENT, ask, length=1, iova=BASE + PAGE, ioas_id=ioas)
+        user.device.detach()
+        t.errno(errno.ENOENT, ask, length=1, iova=BASE + PAGE, ioas_id=ioas)
+        t.errno(errno.EOPNOTSUPP, ask, length=1, iova=BASE, ioas_id=ioas)
+        user.device.attach(ioas)
+        ask(length=1, iova=BASE, ioas_id=ioas)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() copy_struct_from_user()")
+def structure_may_grow(t: Test) -> None:
+    """A longer structure is taken when its tail is zero and is E2BIG when not."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, BASE)
+        for tail, good in ((0, True), (1, False)):
+            longer = bytearray(struct.pack("<IIIIQQQQ", 48, 0, user.ioas, 0, BASE, PAGE, 0, tail))
+            if good:
+                user.iommufd.call(api.IOAS_NOIOMMU_GET_PA, longer)
+                t.equal(struct.unpack_from("<QQ", longer, 24), (PAGE, page.physical()), "length and address")
+            else:
+                t.errno(errno.E2BIG, user.iommufd.call, api.IOAS_NOIOMMU_GET_PA, longer)
+
+
+@case(
+    needs=BARE, cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa() (respond only on success)"
+)
+def refusal_writes_nothing(t: Test) -> None:
+    """A refused call leaves the caller's structure as it was."""
+    with through_cdev(t.device("edu", iommu=False)) as user:
+        argument = api.NoiommuGetPa(ioas_id=user.ioas, iova=BASE, length=77, out_phys=UNTOUCHED)
+        t.errno(errno.ENOENT, user.iommufd.call, api.IOAS_NOIOMMU_GET_PA, argument)
+        t.equal((argument.length, argument.out_phys), (77, UNTOUCHED), "length and address after the refusal")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (iopt_area_iter_first())")
+def address_dies_with_the_mapping(t: Test) -> None:
+    """After an unmap there is no address, and a new mapping there has its own."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * PAGE) as buffer:
+        buffer.touch()
+        iommufd, ioas = user.iommufd, user.ioas
+        for index in (0, 1, 0):
+            t.errno(errno.ENOENT, iommufd.get_pa, ioas, BASE, 1)
+            iommufd.map(ioas, buffer.address + index * PAGE, PAGE, BASE)
+            t.equal(iommufd.get_pa(ioas, BASE, 1)[0], buffer.physical(index * PAGE), "the address")
+            iommufd.unmap(ioas, BASE, PAGE)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (storage_domain)")
+def address_needs_an_attached_device(t: Test) -> None:
+    """A mapping has an address while a device is attached: EOPNOTSUPP before, between and after."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
+        page.touch()
+        user.device.detach()
+        user.map(page, BASE)
+        for _ in range(3):
+            t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, BASE, 1)
+            user.device.attach(user.ioas)
+            t.equal(user.physical(BASE, PAGE), page.physical(), "the address while attached")
+            user.device.detach()
+        user.device.attach(user.ioas)
+        user.device.close()
+        t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, BASE, 1)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/pages.c (pin_user_pages, FOLL_LONGTERM); mm/memory.c")
+def pinned_page_stays_through_a_fork(t: Test) -> None:
+    """After a fork, writing to the mapped page leaves in place the page that the device knows."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, BASE)
+        before = user.physical(BASE, PAGE)
+        reader, writer = os.pipe()
+        with forked.Child(lambda: os.read(reader, 1) and None):
+            page.write(b"after the fork")
+            t.equal(page.physical(), before, "the page map's address after writing")
+            t.equal(user.physical(BASE, PAGE), before, "GET_PA's address after writing")
+            os.write(writer, b"x")
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (iova_rwsem, pages->mutex)",
+    timeout=40,
+)
+def concurrent_callers_see_sense(t: Test) -> None:
+    """While mappings and attachments come and go, GET_PA gives the right address, ENOENT or EOPNOTSUPP."""
+    # Shared memory: a private page would move when it is pinned after the fork.
+    shared = memory.shared_file(memory.memfd(PAGE), PAGE)
+    with through_cdev(t.device("edu", iommu=False)) as user, shared as page:
+        page.touch()
+        physical = page.physical()
+        allowed = (errno.ENOENT, errno.EOPNOTSUPP)
+
+        def ask() -> int:
+            answers = 0
+            for _ in range(20000):
+                try:
+                    got = user.iommufd.get_pa(user.ioas, BASE, PAGE)
+                except OSError as error:
+                    if error.errno not in allowed:
+                        raise
+                else:
+                    answers += 1
+                    if got != (physical, PAGE):
+                        raise Failure(f"want {physical:#x} and a page, got {got[0]:#x} and {got[1]:#x}")
+            return answers
+
+        with forked.Child(ask) as one, forked.Child(ask) as other:
+            while not (one.ended() and other.ended()):
+                _churn(user, page)
+            answers = (one.result(), other.result())
+        t.log(f"addresses given: {answers}")
+        t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
+        t.equal([line for line in t.dmesg() if "WARNING:" in line or "BUG:" in line], [], "complaints")
+
+
+def _churn(user: CdevUser, page: memory.Buffer) -> None:
+    user.iommufd.map(user.ioas, page.address, PAGE, BASE)
+    user.device.detach()
+    user.device.attach(user.ioas)
+    user.iommufd.unmap(user.ioas, BASE, PAGE)
+
+
+@case(
+    needs=("viommu", "viommu-intel", "noiommu-cdev", "edu"),
+    cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (owner != &iommufd_noiommu_ops)",
+)
+def real_iommu_gives_no_address(t: Test) -> None:
+    """A mapping translated by an IOMMU has no address to give (EOPNOTSUPP); where none is mapped, ENOENT."""
+    with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, BASE)
+        t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, BASE, 1)
+        t.errno(errno.ENOENT, user.iommufd.get_pa, user.ioas, BASE + PAGE, 1)
+        t.errno(errno.EINVAL, user.iommufd.get_pa, user.ioas, BASE, 0)
+
+
+@case(
+    needs=("mixed", "noiommu-cdev", "edu2"),
+    cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(), iommufd_hwpt_attach_device()",
+    known="a no-IOMMU device attaches to a real IOMMU's page table without a word, and GET_PA then fails",
+)
+def attach_after_a_real_device_is_honest(t: Test) -> None:
+    """A no-IOMMU device that joins a translated device's IOAS gets addresses, or is refused."""
+    bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
+    with (
+        through_cdev(real) as user,
+        pci.bound(bare),
+        vfio.open_cdev(bare) as device,
+        memory.anonymous() as page,
+    ):
+        page.touch()
+        user.map(page, BASE)
+        device.bind_iommufd(user.iommufd.fd)
+        try:
+            device.attach(user.ioas)
+        except OSError as error:
+            t.log(f"the attach is refused: {error}")
+            return
+        try:
+            t.equal(user.physical(BASE, PAGE), page.physical(), "the address")
+        except OSError as error:
+            t.fail(f"the attach succeeded, and GET_PA is {error}")
+
+
+@case(
+    needs=("mixed", "noiommu-cdev", "edu2"),
+    cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(); io_pagetable.c iopt_get_phys()",
+)
+def noiommu_device_first_keeps_its_addresses(t: Test) -> None:
+    """A no-IOMMU device that was there first keeps its addresses when a translated device joins its IOAS."""
+    bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
+    with (
+        through_cdev(bare) as user,
+        pci.bound(real),
+        vfio.open_cdev(real) as device,
+        memory.anonymous() as page,
+    ):
+        page.touch()
+        user.map(page, BASE)
+        before = user.device.attach(user.ioas)
+        device.bind_iommufd(user.iommufd.fd)
+        t.check(device.attach(user.ioas) != before, "both devices share one page table")
+        t.equal(user.physical(BASE, PAGE), page.physical(), "the address")
+
+
+@case(
+    needs=("noiommu-cdev",),
+    cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); main.c iommufd_ioctl_ops",
+)
+def kernel_has_the_ioctl(t: Test) -> None:
+    """A bare iommufd knows the ioctl: no address space is ENOENT, and neither ENOTTY nor EOPNOTSUPP."""
+    with Iommufd() as iommufd:
+        t.errno(errno.ENOENT, iommufd.get_pa, 0xDEAD, 0, 1)
+        ioas = iommufd.ioas_alloc()
+        t.errno(errno.ENOENT, iommufd.get_pa, ioas, 0, 1)

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Devices that come and go under their users: unbinding while open, rebinding, removal, death.
+
+Every write that may block is done in a process of its own, and every wait has an end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from typing import Callable
+
+from guest import forked, libc, memory, pci, vfio
+from guest.case import Test, case
+from guest.iommufd import Iommufd
+from guest.opened import through_cdev, through_group
+
+BARE = ("noiommu-cdev", "edu", "!viommu")
+
+BLOCKED = 0.7
+"""Seconds after which a write that has not returned counts as blocked; a free unbind takes 0.03 under TCG."""
+
+
+def _eventually(condition: Callable[[], bool], timeout: float = 5.0) -> bool:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return condition()
+
+
+def _start_blocked_unbind(t: Test, bdf: str) -> pci.PendingWrite:
+    writer = pci.start_unbind(bdf)
+    time.sleep(BLOCKED)
+    t.check(not writer.done, "unbinding a device that is open did not wait for its user")
+    return writer
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev()")
+def unbind_waits_for_a_bound_user(t: Test) -> None:
+    """Unbinding waits until the user closes; meanwhile the node is gone and the open device works on."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        node = pci.vfio_nodes(bdf).cdev
+        assert node is not None
+        writer = _start_blocked_unbind(t, bdf)
+        t.check(_eventually(lambda: not node.exists()), f"{node} is still there")
+        t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the vendor read during the unbind")
+        t.check(user.device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
+        t.check(not writer.done, "the unbind did not wait")
+        user.device.close()
+        writer.wait(5)
+    t.equal(pci.driver(bdf), None, "the driver afterwards")
+
+
+@case(
+    needs=BARE,
+    cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open() vfio_device_try_get_registration()",
+)
+def unbind_waits_for_an_open_file(t: Test) -> None:
+    """A cdev that is merely open, never bound, holds the unbind up as well."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), vfio.open_cdev(bdf) as device:
+        writer = _start_blocked_unbind(t, bdf)
+        device.close()
+        writer.wait(5)
+    t.equal(pci.vfio_dev_name(bdf), None, "the vfio-dev device afterwards")
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_mmap() (the mapping holds the file)")
+def unbind_waits_for_a_mapped_bar(t: Test) -> None:
+    """A mapped BAR alone holds the unbind up, and goes on working until it is unmapped."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        bar = user.device.bar(length=memory.PAGE)
+        user.device.close()
+        writer = _start_blocked_unbind(t, bdf)
+        t.equal(bar.read32(0), 0x010000ED, "edu's identification register during the unbind")
+        bar.close()
+        writer.wait(5)
+
+
+@case(
+    needs=BARE, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_request(); vfio_unregister_group_dev()"
+)
+def unbind_asks_through_the_req_eventfd(t: Test) -> None:
+    """The user's REQ eventfd is signalled as soon as somebody wants the device, and the log says so."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        event = libc.eventfd()
+        user.device.set_eventfds(vfio.REQ, event)
+        t.equal(libc.eventfd_count(event), 0, "signals before the unbind")
+        writer = _start_blocked_unbind(t, bdf)
+        t.equal(libc.eventfd_count(event), 1, "signals at once")
+        t.check(
+            any("Relaying device request to user (#0)" in line for line in t.dmesg()),
+            "the kernel did not say that it asked the user",
+        )
+        user.device.close()
+        writer.wait(5)
+        os.close(event)
+
+
+@case(needs=BARE, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_request()")
+def unbind_without_a_channel_is_logged(t: Test) -> None:
+    """Where the user has set no REQ eventfd the log says that nobody can be asked."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        writer = _start_blocked_unbind(t, bdf)
+        want = "No device request channel registered, blocked until released by user"
+        t.check(any(want in line for line in t.dmesg()), f"no line {want!r}")
+        user.device.close()
+        writer.wait(5)
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev() (interrupted)")
+def signal_does_not_free_the_device(t: Test) -> None:
+    """Killing who waits to unbind is reported with its pid, and the device stays until its user lets go."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        writer = _start_blocked_unbind(t, bdf)
+        os.kill(writer.pid, signal.SIGTERM)
+        want = f"({writer.pid}) blocked until device is released"
+        t.check(_eventually(lambda: any(want in line for line in t.dmesg())), f"no line with {want!r}")
+        t.check(not writer.done, "a signal ended the unbind")
+        t.check(user.device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
+        user.device.close()
+        writer.errno(15)
+    t.equal(pci.driver(bdf), None, "the driver afterwards")
+
+
+@case(
+    needs=("noiommu-group", "container", "edu", "!viommu"),
+    cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev()",
+)
+def unbind_waits_for_a_group_device(t: Test) -> None:
+    """A device that its group gave away holds the unbind up until its file is closed."""
+    bdf = t.device("edu", iommu=False)
+    with through_group(bdf) as user:
+        writer = _start_blocked_unbind(t, bdf)
+        t.check(user.device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
+        t.errno(errno.ENODEV, user.group.device, bdf)
+        user.device.close()
+        writer.wait(5)
+
+
+@case(
+    needs=("noiommu-group", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_device_remove_group(), vfio_group_ioctl_get_status()",
+)
+def open_group_does_not_hold_the_device(t: Test) -> None:
+    """An open group file without a device lets the unbind through, and is dead afterwards (ENODEV)."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), vfio.open_group(bdf) as group, vfio.open_container() as container:
+        pci.unbind(bdf, timeout=5)
+        t.errno(errno.ENODEV, group.status)
+        t.errno(errno.ENODEV, group.set_container, container)
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_del(), vfio_unregister_group_dev()")
+def nothing_opens_during_an_unbind(t: Test) -> None:
+    """While an unbind waits, the device cannot be opened anew, by its old number either."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        node = pci.vfio_nodes(bdf).cdev
+        assert node is not None
+        number = os.stat(node).st_rdev
+        writer = _start_blocked_unbind(t, bdf)
+        t.errno(errno.ENOENT, os.open, node, os.O_RDWR)
+        kept = "/dev/vfio-harness-kept"
+        os.mknod(kept, 0o600 | 0o020000, number)
+        try:
+            t.errno((errno.ENXIO, errno.ENODEV), os.open, kept, os.O_RDWR)
+        finally:
+            os.unlink(kept)
+        user.device.close()
+        writer.wait(5)
+
+
+@case(
+    needs=("noiommu", "edu", "!viommu"), cites="drivers/vfio/vfio_main.c vfio_init_device() (ida)", timeout=40
+)
+def rebinding_keeps_the_names(t: Test) -> None:
+    """Bound and unbound again and again, a device comes back under the same names every time."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf) as nodes:
+        first = (nodes, pci.vfio_dev_name(bdf))
+    for turn in range(10):
+        with pci.bound(bdf) as nodes:
+            t.equal((nodes, pci.vfio_dev_name(bdf)), first, f"the names at turn {turn}")
+
+
+@case(
+    needs=("noiommu", "edu", "!viommu"), cites="drivers/pci/pci-driver.c pci_match_device() (driver_override)"
+)
+def override_decides_who_may_bind(t: Test) -> None:
+    """vfio-pci takes a device that is overridden to it, and no other (ENODEV)."""
+    bdf = t.device("edu", iommu=False)
+    pci.set_parameter(True)
+    bind = pci.BUS / "drivers" / pci.VFIO_PCI / "bind"
+    t.errno(errno.ENODEV, pci.write, bind, bdf)
+    pci.set_override(bdf, "no-such-driver")
+    t.errno(errno.ENODEV, pci.write, bind, bdf)
+    pci.write(pci.BUS / "drivers_probe", bdf)
+    t.equal(pci.driver(bdf), None, "the driver after probing with a foreign override")
+    pci.set_override(bdf, pci.VFIO_PCI)
+    pci.write(pci.BUS / "drivers_probe", bdf)
+    t.equal(pci.driver(bdf), pci.VFIO_PCI, "the driver after probing with the override")
+    pci.release(bdf)
+    pci.set_parameter(False)
+
+
+@case(needs=("noiommu", "edu", "!viommu"), cites="drivers/base/bus.c drivers_probe_store(), bind_store()")
+def probing_hides_the_refusal(t: Test) -> None:
+    """With the mode off drivers_probe succeeds without binding, where bind tells the errno."""
+    bdf = t.device("edu", iommu=False)
+    pci.set_override(bdf, pci.VFIO_PCI)
+    pci.write(pci.BUS / "drivers_probe", bdf)
+    t.equal(pci.driver(bdf), None, "the driver after drivers_probe")
+    t.errno(errno.EINVAL, pci.write, pci.BUS / "drivers" / pci.VFIO_PCI / "bind", bdf)
+    pci.release(bdf)
+
+
+@case(
+    needs=BARE,
+    cites="drivers/vfio/vfio_main.c vfio_device_fops_release(); vfio_pci_core.c vfio_pci_core_disable()",
+)
+def killed_user_leaves_nothing(t: Test) -> None:
+    """A user killed while bound, attached and bus master frees the device: it unbinds at once, master off."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf):
+        reader, writer = os.pipe()
+
+        def use() -> None:
+            device, iommufd = vfio.open_cdev(bdf), Iommufd()
+            device.bind_iommufd(iommufd.fd)
+            ioas = iommufd.ioas_alloc()
+            device.attach(ioas)
+            buffer = memory.anonymous(16 * memory.PAGE)
+            buffer.touch()
+            iommufd.map(ioas, buffer.address, buffer.length, 0)
+            device.set_bus_master()
+            device.bar()
+            os.write(writer, b"x")
+            time.sleep(60)
+
+        with forked.Child(use) as child:
+            os.read(reader, 1)
+            t.equal(_command(bdf) & vfio.PCI_COMMAND_MASTER, vfio.PCI_COMMAND_MASTER, "bus master before")
+            child.kill()
+            status = child.wait()
+        t.equal(os.WTERMSIG(status), signal.SIGKILL, "the signal that ended the user")
+        t.equal(_command(bdf) & vfio.PCI_COMMAND_MASTER, 0, "bus master after")
+        with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
+            t.check(device.bind_iommufd(iommufd.fd) > 0, "no id")
+        pci.unbind(bdf, timeout=5)
+
+
+def _command(bdf: str) -> int:
+    with open(pci.path_of(bdf) / "config", "rb") as config:
+        config.seek(vfio.PCI_COMMAND)
+        return int.from_bytes(config.read(2), "little")
+
+
+@case(needs=("noiommu", "edu", "!viommu"), cites="drivers/pci/pci-sysfs.c remove_store(), rescan_store()")
+def removed_device_comes_back(t: Test) -> None:
+    """A device removed and found again by a rescan binds as before."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf) as nodes:
+        first = nodes
+        pci.remove(bdf)
+        made = [node for node in (first.group, first.cdev) if node is not None]
+        t.equal([str(node) for node in made if node.exists()], [], "nodes left after the removal")
+    pci.rescan()
+    t.check(pci.exists(bdf), "a rescan does not find the device")
+    with pci.bound(bdf) as nodes:
+        t.equal(nodes, first, "the nodes of the device that came back")
+
+
+@case(
+    needs=("viommu", "viommu-intel", "cdev", "iommufd", "edu"),
+    cites="vfio_main.c vfio_unregister_group_dev()",
+)
+def unbind_waits_behind_an_iommu_too(t: Test) -> None:
+    """Behind an IOMMU an unbind waits for the user just the same."""
+    bdf = t.device("edu", iommu=True)
+    with through_cdev(bdf) as user:
+        writer = _start_blocked_unbind(t, bdf)
+        t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the vendor read during the unbind")
+        user.device.close()
+        writer.wait(5)

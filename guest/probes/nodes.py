@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a device bound to vfio-pci shows in /dev and /sys: names, numbers, modes, its IOMMU group."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from guest import pci
+from guest.case import Test, case
+from guest.opened import through_cdev
+
+CDEVS = Path("/dev/vfio/devices")
+
+
+def _describe(node: Path) -> tuple[str, str, str]:
+    """Return (major's name in /proc/devices, mode, owner) of a character device."""
+    status = os.stat(node)
+    if not stat.S_ISCHR(status.st_mode):
+        return "no character device", "", ""
+    name = ""
+    section = Path("/proc/devices").read_text(encoding="ascii").partition("Block devices")[0]
+    for line in section.splitlines()[1:]:
+        number, _, label = line.strip().partition(" ")
+        if number == str(os.major(status.st_rdev)):
+            name = label
+    return name, oct(stat.S_IMODE(status.st_mode)), f"{status.st_uid}:{status.st_gid}"
+
+
+@case(
+    needs=("noiommu-cdev", "edu", "!viommu"),
+    cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name(); Documentation/driver-api/vfio.rst",
+)
+def cdev_is_named_noiommu(t: Test) -> None:
+    """A device without an IOMMU appears as /dev/vfio/devices/noiommu-vfioN, and under no other name."""
+    with pci.bound(t.device("edu", iommu=False)) as nodes:
+        t.check(nodes.cdev is not None, "no vfio-dev class device with a device number")
+        assert nodes.cdev is not None
+        t.check(re.fullmatch(r"noiommu-vfio\d+", nodes.cdev.name), f"the node is called {nodes.cdev.name}")
+        t.equal(_describe(nodes.cdev), ("vfio-dev", "0o600", "0:0"), f"major, mode, owner of {nodes.cdev}")
+        t.equal(os.listdir(CDEVS), [nodes.cdev.name], f"names in {CDEVS}")
+
+
+@case(
+    needs=("noiommu-group", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_create_group(), vfio_devnode(); Documentation/driver-api/vfio.rst",
+)
+def group_is_named_noiommu(t: Test) -> None:
+    """A device without an IOMMU appears as /dev/vfio/noiommu-G, G being its IOMMU group's number."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf) as nodes:
+        number = pci.iommu_group(bdf)
+        t.check(number is not None, "no iommu_group link")
+        t.equal(nodes.group, Path(f"/dev/vfio/noiommu-{number}"), "the group's node")
+        assert nodes.group is not None
+        t.equal(_describe(nodes.group), ("vfio", "0o600", "0:0"), f"major, mode, owner of {nodes.group}")
+        t.check(not Path(f"/dev/vfio/{number}").exists(), f"there is a plain /dev/vfio/{number} too")
+
+
+@case(
+    needs=("noiommu-group", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_noiommu_group_alloc()",
+)
+def iommu_group_is_made_up(t: Test) -> None:
+    """VFIO puts the device alone into a new group `vfio-noiommu` that has no domain and reserves nothing."""
+    bdf = t.device("edu", iommu=False)
+    t.equal(pci.iommu_group(bdf), None, "the device's IOMMU group before binding")
+    with pci.bound(bdf):
+        where = Path(f"/sys/kernel/iommu_groups/{pci.iommu_group(bdf)}")
+        t.equal(pci.read(where / "name"), "vfio-noiommu", "the group's name")
+        t.equal(pci.read(where / "type"), "unknown", "the group's domain type")
+        t.equal(pci.read(where / "reserved_regions"), "", "the group's reserved regions")
+        t.equal(os.listdir(where / "devices"), [bdf], "the group's devices")
+    t.check(not where.exists(), "the group outlives the binding")
+
+
+@case(
+    needs=("noiommu-cdev", "!group", "edu", "!viommu"),
+    cites="drivers/vfio/vfio.h without CONFIG_VFIO_GROUP; driver-api/vfio.rst Kconfig Support Matrix",
+)
+def cdev_only_makes_no_group(t: Test) -> None:
+    """Without CONFIG_VFIO_GROUP a device gets its cdev and neither group, group node nor container."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf) as nodes:
+        t.check(nodes.cdev is not None and nodes.cdev.exists(), "there is no cdev node")
+        t.equal(pci.iommu_group(bdf), None, "the device's IOMMU group")
+        t.equal(nodes.group, None, "the group's node")
+        t.equal(os.listdir("/dev/vfio"), ["devices"], "names in /dev/vfio")
+        t.check(not Path("/sys/class/vfio").exists(), "the group class exists")
+
+
+@case(
+    needs=("noiommu-group", "!noiommu-cdev", "edu", "!viommu"),
+    cites="drivers/vfio/device_cdev.c vfio_init_device_cdev(), vfio.h without CONFIG_VFIO_DEVICE_CDEV",
+)
+def group_only_makes_no_cdev(t: Test) -> None:
+    """Without cdev support the device is vfioN in its class, has no device number and no node."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf) as nodes:
+        t.check(re.fullmatch(r"vfio\d+", pci.vfio_dev_name(bdf) or ""), f"named {pci.vfio_dev_name(bdf)}")
+        t.equal(nodes.cdev, None, "the cdev's node")
+        t.check(not CDEVS.exists(), f"{CDEVS} exists")
+        t.check(nodes.group is not None and nodes.group.exists(), "there is no group node")
+
+
+@case(
+    needs=("noiommu", "edu", "!viommu"),
+    cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); group.c vfio_device_remove_group()",
+)
+def nodes_go_with_the_binding(t: Test) -> None:
+    """Unbinding takes every node, class device and made-up group away."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf) as nodes:
+        made = [node for node in (nodes.group, nodes.cdev) if node is not None]
+        t.check(made and all(node.exists() for node in made), f"not all of {made} exist")
+    t.equal([str(node) for node in made if node.exists()], [], "nodes left after unbinding")
+    t.equal(pci.vfio_dev_name(bdf), None, "the vfio-dev device left after unbinding")
+    t.equal(pci.iommu_group(bdf), None, "the IOMMU group left after unbinding")
+
+
+@case(
+    needs=("viommu", "cdev", "edu"),
+    cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name() (dev->iommu)",
+)
+def real_iommu_keeps_plain_cdev_name(t: Test) -> None:
+    """A device behind an IOMMU is vfioN even with the unsafe mode on."""
+    with pci.bound(t.device("edu", iommu=True), noiommu="noiommu" in t.features) as nodes:
+        t.check(nodes.cdev is not None, "no cdev")
+        assert nodes.cdev is not None
+        t.check(re.fullmatch(r"vfio\d+", nodes.cdev.name), f"the node is called {nodes.cdev.name}")
+        t.equal(_describe(nodes.cdev), ("vfio-dev", "0o600", "0:0"), f"major, mode, owner of {nodes.cdev}")
+
+
+@case(
+    needs=("viommu", "group", "edu"),
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc()",
+)
+def real_iommu_keeps_plain_group_name(t: Test) -> None:
+    """A device behind an IOMMU keeps its own group, number and all, even with the unsafe mode on."""
+    bdf = t.device("edu", iommu=True)
+    before = pci.iommu_group(bdf)
+    t.check(before is not None, "the device has no IOMMU group before binding")
+    with pci.bound(bdf, noiommu="noiommu" in t.features) as nodes:
+        t.equal(pci.iommu_group(bdf), before, "the device's IOMMU group")
+        t.equal(nodes.group, Path(f"/dev/vfio/{before}"), "the group's node")
+        t.check(not Path(f"/dev/vfio/noiommu-{before}").exists(), "there is a noiommu node too")
+
+
+@case(
+    needs=("noiommu-group", "edu2", "!viommu", "!mixed"),
+    cites="drivers/vfio/group.c vfio_noiommu_group_alloc()",
+)
+def every_device_has_its_own_group(t: Test) -> None:
+    """Two no-IOMMU devices never share a group."""
+    one, other = t.devices("edu", iommu=False)[:2]
+    with pci.bound(one) as first, pci.bound(other) as second:
+        t.check(first.group is not None and second.group is not None, "a group node is missing")
+        t.check(first.group != second.group, f"both are in {first.group}")
+        t.check(pci.iommu_group(one) != pci.iommu_group(other), "both are in one IOMMU group")
+
+
+@case(
+    needs=("mixed", "noiommu", "edu2"),
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c vfio_device_set_noiommu_and_name()",
+)
+def real_and_noiommu_side_by_side(t: Test) -> None:
+    """In one machine the device outside the IOMMU is a noiommu one, and the device behind it is not."""
+    with pci.bound(t.device("edu", iommu=True)) as real, pci.bound(t.device("edu", iommu=False)) as bare:
+        for nodes, prefix in ((real, ""), (bare, "noiommu-")):
+            for node in (nodes.group, nodes.cdev):
+                t.check(
+                    node is None or node.name.startswith("noiommu-") == bool(prefix),
+                    f"{node} should have the prefix {prefix!r}",
+                )
+
+
+@case(needs=("container",), cites="drivers/vfio/container.c vfio_dev (miscdevice, VFIO_MINOR)")
+def native_container_is_open_to_all(t: Test) -> None:
+    """/dev/vfio/vfio is misc 10:196 with mode 0666: it grants nothing by itself."""
+    _check_container_node(t)
+
+
+@case(needs=("compat",), cites="drivers/iommu/iommufd/main.c vfio_misc_dev (miscdevice, VFIO_MINOR)")
+def emulated_container_is_open_to_all(t: Test) -> None:
+    """/dev/vfio/vfio as served by iommufd keeps number and mode of the native one."""
+    _check_container_node(t)
+
+
+def _check_container_node(t: Test) -> None:
+    status = os.stat("/dev/vfio/vfio")
+    t.equal((os.major(status.st_rdev), os.minor(status.st_rdev)), (10, 196), "number of /dev/vfio/vfio")
+    t.equal(oct(stat.S_IMODE(status.st_mode)), "0o666", "mode of /dev/vfio/vfio")
+
+
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommu_misc_dev")
+def iommufd_node_is_for_its_group(t: Test) -> None:
+    """/dev/iommu is a misc device of mode 0660 that belongs to root."""
+    t.equal(_describe(Path("/dev/iommu")), ("misc", "0o660", "0:0"), "major, mode, owner of /dev/iommu")
+
+
+@case(
+    needs=("noiommu-cdev", "edu", "!viommu"),
+    cites="drivers/vfio/vfio_main.c vfio_device_show_fdinfo()",
+)
+def fdinfo_names_the_device(t: Test) -> None:
+    """The fdinfo of an open device says which device it is."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        text = Path(f"/proc/self/fdinfo/{user.device.fd}").read_text(encoding="ascii")
+        want = f"vfio-device-syspath: {os.path.realpath(pci.path_of(bdf))}"
+        t.check(want in text.splitlines(), f"no line {want!r} in {text!r}")

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""enable_unsafe_noiommu_mode: what it is after boot, who may change it, and what a change does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from pathlib import Path
+
+from guest import caps, forked, memory, pci, vfio
+from guest.case import Test, case
+from guest.iommufd import Iommufd
+
+TOGGLE_SECONDS = 4.0
+"""How long the parameter is toggled against binding: a third of the binds hit the window (7.3.4, TCG)."""
+
+
+def _write(text: str) -> None:
+    with open(pci.PARAMETER, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+@case(needs=("noiommu",), fresh=True, cites="drivers/vfio/vfio_main.c module_param_named(); vfio.rst")
+def is_off_after_boot(t: Test) -> None:
+    """The unsafe mode is off unless the command line asks for it, in a file that root alone may write."""
+    if "enable_unsafe_noiommu_mode" in Path("/proc/cmdline").read_text(encoding="utf-8"):
+        t.skip("the kernel command line sets it")
+    t.equal(pci.read(pci.PARAMETER), "N", "the parameter after boot")
+    status = os.stat(pci.PARAMETER)
+    t.equal(
+        (oct(stat.S_IMODE(status.st_mode)), status.st_uid), ("0o644", 0), "mode and owner of the parameter"
+    )
+
+
+@case(
+    needs=("noiommu",),
+    cites="drivers/vfio/vfio_main.c module_param_named(); kernel/params.c param_set_bool()",
+)
+def takes_booleans_only(t: Test) -> None:
+    """Any spelling of a boolean switches it; anything else is EINVAL and changes nothing."""
+    for text, want in (("Y", "Y"), ("N", "N"), ("1", "Y"), ("0", "N"), ("y", "Y"), ("n", "N"), ("on", "Y")):
+        _write(text)
+        t.equal(pci.read(pci.PARAMETER), want, f"the parameter after writing {text!r}")
+    for text in ("2", "maybe"):
+        t.errno(errno.EINVAL, _write, text)
+        t.equal(pci.read(pci.PARAMETER), "Y", f"the parameter after writing {text!r}")
+
+
+@case(needs=("noiommu",), cites="drivers/vfio/vfio_main.c module_param_named(, S_IRUGO | S_IWUSR)")
+def is_readable_by_all_and_writable_by_root(t: Test) -> None:
+    """An ordinary user can see the unsafe mode and cannot switch it on."""
+
+    def as_nobody() -> None:
+        caps.become()
+        t.equal(pci.read(pci.PARAMETER), "N", "the parameter as nobody sees it")
+        t.errno(errno.EACCES, _write, "Y")
+
+    t.in_child(as_nobody)
+    t.equal(pci.read(pci.PARAMETER), "N", "the parameter afterwards")
+
+
+@case(
+    needs=("noiommu", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c __vfio_register_dev()",
+)
+def binding_is_refused_while_off(t: Test) -> None:
+    """With the mode off, binding a device without an IOMMU is EINVAL and leaves nothing behind."""
+    bdf = t.device("edu", iommu=False)
+    pci.set_parameter(False)
+    t.errno(errno.EINVAL, pci.bind, bdf)
+    t.equal(pci.driver(bdf), None, "the device's driver")
+    t.equal(pci.iommu_group(bdf), None, "the device's IOMMU group")
+    t.equal(pci.vfio_dev_name(bdf), None, "the device's vfio-dev device")
+    t.check(
+        any(
+            f"vfio-pci {bdf}: probe with driver vfio-pci failed with error -22" in line for line in t.dmesg()
+        ),
+        "the kernel did not report the failed probe",
+    )
+    pci.release(bdf)
+
+
+@case(
+    needs=("noiommu", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(); drivers/base/bus.c bind_store()",
+)
+def switching_on_changes_nothing_until_bound(t: Test) -> None:
+    """After a refused bind, switching the mode on does nothing by itself; the next bind succeeds."""
+    bdf = t.device("edu", iommu=False)
+    t.errno(errno.EINVAL, pci.bind, bdf)
+    pci.set_parameter(True)
+    time.sleep(0.2)
+    t.equal(pci.driver(bdf), None, "the device's driver after switching on")
+    with pci.bound(bdf):
+        t.equal(pci.driver(bdf), "vfio-pci", "the device's driver after binding")
+    pci.set_parameter(False)
+
+
+@case(
+    needs=("noiommu-cdev", "edu", "!viommu"),
+    cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name(): read once, at registration",
+)
+def switching_off_leaves_a_bound_cdev_usable(t: Test) -> None:
+    """A device bound while the mode was on can be opened, attached and asked for PAs after it is off."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf):
+        pci.set_parameter(False)
+        with vfio.open_cdev(bdf) as device, Iommufd() as iommufd, memory.anonymous() as page:
+            device.bind_iommufd(iommufd.fd)
+            ioas = iommufd.ioas_alloc()
+            device.attach(ioas)
+            page.touch()
+            iommufd.map(ioas, page.address, page.length, 0x10000)
+            t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the physical address")
+
+
+@case(
+    needs=("noiommu", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c __vfio_register_dev()",
+)
+def switching_off_refuses_the_next_bind(t: Test) -> None:
+    """A device once bound is refused again when it comes back after the mode was switched off."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf):
+        pci.set_parameter(False)
+    t.errno(errno.EINVAL, pci.bind, bdf)
+    pci.release(bdf)
+
+
+@case(
+    needs=("noiommu-group", "container", "edu", "!viommu"),
+    cites="drivers/vfio/container.c vfio_noiommu_ops, vfio_iommu_driver_allowed()",
+)
+def native_container_follows_it(t: Test) -> None:
+    """A native container offers VFIO_NOIOMMU_IOMMU while the mode is on; one already set works on."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), vfio.open_container() as container, vfio.open_group(bdf) as group:
+        group.set_container(container)
+        t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 1, "CHECK_EXTENSION while on")
+        pci.set_parameter(False)
+        t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 0, "CHECK_EXTENSION while off")
+        t.errno(errno.ENODEV, container.set_iommu, vfio.NOIOMMU_IOMMU)
+        pci.set_parameter(True)
+        container.set_iommu(vfio.NOIOMMU_IOMMU)
+        pci.set_parameter(False)
+        with group.device(bdf) as device:
+            t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
+
+
+@case(
+    needs=("viommu", "noiommu", "edu"),
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c vfio_device_set_noiommu_and_name()",
+)
+def real_iommu_does_not_care(t: Test) -> None:
+    """A device behind an IOMMU binds to vfio-pci alike with the mode off and on."""
+    bdf = t.device("edu", iommu=True)
+    names = []
+    for on in (False, True):
+        pci.set_parameter(on)
+        with pci.bound(bdf, noiommu=False) as nodes:
+            names.append((nodes, pci.vfio_dev_name(bdf)))
+    t.equal(names[1], names[0], "nodes with the mode on, against those with it off")
+    pci.set_parameter(False)
+
+
+@case(
+    needs=("noiommu-group", "noiommu-cdev", "edu", "smp", "!viommu"),
+    cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name(), group.c vfio_group_find_or_alloc()",
+    known="the parameter is read twice while a device registers, so a toggle in between gives a "
+    "no-IOMMU device the name of a protected one",
+    timeout=40,
+)
+def name_tells_the_truth_while_it_toggles(t: Test) -> None:
+    """However the parameter changes during a bind, a no-IOMMU device never appears as a plain vfioN."""
+    bdf = t.device("edu", iommu=False)
+    pci.set_override(bdf, pci.VFIO_PCI)
+    binds, lies = 0, 0
+    with forked.Child(_toggle):
+        end = time.monotonic() + TOGGLE_SECONDS
+        while time.monotonic() < end:
+            if pci.PendingWrite(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", bdf).errno():
+                continue
+            binds += 1
+            name = pci.vfio_dev_name(bdf) or ""
+            lies += not name.startswith("noiommu-")
+            pci.unbind(bdf)
+    pci.release(bdf)
+    pci.set_parameter(False)
+    t.log(f"{binds} binds succeeded, {lies} of them under a plain name")
+    t.check(binds > 0, "no bind succeeded at all")
+    t.equal(lies, 0, "binds that gave a no-IOMMU device a plain name")
+
+
+def _toggle() -> None:
+    fd = os.open(pci.PARAMETER, os.O_WRONLY)
+    while True:
+        os.pwrite(fd, b"Y", 0)
+        os.pwrite(fd, b"N", 0)

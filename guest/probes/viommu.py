@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Devices behind a real IOMMU on a kernel that could do without: nothing of no-IOMMU shows, and the IOMMU works.
+
+Names, taint and privileges at open are the business of `nodes`, `taint` and `capabilities`; here is what comes
+after the open.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from guest import caps, edu, memory, pci, vfio
+from guest.case import Test, case
+from guest.forked import call
+from guest.iommufd import Iommufd
+from guest.memory import PAGE
+from guest.opened import Event, through_cdev, through_group
+
+CDEV = ("viommu", "cdev", "iommufd", "edu")
+GROUP = ("viommu", "group", "edu")
+
+# Above the memory of any test machine, so that no IOVA is the physical address of anything.
+IOVA = 0x40_0000_0000
+# Where the processor takes message signalled interrupts: Intel SDM volume 3, "Message Address Register Format".
+MSI_WINDOW = 0xFEE00000
+
+TAINT_USER = 1 << 6  # include/linux/panic.h
+
+
+def _pattern(t: Test, length: int) -> bytes:
+    return bytes(t.random.randrange(1, 256) for _ in range(length))
+
+
+def _round_trip(t: Test, device: edu.Edu, buffer: memory.Buffer, iova: int) -> None:
+    """Have the device copy the first page of *buffer*, mapped at *iova*, to the second."""
+    data = _pattern(t, 256)
+    buffer.write(data)
+    device.copy_from_ram(iova, 256)
+    device.copy_to_ram(iova + PAGE, 256)
+    t.equal(buffer.read(PAGE, 256), data, "what came back by IOVA")
+
+
+@case(
+    needs=("viommu", "noiommu", "edu"),
+    cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name(); group.c",
+)
+def no_trace_of_noiommu(t: Test) -> None:
+    """With the parameter on, binding a device behind an IOMMU makes no noiommu node, class device or log
+    line, and does not taint."""
+    taint = Path("/proc/sys/kernel/tainted")
+    before = int(taint.read_text(encoding="ascii")) & TAINT_USER
+    with pci.bound(t.device("edu", iommu=True), noiommu=True) as nodes:
+        t.equal(pci.parameter(), True, "the parameter")
+        t.check(nodes.group or nodes.cdev, "the device has no VFIO node at all")
+        places = [Path("/dev/vfio"), Path("/dev/vfio/devices"), *Path("/sys/class").glob("vfio*")]
+        names = [str(entry) for place in places if place.is_dir() for entry in place.iterdir()]
+        t.equal([name for name in names if "noiommu" in name], [], "nodes and class devices named noiommu")
+        t.equal([line for line in t.dmesg() if "noiommu" in line], [], "log lines about noiommu")
+        t.equal(int(taint.read_text(encoding="ascii")) & TAINT_USER, before, "taint")
+
+
+@case(needs=(*CDEV, "noiommu"), cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys()")
+def get_pa_is_refused(t: Test) -> None:
+    """An address space that a real IOMMU translates gives no physical address away, parameter or not."""
+    pci.set_parameter(True)
+    with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as buffer:
+        buffer.fill(1)
+        user.map(buffer, IOVA)
+        t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, IOVA, PAGE)
+        user.device.detach()
+        t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, IOVA, PAGE)
+
+
+@case(
+    needs=CDEV, cites="drivers/iommu/iommufd/device.c iommufd_hwpt_attach_device(); QEMU docs/specs/edu.rst"
+)
+def dma_by_iova(t: Test) -> None:
+    """Behind an IOMMU a device reaches mapped memory by its IOVA, which is no physical address."""
+    with through_cdev(t.device("edu", iommu=True)) as user, user.device.bar() as bar:
+        with memory.anonymous(2 * PAGE) as buffer:
+            buffer.fill(0)
+            user.map(buffer, IOVA)
+            t.check(buffer.physical() != IOVA, "the IOVA happens to be the physical address")
+            user.device.set_bus_master()
+            _round_trip(t, edu.Edu(bar), buffer, IOVA)
+
+
+@case(
+    needs=CDEV, cites="drivers/iommu/iommufd/device.c iommufd_bind_iommu(); drivers/iommu/iommu.c", timeout=60
+)
+def physical_addresses_reach_nothing(t: Test) -> None:
+    """Behind an IOMMU a physical address leads nowhere: memory there is neither read nor written by the
+    device."""
+    with through_cdev(t.device("edu", iommu=True)) as user, user.device.bar() as bar:
+        with memory.anonymous(3 * PAGE) as buffer:
+            buffer.fill(0)
+            user.map(buffer, IOVA)
+            user.device.set_bus_master()
+            device = edu.Edu(bar)
+            _round_trip(t, device, buffer, IOVA)
+            secret, mark = _pattern(t, 64), _pattern(t, 64)
+            buffer.write(secret)
+            device.copy_from_ram(buffer.physical(), 64)
+            device.copy_to_ram(IOVA + 2 * PAGE, 64)
+            t.check(buffer.read(2 * PAGE, 64) != secret, "the device read by physical address")
+            buffer.write(mark)
+            device.copy_to_ram(buffer.physical(), 64)
+            t.equal(buffer.read(0, 64), mark, "memory after a write by physical address")
+            _round_trip(t, device, buffer, IOVA)
+
+
+@case(
+    needs=CDEV,
+    cites="drivers/iommu/iommufd/device.c iommufd_device_detach(); io_pagetable.c iopt_unmap_iova()",
+    timeout=60,
+)
+def detach_and_unmap_cut_the_device_off(t: Test) -> None:
+    """After UNMAP, and after DETACH, the device's writes to that IOVA no longer reach memory; after
+    attaching again they do."""
+    with through_cdev(t.device("edu", iommu=True)) as user, user.device.bar() as bar:
+        with memory.anonymous(2 * PAGE) as buffer:
+            buffer.fill(0)
+            user.device.set_bus_master()
+            device = edu.Edu(bar)
+            mark = _pattern(t, 64)
+            for cut in ("unmap", "detach"):
+                user.map(buffer, IOVA)
+                _round_trip(t, device, buffer, IOVA)
+                if cut == "unmap":
+                    user.iommufd.unmap(user.ioas, IOVA, 2 * PAGE)
+                else:
+                    user.device.detach()
+                buffer.write(mark, PAGE)
+                device.copy_to_ram(IOVA + PAGE, 64)
+                t.equal(buffer.read(PAGE, 64), mark, f"memory after {cut}")
+            user.device.attach(user.ioas)
+            _round_trip(t, device, buffer, IOVA)
+
+
+@case(needs=CDEV, cites="drivers/iommu/iommufd/io_pagetable.c iopt_table_enforce_dev_resv_regions()")
+def interrupt_window_is_reserved(t: Test) -> None:
+    """Where a device's interrupt messages go no memory can be mapped, and IOVA_RANGES leaves that window
+    out."""
+    with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as buffer:
+        buffer.fill(1)
+        ranges, _alignment = user.iommufd.iova_ranges(user.ioas)
+        inside = [one for one in ranges if one[0] <= MSI_WINDOW <= one[1]]
+        t.equal(inside, [], "ranges that contain the interrupt window")
+        t.errno(errno.EINVAL, user.iommufd.map, user.ioas, buffer.address, PAGE, MSI_WINDOW)
+        user.iommufd.map(user.ioas, buffer.address, PAGE, IOVA)
+
+
+@case(
+    needs=CDEV, cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(), vfio_df_ioctl_bind_iommufd()"
+)
+def whole_path_without_rawio(t: Test) -> None:
+    """A task without CAP_SYS_RAWIO opens, binds, attaches, maps and does DMA behind an IOMMU."""
+    if pci.parameter() is not None:
+        pci.set_parameter(True)
+    with pci.bound(t.device("edu", iommu=True)) as nodes:
+
+        def unprivileged() -> bool:
+            caps.drop(caps.CAP_SYS_RAWIO)
+            t.check(not caps.has(caps.CAP_SYS_RAWIO), "the capability is still there")
+            with Iommufd() as iommufd, vfio.Device(os.open(str(nodes.cdev), os.O_RDWR)) as device:
+                device.bind_iommufd(iommufd.fd)
+                ioas = iommufd.ioas_alloc()
+                device.attach(ioas)
+                with device.bar() as bar, memory.anonymous(2 * PAGE) as buffer:
+                    buffer.fill(0)
+                    iommufd.map(ioas, buffer.address, buffer.length, IOVA)
+                    device.set_bus_master()
+                    _round_trip(t, edu.Edu(bar), buffer, IOVA)
+            return True
+
+        t.equal(call(unprivileged), True, "what the unprivileged task says")
+
+
+@case(
+    needs=GROUP,
+    cites="drivers/vfio/vfio_iommu_type1.c vfio_dma_do_map(); drivers/iommu/iommufd/vfio_compat.c",
+)
+def type1_container_maps(t: Test) -> None:
+    """A group behind an IOMMU takes type1 in whichever container there is, and its device does DMA by
+    IOVA."""
+    with through_group(t.device("edu", iommu=True), vfio.TYPE1V2_IOMMU) as user, user.device.bar() as bar:
+        with memory.anonymous(2 * PAGE) as buffer:
+            buffer.fill(0)
+            user.container.map_dma(buffer.address, IOVA, buffer.length)
+            user.device.set_bus_master()
+            _round_trip(t, edu.Edu(bar), buffer, IOVA)
+            t.equal(user.container.unmap_dma(IOVA, buffer.length), buffer.length, "bytes unmapped")
+
+
+@case(needs=(*GROUP, "noiommu"), cites="drivers/vfio/container.c vfio_iommu_driver_allowed(); vfio_compat.c")
+def container_refuses_noiommu(t: Test) -> None:
+    """With the parameter on, a container with a group behind an IOMMU does not take the no-IOMMU type, and
+    type1 afterwards."""
+    bdf = t.device("edu", iommu=True)
+    with pci.bound(bdf, noiommu=True), vfio.open_container() as container, vfio.open_group(bdf) as group:
+        group.set_container(container)
+        want = errno.ENODEV if "container" in t.features else errno.EINVAL
+        t.errno(want, container.set_iommu, vfio.NOIOMMU_IOMMU)
+        if "container" in t.features:
+            t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 0, "CHECK_EXTENSION(8)")
+            t.errno(errno.EINVAL, group.device, bdf)
+        container.set_iommu(vfio.TYPE1V2_IOMMU)
+        with group.device(bdf) as device:
+            t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "vendor id")
+        t.equal([line for line in t.dmesg() if "noiommu" in line], [], "log lines about noiommu")
+
+
+@case(
+    needs=CDEV,
+    cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_set_vector_signal(); QEMU docs/specs/edu.rst",
+)
+def interrupts_arrive(t: Test) -> None:
+    """MSI and INTx of a device behind an IOMMU reach their eventfds."""
+    with through_cdev(t.device("edu", iommu=True)) as user, user.device.bar() as bar:
+        device = edu.Edu(bar)
+        device.ack_irq()
+        try:
+            for index in (vfio.MSI, vfio.INTX):
+                event = Event()
+                user.device.set_eventfds(index, event.fd)
+                user.device.set_bus_master()
+                device.raise_irq(1)
+                t.equal(event.arrives(), 1, f"events of interrupt {index}")
+                device.ack_irq()
+                user.device.disable_irqs(index)
+        finally:
+            device.ack_irq()
+
+
+@case(
+    needs=("mixed", "noiommu-cdev", "cdev", "iommufd", "edu"),
+    cites="Documentation/driver-api/vfio.rst; drivers/iommu/iommufd/device.c iommufd_device_is_noiommu()",
+    timeout=60,
+)
+def two_kinds_of_address_side_by_side(t: Test) -> None:
+    """In one machine a device behind an IOMMU reaches a page by its IOVA and a device without one reaches
+    the same page by its physical address."""
+    real, fake = t.device("edu", iommu=True), t.device("edu", iommu=False)
+    with through_cdev(real) as one, through_cdev(fake) as other, memory.anonymous(2 * PAGE) as buffer:
+        buffer.fill(0)
+        one.map(buffer, IOVA)
+        other.map(buffer, IOVA)
+        t.errno(errno.EOPNOTSUPP, one.iommufd.get_pa, one.ioas, IOVA, PAGE)
+        source, target = other.physical(IOVA, PAGE), other.physical(IOVA + PAGE, PAGE)
+        t.equal((source, target), (buffer.physical(), buffer.physical(PAGE)), "physical addresses")
+        one.device.set_bus_master()
+        other.device.set_bus_master()
+        with one.device.bar() as bar, other.device.bar() as other_bar:
+            _round_trip(t, edu.Edu(bar), buffer, IOVA)
+            data = _pattern(t, 512)
+            buffer.write(data)
+            edu.Edu(other_bar).copy_from_ram(source, 512)
+            edu.Edu(other_bar).copy_to_ram(target, 512)
+        t.equal(buffer.read(PAGE, 512), data, "what came back by physical address")
+
+
+@case(
+    needs=("viommu-virtio", "cdev", "iommufd", "edu"),
+    cites="drivers/iommu/iommufd/device.c iommufd_bind_iommu()",
+)
+def unsafe_interrupts_need_a_word(t: Test) -> None:
+    """Behind an IOMMU that does not isolate interrupts a device is bound only while allow_unsafe_interrupts
+    is on; no-IOMMU being allowed is no excuse."""
+    allow = Path("/sys/module/iommufd/parameters/allow_unsafe_interrupts")
+    before = allow.read_text(encoding="ascii").strip()
+    if pci.parameter() is not None:
+        pci.set_parameter(True)
+    bdf = t.device("edu", iommu=True)
+    try:
+        with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+            allow.write_text("N", encoding="ascii")
+            t.errno(errno.EPERM, device.bind_iommufd, iommufd.fd)
+            allow.write_text("Y", encoding="ascii")
+            device.bind_iommufd(iommufd.fd)
+    finally:
+        allow.write_text(before, encoding="ascii")

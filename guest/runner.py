@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs one case in a fork: output streamed, time bounded, death noticed, verdict out of band."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Callable, NoReturn, Optional, TextIO
+
+from guest import kmsg, libc
+from guest.case import Case, Failure, Skip, Test
+from guest.ground import reap_group
+
+Diagnose = Callable[[str], None]
+
+_CHUNK = 65536
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a case ended."""
+
+    kept: bool
+    skip: str = ""
+    directive: str = ""
+    dirty: tuple[str, ...] = ()
+
+
+def run_forked(one: Case, features: frozenset[str], timeout: float, seed: int, diagnose: Diagnose) -> Verdict:
+    """Run *one* in a child in a process group of its own; hand every line it prints to *diagnose*.
+
+    The child's verdict comes over a pipe that its output cannot reach.  No verdict, no success.
+    """
+    output, output_end = os.pipe()
+    report, report_end = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(output)
+        os.close(report)
+        _child(one, features, seed, output_end, report_end)
+    os.close(output_end)
+    os.close(report_end)
+    with contextlib.suppress(OSError):
+        os.setpgid(pid, pid)  # the child does it too: whoever comes first
+    try:
+        said, status = _watch(pid, output, report, time.monotonic() + timeout, diagnose)
+        # Whatever the case left running goes now; only then is its output complete.
+        dirty = tuple(reap_group(pid))
+        _drain(output, diagnose)
+    finally:
+        os.close(output)
+        os.close(report)
+    return _judge(one, said, status, timeout, dirty, diagnose)
+
+
+def _watch(
+    pid: int, output: int, report: int, deadline: float, diagnose: Diagnose
+) -> tuple[bytes, Optional[int]]:
+    """Follow the child until it has ended (return its wait status) or the time is up (None)."""
+    said = b""
+    lines = _Lines(diagnose)
+    watched = [output, report]
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        ready = select.select(watched, [], [], 0 if ended else 0.02)[0]
+        for fd in ready:
+            data = os.read(fd, _CHUNK)
+            if not data:
+                watched.remove(fd)  # the case closed its end, by mistake or by dying
+            elif fd == report:
+                said += data
+            else:
+                lines.feed(data)
+        if ended:
+            said += _rest(report)
+            lines.feed(_rest(output))
+            lines.close()
+            return said, status
+        if time.monotonic() > deadline:
+            lines.close()
+            return said, None
+
+
+def _rest(fd: int) -> bytes:
+    os.set_blocking(fd, False)
+    data = b""
+    with contextlib.suppress(BlockingIOError):
+        while chunk := os.read(fd, _CHUNK):
+            data += chunk
+    return data
+
+
+def _drain(output: int, diagnose: Diagnose) -> None:
+    lines = _Lines(diagnose)
+    lines.feed(_rest(output))
+    lines.close()
+
+
+class _Lines:
+    """Cuts a stream into lines.  One that looks like a word of the agent's own is set back by a blank."""
+
+    _OWN = ("why:", "dirty:", "cleaned:", "END ")
+
+    def __init__(self, diagnose: Diagnose) -> None:
+        self._diagnose = diagnose
+        self._partial = b""
+
+    def feed(self, data: bytes) -> None:
+        *whole, self._partial = (self._partial + data).split(b"\n")
+        for line in whole:
+            self._emit(line)
+
+    def close(self) -> None:
+        if self._partial:
+            self._emit(self._partial)
+            self._partial = b""
+
+    def _emit(self, line: bytes) -> None:
+        text = line.decode(errors="replace")
+        self._diagnose(f" {text}" if text.startswith(self._OWN) else text)
+
+
+def _judge(
+    one: Case,
+    said: bytes,
+    status: Optional[int],
+    timeout: float,
+    dirty: tuple[str, ...],
+    diagnose: Diagnose,
+) -> Verdict:
+    if status is None:
+        diagnose(f"why: no end after {timeout:g} s")
+        return Verdict(kept=False, directive=f"TIMEOUT after {timeout:g}s", dirty=dirty)
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        diagnose(f"why: killed by {name}")
+        diagnose(f"killed by {name}")
+        return Verdict(kept=False, dirty=dirty)
+    try:
+        report = json.loads(said)
+    except ValueError:
+        diagnose(f"why: it exited with status {os.WEXITSTATUS(status)} and without a verdict")
+        return Verdict(kept=False, dirty=dirty)
+    if report["outcome"] == "skip":
+        return Verdict(kept=True, skip=report["why"] or "no reason given", dirty=dirty)
+    if report["outcome"] == "pass":
+        return Verdict(kept=True, dirty=dirty)
+    diagnose(f"why: {report['why']}")
+    diagnose(f"at: {report['at']}")
+    if one.known:
+        diagnose(f"known: {one.known}")
+    diagnose(report["traceback"])
+    return Verdict(kept=False, dirty=dirty)
+
+
+def _child(one: Case, features: frozenset[str], seed: int, output: int, report: int) -> NoReturn:
+    code = 0
+    try:
+        os.setpgid(0, 0)
+        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = _text_stream(1), _text_stream(2)
+        answer = _try(one, features, seed)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.write(report, json.dumps(answer).encode())
+    except BaseException:
+        code = 70  # EX_SOFTWARE of sysexits.h: the runner itself failed
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
+            sys.stderr.flush()
+    finally:
+        # No atexit handler and no destructor of the agent may run here.
+        os._exit(code)
+
+
+def _text_stream(fd: int) -> TextIO:
+    return os.fdopen(fd, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)
+
+
+def _try(one: Case, features: frozenset[str], seed: int) -> dict[str, str]:
+    test = Test(one, features=features, seed=seed, kmsg=kmsg.KernelLog())
+    try:
+        one.function(test)
+    except Skip as skip:
+        return {"outcome": "skip", "why": " ".join(str(skip).split())}
+    except BaseException as error:
+        return {
+            "outcome": "fail",
+            "why": _one_line(error),
+            "at": _where(error, one.path),
+            "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        }
+    return {"outcome": "pass"}
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, Failure) else f"{type(error).__name__}: {text}"
+
+
+def _where(error: BaseException, path: str) -> str:
+    """Return the innermost line of the probe module itself, as `file:line: source`."""
+    frames = [frame for frame in _frames(error) if frame.filename == path]
+    if not frames:
+        return path
+    return f"{os.path.basename(path)}:{frames[-1].lineno}: {frames[-1].line}"
+
+
+def _frames(error: BaseException) -> Iterator[traceback.FrameSummary]:
+    yield from traceback.extract_tb(error.__traceback__)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What VFIO and iommufd have in common: structures that carry their own size, files to make ioctls on."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from types import TracebackType
+from typing import Optional, Union
+
+Fields = tuple[tuple[str, type[ctypes._SimpleCData]], ...]  # type: ignore[type-arg]
+
+
+def u8(*names: str) -> Fields:
+    """Fields of type __u8."""
+    return tuple((name, ctypes.c_uint8) for name in names)
+
+
+def u16(*names: str) -> Fields:
+    """Fields of type __u16."""
+    return tuple((name, ctypes.c_uint16) for name in names)
+
+
+def u32(*names: str) -> Fields:
+    """Fields of type __u32."""
+    return tuple((name, ctypes.c_uint32) for name in names)
+
+
+def s32(*names: str) -> Fields:
+    """Fields of type __s32."""
+    return tuple((name, ctypes.c_int32) for name in names)
+
+
+def u64(*names: str) -> Fields:
+    """Fields of type __u64."""
+    return tuple((name, ctypes.c_uint64) for name in names)
+
+
+class Struct(ctypes.Structure):
+    """A uapi structure; its first member says how long it is and is filled in at once."""
+
+    def __init__(self, **fields: int) -> None:
+        super().__init__(**fields)
+        first = self._fields_[0][0]
+        if first not in fields:
+            setattr(self, first, ctypes.sizeof(self))
+
+
+class Descriptor:
+    """Something with a file descriptor that is closed at the end of a `with`, or earlier."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def fileno(self) -> int:
+        """Return the descriptor, -1 once closed."""
+        return self.fd
+
+    def close(self) -> None:
+        """Close the descriptor; a second call does nothing."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    def call(self, request: int, argument: Union[int, bytearray, ctypes.Structure] = 0) -> int:
+        """Make any ioctl; a buffer is given as it is and updated in place, an int by value (0 is NULL)."""
+        if isinstance(argument, int):
+            return int(fcntl.ioctl(self.fd, request, argument))
+        return int(fcntl.ioctl(self.fd, request, argument, True))
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""VFIO's user interface (include/uapi/linux/vfio.h): groups, containers, devices.  One method, one ioctl.
+
+Nothing here judges: a refused call is the OSError that the kernel gave.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Optional, Union
+
+from guest import libc, pci
+from guest.uapi import Descriptor, Struct, s32, u32, u64
+
+# _IO(';', 100 + n): every VFIO ioctl is a bare number.
+GET_API_VERSION = 0x3B64
+CHECK_EXTENSION = 0x3B65
+SET_IOMMU = 0x3B66
+GROUP_GET_STATUS = 0x3B67
+GROUP_SET_CONTAINER = 0x3B68
+GROUP_UNSET_CONTAINER = 0x3B69
+GROUP_GET_DEVICE_FD = 0x3B6A
+DEVICE_GET_INFO = 0x3B6B
+DEVICE_GET_REGION_INFO = 0x3B6C
+DEVICE_GET_IRQ_INFO = 0x3B6D
+DEVICE_SET_IRQS = 0x3B6E
+DEVICE_RESET = 0x3B6F
+DEVICE_GET_PCI_HOT_RESET_INFO = 0x3B70
+IOMMU_GET_INFO = 0x3B70
+DEVICE_PCI_HOT_RESET = 0x3B71
+IOMMU_MAP_DMA = 0x3B71
+IOMMU_UNMAP_DMA = 0x3B72
+DEVICE_IOEVENTFD = 0x3B74
+DEVICE_FEATURE = 0x3B75
+DEVICE_BIND_IOMMUFD = 0x3B76
+DEVICE_ATTACH_IOMMUFD_PT = 0x3B77
+DEVICE_DETACH_IOMMUFD_PT = 0x3B78
+
+TYPE1_IOMMU = 1
+TYPE1V2_IOMMU = 3
+NOIOMMU_IOMMU = 8
+UPDATE_VADDR = 10
+
+GROUP_VIABLE = 1
+GROUP_CONTAINER_SET = 2
+
+DEVICE_FLAGS_RESET = 1
+DEVICE_FLAGS_PCI = 2
+REGION_READ, REGION_WRITE, REGION_MMAP, REGION_CAPS = 1, 2, 4, 8
+IRQ_EVENTFD, IRQ_MASKABLE, IRQ_AUTOMASKED, IRQ_NORESIZE = 1, 2, 4, 8
+SET_DATA_NONE, SET_DATA_BOOL, SET_DATA_EVENTFD = 1, 2, 4
+SET_ACTION_MASK, SET_ACTION_UNMASK, SET_ACTION_TRIGGER = 8, 16, 32
+FEATURE_GET, FEATURE_SET, FEATURE_PROBE = 1 << 16, 1 << 17, 1 << 18
+BIND_FLAG_TOKEN = 1
+PASID_FLAG = 1
+
+BAR0, BAR1, BAR2, BAR3, BAR4, BAR5, ROM, CONFIG, VGA = range(9)
+INTX, MSI, MSIX, ERR, REQ = range(5)
+
+# PCI configuration space, include/uapi/linux/pci_regs.h
+PCI_VENDOR_ID = 0x00
+PCI_COMMAND = 0x04
+PCI_COMMAND_IO, PCI_COMMAND_MEMORY, PCI_COMMAND_MASTER, PCI_COMMAND_INTX_DISABLE = 1, 2, 4, 0x400
+
+READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+
+CONTAINER = "/dev/vfio/vfio"
+
+
+class GroupStatus(Struct):
+    """struct vfio_group_status."""
+
+    argsz: int
+    flags: int
+    _fields_ = (*u32("argsz", "flags"),)
+
+
+class DeviceInfo(Struct):
+    """struct vfio_device_info."""
+
+    argsz: int
+    flags: int
+    num_regions: int
+    num_irqs: int
+    cap_offset: int
+    pad: int
+    _fields_ = (*u32("argsz", "flags", "num_regions", "num_irqs", "cap_offset", "pad"),)
+
+
+class RegionInfo(Struct):
+    """struct vfio_region_info."""
+
+    argsz: int
+    flags: int
+    index: int
+    cap_offset: int
+    size: int
+    offset: int
+    _fields_ = (
+        *u32("argsz", "flags", "index", "cap_offset"),
+        *u64("size", "offset"),
+    )
+
+
+class IrqInfo(Struct):
+    """struct vfio_irq_info."""
+
+    argsz: int
+    flags: int
+    index: int
+    count: int
+    _fields_ = (*u32("argsz", "flags", "index", "count"),)
+
+
+class IrqSet(Struct):
+    """struct vfio_irq_set, without the data that follows it."""
+
+    argsz: int
+    flags: int
+    index: int
+    start: int
+    count: int
+    _fields_ = (*u32("argsz", "flags", "index", "start", "count"),)
+
+
+class BindIommufd(Struct):
+    """struct vfio_device_bind_iommufd."""
+
+    argsz: int
+    flags: int
+    iommufd: int
+    out_devid: int
+    token_uuid_ptr: int
+    _fields_ = (
+        *u32("argsz", "flags"),
+        *s32("iommufd"),
+        *u32("out_devid"),
+        *u64("token_uuid_ptr"),
+    )
+
+
+class AttachPt(Struct):
+    """struct vfio_device_attach_iommufd_pt."""
+
+    argsz: int
+    flags: int
+    pt_id: int
+    pasid: int
+    _fields_ = (*u32("argsz", "flags", "pt_id", "pasid"),)
+
+
+class DetachPt(Struct):
+    """struct vfio_device_detach_iommufd_pt."""
+
+    argsz: int
+    flags: int
+    pasid: int
+    _fields_ = (*u32("argsz", "flags", "pasid"),)
+
+
+class Type1Info(Struct):
+    """struct vfio_iommu_type1_info."""
+
+    argsz: int
+    flags: int
+    iova_pgsizes: int
+    cap_offset: int
+    pad: int
+    _fields_ = (
+        *u32("argsz", "flags"),
+        *u64("iova_pgsizes"),
+        *u32("cap_offset", "pad"),
+    )
+
+
+class DmaMap(Struct):
+    """struct vfio_iommu_type1_dma_map."""
+
+    argsz: int
+    flags: int
+    vaddr: int
+    iova: int
+    size: int
+    _fields_ = (
+        *u32("argsz", "flags"),
+        *u64("vaddr", "iova", "size"),
+    )
+
+
+class DmaUnmap(Struct):
+    """struct vfio_iommu_type1_dma_unmap."""
+
+    argsz: int
+    flags: int
+    iova: int
+    size: int
+    _fields_ = (
+        *u32("argsz", "flags"),
+        *u64("iova", "size"),
+    )
+
+
+class Bar:
+    """A mapped BAR, or a part of one.  Each access is one load or store of exactly its width."""
+
+    def __init__(
+        self, fd: int, offset: int, length: int, prot: int = mmap.PROT_READ | mmap.PROT_WRITE
+    ) -> None:
+        self.length = length
+        self.address = libc.mmap(length, prot, mmap.MAP_SHARED, fd, offset)
+
+    def read32(self, offset: int) -> int:
+        """Load 4 bytes."""
+        return int(ctypes.c_uint32.from_address(self._at(offset, 4)).value)
+
+    def write32(self, offset: int, value: int) -> None:
+        """Store 4 bytes."""
+        ctypes.c_uint32.from_address(self._at(offset, 4)).value = value
+
+    def read64(self, offset: int) -> int:
+        """Load 8 bytes."""
+        return int(ctypes.c_uint64.from_address(self._at(offset, 8)).value)
+
+    def write64(self, offset: int, value: int) -> None:
+        """Store 8 bytes."""
+        ctypes.c_uint64.from_address(self._at(offset, 8)).value = value
+
+    def close(self) -> None:
+        """Unmap; a mapping left behind keeps the device open."""
+        if self.address:
+            address, self.address = self.address, 0
+            libc.munmap(address, self.length)
+
+    def _at(self, offset: int, width: int) -> int:
+        if not self.address or offset < 0 or offset + width > self.length or offset % width:
+            raise ValueError(f"{width}-byte access at {offset:#x} of a BAR of {self.length:#x} bytes")
+        return self.address + offset
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a region of a device lies in its file."""
+
+    index: int
+    flags: int
+    size: int
+    offset: int
+
+
+class Device(Descriptor):
+    """A device file: a cdev just opened, or what a group handed out (then already bound)."""
+
+    def __enter__(self) -> Device:
+        return self
+
+    def bind_iommufd(self, iommufd: int, *, token: Optional[bytes] = None) -> int:
+        """DEVICE_BIND_IOMMUFD: hand the device to an iommufd and return its object id there."""
+        argument = BindIommufd(iommufd=iommufd)
+        uuid = ctypes.create_string_buffer(token, 16) if token is not None else None
+        if uuid is not None:
+            argument.flags = BIND_FLAG_TOKEN
+            argument.token_uuid_ptr = ctypes.addressof(uuid)
+        self.call(DEVICE_BIND_IOMMUFD, argument)
+        return argument.out_devid
+
+    def attach(self, pt_id: int, *, pasid: Optional[int] = None) -> int:
+        """DEVICE_ATTACH_IOMMUFD_PT: attach to an IOAS or HWPT and return the id of the HWPT in use."""
+        argument = AttachPt(pt_id=pt_id)
+        if pasid is not None:
+            argument.flags, argument.pasid = PASID_FLAG, pasid
+        self.call(DEVICE_ATTACH_IOMMUFD_PT, argument)
+        return argument.pt_id
+
+    def detach(self, *, pasid: Optional[int] = None) -> None:
+        """DEVICE_DETACH_IOMMUFD_PT."""
+        argument = DetachPt()
+        if pasid is not None:
+            argument.flags, argument.pasid = PASID_FLAG, pasid
+        self.call(DEVICE_DETACH_IOMMUFD_PT, argument)
+
+    def info(self) -> DeviceInfo:
+        """DEVICE_GET_INFO."""
+        argument = DeviceInfo()
+        self.call(DEVICE_GET_INFO, argument)
+        return argument
+
+    def region_info(self, index: int) -> RegionInfo:
+        """DEVICE_GET_REGION_INFO."""
+        argument = RegionInfo(index=index)
+        self.call(DEVICE_GET_REGION_INFO, argument)
+        return argument
+
+    def region(self, index: int) -> Region:
+        """Return the region as a value."""
+        info = self.region_info(index)
+        return Region(index=index, flags=info.flags, size=info.size, offset=info.offset)
+
+    def irq_info(self, index: int) -> IrqInfo:
+        """DEVICE_GET_IRQ_INFO."""
+        argument = IrqInfo(index=index)
+        self.call(DEVICE_GET_IRQ_INFO, argument)
+        return argument
+
+    def set_irqs(self, index: int, flags: int, start: int = 0, count: int = 1, data: bytes = b"") -> None:
+        """DEVICE_SET_IRQS with *data* behind the header."""
+        head = IrqSet(flags=flags, index=index, start=start, count=count)
+        head.argsz = ctypes.sizeof(IrqSet) + len(data)
+        self.call(DEVICE_SET_IRQS, bytearray(bytes(head) + data))
+
+    def set_eventfds(self, index: int, *fds: int, start: int = 0) -> None:
+        """Have the vectors from *start* of interrupt *index* signal these eventfds; -1 takes one away."""
+        flags = SET_DATA_EVENTFD | SET_ACTION_TRIGGER
+        self.set_irqs(index, flags, start, len(fds), struct.pack(f"<{len(fds)}i", *fds))
+
+    def disable_irqs(self, index: int) -> None:
+        """Switch interrupt *index* off."""
+        self.set_irqs(index, SET_DATA_NONE | SET_ACTION_TRIGGER, 0, 0)
+
+    def trigger(self, index: int, vector: int = 0) -> None:
+        """Have the kernel signal the eventfd as if the device had raised the interrupt."""
+        self.set_irqs(index, SET_DATA_NONE | SET_ACTION_TRIGGER, vector, 1)
+
+    def reset(self) -> None:
+        """DEVICE_RESET."""
+        self.call(DEVICE_RESET)
+
+    def feature(self, flags: int, payload: Union[bytes, bytearray] = b"") -> bytes:
+        """DEVICE_FEATURE; return the payload as the kernel left it."""
+        argument = bytearray(struct.pack("<II", 8 + len(payload), flags) + payload)
+        self.call(DEVICE_FEATURE, argument)
+        return bytes(argument[8:])
+
+    def read_config(self, offset: int, size: int) -> int:
+        """Read a little-endian number of *size* bytes from configuration space."""
+        data = os.pread(self.fd, size, self.region(CONFIG).offset + offset)
+        return int.from_bytes(data, "little")
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """Write a little-endian number of *size* bytes to configuration space."""
+        os.pwrite(self.fd, value.to_bytes(size, "little"), self.region(CONFIG).offset + offset)
+
+    def set_bus_master(self, on: bool = True) -> None:
+        """Let the device do DMA and send MSIs, or stop it; it is stopped after every open."""
+        command = self.read_config(PCI_COMMAND, 2) & ~PCI_COMMAND_MASTER
+        self.write_config(PCI_COMMAND, 2, command | (PCI_COMMAND_MASTER if on else 0))
+
+    def bar(self, index: int = BAR0, *, offset: int = 0, length: Optional[int] = None) -> Bar:
+        """Map a BAR; the caller closes it, or the device stays open."""
+        region = self.region(index)
+        return Bar(self.fd, region.offset + offset, region.size - offset if length is None else length)
+
+
+class Container(Descriptor):
+    """/dev/vfio/vfio, or an iommufd that plays it."""
+
+    def __enter__(self) -> Container:
+        return self
+
+    def api_version(self) -> int:
+        """GET_API_VERSION."""
+        return self.call(GET_API_VERSION)
+
+    def check_extension(self, extension: int) -> int:
+        """CHECK_EXTENSION: what the container says about *extension*, 0 for no."""
+        return self.call(CHECK_EXTENSION, extension)
+
+    def set_iommu(self, kind: int) -> None:
+        """SET_IOMMU."""
+        self.call(SET_IOMMU, kind)
+
+    def iommu_info(self) -> Type1Info:
+        """IOMMU_GET_INFO."""
+        argument = Type1Info()
+        self.call(IOMMU_GET_INFO, argument)
+        return argument
+
+    def map_dma(self, vaddr: int, iova: int, size: int, flags: int = REGION_READ | REGION_WRITE) -> None:
+        """IOMMU_MAP_DMA."""
+        self.call(IOMMU_MAP_DMA, DmaMap(vaddr=vaddr, iova=iova, size=size, flags=flags))
+
+    def unmap_dma(self, iova: int, size: int) -> int:
+        """IOMMU_UNMAP_DMA; return the number of bytes unmapped."""
+        argument = DmaUnmap(iova=iova, size=size)
+        self.call(IOMMU_UNMAP_DMA, argument)
+        return argument.size
+
+
+class Group(Descriptor):
+    """A group file, /dev/vfio/G or /dev/vfio/noiommu-G."""
+
+    def __enter__(self) -> Group:
+        return self
+
+    def status(self) -> int:
+        """GROUP_GET_STATUS: the flags."""
+        argument = GroupStatus()
+        self.call(GROUP_GET_STATUS, argument)
+        return argument.flags
+
+    def set_container(self, container: Union[int, Descriptor]) -> None:
+        """GROUP_SET_CONTAINER with an open container or any descriptor."""
+        number = container if isinstance(container, int) else container.fd
+        self.call(GROUP_SET_CONTAINER, bytearray(struct.pack("<i", number)))
+
+    def unset_container(self) -> None:
+        """GROUP_UNSET_CONTAINER."""
+        self.call(GROUP_UNSET_CONTAINER)
+
+    def device(self, name: str) -> Device:
+        """GROUP_GET_DEVICE_FD; *name* is the BDF, perhaps followed by ` vf_token=UUID`."""
+        return Device(self.call(GROUP_GET_DEVICE_FD, bytearray(name.encode() + b"\0")))
+
+
+def _open(path: Union[str, Path]) -> int:
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+def open_container(path: Union[str, Path] = CONTAINER) -> Container:
+    """Open a container."""
+    return Container(_open(path))
+
+
+def open_group(bdf: str) -> Group:
+    """Open the group node of *bdf*; raise ENOENT when it has none."""
+    node = pci.vfio_nodes(bdf).group
+    if node is None:
+        raise OSError(errno.ENOENT, f"{bdf} has no VFIO group node")
+    return Group(_open(node))
+
+
+def open_cdev(bdf: str) -> Device:
+    """Open the device node of *bdf*; raise ENOENT when it has none."""
+    node = pci.vfio_nodes(bdf).cdev
+    if node is None:
+        raise OSError(errno.ENOENT, f"{bdf} has no VFIO device node")
+    return Device(_open(node))

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From a Job to a guest that is proven to be what was asked for.
+
+Three proofs before the first case, all read over SSH: the nonce on the kernel command line (this VM, not an
+older one), the GNU build-id of the running kernel (the one we built) and the PCI devices (the topology asked
+for).  A result on the wrong kernel is not a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import InfraError, LostGuest
+from harness.kernel.elf import find_build_ids
+from harness.machine.accel import Accel
+from harness.machine.found import bdfs, facts_command, mismatches, read_facts
+from harness.machine.machine import Machine
+from harness.machine.qemu import Qemu, find_qemu
+from harness.machine.roots import find_root
+from harness.machine.splat import Splat
+from harness.machine.topology import load_topology
+from harness.machine.vm import VM, State, start_vm
+from harness.plan import Job
+from harness.remote import Endpoint, Guest
+
+BOOT_SECONDS = 30.0
+"""From starting QEMU to a finished SSH handshake, on KVM; TCG multiplies it."""
+
+_SETTLE_SECONDS = 3.0
+"""How long the console may lag behind SSH before a case's splats are counted."""
+
+TIMING_FILE = "timing.json"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A Machine, the QEMU that will run it and what the booted kernel must prove."""
+
+    machine: Machine
+    qemu: Qemu
+    build_id: str
+
+    @property
+    def accel(self) -> Accel:
+        return self.machine.accel
+
+    @classmethod
+    def of(cls, job: Job, *, gdb: bool = False) -> Recipe:
+        """What *job* wants booted.  Raises UsageError or InfraError when this host cannot."""
+        qemu = find_qemu(Path(job.qemu) if job.qemu else None)
+        machine = Machine(
+            vmlinux=Path(job.kernel.vmlinux),
+            modules_dir=Path(job.kernel.modules_dir) if job.kernel.modules_dir else None,
+            topology=load_topology(job.topology, qemu),
+            cpus=job.cpus,
+            memory_mib=job.memory_mib,
+            accel=Accel(job.accel),
+            root=find_root(job.root),
+            gdb=gdb,
+        )
+        return cls(machine=machine, qemu=qemu, build_id=job.kernel.build_id)
+
+
+class Booted:
+    """A running VM, the Guest in it and where its devices were found."""
+
+    def __init__(self, vm: VM, guest: Guest, bdfs: Mapping[str, str]) -> None:
+        self.vm = vm
+        self.guest = guest
+        self.bdfs = bdfs
+        """Device id -> BDF, `0000:00:04.0`."""
+        self._mark = vm.console.size
+        self._marked_at = time.monotonic()
+
+    @property
+    def directory(self) -> Path:
+        return self.vm.directory
+
+    def mark(self) -> None:
+        """Begin a piece of work: what the kernel says from here on belongs to it."""
+        self._mark = self.vm.console.size
+        self._marked_at = time.monotonic()
+
+    @property
+    def since_mark(self) -> float:
+        """Seconds since mark()."""
+        return time.monotonic() - self._marked_at
+
+    def splats(self, name: str) -> tuple[Splat, ...]:
+        """What the kernel complained of since mark(), once the end of *name* has reached the console."""
+        console = self.vm.console
+        if self.vm.alive:
+            limit = Deadline.after(_SETTLE_SECONDS * self.vm.machine.accel.timeout_factor)
+            console.wait_for(f"vfio-harness: end {name}", limit, self._mark)
+            while not console.settled and not limit.expired:
+                time.sleep(0.05)
+        return console.splats(self._mark)
+
+    def diagnose(self) -> None:
+        """Ask the VM what it can still tell, while it can."""
+        self.vm.diagnose()
+
+    def cause_of_loss(self, error: LostGuest) -> str:
+        """Why the guest is gone: the VM's own ending where it has one, else what the connection said."""
+        self.vm.wait(Deadline.after(1.0))
+        return error.message if self.vm.state is State.RUNNING else self.vm.ending
+
+
+@contextlib.contextmanager
+def boot(recipe: Recipe, directory: Path) -> Iterator[Booted]:
+    """Boot, connect, prove; the VM is stopped when the block ends.
+
+    Raises LostGuest when no guest answers in time, InfraError when it is not the one asked for.
+    """
+    nonce = secrets.token_hex(8)
+    limit = Deadline.after(BOOT_SECONDS * recipe.accel.timeout_factor)
+    began = time.monotonic()
+    with start_vm(recipe.machine, directory, nonce=nonce, qemu=recipe.qemu, deadline=limit) as vm:
+        try:
+            guest = Guest.connect(_endpoint(vm), limit, lambda: vm.alive)
+        except LostGuest as error:
+            vm.diagnose()
+            raise _never_up(vm, error) from error
+        with guest:
+            connected = time.monotonic()
+            _prove_kernel(guest, recipe, nonce, limit)
+            places = _prove_devices(guest, recipe, limit)
+            timing = {"to_ssh": connected - began, "to_proof": time.monotonic() - began}
+            (directory / TIMING_FILE).write_text(json.dumps(timing) + "\n", encoding="utf-8")
+            yield Booted(vm, guest, places)
+
+
+def _endpoint(vm: VM) -> Endpoint:
+    ssh = vm.ssh
+    return Endpoint(
+        host=ssh.address, port=ssh.port, user=ssh.user, client_key=ssh.client_key, host_key=ssh.host_key
+    )
+
+
+def _never_up(vm: VM, error: LostGuest) -> LostGuest:
+    """The same loss, with the kernel's own last word where there is one."""
+    fatal = next((splat for splat in vm.console.splats() if splat.fatal), None)
+    last = fatal.title if fatal else next((line for line in reversed(vm.console.tail()) if line.strip()), "")
+    said = f"; the console's last word: {last.strip()}" if last else "; the console is empty"
+    ending = "" if vm.alive else f" ({vm.ending})"
+    return LostGuest(f"{error.message}{ending}{said}", hint=f"the console: {vm.console.path}")
+
+
+def _prove_kernel(guest: Guest, recipe: Recipe, nonce: str, limit: Deadline) -> None:
+    command_line = guest.pull("/proc/cmdline", limit).decode(errors="replace")
+    if f"vfio_harness.nonce={nonce}" not in command_line.split():
+        raise InfraError("the guest that answers is not the VM that was started: its nonce is another one")
+    running = tuple(find_build_ids(guest.pull("/sys/kernel/notes", limit)))
+    if recipe.build_id not in running:
+        found = ", ".join(running) or "none"
+        raise InfraError(f"the running kernel is not the one built: build-id {found}, not {recipe.build_id}")
+
+
+def _prove_devices(guest: Guest, recipe: Recipe, limit: Deadline) -> dict[str, str]:
+    """Compare the machine found with the one asked for; return where each of its devices is."""
+    facts = read_facts(guest.check(facts_command(), limit))
+    wrong = mismatches(recipe.machine.topology, facts)
+    if wrong:
+        raise InfraError(f"the machine is not the one asked for: {'; '.join(wrong)}")
+    return bdfs(recipe.machine.topology, facts)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`vfio-harness list`: what there is to choose from, and what is there already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+
+import click
+
+from harness import paths
+
+Row = dict[str, str]
+
+
+def _variants() -> list[Row]:
+    from harness.kernel.variants import load_catalogue
+
+    catalogue = load_catalogue()
+    rows = [{"name": v.name, "what": v.summary} for v in catalogue.variants.values()]
+    return rows + [{"name": f"--with {a.name}", "what": a.summary} for a in catalogue.addons.values()]
+
+
+def _topologies() -> list[Row]:
+    from harness.machine.topology import load_topology, shipped_topologies
+
+    loaded = [load_topology(name) for name in shipped_topologies()]
+    return [{"name": t.name, "what": t.summary, "features": " ".join(sorted(t.features))} for t in loaded]
+
+
+def _suites() -> list[Row]:
+    from harness.suites.kselftest import shipped_suites
+    from harness.suites.probes import SUITE, probe_cases
+
+    ours = {"name": SUITE, "what": f"{len(probe_cases())} cases of our own"}
+    return [
+        ours,
+        *(
+            {"name": suite.name, "what": f"upstream's tools/testing/selftests/{suite.directory}"}
+            for suite in shipped_suites().values()
+        ),
+    ]
+
+
+def _cases() -> list[Row]:
+    from harness.suites.probes import SUITE, probe_cases
+
+    return [
+        {
+            "name": f"{SUITE}/{case.address}",
+            "what": case.promise,
+            "needs": " ".join(case.needs),
+            "cites": case.cites,
+        }
+        for case in probe_cases()
+    ]
+
+
+def _kernels() -> list[Row]:
+    from harness.kernel.store import list_kernels
+
+    return [
+        {
+            "name": str(facts["digest"]),
+            "what": f"{facts['release']} {facts['variant']}",
+            "tree": str(facts["tree_label"]),
+        }
+        for facts in list_kernels()
+    ]
+
+
+def _runs() -> list[Row]:
+    from harness.results import list_runs
+
+    return [
+        {
+            "name": run.directory.name,
+            "what": run.verdict.value if run.verdict else run.state.value,
+            "started": f"{run.info.started:%Y-%m-%d %H:%M}" if run.info else "",
+            "problem": run.problem,
+        }
+        for run in list_runs(paths.runs_dir())
+    ]
+
+
+_KINDS: Mapping[str, Callable[[], list[Row]]] = {
+    "variants": _variants,
+    "topologies": _topologies,
+    "suites": _suites,
+    "cases": _cases,
+    "kernels": _kernels,
+    "runs": _runs,
+}
+
+
+def _print(rows: Sequence[Row]) -> None:
+    """Name and what in two columns, cut to the terminal; everything else is for --json."""
+    width = max((len(row["name"]) for row in rows), default=0)
+    room = shutil.get_terminal_size((110, 40)).columns - width - 2
+    for row in rows:
+        text = " ".join(row["what"].split())
+        shown = text if len(text) <= room else f"{text[: max(0, room - 3)]}..."
+        click.echo(f"{row['name']:{width}}  {shown}")
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(list(_KINDS)))
+@click.option("--json", "as_json", is_flag=True, help="Everything that is known of each, as JSON.")
+def command(kind: str, as_json: bool) -> None:
+    """List variants, topologies, suites, cases, kernels in the store, or runs.
+
+    \b
+    Examples:
+      vfio-harness list cases --json | jq -r '.[] | select(.needs | contains("igb")).name'
+      vfio-harness list runs
+    """
+    rows = _KINDS[kind]()
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        _print(rows)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line: verbs, exit codes, and the one place where an error becomes a message.
+
+Each verb lives in a module of its own that is imported only when it is used, so that `--help` and shell
+completion stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+import harness
+from harness.errors import ExitCode, HarnessError, nearest
+
+VERBS = {
+    "run": "Build, boot and test: the one-shot for a developer with a patch.",
+    "build": "Build the kernel of a variant into the store.",
+    "shell": "Open a shell in a VM, on the same machine that run uses.",
+    "list": "List variants, topologies, suites, cases, kernels or runs.",
+    "report": "Show or convert the report of an earlier run.",
+    "doctor": "Say what this host lacks and what that costs; --fix installs it.",
+    "gc": "Prune the kernel store and old runs.",
+}
+
+EPILOG = """\b
+Examples:
+  vfio-harness run                                 newest Debian source, group-cdev, edu and igb
+  vfio-harness run --tree ~/linux --variant cdev -k get_pa
+  vfio-harness run --tree ~/linux@topic --topology iommu-intel --case 'probes/viommu/*'
+  vfio-harness shell --variant group-cdev --topology edu-igb
+
+Exit codes: 0 good, 1 a case failed, 2 wrong use, 3 infrastructure, 4 no kernel to test, 130 interrupted.
+"""
+
+
+class Verbs(click.Group):
+    """The verbs, imported on use; a wrong one is answered with the nearest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = importlib.import_module(f"harness.cli.{cmd_name}_verb").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no verb {args[0]!r}: {nearest(args[0], VERBS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.command(
+    cls=Verbs,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(harness.__version__, prog_name="vfio-harness")
+def app() -> None:
+    """Regression harness for Linux VFIO no-IOMMU: builds kernels, boots them under QEMU, proves them."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def complain(message: str, hint: str | None = None) -> None:
+    """Print one error the way every error is printed: what is wrong, then what to do."""
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    if hint:
+        click.echo(f"  {hint}", err=True)
+
+
+def main() -> NoReturn:
+    """Run a verb and exit with its code; SIGTERM is handled like Ctrl-C: what is finished is kept."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(int(code or 0))
+    except HarnessError as error:
+        complain(error.message, error.hint)
+        sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        complain(error.format_message(), f"see: {context.command_path} --help" if context else None)
+        sys.exit(ExitCode.USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        complain("interrupted")
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(ExitCode.GOOD)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The option groups that several verbs share, so that one thing has one spelling everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _apply(options: tuple[Callable[[F], F], ...], function: F) -> F:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _complete_variant(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from harness.kernel.variants import load_catalogue
+
+    return [
+        CompletionItem(v.name, help=v.summary)
+        for v in load_catalogue().variants.values()
+        if v.name.startswith(incomplete)
+    ]
+
+
+def _complete_topology(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from harness.machine.topology import shipped_topologies
+
+    return [CompletionItem(name) for name in shipped_topologies() if name.startswith(incomplete)]
+
+
+def tree_option(function: F) -> F:
+    """Where the kernel source comes from."""
+    return click.option(
+        "--tree",
+        metavar="TREE",
+        help="Directory, GITDIR@REF, tarball, or debian:latest | debian:7.3 | debian:6.12 "
+        "[default: the current directory if it is a kernel tree, else debian:latest]",
+    )(function)
+
+
+def kernel_options(function: F) -> F:
+    """What to build of it, and how."""
+    return _apply(
+        (
+            click.option(
+                "--with",
+                "addons",
+                multiple=True,
+                metavar="ADDON",
+                help="Add-on fragment: debug, fault-injection or gcov. Repeatable.",
+            ),
+            click.option(
+                "--config",
+                "configs",
+                multiple=True,
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="Your own kconfig fragment on top. Repeatable.",
+            ),
+            click.option(
+                "-j",
+                "--jobs",
+                type=click.IntRange(min=1),
+                default=None,
+                metavar="N",
+                help=f"Parallel compilers [default: {(os.cpu_count() or 1) + 1}]",
+            ),
+        ),
+        function,
+    )
+
+
+def variant_option(multiple: bool) -> Callable[[F], F]:
+    """The no-IOMMU configuration to build."""
+    return click.option(
+        "--variant",
+        "variants" if multiple else "variant",
+        multiple=multiple,
+        default=["group-cdev"] if multiple else "group-cdev",
+        show_default=True,
+        metavar="NAME",
+        shell_complete=_complete_variant,
+        help="No-IOMMU configuration to build; see: list variants." + (" Repeatable." if multiple else ""),
+    )
+
+
+def topology_option(multiple: bool) -> Callable[[F], F]:
+    """The emulated devices to boot with."""
+    return click.option(
+        "--topology",
+        "topologies" if multiple else "topology",
+        multiple=multiple,
+        default=["edu-igb"] if multiple else "edu-igb",
+        show_default=True,
+        metavar="NAME|FILE",
+        shell_complete=_complete_topology,
+        help="Emulated devices; see: list topologies." + (" Repeatable." if multiple else ""),
+    )
+
+
+def machine_options(function: F) -> F:
+    """How the VM is run."""
+    return _apply(
+        (
+            click.option(
+                "--accel",
+                type=click.Choice(["auto", "kvm", "tcg"]),
+                default="auto",
+                show_default=True,
+                help="auto proves KVM by really running a guest.",
+            ),
+            click.option(
+                "--root",
+                type=click.Choice(["virtme"]),
+                default="virtme",
+                show_default=True,
+                help="Where the guest's user space comes from: virtme is this host's own root, read-only.",
+            ),
+            click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N"),
+            click.option(
+                "--memory",
+                type=click.IntRange(min=256),
+                default=None,
+                metavar="MIB",
+                help="Guest memory [default: what topology and suites need, at least 1024]",
+            ),
+            click.option("--qemu", metavar="PATH", help="The qemu-system-x86_64 to use."),
+        ),
+        function,
+    )

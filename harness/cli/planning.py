@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From options to a Plan: opens the tree, provides the kernels, resolves machines, and keeps what went wrong.
+
+A variant that cannot be built costs its own jobs only; the others go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import ExitCode, KernelError, NotApplicable, UsageError
+from harness.kernel.kconfig import Fragment, read_fragment
+from harness.kernel.selftests import list_programs
+from harness.kernel.store import Kernel, prove_blocked, provide_kernel
+from harness.kernel.trees import KernelTree, open_tree
+from harness.kernel.variants import Variant, load_catalogue
+from harness.machine.accel import Choice, choose_accel
+from harness.machine.devices import Topology
+from harness.machine.machine import Machine
+from harness.machine.qemu import Qemu, find_qemu
+from harness.machine.roots import find_root
+from harness.machine.topology import load_topology
+from harness.plan import Job, KernelRef
+from harness.results import Address, JobRecord, Outcome, Result
+from harness.suites.kselftest import shipped_suites
+
+DEFAULT_MEMORY_MIB = 1024
+"""Enough for every probe; a selftest that needs more says so in kselftest-*.yaml."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KernelWish:
+    """Which kernel a verb was asked for."""
+
+    tree: str | None
+    variant: str
+    addons: tuple[str, ...] = ()
+    configs: tuple[Path, ...] = ()
+    jobs: int | None = None
+
+    def options(self) -> list[str]:
+        """The options that say it again."""
+        words = ["--tree", self.tree] if self.tree else []
+        words += ["--variant", self.variant]
+        words += [word for addon in self.addons for word in ("--with", addon)]
+        words += [word for config in self.configs for word in ("--config", os.fspath(config))]
+        return words
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MachineWish:
+    """Which machine a verb was asked for."""
+
+    topology: str
+    accel: str
+    root: str
+    cpus: int
+    memory: int | None
+    qemu: str | None
+
+    def options(self) -> list[str]:
+        """The options that say it again, defaults left out."""
+        words = ["--topology", self.topology]
+        if self.accel != "auto":
+            words += ["--accel", self.accel]
+        if self.root != "virtme":
+            words += ["--root", self.root]
+        if self.cpus != 2:
+            words += ["--cpus", str(self.cpus)]
+        if self.memory is not None:
+            words += ["--memory", str(self.memory)]
+        if self.qemu is not None:
+            words += ["--qemu", self.qemu]
+        return words
+
+
+def open_wished_tree(wish: str | None) -> KernelTree:
+    """The tree of `--tree`, or the default one."""
+    return open_tree(wish)
+
+
+def wished_variant(name: str) -> Variant:
+    """The variant called *name*; UsageError names the nearest one."""
+    return load_catalogue().variant(name)
+
+
+def check_addons(names: Sequence[str]) -> None:
+    """Refuse an add-on that does not exist."""
+    for name in names:
+        load_catalogue().addon(name)
+
+
+def read_configs(paths: Sequence[Path]) -> tuple[Fragment, ...]:
+    """The user's own fragments; UsageError names file and line of what is wrong in one."""
+    return tuple(read_fragment(path) for path in paths)
+
+
+def choose(machine: MachineWish, vmlinux: Path | None = None) -> tuple[Qemu, Choice]:
+    """The QEMU and the accelerator; proven with *vmlinux* once there is one."""
+    qemu = find_qemu(Path(machine.qemu) if machine.qemu else None)
+    return qemu, choose_accel(machine.accel, qemu, vmlinux)
+
+
+def check_machine(machine: MachineWish, qemu: Qemu) -> Topology:
+    """Refuse an impossible machine before anything is built for it."""
+    topology = load_topology(machine.topology, qemu)
+    find_root(machine.root)
+    if machine.memory is not None and machine.memory < topology.min_memory:
+        raise UsageError(
+            f"topology {topology.name!r} needs {topology.min_memory} MiB of memory, not {machine.memory}"
+        )
+    return topology
+
+
+def kernel_ref(kernel: Kernel) -> KernelRef:
+    """The Kernel as a Job carries it."""
+    programs = list_programs(kernel.selftests) if kernel.selftests else ()
+    return KernelRef(
+        digest=kernel.digest,
+        release=kernel.release,
+        build_id=kernel.build_id,
+        variant=kernel.variant,
+        tree=kernel.tree_label,
+        vmlinux=os.fspath(kernel.vmlinux),
+        config=os.fspath(kernel.config),
+        modules_dir=os.fspath(kernel.modules_dir) if kernel.modules_dir else None,
+        selftests_dir=os.fspath(kernel.selftests) if kernel.selftests else None,
+        programs=tuple(f"{p.collection}/{p.name}" for p in programs),
+    )
+
+
+def _memory(
+    machine: MachineWish, topology: Topology, suites: Sequence[str], ref: KernelRef, features: frozenset[str]
+) -> int:
+    """MiB: what the user said, else the most that topology and suites ask for."""
+    if machine.memory is not None:
+        return machine.memory
+    wanted = [DEFAULT_MEMORY_MIB, topology.min_memory]
+    known = (shipped_suites()[name] for name in suites if name in shipped_suites())
+    return max(*wanted, *(suite.memory_for(ref.programs, features) for suite in known))
+
+
+def make_job(
+    kernel: Kernel, wish: KernelWish, machine: MachineWish, accel: Choice, suites: tuple[str, ...]
+) -> Job:
+    """The Job of one kernel on one topology."""
+    topology = load_topology(machine.topology)
+    ref = kernel_ref(kernel)
+    memory = _memory(machine, topology, suites, ref, kernel.features | topology.features)
+    value = Machine(
+        vmlinux=kernel.vmlinux,
+        modules_dir=kernel.modules_dir,
+        topology=topology,
+        cpus=machine.cpus,
+        memory_mib=memory,
+        accel=accel.accel,
+        root=find_root(machine.root),
+    )
+    extra = [word for suite in suites for word in ("--suite", suite)]
+    return Job(
+        name="-".join([kernel.release, kernel.variant, *wish.addons, topology.name]),
+        kernel=ref,
+        topology=os.fspath(topology.path) if topology.name != machine.topology else topology.name,
+        root=machine.root,
+        accel=accel.accel.value,
+        qemu=machine.qemu,
+        cpus=machine.cpus,
+        memory_mib=memory,
+        suites=suites,
+        features=tuple(sorted(kernel.features | value.features)),
+        rerun=shlex.join(["vfio-harness", "run", *wish.options(), *machine.options(), *extra]),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """What became of one wished kernel: it, or why there is none."""
+
+    wish: KernelWish
+    kernel: Kernel | None = None
+    proof: Result | None = None
+    """For a blocked variant: that Kconfig refuses no-IOMMU mode, or does not."""
+    problem: KernelError | None = None
+
+    def record(self, topology: str, job: Job | None) -> JobRecord:
+        """How this kernel's job on *topology* goes into the results."""
+        if job is not None and self.kernel is not None:
+            return JobRecord(
+                name=job.name,
+                kernel=f"{self.kernel.release} {self.kernel.digest[:12]}",
+                variant=self.wish.variant,
+                topology=topology,
+                features=job.features,
+            )
+        return JobRecord(
+            name=f"{self.wish.variant}-{topology}" if topology else self.wish.variant,
+            variant=self.wish.variant,
+            topology=topology,
+            problem=str(self.problem) if self.problem else "",
+            problem_code=self.problem.exit_code if self.problem else ExitCode.GOOD,
+            applicable=not isinstance(self.problem, NotApplicable),
+        )
+
+
+def provide(tree: KernelTree, wish: KernelWish, *, show_progress: bool = True) -> Provided:
+    """Get the kernel of *wish* from the store or build it; a KernelError is kept, not raised."""
+    from harness.cli.progress import build_progress
+
+    variant = wished_variant(wish.variant)
+    if variant.blocked:
+        return Provided(wish=wish, proof=_proof(tree, variant))
+    with build_progress(variant.name, sys.stderr, quiet=not show_progress) as progress:
+        try:
+            kernel = provide_kernel(
+                tree,
+                variant,
+                wish.addons,
+                read_configs(wish.configs),
+                jobs=wish.jobs or (os.cpu_count() or 1) + 1,
+                progress=progress,
+            )
+        except KernelError as error:
+            return Provided(wish=wish, problem=error)
+    return Provided(wish=wish, kernel=kernel)
+
+
+def _proof(tree: KernelTree, variant: Variant) -> Result:
+    """A blocked variant's one case: olddefconfig must leave no-IOMMU mode off, and say why."""
+    address = Address(suite="kconfig", program=variant.name, case="noiommu_is_refused")
+    try:
+        proof = prove_blocked(tree, variant)
+    except NotApplicable as error:
+        return Result(address=address, job=variant.name, outcome=Outcome.FAIL, reason=str(error))
+    asked = ", ".join(proof.asked)
+    return Result(
+        address=address, job=variant.name, outcome=Outcome.PASS, reason=f"{asked} stays off: {proof.reason}"
+    )

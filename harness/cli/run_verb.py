@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`vfio-harness run`: build, boot and test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.cli import options
+from harness.cli.planning import KernelWish, MachineWish
+from harness.cli.session import PytestOptions, Session
+
+DEFAULT_SUITES = ("probes", "kselftest:vfio")
+
+
+@click.command("run", context_settings={"ignore_unknown_options": False})
+@options.tree_option
+@options.variant_option(multiple=True)
+@options.topology_option(multiple=True)
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    default=DEFAULT_SUITES,
+    show_default=True,
+    metavar="NAME",
+    help="probes, kselftest:vfio or kselftest:iommu. Repeatable.",
+)
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Only this case, e.g. probes/get_pa/length_zero; shell patterns allowed. Repeatable.",
+)
+@options.kernel_options
+@options.machine_options
+@click.option("-k", "keyword", metavar="EXPR", help="pytest's -k: only items whose names match.")
+@click.option("-x", "exit_first", is_flag=True, help="Stop at the first bad result.")
+@click.option("--lf", "last_failed", is_flag=True, help="Only what failed last time.")
+@click.option("-n", "workers", metavar="N", help="Parallel workers (pytest-xdist), each with its own VM.")
+@click.option("--collect-only", is_flag=True, help="Show what would run; boots nothing.")
+@click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
+@click.option(
+    "--junit-xml",
+    "junit",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write JUnit here; the run directory always has junit.xml.",
+)
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="What random choices in cases start from."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole run as JSON on stdout at the end.")
+@click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
+def command(
+    tree: str | None,
+    variants: tuple[str, ...],
+    topologies: tuple[str, ...],
+    suites: tuple[str, ...],
+    cases: tuple[str, ...],
+    addons: tuple[str, ...],
+    configs: tuple[Path, ...],
+    jobs: int | None,
+    accel: str,
+    root: str,
+    cpus: int,
+    memory: int | None,
+    qemu: str | None,
+    keyword: str | None,
+    exit_first: bool,
+    last_failed: bool,
+    workers: str | None,
+    collect_only: bool,
+    verbose: bool,
+    junit: Path | None,
+    seed: int,
+    as_json: bool,
+    pytest_args: tuple[str, ...],
+) -> int:
+    """Build, boot and test: every variant on every topology.
+
+    Anything after `--` goes to pytest as it is.
+
+    \b
+    Examples:
+      vfio-harness run
+      vfio-harness run --tree ~/linux --variant group-cdev --variant cdev -n 2
+      vfio-harness run --topology iommu-intel --suite probes -k viommu -- --durations=5
+    """
+    wishes = [
+        KernelWish(tree=tree, variant=v, addons=addons, configs=configs, jobs=jobs)
+        for v in dict.fromkeys(variants)
+    ]
+    machines = [
+        MachineWish(topology=t, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu)
+        for t in dict.fromkeys(topologies)
+    ]
+    passed_on = PytestOptions(
+        keyword=keyword,
+        exit_first=exit_first,
+        last_failed=last_failed,
+        workers=workers,
+        collect_only=collect_only,
+        verbose=verbose,
+        extra=pytest_args,
+    )
+    session = Session(wishes, machines, suites, cases, seed, quiet=as_json)
+    session.check()
+    session.prepare()
+    if collect_only:
+        return session.collect(passed_on)
+    return session.test(passed_on, junit, as_json)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`vfio-harness shell`: an interactive shell in the machine that `run` uses."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from harness.boot import Recipe, boot
+from harness.cli import options, planning
+from harness.cli.planning import KernelWish, MachineWish
+from harness.errors import UsageError
+from harness.machine.machine import GDB_SOCKET
+from harness.remote import interact
+
+
+@click.command("shell")
+@options.tree_option
+@options.variant_option(multiple=False)
+@options.topology_option(multiple=False)
+@options.kernel_options
+@options.machine_options
+@click.option("--gdb", is_flag=True, help="Offer a gdb server on a unix socket, which is named at the start.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def command(
+    tree: str | None,
+    variant: str,
+    topology: str,
+    addons: tuple[str, ...],
+    configs: tuple[Path, ...],
+    jobs: int | None,
+    accel: str,
+    root: str,
+    cpus: int,
+    memory: int | None,
+    qemu: str | None,
+    gdb: bool,
+    words: tuple[str, ...],
+) -> int:
+    """Boot the same machine that run uses and open a shell in it, or run WORDS there.
+
+    The VM ends with the shell.  Console and QEMU command are in the directory named first.
+
+    \b
+    Examples:
+      vfio-harness shell --topology hotplug
+      vfio-harness shell -- lspci -nn
+    """
+    wish = KernelWish(tree=tree, variant=variant, addons=addons, configs=configs, jobs=jobs)
+    machine = MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu)
+    if planning.wished_variant(variant).blocked:
+        raise UsageError(f"variant {variant!r} is never built, so there is nothing to boot")
+    found, choice = planning.choose(machine)
+    click.echo(f"accelerator: {choice.reason}", err=True)
+    planning.check_machine(machine, found)
+    provided = planning.provide(planning.open_wished_tree(tree), wish)
+    if provided.kernel is None:
+        assert provided.problem is not None
+        raise provided.problem
+    _, choice = planning.choose(machine, provided.kernel.vmlinux)
+    recipe = Recipe.of(planning.make_job(provided.kernel, wish, machine, choice, ()), gdb=gdb)
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfio-harness-shell-")))
+        click.echo(f"the VM's directory: {directory}", err=True)
+        if gdb:
+            click.echo(f"gdb {recipe.machine.vmlinux} -ex 'target remote {directory / GDB_SOCKET}'", err=True)
+        booted = stack.enter_context(boot(recipe, directory))
+        for device, bdf in booted.bdfs.items():
+            click.echo(f"{device} is {bdf}", err=True)
+        sys.stderr.flush()
+        return interact(booted.guest, " ".join(words) or None)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kconfig fragments and resolved configurations: parse, merge, compare.  Knows no source tree, runs nothing.
+
+Symbols are written without their CONFIG_ prefix everywhere but in files and messages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from harness.errors import UsageError, nearest
+
+_SET = re.compile(r"CONFIG_(\w+)=(.*)")
+_UNSET = re.compile(r"# CONFIG_(\w+) is not set")
+_NUMBER = re.compile(r"-?\d+|0[xX][0-9a-fA-F]+")
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What one line of a fragment asks for."""
+
+    symbol: str
+    value: str  # y, m, n (also for "is not set"), a number, or a text with its quotes
+    path: Path
+    line: int
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}"
+
+    def __str__(self) -> str:
+        return f"CONFIG_{self.symbol}={self.value}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fragment:
+    """One fragment file, usable as is by the kernel's own scripts/kconfig/merge_config.sh."""
+
+    name: str
+    path: Path
+    settings: tuple[Setting, ...]
+
+
+def read_fragment(path: Path, *, name: str | None = None) -> Fragment:
+    """Read a fragment; UsageError with file and line at the first line that is not one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(f"cannot read the kconfig fragment {path}: {reason}") from error
+    settings = []
+    for number, line in enumerate(lines, 1):
+        setting = _parse_line(path, number, line.rstrip())
+        if setting is not None:
+            settings.append(setting)
+    return Fragment(name=name or path.stem, path=path, settings=tuple(settings))
+
+
+def find_fragment(directory: Path, name: str) -> Fragment:
+    """The shipped fragment *name*; UsageError naming the nearest one when there is none."""
+    path = directory / f"{name}.config"
+    if not path.is_file():
+        known = [found.stem for found in directory.glob("*.config")]
+        raise UsageError(f"there is no kconfig fragment {name!r} in {directory}", hint=nearest(name, known))
+    return read_fragment(path)
+
+
+def _parse_line(path: Path, number: int, line: str) -> Setting | None:
+    if unset := _UNSET.fullmatch(line):
+        return Setting(symbol=unset[1], value="n", path=path, line=number)
+    if not line or line.startswith("#"):
+        if re.match(r"#\s*CONFIG_\w+ ", line):
+            raise UsageError(
+                f"{path}:{number}: {line!r} is neither a comment nor a setting",
+                hint="write '# CONFIG_X is not set'",
+            )
+        return None
+    found = _SET.fullmatch(line)
+    if found is None:
+        raise UsageError(
+            f"{path}:{number}: {line!r} is not a kconfig setting",
+            hint="write CONFIG_X=y, CONFIG_X=m, CONFIG_X=1, CONFIG_X=\"text\" or '# CONFIG_X is not set'",
+        )
+    symbol, value = found[1], found[2]
+    if value not in ("y", "m", "n") and not _NUMBER.fullmatch(value) and not _TEXT.fullmatch(value):
+        raise UsageError(
+            f"{path}:{number}: CONFIG_{symbol} cannot be {value!r}",
+            hint="a value is y, m, n, a number or a text in double quotes",
+        )
+    return Setting(symbol=symbol, value=value, path=path, line=number)
+
+
+def merge(fragments: Iterable[Fragment]) -> dict[str, Setting]:
+    """All settings by symbol; UsageError naming both places when two of them disagree."""
+    merged: dict[str, Setting] = {}
+    for fragment in fragments:
+        for setting in fragment.settings:
+            earlier = merged.setdefault(setting.symbol, setting)
+            if earlier.value != setting.value:
+                raise UsageError(
+                    f"{setting.where} asks for {setting} but {earlier.where} asks for {earlier}",
+                    hint="leave one of the two out",
+                )
+    return merged
+
+
+def render(settings: Mapping[str, Setting]) -> str:
+    """The settings as the text of one fragment, in the order of their symbols."""
+    lines = []
+    for symbol, setting in sorted(settings.items()):
+        unset = setting.value == "n"
+        lines.append(f"# CONFIG_{symbol} is not set" if unset else f"CONFIG_{symbol}={setting.value}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResolvedConfig:
+    """A whole .config as olddefconfig left it."""
+
+    text: str
+    values: Mapping[str, str] = dataclasses.field(compare=False, repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> ResolvedConfig:
+        """Read the text of a .config; lines that are no setting are skipped, as kconfig itself does."""
+        found = (_SET.fullmatch(line) for line in text.splitlines())
+        return cls(text, {match[1]: match[2] for match in found if match})
+
+    def get(self, symbol: str) -> str:
+        """The symbol's value; "n" when it is off or absent, which to kconfig is the same."""
+        return self.values.get(symbol, "n")
+
+    @property
+    def modular(self) -> bool:
+        """Whether any symbol is m."""
+        return "m" in self.values.values()
+
+    @property
+    def digest(self) -> str:
+        """A digest of what the configuration says; comments, hence the file's heading, do not count."""
+        lines = (f"{symbol}={value}\n" for symbol, value in sorted(self.values.items()))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def difference(self, other: ResolvedConfig) -> int:
+        """How many symbols differ: the yardstick for "nearest build"."""
+        return len(set(self.values.items()) ^ set(other.values.items()))
+
+
+def unmet(wanted: Iterable[Setting], config: ResolvedConfig) -> tuple[Setting, ...]:
+    """The settings that did not come out as asked."""
+    return tuple(setting for setting in wanted if config.get(setting.symbol) != setting.value)

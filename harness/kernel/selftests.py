@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Build a tree's own vfio and iommu selftests against its own headers, outside the tree.
+
+They depend on the source and the compiler only, so every variant of a tree shares one build.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+from harness.errors import BuildError, InfraError
+from harness.kernel.make import Progress, ignore_progress, run_make
+
+COLLECTIONS = ("vfio", "iommu")
+_SOURCE = "tools/testing/selftests"
+_LIBRARIES = {"uuid/uuid.h": "uuid-dev", "sys/capability.h": "libcap-dev"}
+"""Headers that the selftests include from the host, and Debian's packages of them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SelftestProgram:
+    """One built upstream selftest."""
+
+    collection: str  # the directory under tools/testing/selftests
+    name: str
+    path: Path
+
+
+def collections(tree: Path) -> tuple[str, ...]:
+    """Those of COLLECTIONS that the tree has; vfio's appeared in 6.18."""
+    return tuple(name for name in COLLECTIONS if (tree / _SOURCE / name / "Makefile").is_file())
+
+
+def build_selftests(
+    tree: Path, work: Path, target: Path, log: Path, *, jobs: int, progress: Progress = ignore_progress
+) -> None:
+    """Install the tree's headers below *work*, build its selftests there and put the programs into *target*.
+
+    *target* gets one directory per collection, with the programs and the scripts beside them.
+    Raises BuildError when one does not compile.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    run_make(tree, [f"O={work}", f"-j{jobs}", "headers"], log, what="the kernel headers", progress=progress)
+    for name in collections(tree):
+        output = work / "selftests" / name
+        output.mkdir(parents=True, exist_ok=True)
+        arguments = [
+            f"OUTPUT={output}",
+            f"KHDR_INCLUDES=-isystem {work}/usr/include",
+            f"top_srcdir={tree}",
+            f"-j{jobs}",
+            "all",
+        ]
+        try:
+            run_make(tree / _SOURCE / name, arguments, log, what=f"selftests/{name}", progress=progress)
+        except BuildError as error:
+            raise _with_hint(error) from None
+        _install(tree / _SOURCE / name, output, target / name)
+
+
+def _with_hint(error: BuildError) -> BuildError | InfraError:
+    for header, package in _LIBRARIES.items():
+        if f"{header}: No such file" in error.log:
+            return InfraError(f"the selftests need <{header}> of this host", hint=f"install {package}")
+    return error
+
+
+def _install(source: Path, output: Path, target: Path) -> None:
+    """Copy the programs that make left in *output*, and the scripts of *source*."""
+    target.mkdir(parents=True, exist_ok=True)
+    programs = [path for path in output.iterdir() if _is_program(path)]
+    if not programs:
+        raise InfraError(f"make built no selftest in {output}")
+    for path in programs:
+        shutil.copy2(path, target / path.name)
+    scripts = source / "scripts"
+    if scripts.is_dir():
+        shutil.copytree(scripts, target / "scripts", dirs_exist_ok=True)
+
+
+def _is_program(path: Path) -> bool:
+    if not path.is_file() or not os.access(path, os.X_OK):
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def list_programs(directory: Path) -> tuple[SelftestProgram, ...]:
+    """The programs that `build_selftests` left in *directory*, by collection and name."""
+    return tuple(
+        SelftestProgram(collection=collection.name, name=path.name, path=path)
+        for collection in sorted(directory.iterdir())
+        if collection.is_dir()
+        for path in sorted(collection.iterdir())
+        if _is_program(path)
+    )

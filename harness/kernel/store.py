@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The kernel store: finished kernels by the digest of all that decides them, and objects to build from.
+
+Below the cache directory:
+
+    kernels/KEY/           kernel.json, vmlinux, config, lib/modules, build.log: whole or not there
+    selftests/KEY/         programs and scripts, shared by all variants of a tree
+    objects/PLACE/DIGEST/  one O= directory per source path and configuration
+    configs/KEY.config     what olddefconfig made of a plan
+    locks/                 never removed; the kernel drops a lock when its holder dies
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness import paths, process
+from harness.errors import InfraError, KernelError
+from harness.kernel import elf, selftests
+from harness.kernel.build import (
+    BuildTree,
+    clear_bench,
+    find_build_trees,
+    on_bench,
+    profile_arguments,
+    resolve_config,
+)
+from harness.kernel.kconfig import Fragment, ResolvedConfig, render
+from harness.kernel.locks import locked
+from harness.kernel.make import RECIPE, MakeResult, Progress, Toolchain, find_toolchain, ignore_progress
+from harness.kernel.symbols import KconfigFiles
+from harness.kernel.trees import KernelTree, TreeKind, find_misdated, open_tree
+from harness.kernel.variants import ConfigPlan, Variant, load_catalogue, plan_config, prove
+
+_log = logging.getLogger("harness.kernel")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A finished build and what decided it."""
+
+    digest: str  # its key in the store
+    release: str  # what `uname -r` says
+    vmlinux: Path
+    config: Path
+    modules_dir: Path | None  # the directory lib/modules/RELEASE, None when nothing is modular
+    selftests: Path | None  # one directory of programs per collection; see selftests.list_programs()
+    build_id: str  # GNU build-id, in hex
+    variant: str
+    features: frozenset[str]
+    tree_label: str
+    tree_identity: str
+    toolchain: str
+    build_seconds: float  # what the build took, whenever it was
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KernelPlan:
+    """A kernel before it is built: everything about it but the bytes."""
+
+    tree: KernelTree
+    config_plan: ConfigPlan
+    config: ResolvedConfig
+    toolchain: Toolchain
+    key: str
+    cached: bool
+
+    @property
+    def undefined(self) -> tuple[str, ...]:
+        """Symbols of the shipped base that this tree does not know, hence built without."""
+        return self.config_plan.undefined
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BlockedProof:
+    """That a tree's Kconfig refuses no-IOMMU mode in a blocked variant."""
+
+    variant: str
+    asked: tuple[str, ...]  # symbols that were asked for and came out off
+    reason: str  # the dependency that refuses
+
+
+@contextlib.contextmanager
+def _writing(what: Path) -> Iterator[None]:
+    """Turn trouble with the cache's disk into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise InfraError(
+            f"cannot write to the cache: {error.filename or what}: {error.strerror or error}",
+            hint="VFIO_HARNESS_CACHE moves the cache",
+        ) from error
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _place(tree: KernelTree) -> Path:
+    """Where the objects of a source path live."""
+    return paths.cache_dir() / "objects" / f"{tree.path.name}-{_digest(os.fspath(tree.path))[:12]}"
+
+
+def plan_kernel(
+    tree: KernelTree, variant: Variant, addons: Iterable[str] = (), extra_fragments: Iterable[Fragment] = ()
+) -> KernelPlan:
+    """Resolve and prove the configuration, without building.
+
+    Raises NotApplicable when the tree cannot express the variant, UsageError for wrong add-ons or fragments.
+    """
+    toolchain = find_toolchain()
+    with tree.held():
+        symbols = KconfigFiles(tree.path)
+        plan = plan_config(load_catalogue(), variant, symbols, addons=addons, extra=extra_fragments)
+        config = _resolved(tree, plan, toolchain)
+        prove(plan, config, symbols)
+    profile = sorted(directory for addon in plan.addons for directory in addon.profile)
+    key = _digest("kernel", str(RECIPE), tree.identity, config.digest, str(toolchain), *profile)
+    cached = (_entry(key) / "kernel.json").is_file()
+    return KernelPlan(tree=tree, config_plan=plan, config=config, toolchain=toolchain, key=key, cached=cached)
+
+
+def _resolved(tree: KernelTree, plan: ConfigPlan, toolchain: Toolchain) -> ResolvedConfig:
+    """The plan's configuration, remembered for as long as nothing that decides it changes."""
+    key = _digest("config", str(RECIPE), tree.config_identity, render(plan.settings), str(toolchain))
+    memo = paths.cache_dir() / "configs" / f"{key}.config"
+    with contextlib.suppress(OSError):
+        return ResolvedConfig.parse(memo.read_text(encoding="utf-8"))
+    place = _place(tree)
+    with (
+        locked(f"{place.name}-kconfig", f"another process is configuring {tree.label}"),
+        _writing(memo),
+    ):
+        output = place / "kconfig"
+        output.mkdir(parents=True, exist_ok=True)
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        log = place / "kconfig.log"
+        log.unlink(missing_ok=True)
+        config = resolve_config(tree.path, plan, output, log)
+        _write_whole(memo, config.text)
+    return config
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def prove_blocked(tree: KernelTree, variant: Variant) -> BlockedProof:
+    """Prove by olddefconfig alone that the tree refuses no-IOMMU mode in a *blocked* variant.
+
+    Raises NotApplicable when it does not, or when this tree's rules are other ones.
+    """
+    assert variant.blocked, variant.name
+    plan = plan_kernel(tree, variant)
+    asked = plan.config_plan.blocked
+    with tree.held():
+        reason = KconfigFiles(tree.path).explain_miss(asked[0], "y", plan.config)
+    return BlockedProof(variant=variant.name, asked=asked, reason=reason)
+
+
+def provide_kernel(
+    tree: KernelTree,
+    variant: Variant,
+    addons: Iterable[str] = (),
+    extra_fragments: Iterable[Fragment] = (),
+    *,
+    jobs: int,
+    progress: Progress = ignore_progress,
+    with_selftests: bool = True,
+) -> Kernel:
+    """The kernel of *variant* in *tree*: from the store, or built now.
+
+    Raises NotApplicable and UsageError as `plan_kernel`; BuildError when the kernel or a selftest does not
+    compile; InfraError when the host is in the way.
+    """
+    if variant.blocked:
+        raise KernelError(
+            f"the variant {variant.name!r} is proved by its configuration, it is never built",
+            hint="its proof is prove_blocked()",
+        )
+    plan = plan_kernel(tree, variant, addons, extra_fragments)
+    entry = _entry(plan.key)
+    with locked(plan.key, f"another process is building the {variant.name} kernel of {tree.label}"):
+        if not (entry / "kernel.json").is_file():
+            with _building(tree), _writing(entry):
+                _build_entry(plan, entry, jobs=jobs, progress=progress)
+        programs = _provide_selftests(plan, jobs=jobs, progress=progress) if with_selftests else None
+    return _load(plan, entry, programs)
+
+
+def _entry(key: str) -> Path:
+    return paths.cache_dir() / "kernels" / key
+
+
+@contextlib.contextmanager
+def _building(tree: KernelTree) -> Iterator[None]:
+    """One build at a time per source path: it has all cores, and the next one can start from its objects."""
+    with locked(_place(tree).name, f"another process is building from {tree.path}"), tree.held():
+        yield
+
+
+def _build_entry(plan: KernelPlan, entry: Path, *, jobs: int, progress: Progress) -> None:
+    """Build beside the entry, then rename: an entry that exists is whole."""
+    partial = _begin_entry(entry)
+    place = _place(plan.tree)
+    place.mkdir(parents=True, exist_ok=True)
+    clear_bench(place)
+    name = plan.config.digest[:16]
+    if not (place / name).is_dir():
+        _start_from_nearest(place, name, plan.config)
+    log = place / f"{name}.log"
+    log.unlink(missing_ok=True)
+    with on_bench(place, name) as objects:
+        made = _make(plan, objects, log, jobs=jobs, progress=progress)
+        objects.install(plan.tree.path, plan.config, partial, log)
+        release = objects.release
+    shutil.copy2(log, partial / "build.log")
+    facts = {
+        "digest": plan.key,
+        "release": release,
+        "build_id": elf.build_id(partial / "vmlinux"),
+        "variant": plan.config_plan.variant.name,
+        "tree_label": plan.tree.label,
+        "tree_identity": plan.tree.identity,
+        "toolchain": str(plan.toolchain),
+        "build_seconds": round(made.seconds, 1),
+        "cpu_seconds": round(made.cpu_seconds, 1),
+        "compiled": made.compiled,
+        "steps": made.steps,
+        "undefined_symbols": list(plan.undefined),
+    }
+    (partial / "kernel.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    partial.rename(entry)
+
+
+def _make(plan: KernelPlan, objects: BuildTree, log: Path, *, jobs: int, progress: Progress) -> MakeResult:
+    """Bring the objects up to date with the tree and the configuration."""
+    began = time.time()
+    objects.recover()
+    _forget_misdated(plan.tree, objects)
+    fresh = not objects.finished
+    profile = [directory for addon in plan.config_plan.addons for directory in addon.profile]
+    made = objects.build(
+        plan.tree.path,
+        plan.config,
+        log,
+        jobs=jobs,
+        arguments=profile_arguments(plan.tree.path, profile),
+        progress=progress,
+        expected_steps=_known_steps(objects.path.parent) if fresh else None,
+    )
+    _require_unchanged(plan.tree, objects, began)
+    objects.note_finished(
+        identity=plan.tree.identity, began=began, full_steps=made.steps if fresh else objects.full_steps
+    )
+    return made
+
+
+def _known_steps(place: Path) -> int | None:
+    """What a whole build of another configuration of the same source took: near enough for an estimate."""
+    return max((steps for tree in find_build_trees(place) if (steps := tree.full_steps)), default=None)
+
+
+def _require_unchanged(tree: KernelTree, objects: BuildTree, began: float) -> None:
+    """Refuse a build during which the user edited the tree, and drop the objects that it made."""
+    if (
+        tree.kind not in (TreeKind.GIT, TreeKind.PLAIN)
+        or open_tree(os.fspath(tree.path)).identity == tree.identity
+    ):
+        return
+    objects.sweep(began)
+    raise InfraError(f"{tree.path} changed while it was being built", hint="run it again")
+
+
+def _forget_misdated(tree: KernelTree, objects: BuildTree) -> None:
+    """Drop the objects that make would wrongly keep, in a tree that its user may have changed in any way."""
+    if tree.kind in (TreeKind.GIT, TreeKind.PLAIN) and objects.built_from not in ("", tree.identity):
+        misdated = find_misdated(tree.path, objects.built_since)
+        if misdated:
+            objects.forget(misdated)
+
+
+def _start_from_nearest(place: Path, name: str, config: ResolvedConfig) -> None:
+    """Copy the finished build tree whose configuration differs in the fewest symbols; nothing when there is none.
+
+    Copied with its times, beside and then renamed; shares blocks where the file system can.
+    """
+    finished = [tree for tree in find_build_trees(place) if tree.finished]
+    ranked = [(theirs.difference(config), tree) for tree in finished if (theirs := tree.config)]
+    if not ranked:
+        return
+    differing, nearest = min(ranked, key=lambda pair: pair[0])
+    _log.info("starting from the objects of a kernel that differs in %d symbols", differing)
+    partial = place / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    process.run(["cp", "--archive", "--reflink=auto", nearest.path, partial]).check(
+        "cannot copy a build tree"
+    )
+    partial.rename(place / name)
+
+
+def _provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress) -> Path | None:
+    """The tree's selftests, built once for all variants; None when the tree has none of those we run."""
+    tree = plan.tree
+    key = _digest("selftests", str(RECIPE), tree.identity, str(plan.toolchain))
+    entry = paths.cache_dir() / "selftests" / key
+    if not entry.is_dir():
+        with _building(tree), _writing(entry):
+            if not entry.is_dir():
+                partial = _begin_entry(entry)
+                place = _place(tree)
+                log = place / "selftests.log"
+                log.unlink(missing_ok=True)
+                work = place / "selftests"
+                selftests.build_selftests(tree.path, work, partial, log, jobs=jobs, progress=progress)
+                partial.rename(entry)
+    with contextlib.suppress(OSError):
+        os.utime(entry)
+    return entry if selftests.list_programs(entry) else None
+
+
+def _begin_entry(entry: Path) -> Path:
+    """An empty directory beside *entry*, to be renamed when it is whole."""
+    partial = entry.with_name(f".{entry.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _load(plan: KernelPlan, entry: Path, programs: Path | None) -> Kernel:
+    facts = read_facts(entry)
+    modules = entry / "lib" / "modules" / str(facts["release"])
+    with contextlib.suppress(OSError):
+        os.utime(entry)
+    return Kernel(
+        digest=plan.key,
+        release=str(facts["release"]),
+        vmlinux=entry / "vmlinux",
+        config=entry / "config",
+        modules_dir=modules if modules.is_dir() else None,
+        selftests=programs,
+        build_id=str(facts["build_id"]),
+        variant=plan.config_plan.variant.name,
+        features=plan.config_plan.features,
+        tree_label=plan.tree.label,
+        tree_identity=plan.tree.identity,
+        toolchain=str(plan.toolchain),
+        build_seconds=float(facts["build_seconds"]),
+    )
+
+
+def list_kernels() -> tuple[Mapping[str, Any], ...]:
+    """What kernel.json says of every whole entry in the store, the most recently used last."""
+    entries = [path.parent for path in (paths.cache_dir() / "kernels").glob("[!.]*/kernel.json")]
+    return tuple(read_facts(entry) for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime))
+
+
+def read_facts(entry: Path) -> Mapping[str, Any]:
+    """What kernel.json in a store entry says; InfraError when it is damaged."""
+    try:
+        facts = json.loads((entry / "kernel.json").read_text(encoding="utf-8"))
+        if isinstance(facts, dict):
+            return facts
+    except (OSError, ValueError) as error:
+        raise InfraError(f"the store entry {entry} is damaged: {error}", hint=f"remove {entry}") from error
+    raise InfraError(f"the store entry {entry} is damaged", hint=f"remove {entry}")

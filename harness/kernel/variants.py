@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Variants: what a no-IOMMU configuration wants, and which symbols that means in a given tree.
+
+kconfigs/variants.yaml holds them.  The tree's Kconfig files decide the symbols, never its version: mainline
+before the cdev series knows no-IOMMU for groups only, the series' v5 has one symbol for each path, and 7.3
+has one symbol for both that selects a hidden one in iommufd.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from harness import paths, yamlfile
+from harness.errors import NotApplicable, UsageError, nearest
+from harness.kernel.kconfig import Fragment, ResolvedConfig, Setting, find_fragment, merge
+from harness.kernel.symbols import KconfigFiles
+
+DEFAULT_VARIANT = "group-cdev"
+VFIO_KCONFIGS = ("drivers/vfio/Kconfig", "drivers/iommu/iommufd/Kconfig")
+"""The files that define every symbol a dialect is told by."""
+
+NOIOMMU_SYMBOLS = ("VFIO_NOIOMMU", "VFIO_GROUP_NOIOMMU", "VFIO_CDEV_NOIOMMU", "IOMMUFD_NOIOMMU")
+"""Every symbol that ever turned no-IOMMU mode on, in any dialect."""
+
+
+class Container(enum.Enum):
+    """Who provides /dev/vfio/vfio."""
+
+    NATIVE = "native"
+    COMPAT = "compat"
+    NONE = "none"
+
+
+class Dialect(enum.Enum):
+    """How a tree spells no-IOMMU mode."""
+
+    MERGED = "merged"  # VFIO_NOIOMMU for both paths, selects the hidden IOMMUFD_NOIOMMU (7.3)
+    SPLIT = "split"  # VFIO_GROUP_NOIOMMU, VFIO_CDEV_NOIOMMU and a visible IOMMUFD_NOIOMMU (the v5 proposal)
+    GROUP_ONLY = "group-only"  # VFIO_NOIOMMU, for groups (7.2 and older)
+    NONE = "none"  # no such thing
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a variant wants of VFIO."""
+
+    noiommu: bool
+    group: bool
+    cdev: bool
+    container: Container
+    modular: bool = False
+
+    @property
+    def noiommu_cdev(self) -> bool:
+        return self.noiommu and self.cdev
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A named no-IOMMU configuration."""
+
+    name: str
+    summary: str
+    wants: Capabilities
+    fragments: tuple[str, ...]
+    y: tuple[str, ...]
+    m: tuple[str, ...]
+    absent: tuple[str, ...]
+    blocked: bool  # Kconfig must refuse no-IOMMU mode here: proved, never built
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The facts about it that decide which cases apply."""
+        wants = self.wants
+        active = wants.noiommu and not self.blocked
+        flags = {
+            "noiommu": active,
+            "noiommu-group": active and wants.group,
+            "noiommu-cdev": active and wants.cdev,
+            "group": wants.group,
+            "cdev": wants.cdev,
+            "container": wants.container is Container.NATIVE,
+            "compat": wants.container is Container.COMPAT,
+            "iommufd": True,
+            "modular": wants.modular,
+        }
+        return frozenset(name for name, holds in flags.items() if holds)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Addon:
+    """Fragments on top of a variant, and directories to build with coverage counters."""
+
+    name: str
+    summary: str
+    fragments: tuple[str, ...]
+    profile: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """All that variants.yaml says."""
+
+    directory: Path
+    base: tuple[str, ...]
+    variants: Mapping[str, Variant]
+    addons: Mapping[str, Addon]
+
+    def variant(self, name: str) -> Variant:
+        """The variant called *name*; UsageError with the nearest name when there is none."""
+        if name not in self.variants:
+            raise UsageError(f"there is no variant {name!r}", hint=nearest(name, self.variants))
+        return self.variants[name]
+
+    def addon(self, name: str) -> Addon:
+        """The add-on called *name*; UsageError with the nearest name when there is none."""
+        if name not in self.addons:
+            raise UsageError(f"there is no add-on {name!r}", hint=nearest(name, self.addons))
+        return self.addons[name]
+
+
+def load_catalogue(directory: Path | None = None) -> Catalogue:
+    """Read variants.yaml from *directory* (default: the fragments that ship with the harness)."""
+    directory = directory or paths.kconfigs_dir()
+    top = yamlfile.load(directory / "variants.yaml")
+    base = top.texts("base")
+    variants_section, addons_section = top.section("variants"), top.section("addons")
+    variants = {name: _read_variant(name, variants_section.section(name)) for name in variants_section}
+    addons = {name: _read_addon(name, addons_section.section(name)) for name in addons_section}
+    top.done()
+    return Catalogue(directory=directory, base=base, variants=variants, addons=addons)
+
+
+def _read_variant(name: str, section: yamlfile.Section) -> Variant:
+    wants = section.section("wants")
+    kind = wants.text("container")
+    if kind not in [container.value for container in Container]:
+        raise UsageError(
+            f"{wants.where('container')}: {name!r} cannot want the container {kind!r}",
+            hint=nearest(kind, [container.value for container in Container]),
+        )
+    capabilities = Capabilities(
+        noiommu=wants.flag("noiommu"),
+        group=wants.flag("group"),
+        cdev=wants.flag("cdev"),
+        container=Container(kind),
+        modular=wants.flag("modular", default=False),
+    )
+    wants.done()
+    variant = Variant(
+        name=name,
+        summary=section.text("summary"),
+        wants=capabilities,
+        fragments=section.texts("fragments"),
+        y=section.texts("y"),
+        m=section.texts("m", default=()),
+        absent=section.texts("absent"),
+        blocked=section.flag("blocked", default=False),
+    )
+    section.done()
+    return variant
+
+
+def _read_addon(name: str, section: yamlfile.Section) -> Addon:
+    addon = Addon(
+        name=name,
+        summary=section.text("summary"),
+        fragments=section.texts("fragments"),
+        profile=section.texts("profile", default=()),
+    )
+    section.done()
+    return addon
+
+
+def find_dialect(symbols: KconfigFiles) -> Dialect:
+    """How the tree behind *symbols* spells no-IOMMU mode."""
+    if symbols.defines("VFIO_CDEV_NOIOMMU"):
+        return Dialect.SPLIT
+    if symbols.defines("IOMMUFD_NOIOMMU"):
+        return Dialect.MERGED
+    if symbols.defines("VFIO_NOIOMMU"):
+        return Dialect.GROUP_ONLY
+    return Dialect.NONE
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigPlan:
+    """What to ask of kconfig for one variant in one tree, and what must come out."""
+
+    variant: Variant
+    addons: tuple[Addon, ...]
+    dialect: Dialect
+    settings: Mapping[str, Setting]  # asked of kconfig, by symbol
+    expected: Mapping[str, str]  # symbol -> y, m or n: the variant's promise
+    undefined: tuple[str, ...]  # asked by the shipped base, unknown to this tree, hence left out
+    blocked: tuple[str, ...]  # asked, and must come out off
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Facts of the variant and its add-ons."""
+        return self.variant.features | {addon.name for addon in self.addons}
+
+
+def plan_config(
+    catalogue: Catalogue,
+    variant: Variant,
+    symbols: KconfigFiles,
+    *,
+    addons: Iterable[str] = (),
+    extra: Iterable[Fragment] = (),
+) -> ConfigPlan:
+    """Turn what *variant* wants into the symbols of the tree behind *symbols* (all of its Kconfig files).
+
+    Raises NotApplicable when the tree cannot express it, UsageError for unknown add-ons, for fragments that
+    disagree and for a symbol in *extra* that the tree does not define.
+    """
+    dialect = find_dialect(symbols)
+    _require_applicable(catalogue, variant, dialect, symbols)
+    chosen = tuple(catalogue.addon(name) for name in dict.fromkeys(addons))
+    names = [*catalogue.base, *variant.fragments, *_noiommu_fragments(variant.wants, dialect)]
+    names += [fragment for addon in chosen for fragment in addon.fragments]
+    shipped = [find_fragment(catalogue.directory, name) for name in dict.fromkeys(names)]
+    theirs = list(extra)
+    for fragment in theirs:
+        _require_defined(fragment, symbols)
+    settings = merge([*shipped, *theirs])
+    undefined = sorted(s for s in settings if not symbols.defines(s) and settings[s].value != "n")
+    expected = _expectations(variant, dialect)
+    missing = [s for s in undefined if expected.get(s, "n") != "n"]
+    if missing:
+        raise NotApplicable(
+            f"this tree cannot express the variant {variant.name!r}: it defines no CONFIG_{missing[0]}"
+        )
+    return ConfigPlan(
+        variant=variant,
+        addons=chosen,
+        dialect=dialect,
+        settings={s: setting for s, setting in settings.items() if symbols.defines(s)},
+        expected=expected,
+        undefined=tuple(undefined),
+        blocked=_noiommu_symbols(variant.wants, dialect) if variant.blocked else (),
+    )
+
+
+def _require_defined(fragment: Fragment, symbols: KconfigFiles) -> None:
+    for setting in fragment.settings:
+        if not symbols.defines(setting.symbol) and setting.value != "n":
+            reason = symbols.explain_miss(setting.symbol, setting.value, ResolvedConfig("", {}))
+            raise UsageError(f"{setting.where} asks for {setting}, but {reason}")
+
+
+def _require_applicable(
+    catalogue: Catalogue, variant: Variant, dialect: Dialect, symbols: KconfigFiles
+) -> None:
+    wants = variant.wants
+    if not wants.noiommu:
+        return
+    if dialect is Dialect.NONE:
+        raise NotApplicable(
+            f"this tree cannot express the variant {variant.name!r}: it has no VFIO no-IOMMU mode",
+            hint="the variant 'off' works here" if "off" in catalogue.variants else None,
+        )
+    if wants.noiommu_cdev and dialect is Dialect.GROUP_ONLY and not variant.blocked:
+        instead = _group_twin(catalogue, variant)
+        raise NotApplicable(
+            f"this tree cannot express the variant {variant.name!r}: its no-IOMMU mode is for groups only "
+            f"(no CONFIG_IOMMUFD_NOIOMMU in drivers/iommu/iommufd/Kconfig)",
+            hint=f"the variant {instead!r} works here" if instead else None,
+        )
+    if variant.blocked and not symbols.depends_on(_group_symbol(dialect)) & {"VFIO_CONTAINER"}:
+        raise NotApplicable(
+            f"the variant {variant.name!r} says nothing about this tree: "
+            f"its CONFIG_{_group_symbol(dialect)} does not depend on a container"
+        )
+
+
+def _group_twin(catalogue: Catalogue, variant: Variant) -> str | None:
+    """The variant like *variant* but with a group and no cdev; with another container when need be."""
+    groups = [
+        v
+        for v in catalogue.variants.values()
+        if v.wants.noiommu and v.wants.group and not v.wants.cdev and not v.wants.modular and not v.blocked
+    ]
+    same = [v for v in groups if v.wants.container is variant.wants.container]
+    return next((v.name for v in [*same, *groups]), None)
+
+
+def _group_symbol(dialect: Dialect) -> str:
+    return "VFIO_GROUP_NOIOMMU" if dialect is Dialect.SPLIT else "VFIO_NOIOMMU"
+
+
+def _noiommu_fragments(wants: Capabilities, dialect: Dialect) -> list[str]:
+    if not wants.noiommu:
+        return ["no-noiommu"]
+    if dialect is not Dialect.SPLIT:
+        return ["noiommu"]
+    return ["noiommu-group"] * wants.group + ["noiommu-cdev"] * wants.cdev
+
+
+def _noiommu_symbols(wants: Capabilities, dialect: Dialect) -> tuple[str, ...]:
+    """The symbols that must be on for no-IOMMU mode as wanted."""
+    if not wants.noiommu:
+        return ()
+    if dialect is Dialect.SPLIT:
+        cdev = ("VFIO_CDEV_NOIOMMU", "IOMMUFD_NOIOMMU") if wants.cdev else ()
+        return (("VFIO_GROUP_NOIOMMU",) if wants.group else ()) + cdev
+    hidden = ("IOMMUFD_NOIOMMU",) if dialect is Dialect.MERGED and wants.cdev else ()
+    return ("VFIO_NOIOMMU", *hidden)
+
+
+def _expectations(variant: Variant, dialect: Dialect) -> dict[str, str]:
+    on = () if variant.blocked else _noiommu_symbols(variant.wants, dialect)
+    expected = {symbol: "n" for symbol in (*variant.absent, *NOIOMMU_SYMBOLS)}
+    expected |= {symbol: "m" for symbol in variant.m}
+    return expected | {symbol: "y" for symbol in (*variant.y, *on)}
+
+
+def prove(plan: ConfigPlan, config: ResolvedConfig, symbols: KconfigFiles) -> None:
+    """Check that every symbol came out as promised and as asked; NotApplicable says which did not and why.
+
+    A blocked variant asks for what it must not get, so those symbols are judged by the promise alone.
+    """
+    asked = {s: x.value for s, x in plan.settings.items() if s not in plan.blocked}
+    missed = [(s, value) for s, value in {**asked, **plan.expected}.items() if config.get(s) != value]
+    if not missed:
+        return
+    missed.sort(key=lambda miss: miss[0] not in plan.expected)
+    reasons = [symbols.explain_miss(symbol, value, config) for symbol, value in missed[:3]]
+    symbol, value = missed[0]
+    place = f" (asked at {plan.settings[symbol].where})" if symbol in plan.settings else ""
+    more = f"; {len(missed) - 3} more symbols differ" if len(missed) > 3 else ""
+    raise NotApplicable(
+        f"the variant {plan.variant.name!r} does not come out in this tree: "
+        f"CONFIG_{symbol} must be {value}{place} but {'; '.join(reasons)}{more}"
+    )

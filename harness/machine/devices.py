@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The values a machine's buses are described with: Device, Backend, Topology, Location.
+
+They know which QEMU words describe them, where each device will be found in the guest and which needs of the
+cases they satisfy.  They read nothing and start nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from harness.errors import UsageError, nearest
+
+ROOT_BUS = "pcie.0"
+"""The name q35 gives its root complex (QEMU hw/pci-host/q35.c)."""
+
+IOMMU_DRIVERS = {
+    "intel-iommu": "viommu-intel",
+    "amd-iommu": "viommu-amd",
+    "virtio-iommu-pci": "viommu-virtio",
+}
+"""Each device model that is an IOMMU, and the feature it stands for."""
+
+BRIDGES = frozenset(
+    {"pcie-root-port", "ioh3420", "pxb-pcie", "pcie-pci-bridge", "x3130-upstream", "xio3130-downstream"}
+)
+"""Device models that offer a bus of their own, named by their id."""
+
+Props = Mapping[str, str | int | bool]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Location:
+    """Where a PCI function sits, told by slots and not by bus numbers, which the guest hands out itself."""
+
+    root: int
+    """Number of the root bus: 0, or the `bus_nr` of a pxb-pcie."""
+    path: tuple[tuple[int, int], ...]
+    """(slot, function) of each bridge on the way, and of the device itself last."""
+
+    @property
+    def bdf(self) -> str | None:
+        """The address in the guest, None behind a bridge: there the guest chooses the bus number."""
+        if len(self.path) != 1:
+            return None
+        slot, function = self.path[0]
+        return f"0000:{self.root:02x}:{slot:02x}.{function}"
+
+    def __str__(self) -> str:
+        return f"{self.root:02x}:" + "/".join(f"{slot:02x}.{function}" for slot, function in self.path)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One `-device`: an endpoint, a bridge, a root complex or an IOMMU."""
+
+    id: str
+    driver: str
+    bus: str | None
+    """The bus it is plugged into; None for a device that is not on a PCI bus (intel-iommu, amd-iommu)."""
+    addr: tuple[int, int]
+    """Slot and function; (-1, 0) when `bus` is None."""
+    props: Props
+    pci: str | None
+    """`vendor:device` that the guest must see; None for bridges and IOMMUs, which are not compared."""
+    plugged: bool
+    """Present at boot; otherwise the host plugs it when a case asks."""
+    line: int
+    """Where the file declares it, for messages."""
+
+    @property
+    def is_bridge(self) -> bool:
+        return self.driver in BRIDGES
+
+    @property
+    def is_iommu(self) -> bool:
+        return self.driver in IOMMU_DRIVERS
+
+    def arguments(self) -> dict[str, str]:
+        """Driver, id, place and properties as QEMU wants them, on a command line and in device_add alike."""
+        words = {"driver": self.driver, "id": self.id}
+        if self.bus is not None:
+            words["bus"] = self.bus
+            words["addr"] = f"{self.addr[0]:02x}.{self.addr[1]}"
+        words.update((name, qemu_value(value)) for name, value in self.props.items())
+        return words
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """The host's end of a device: a `-netdev` or a `-blockdev`."""
+
+    option: str
+    props: Props
+    """In QEMU's order: `type` or `driver` first."""
+    line: int
+
+    @property
+    def id(self) -> str:
+        return str(self.props["node-name" if self.option == "-blockdev" else "id"])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """What hangs on the machine's buses."""
+
+    name: str
+    summary: str
+    path: Path
+    min_memory: int
+    """MiB; less makes this topology useless."""
+    claims: frozenset[str]
+    machine: Props
+    """Properties of the q35 machine."""
+    kernel_args: tuple[str, ...]
+    backends: tuple[Backend, ...]
+    devices: tuple[Device, ...]
+
+    def device(self, device_id: str) -> Device:
+        """The device called *device_id*; UsageError names the nearest one."""
+        for device in self.devices:
+            if device.id == device_id:
+                return device
+        raise UsageError(
+            f"topology {self.name!r} has no device {device_id!r}",
+            hint=nearest(device_id, (device.id for device in self.devices)),
+        )
+
+    @property
+    def iommu(self) -> Device | None:
+        return next((device for device in self.devices if device.is_iommu), None)
+
+    @property
+    def endpoints(self) -> tuple[Device, ...]:
+        """The devices that cases are about."""
+        return tuple(d for d in self.devices if not d.is_bridge and not d.is_iommu)
+
+    def location(self, device: Device) -> Location:
+        """Where *device* will be found in the guest."""
+        path = [device.addr]
+        while device.bus not in (None, ROOT_BUS):
+            device = self.device(str(device.bus))
+            if device.driver == "pxb-pcie":
+                return Location(int(device.props["bus_nr"]), tuple(reversed(path)))
+            path.append(device.addr)
+        return Location(0, tuple(reversed(path)))
+
+    def behind_viommu(self, device: Device) -> bool:
+        """Whether the kernel will translate this device's DMA."""
+        if self.iommu is None:
+            return False
+        if self.location(device).root == 0:
+            return self.machine.get("default-bus-bypass-iommu") is not True
+        complexes = (d for d in self.devices if d.driver == "pxb-pcie")
+        root = next(d for d in complexes if d.props["bus_nr"] == self.location(device).root)
+        return root.props.get("bypass_iommu") is not True
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The facts of guest/needs.py that hold on this topology.
+
+        A mixed machine counts as `viommu`, so that cases about plain no-IOMMU devices leave it alone, and not
+        as `edu2`, because its two edu are not alike.
+        """
+        return self.claims | frozenset(self._implied())
+
+    def _implied(self) -> Iterator[str]:
+        present = [device for device in self.endpoints if device.plugged]
+        sides = {self.behind_viommu(device) for device in present}
+        if len(sides) == 2:
+            yield "mixed"
+        if True in sides and self.iommu is not None:
+            yield "viommu"
+            yield IOMMU_DRIVERS[self.iommu.driver]
+        drivers = [device.driver for device in present]
+        yield from {"edu", "igb", "nvme"} & set(drivers)
+        if drivers.count("edu") >= 2 and len(sides) == 1:
+            yield "edu2"
+        if any(device.driver == "igb" and "netdev" in device.props for device in present):
+            yield "link-peer"
+
+
+def qemu_value(value: str | int | bool) -> str:
+    """A YAML value in QEMU's spelling; a comma inside is doubled as QEMU's option parser wants it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value).replace(",", ",,")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compares the machine a guest found with the one it was given, over what harness.machine.facts gathered."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.errors import LostGuest
+from harness.machine.devices import Device, Location, Topology
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FoundDevice:
+    """One PCI function as the guest sees it."""
+
+    bdf: str
+    location: Location
+    pci: str
+    driver: str | None
+    iommu_group: str | None
+    noiommu: bool
+    """The group was made by VFIO for want of an IOMMU."""
+    vfio_dev: tuple[str, ...]
+
+    @property
+    def translated(self) -> bool:
+        """Whether the guest's kernel put it behind an IOMMU."""
+        return self.iommu_group is not None and not self.noiommu
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Everything the guest sees."""
+
+    devices: tuple[FoundDevice, ...]
+    vfio_nodes: tuple[str, ...]
+
+    def at(self, location: Location) -> FoundDevice | None:
+        return next((device for device in self.devices if device.location == location), None)
+
+
+def facts_command() -> tuple[str, ...]:
+    """The command that prints the facts when run in the guest."""
+    return ("python3", "-c", Path(__file__).with_name("facts.py").read_text(encoding="utf-8"))
+
+
+def read_facts(text: str) -> Found:
+    """Read what facts_command() printed; LostGuest when it is something else."""
+    try:
+        facts = json.loads(text)
+        return Found(
+            devices=tuple(_device(device) for device in facts["devices"]),
+            vfio_nodes=tuple(facts["vfio_nodes"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise LostGuest(f"the guest's account of its devices is not understood: {text[:120]!r}") from error
+
+
+def _device(facts: dict[str, Any]) -> FoundDevice:
+    steps = tuple((int(slot, 16), int(function)) for slot, function in (s.split(".") for s in facts["path"]))
+    return FoundDevice(
+        bdf=facts["bdf"],
+        location=Location(int(facts["root"].split(":")[1], 16), steps),
+        pci=facts["pci"],
+        driver=facts["driver"],
+        iommu_group=facts["iommu_group"],
+        noiommu=facts["noiommu"],
+        vfio_dev=tuple(facts["vfio_dev"]),
+    )
+
+
+def mismatches(topology: Topology, found: Found) -> tuple[str, ...]:
+    """What is not as *topology* says, in words; nothing when all is well.
+
+    To be asked of a machine that has just booted, before any case touched a device.
+    """
+    return tuple(_mismatches(topology, found))
+
+
+def bdfs(topology: Topology, found: Found) -> dict[str, str]:
+    """The address in the guest of each device that is there, by its id."""
+    places = {device.id: found.at(topology.location(device)) for device in topology.endpoints}
+    return {name: device.bdf for name, device in places.items() if device is not None}
+
+
+def _mismatches(topology: Topology, found: Found) -> Iterator[str]:
+    expected = {topology.location(device): device for device in topology.endpoints}
+    for location, device in expected.items():
+        there = found.at(location)
+        if there is None:
+            if device.plugged:
+                yield f"{device.id} ({device.driver}) is missing at {location}"
+        elif not device.plugged:
+            yield f"{device.id} ({device.driver}) is at {there.bdf} already, but was not to be plugged in yet"
+        else:
+            yield from _differences(topology, device, there)
+    models = {device.pci for device in topology.endpoints}
+    for stranger in found.devices:
+        if stranger.pci in models and stranger.location not in expected:
+            yield f"{stranger.bdf} is a {stranger.pci} that the topology does not have there"
+
+
+def _differences(topology: Topology, device: Device, there: FoundDevice) -> Iterator[str]:
+    if there.pci != device.pci:
+        yield f"{device.id} at {there.bdf} is a {there.pci}, not a {device.pci}"
+    if topology.behind_viommu(device) and not there.translated:
+        yield f"{device.id} at {there.bdf} is not behind an IOMMU"
+    if not topology.behind_viommu(device) and there.translated:
+        yield f"{device.id} at {there.bdf} is in IOMMU group {there.iommu_group}, but should have no IOMMU"

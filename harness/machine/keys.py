@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The SSH keys of one VM: made for it, kept in its directory, gone with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+CLIENT_KEY = "client_key"
+AUTHORIZED_KEYS = "authorized_keys"
+HOST_KEY = "host_key"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SshAccess:
+    """How to reach a guest over SSH, and how to know that it is that guest."""
+
+    address: str
+    port: int
+    user: str
+    client_key: Path
+    """The private key to log in with, in OpenSSH format."""
+    host_key: str
+    """The server's public key: `ssh-ed25519 AAAA...`."""
+
+
+def make_keys(directory: Path) -> str:
+    """Write client and server keys into *directory*, mode 0600; return the server's public key."""
+    client = Ed25519PrivateKey.generate()
+    server = Ed25519PrivateKey.generate()
+    _write(directory / CLIENT_KEY, _private(client))
+    _write(directory / HOST_KEY, _private(server))
+    _write(directory / AUTHORIZED_KEYS, _public(client) + b" vfio-harness\n")
+    return _public(server).decode("ascii")
+
+
+def _private(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+
+
+def _public(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""VM: a running Machine, from the first byte of QEMU's to its last.
+
+Everything a VM leaves behind is in one directory: `qemu.cmd` (paste it into a shell), `qemu.stderr`,
+`console.log`, the keys, the sockets and, when it was asked for, `diagnostics.txt`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness import paths, process
+from harness.deadline import Deadline
+from harness.errors import InfraError, LostGuest
+from harness.machine import diagnose, keys
+from harness.machine.console import Console
+from harness.machine.hostlink import Actions, HostLink
+from harness.machine.keys import SshAccess
+from harness.machine.machine import (
+    CONSOLE_LOG,
+    CONSOLE_SOCKET,
+    HOSTLINK_SOCKET,
+    QMP_SOCKET,
+    Machine,
+)
+from harness.machine.qemu import Qemu, find_qemu
+from harness.machine.qmp import Qmp, QmpError
+
+PANIC = "Kernel panic - not syncing: "
+COMMAND_FILE = "qemu.cmd"
+STDERR_FILE = "qemu.stderr"
+
+START_SECONDS = 30.0
+"""For QEMU to answer its first QMP command; it takes a tenth of a second on an idle host."""
+
+STOP_SECONDS = 6.0
+"""For the whole ladder: QMP quit, SIGTERM, SIGKILL."""
+
+_POLL_SECONDS = 0.01
+_BOOT_POLL_SECONDS = 0.05
+_BOOTED = "vfio-harness: ssh: "
+_INIT_FAILED = re.compile(r"vfio-harness: init failed: (.*)")
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s")
+
+
+class State(enum.StrEnum):
+    """What became of a VM."""
+
+    RUNNING = "running"
+    PANICKED = "panicked"
+    """The guest's kernel said so; this is about the kernel under test."""
+    POWERED_OFF = "powered off"
+    """The guest turned itself off, or reset."""
+    STOPPED = "stopped"
+    """We ended it."""
+    DIED = "died"
+    """QEMU ended for no reason of the guest's or ours."""
+
+
+class VM:
+    """A running Machine; made by start_vm()."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        directory: Path,
+        nonce: str,
+        child: process.Process,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.machine = machine
+        self.directory = directory
+        self.nonce = nonce
+        self.console = Console(directory / CONSOLE_LOG)
+        self._child = child
+        self._stopping = False
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, handle)
+        self._near = Path(f"/proc/self/fd/{handle}")
+        """The directory by a name short enough for any socket in it."""
+        self._qmp: Qmp | None = None
+        self._hostlink: HostLink | None = None
+        self._ssh: SshAccess | None = None
+
+    def _attach(self, deadline: Deadline, host_key: str, stack: contextlib.ExitStack) -> None:
+        """Connect to what QEMU offers, as soon as it does."""
+        self._qmp = self._connect_qmp(deadline)
+        stack.callback(self._qmp.close)
+        self._hostlink = HostLink(self._near / HOSTLINK_SOCKET, Actions(self._qmp, self.machine.topology))
+        stack.callback(self._hostlink.close)
+        self._ssh = SshAccess(
+            address="127.0.0.1",
+            port=read_ssh_port(self._qmp.monitor("info usernet")),
+            user="root",
+            client_key=self.directory / keys.CLIENT_KEY,
+            host_key=host_key,
+        )
+
+    def _connect_qmp(self, deadline: Deadline) -> Qmp:
+        path = self._near / QMP_SOCKET
+        while True:
+            if not self.alive:
+                raise InfraError(f"QEMU did not start: {self._stderr_or(self._ending_words())}")
+            if path.exists():
+                try:
+                    return Qmp(path, deadline)
+                except QmpError:
+                    # Bound but not listening yet, or gone again: the next turn tells which.
+                    if deadline.expired:
+                        raise
+            if deadline.expired:
+                raise InfraError("QEMU did not open its QMP socket in time")
+            time.sleep(_POLL_SECONDS)
+
+    @property
+    def qmp(self) -> Qmp:
+        assert self._qmp is not None
+        return self._qmp
+
+    @property
+    def hostlink(self) -> HostLink:
+        assert self._hostlink is not None
+        return self._hostlink
+
+    @property
+    def ssh(self) -> SshAccess:
+        """Where and how to log in."""
+        assert self._ssh is not None
+        return self._ssh
+
+    @property
+    def ssh_port(self) -> int:
+        return self.ssh.port
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child.status is None
+
+    @property
+    def exit_status(self) -> int | None:
+        """QEMU's, None while it runs.  It says little: a panic may give 0 (boot-utils #65); see `state`."""
+        return self._child.status
+
+    @property
+    def state(self) -> State:
+        """What the VM is doing, or why it does no longer."""
+        if any(PANIC in line for splat in self.console.splats() for line in splat.lines):
+            return State.PANICKED
+        reasons = self._events()
+        if "GUEST_PANICKED" in reasons or "guest-panic" in reasons:
+            return State.PANICKED
+        if self.alive:
+            return State.RUNNING
+        if self._stopping:
+            return State.STOPPED
+        return State.POWERED_OFF if self._child.status == 0 else State.DIED
+
+    @property
+    def ending(self) -> str:
+        """The state in words, with QEMU's last line on stderr when it died."""
+        state = self.state
+        if state is State.PANICKED:
+            return f"the guest's kernel panicked: {self._panic_title()}"
+        if state is State.POWERED_OFF:
+            return "the guest reset itself" if "guest-reset" in self._events() else "the guest powered off"
+        if state is State.DIED:
+            return f"QEMU died: {self._stderr_or(self._ending_words())}"
+        return f"the VM is {state}"
+
+    def check_alive(self) -> None:
+        """Raise LostGuest, saying what happened, unless the VM runs."""
+        state = self.state
+        if state is not State.RUNNING:
+            raise LostGuest(self.ending, hint=self._see())
+
+    def wait_booted(self, deadline: Deadline) -> None:
+        """Wait until guest/init.sh says that it starts the SSH server.
+
+        Connecting earlier is slower: slirp accepts at once, and then repeats its SYN ever less often.
+        Raises LostGuest when the VM ends, when init.sh gives up, or at *deadline*.
+        """
+        while True:
+            said = self.console.text()
+            if _BOOTED in said:
+                return
+            failure = _INIT_FAILED.search(said)
+            if failure is not None:
+                raise LostGuest(f"the guest's init gave up: {failure[1].strip()}")
+            self.check_alive()
+            if deadline.expired:
+                last = next(iter(self.console.tail(1)), "nothing")
+                raise LostGuest(f"the guest did not boot in time; its last words: {last}", hint=self._see())
+            time.sleep(_BOOT_POLL_SECONDS)
+
+    def pause(self) -> None:
+        """Stop the processors, so that somebody can look."""
+        self.qmp.execute("stop")
+
+    def resume(self) -> None:
+        self.qmp.execute("cont")
+
+    def sysrq(self, key: str) -> None:
+        """Press a magic SysRq key on the console; the answer goes to the console log."""
+        diagnose.sysrq(self.qmp, self._near / CONSOLE_SOCKET, key)
+
+    def diagnose(self, deadline: Deadline | None = None) -> Path | None:
+        """Write what the VM can still tell; return the file, None when it is beyond asking."""
+        if not self.alive or self._qmp is None:
+            return None
+        limit = deadline or Deadline.after(diagnose.BUDGET_SECONDS)
+        return diagnose.write_bundle(self.directory, self._qmp, self._near / CONSOLE_SOCKET, limit)
+
+    def stop(self, deadline: Deadline | None = None) -> None:
+        """End QEMU: ask over QMP, then SIGTERM, then SIGKILL; all by *deadline* (default STOP_SECONDS)."""
+        limit = deadline or Deadline.after(STOP_SECONDS)
+        if self.alive:
+            self._stopping = True
+            with contextlib.suppress(InfraError):
+                if self._qmp is not None:
+                    self._qmp.execute("quit", seconds=limit.remaining / 3)
+            self._child.wait(limit.within(limit.remaining / 3))
+        self._child.stop(limit)
+        self.console.finish()
+
+    def wait(self, deadline: Deadline) -> State:
+        """Wait until the VM ends by itself or *deadline*; return its state."""
+        self._child.wait(deadline)
+        if not self.alive:
+            self.console.finish()
+        return self.state
+
+    def _see(self) -> str:
+        return f"see {self.console.path}"
+
+    def _events(self) -> frozenset[str]:
+        events = self._qmp.events if self._qmp is not None else ()
+        reasons = (str(event.get("data", {}).get("reason", "")) for event in events)
+        return frozenset(reasons) | frozenset(str(event["event"]) for event in events)
+
+    def _panic_title(self) -> str:
+        for splat in reversed(self.console.splats()):
+            if splat.kind == "panic" or splat.fatal:
+                return splat.title.removeprefix(PANIC)
+        return "no word of it on the console"
+
+    def _ending_words(self) -> str:
+        status = self._child.status
+        return "no message" if status is None else f"exit status {status}"
+
+    def _stderr_or(self, otherwise: str) -> str:
+        try:
+            text = (self.directory / STDERR_FILE).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return otherwise
+        lines = [line for line in text.splitlines() if line.strip() and "warning:" not in line]
+        return lines[-1].removeprefix("qemu-system-x86_64: ") if lines else otherwise
+
+
+def read_ssh_port(usernet: str) -> int:
+    """The host port of the guest's port 22 in the output of `info usernet`.
+
+    Raises InfraError when there is none.
+    """
+    match = _FORWARD.search(usernet)
+    if match is None:
+        raise InfraError(f"QEMU forwards no port to the guest's SSH server: {usernet.strip()!r}")
+    return int(match[1])
+
+
+@contextlib.contextmanager
+def start_vm(
+    machine: Machine,
+    directory: Path,
+    *,
+    nonce: str,
+    qemu: Qemu | None = None,
+    guest_dir: Path | None = None,
+    deadline: Deadline | None = None,
+) -> Iterator[VM]:
+    """Boot *machine* in *directory* (made if need be) and end it with the block.
+
+    Yields as soon as QEMU runs; the guest is still booting then.  Call it from a thread that lives as long as
+    the VM, because QEMU dies with it.  Raises InfraError with QEMU's own words when it does not start.
+    """
+    limit = deadline or Deadline.after(START_SECONDS * machine.accel.timeout_factor)
+    qemu = qemu or find_qemu()
+    parts = machine.root.parts(guest_dir or paths.guest_dir(), machine.modules_dir)
+    directory = directory.absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    host_key = keys.make_keys(directory)
+    argv = machine.argv(qemu, parts, nonce)
+    command = f"cd {shlex.quote(str(directory))} && {shlex.join(argv)}\n"
+    (directory / COMMAND_FILE).write_text(command, encoding="utf-8")
+    for stale in (QMP_SOCKET, CONSOLE_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG):
+        (directory / stale).unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        stderr = stack.enter_context((directory / STDERR_FILE).open("wb"))
+        child = stack.enter_context(process.spawn(argv, cwd=directory, stdout=stderr, stderr=stderr))
+        vm = VM(machine, directory, nonce, child, stack)
+        stack.callback(vm.stop)
+        vm._attach(limit.within(START_SECONDS * machine.accel.timeout_factor), host_key, stack)
+        # Last in, first out: QEMU is asked to quit while QMP is still connected.
+        stack.callback(vm.stop)
+        yield vm

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Plan and Job: what one run will do, as values that travel in a file.
+
+A Job is self-contained (kernel by path and digest, everything else by value), so that an xdist worker, and
+later another machine, can run it from the plan file alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+
+PLAN_FORMAT = 1
+"""Grows when a field changes meaning; a plan of another format is refused."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KernelRef:
+    """The Kernel of a job, by path and digest."""
+
+    digest: str
+    release: str
+    build_id: str
+    """GNU build-id in hex: what the booted kernel must have."""
+    variant: str
+    tree: str
+    """What a person calls the source tree."""
+    vmlinux: str
+    config: str
+    modules_dir: str | None
+    selftests_dir: str | None
+    programs: tuple[str, ...]
+    """The selftests that were built for it, as `collection/name`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One Kernel on one Topology with its Suites: the unit that is scheduled."""
+
+    name: str
+    """`release-variant-topology`, unique in its plan."""
+    kernel: KernelRef
+    topology: str
+    """Name of a shipped topology or absolute path of a user's file."""
+    root: str
+    accel: str
+    qemu: str | None
+    """Path of the QEMU to use; None: the one in PATH."""
+    cpus: int
+    memory_mib: int
+    suites: tuple[str, ...]
+    features: tuple[str, ...]
+    """Everything that decides which cases apply; see guest/needs.py."""
+    rerun: str
+    """The command that reruns this job; `--case ADDRESS` is appended to it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The jobs of one run, where it leaves its results."""
+
+    run_id: str
+    run_dir: str
+    seed: int
+    cases: tuple[str, ...]
+    """Address patterns; only matching cases run.  Empty: all."""
+    jobs: tuple[Job, ...]
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps({"format": PLAN_FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n")
+
+    def job(self, name: str) -> Job:
+        return next(job for job in self.jobs if job.name == name)
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan file; UsageError when it is none or of another format."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", hint="--plan takes the plan.json of a run") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: not a plan: {error}") from error
+    if not isinstance(data, dict) or data.pop("format", None) != PLAN_FORMAT:
+        raise UsageError(f"{path}: not a plan of format {PLAN_FORMAT}", hint="vfio-harness run makes one")
+    try:
+        jobs = tuple(_job(job) for job in data.pop("jobs"))
+        return Plan(**{**data, "cases": tuple(data["cases"]), "jobs": jobs})
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not a plan: {error}") from error
+
+
+def _job(data: dict[str, Any]) -> Job:
+    kernel = data["kernel"]
+    lists = {name: tuple(data[name]) for name in ("suites", "features")}
+    ref = KernelRef(**{**kernel, "programs": tuple(kernel["programs"])})
+    return Job(**{**data, **lists, "kernel": ref})

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""pytest's hooks: the --plan option, what is collected, and who runs and who records.
+
+Every process that runs items has a Lab (its VMs); the one process that talks to the user has a Recorder (the
+results database).  Without xdist one process is both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.plan import Plan, load_plan
+from harness.plugin.collect import WorkFile
+from harness.plugin.items import WorkItem
+from harness.plugin.lab import LAB, Lab
+from harness.plugin.recorder import Recorder
+from harness.suites.catalogue import Work, check_cases, work_by_source
+
+_PLAN = pytest.StashKey[Plan]()
+_WORK = pytest.StashKey[dict[Path, list[Work]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vfio-harness", "VFIO no-IOMMU harness")
+    group.addoption("--plan", metavar="FILE", help="plan.json of a run (written by vfio-harness run)")
+
+
+def _worker_name(config: pytest.Config) -> str | None:
+    """`gw0` and so on in an xdist worker, None in the process that talks to the user."""
+    workerinput: dict[str, str] | None = getattr(config, "workerinput", None)
+    return workerinput["workerid"] if workerinput else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--plan")
+    if path is None:
+        return
+    try:
+        plan = load_plan(Path(path))
+        check_cases(plan)
+        config.stash[_WORK] = work_by_source(plan)
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[_PLAN] = plan
+    worker = _worker_name(config)
+    if not config.invocation_params.args or _only_options(config):
+        config.args = [str(path) for path in config.stash[_WORK]]
+    config.stash[LAB] = Lab(plan, worker or "main")
+    if worker is None:
+        config.pluginmanager.register(Recorder(plan), "vfio-harness-recorder")
+
+
+def _only_options(config: pytest.Config) -> bool:
+    """Whether the caller named no file: pytest then put testpaths or the working directory into args."""
+    return config.args_source is not pytest.Config.ArgsSource.ARGS
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    work = parent.config.stash.get(_WORK, {}).get(file_path.resolve())
+    return WorkFile.of(parent, file_path, work) if work else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put items in plan order, job by job, so that each VM's cases follow one another."""
+    plan = config.stash.get(_PLAN, None)
+    if plan is None:
+        return
+    order = {
+        (job.name, work.address): (number, place)
+        for number, job in enumerate(plan.jobs)
+        for place, work in enumerate(_work_in_order(config, job.name))
+    }
+    items.sort(key=lambda item: _place(item, order))
+
+
+def _work_in_order(config: pytest.Config, job: str) -> Iterable[Work]:
+    from harness.suites.catalogue import work_of
+
+    return work_of(config.stash[_PLAN].job(job))
+
+
+def _place(item: pytest.Item, order: dict[tuple[str, str], tuple[int, int]]) -> tuple[int, int]:
+    if isinstance(item, WorkItem):
+        return order[item.work.job, item.work.address]
+    return len(order), 0
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    plan = config.stash.get(_PLAN, None)
+    if plan is None:
+        return []
+    return [
+        f"vfio-harness: job {job.name} ({job.accel}, {job.cpus} cpus, {job.memory_mib} MiB)"
+        for job in plan.jobs
+    ]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    lab = config.stash.get(LAB, None)
+    if lab is not None:
+        lab.close()

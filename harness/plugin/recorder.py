@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The Recorder: the one process that writes the run's database, and that knows what should have had a result.
+
+Results arrive as a user property of pytest's reports, from this process or from xdist's workers.  What was
+collected and never reported is NOT_RUN: silence is not a pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from harness.plan import Plan
+from harness.results import (
+    WHOLE_PROGRAM,
+    Address,
+    Outcome,
+    Result,
+    RunStore,
+    State,
+    judge,
+    result_from_plain,
+)
+from harness.suites.catalogue import ProbeWork, Work, source_of, work_by_source
+
+RESULTS_PROPERTY = "vfio_harness_results"
+"""The user property that carries Results from the process that ran an item, as JSON."""
+
+Key = tuple[str, str]
+"""File name and item name: what a node id keeps of a piece of work, whatever the root directory."""
+
+
+def _key(nodeid: str) -> Key:
+    """The Key in a node id; xdist's loadgroup appends `@group` to it."""
+    path, _, name = nodeid.partition("::")
+    return Path(path).name, name.partition("]")[0] + "]"
+
+
+class Recorder:
+    """Hooks of the process that talks to the user."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._store = RunStore.open(Path(plan.run_dir))
+        self._work: dict[Key, Work] = {
+            (source_of(work).name, work.title): work
+            for group in work_by_source(plan).values()
+            for work in group
+        }
+        self._waiting: dict[Key, Work] = {}
+        self._interrupted = False
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._expect(item.nodeid for item in session.items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: object, ids: list[str]) -> None:
+        self._expect(ids)
+
+    def _expect(self, nodeids: Iterable[str]) -> None:
+        for nodeid in nodeids:
+            work = self._work.get(_key(nodeid))
+            if work is not None:
+                self._waiting[_key(nodeid)] = work
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        carried = dict(report.user_properties).get(RESULTS_PROPERTY)
+        if report.when == "call" and isinstance(carried, str):
+            self._waiting.pop(_key(report.nodeid), None)
+            for plain in json.loads(carried):
+                self._store.add(result_from_plain(plain))
+        elif report.failed and (work := self._waiting.pop(_key(report.nodeid), None)) is not None:
+            self._store.add(_without_result(work, Outcome.LOST, f"the harness failed: {_last_line(report)}"))
+
+    def pytest_keyboard_interrupt(self) -> None:
+        self._interrupted = True
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Account for what did not run, and close the run."""
+        if session.config.option.collectonly:
+            return
+        for work in self._waiting.values():
+            self._store.add(_without_result(work, Outcome.NOT_RUN, "the run stopped before it"))
+        state = State.INTERRUPTED if self._interrupted else State.FINISHED
+        self._store.finish(judge(dataclasses.replace(self._store.read(), state=state)), state)
+
+    def pytest_unconfigure(self) -> None:
+        self._store.close()
+
+
+def _without_result(work: Work, outcome: Outcome, reason: str) -> Result:
+    if isinstance(work, ProbeWork):
+        address = Address.parse(work.address)
+    else:
+        address = Address.parse(f"{work.address}/{WHOLE_PROGRAM}")
+    return Result(address=address, job=work.job, outcome=outcome, reason=reason)
+
+
+def _last_line(report: pytest.TestReport) -> str:
+    lines = report.longreprtext.strip().splitlines()
+    return lines[-1] if lines else "no reason given"

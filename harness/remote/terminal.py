@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Connects the user's terminal to a shell in the guest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+
+import paramiko
+
+from harness.remote.guest import Guest
+
+_CHUNK = 4096
+
+
+@contextlib.contextmanager
+def _raw(fd: int) -> Iterator[None]:
+    """Hand every key to the guest, Ctrl-C included, and put the terminal back afterwards."""
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setraw(fd)
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _following_size(channel: paramiko.Channel) -> Iterator[None]:
+    """Tell the guest whenever the window changes its size."""
+
+    def resized(number: int, frame: object) -> None:
+        size = shutil.get_terminal_size()
+        channel.resize_pty(size.columns, size.lines)
+
+    before = signal.signal(signal.SIGWINCH, resized)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGWINCH, before)
+
+
+def interact(guest: Guest, command: str | None = None) -> int:
+    """Run *command*, or a login shell, on the user's terminal; return its exit status.
+
+    Without a terminal on standard input the input is sent as it is and its end ends the shell.
+    """
+    size = shutil.get_terminal_size()
+    channel = guest.terminal(os.environ.get("TERM", "vt100"), size.columns, size.lines, command)
+    fd = sys.stdin.fileno()
+    with contextlib.closing(channel):
+        if os.isatty(fd):
+            with _raw(fd), _following_size(channel):
+                _pump(channel, fd)
+        else:
+            _pump(channel, fd)
+        return channel.recv_exit_status()
+
+
+def _pump(channel: paramiko.Channel, fd: int) -> None:
+    inputs: list[paramiko.Channel | int] = [channel, fd]
+    while True:
+        ready, _, _ = select.select(inputs, [], [])
+        if channel in ready:
+            data = channel.recv(_CHUNK)
+            if not data:
+                return
+            os.write(sys.stdout.fileno(), data)
+        if fd in ready:
+            keys = os.read(fd, _CHUNK)
+            if keys:
+                channel.sendall(keys)
+            else:
+                inputs.remove(fd)
+                # A terminal channel has no half-close that a shell would notice: send its end-of-file key.
+                channel.sendall(b"\x04")

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a Run means: expectations turned into results, results into a Verdict, a Verdict into an exit code."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from harness.errors import ExitCode
+from harness.results.model import WHOLE_PROGRAM, Address, Outcome, Result, Run, State, Verdict, settle
+
+VANISHED = "vanished"
+"""How the reason of a case begins that its manifest lists and its program did not report."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What one program must show in one Job."""
+
+    job: str
+    suite: str
+    program: str
+    # The fewest cases that must PASS; 0 for a program that may skip altogether here.
+    fewest: int = 1
+    # The manifest: every case name that must appear, with whatever outcome.
+    cases: tuple[str, ...] = ()
+    rerun: str = ""
+
+
+def check(results: Iterable[Result], expectations: Iterable[Expectation]) -> tuple[Result, ...]:
+    """The results that are missing from *results* for the *expectations* to be met, to be added to them.
+
+    A listed case that did not appear is NOT_RUN; a program that shows too few passes, with nothing else to
+    blame for it, is an ERROR.
+    """
+    by_program: dict[tuple[str, str], list[Result]] = collections.defaultdict(list)
+    for result in settle(results):
+        by_program[result.job, result.address.program_path].append(result)
+    missing: list[Result] = []
+    for expectation in expectations:
+        found = by_program[expectation.job, f"{expectation.suite}/{expectation.program}"]
+        vanished = _vanished(expectation, found)
+        missing.extend(vanished)
+        if not any(result.outcome.is_bad for result in (*found, *vanished)):
+            missing.extend(_shortfall(expectation, found))
+    return tuple(missing)
+
+
+def _vanished(expectation: Expectation, found: Sequence[Result]) -> list[Result]:
+    names = {result.address.case for result in found}
+    cause = next((result for result in found if _stops_a_program(result)), None)
+    if cause is None:
+        reason = f"{VANISHED}: the manifest lists this case and the program did not report it"
+    else:
+        reason = f"not reached: {cause.address.case} was {cause.outcome.value}"
+    return [
+        Result(
+            address=Address(suite=expectation.suite, program=expectation.program, case=name),
+            job=expectation.job,
+            outcome=Outcome.NOT_RUN,
+            reason=reason,
+            rerun=expectation.rerun,
+        )
+        for name in expectation.cases
+        if name not in names
+    ]
+
+
+def _stops_a_program(result: Result) -> bool:
+    whole = result.address.case == WHOLE_PROGRAM
+    return (whole and result.outcome is not Outcome.PASS) or result.outcome in (Outcome.CRASH, Outcome.LOST)
+
+
+def _shortfall(expectation: Expectation, found: Sequence[Result]) -> list[Result]:
+    passes = sum(1 for result in found if result.outcome is Outcome.PASS)
+    if passes >= expectation.fewest:
+        return []
+    counts = collections.Counter(result.outcome for result in found)
+    shown = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome])
+    first = next((result.reason for result in found if result.reason), "")
+    return [
+        Result(
+            address=Address.of_program(expectation.suite, expectation.program),
+            job=expectation.job,
+            outcome=Outcome.ERROR,
+            reason=f"{passes} passes where at least {expectation.fewest} must be: {shown or 'no results'}"
+            + (f"; the first reason given: {first}" if first else ""),
+            rerun=expectation.rerun,
+        )
+    ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """A Verdict with its grounds."""
+
+    verdict: Verdict
+    # One sentence.
+    why: str
+    exit_code: ExitCode
+
+
+def judge(run: Run) -> Verdict:
+    """What *run* means to its caller."""
+    return judgement(run).verdict
+
+
+def exit_code(run: Run) -> ExitCode:
+    """What a command that made *run* exits with."""
+    return judgement(run).exit_code
+
+
+def judgement(run: Run) -> Judgement:
+    """The Verdict on *run*, why, and the exit code.
+
+    A failure outranks everything, because it is knowledge; then our own trouble; then a kernel that could not
+    be tested.  Only a finished Run in which something passed is good.
+    """
+    verdict, why = _verdict(run)
+    code = verdict.exit_code
+    if run.state is State.INTERRUPTED:
+        code = ExitCode.INTERRUPTED
+    return Judgement(verdict=verdict, why=why, exit_code=code)
+
+
+def _verdict(run: Run) -> tuple[Verdict, str]:
+    cases = run.cases
+    failures = [case for case in cases if case.outcome.is_failure]
+    if failures:
+        worst = max(failures, key=lambda case: case.outcome.severity)
+        had = _some(len(failures), "case")
+        return Verdict.BAD, f"{had} failed, the worst: {worst.outcome.value} {worst.address}"
+    if run.state is State.INTERRUPTED:
+        return Verdict.OUR_FAULT, "the run was interrupted"
+    trouble = _trouble(run, cases)
+    if trouble is not None:
+        return trouble
+    if run.state is State.RUNNING:
+        return Verdict.OUR_FAULT, "the run was cut off before it finished"
+    if not cases and all(job.applicable for job in run.jobs):
+        return Verdict.OUR_FAULT, "nothing was run"
+    passes = sum(1 for case in cases if case.outcome is Outcome.PASS)
+    if not passes:
+        absent = next((f"job {job.name}: {job.problem}" for job in run.jobs if not job.applicable), None)
+        return Verdict.UNTESTABLE, absent or f"nothing was proven: none of {_some(len(cases), 'case')} passed"
+    return Verdict.GOOD, f"{_some(passes, 'case')} passed, and nothing that should not have happened did"
+
+
+def _trouble(run: Run, cases: Sequence[Result]) -> tuple[Verdict, str] | None:
+    """What kept cases from having their chance, if anything did."""
+    stopped = [job for job in run.jobs if job.problem and job.applicable]
+    ours = [job for job in stopped if job.problem_code is not ExitCode.KERNEL]
+    if ours:
+        return Verdict.OUR_FAULT, f"job {ours[0].name}: {ours[0].problem}"
+    # The cases of a Job that had no kernel are explained by the Job.
+    explained = {job.name for job in run.jobs if job.problem}
+    infra = [case for case in cases if case.outcome.is_infra and case.job not in explained]
+    if infra:
+        had = _some(len(infra), "case")
+        return Verdict.OUR_FAULT, f"{had} had no chance, first {infra[0].address}: {infra[0].reason}"
+    if stopped:
+        return Verdict.UNTESTABLE, f"job {stopped[0].name}: {stopped[0].problem}"
+    return None
+
+
+def _some(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Results as values: Outcome, Address, Result, JobRecord, Inputs, Run.
+
+This module knows nothing of how results are made, kept or shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+from harness.errors import ExitCode, UsageError
+
+WHOLE_PROGRAM = "(program)"
+"""The case name of a result that is about a program as a whole, e.g. one that died before its first case."""
+
+
+class Outcome(enum.Enum):
+    """What became of a case, in rising severity: the worst of several wins.
+
+    SKIP is the least: a whole is skipped only when all of it is.  What says nothing about the kernel (NOT_RUN
+    and LOST) is below what does, so that a failure is not hidden by a guest lost later.
+    """
+
+    SKIP = "SKIP"
+    PASS = "PASS"
+    XFAIL = "XFAIL"
+    NOT_RUN = "NOT_RUN"
+    LOST = "LOST"
+    XPASS = "XPASS"
+    ERROR = "ERROR"
+    FAIL = "FAIL"
+    TIMEOUT = "TIMEOUT"
+    CRASH = "CRASH"
+
+    @property
+    def severity(self) -> int:
+        """Position from harmless to worst."""
+        return list(Outcome).index(self)
+
+    @property
+    def is_infra(self) -> bool:
+        """Says nothing about the kernel: the case did not get its chance."""
+        return self in (Outcome.LOST, Outcome.NOT_RUN)
+
+    @property
+    def is_failure(self) -> bool:
+        """Speaks against the kernel, or against what is expected of it."""
+        return self.severity >= Outcome.XPASS.severity
+
+    @property
+    def is_bad(self) -> bool:
+        """Not what a green run is made of: a failure, or a case without its chance."""
+        return self.is_failure or self.is_infra
+
+    @property
+    def symbol(self) -> str:
+        """One character, for progress lines."""
+        return _WORDS[self][0]
+
+    @property
+    def meaning(self) -> str:
+        """A few words for a legend."""
+        return _WORDS[self][1]
+
+    def with_known_defect(self) -> Outcome:
+        """The outcome of a case whose failure is documented: FAIL is expected and PASS is news.
+
+        A crash, a timeout or an error is never excused by a known defect.
+        """
+        return {Outcome.FAIL: Outcome.XFAIL, Outcome.PASS: Outcome.XPASS}.get(self, self)
+
+    @staticmethod
+    def worst(outcomes: Iterable[Outcome]) -> Outcome:
+        """The worst of *outcomes*; NOT_RUN when there are none, because nothing is no success."""
+        return max(outcomes, key=lambda outcome: outcome.severity, default=Outcome.NOT_RUN)
+
+
+_WORDS: Mapping[Outcome, tuple[str, str]] = {
+    Outcome.SKIP: ("s", "not applicable here, by its own account"),
+    Outcome.PASS: (".", "passed"),
+    Outcome.XFAIL: ("x", "failed as documented"),
+    Outcome.NOT_RUN: ("-", "never ran"),
+    Outcome.LOST: ("?", "the guest was lost; nothing is said about the kernel"),
+    Outcome.XPASS: ("X", "passed although documented to fail"),
+    Outcome.ERROR: ("E", "could not be carried out"),
+    Outcome.FAIL: ("F", "failed"),
+    Outcome.TIMEOUT: ("T", "did not finish in time"),
+    Outcome.CRASH: ("!", "the kernel died or splatted"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Address:
+    """Where a case lives, `suite/program/case`; stable between runs."""
+
+    suite: str
+    program: str
+    case: str
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `suite/program/case`; further slashes belong to the case.
+
+        Raises UsageError when a part is missing.
+        """
+        parts = text.split("/", 2)
+        if len(parts) != 3 or not all(parts):
+            raise UsageError(f"{text!r} is not a case address", hint="write suite/program/case")
+        return cls(suite=parts[0], program=parts[1], case=parts[2])
+
+    @classmethod
+    def of_program(cls, suite: str, program: str) -> Address:
+        """The address of a result about a whole program."""
+        return cls(suite=suite, program=program, case=WHOLE_PROGRAM)
+
+    @property
+    def program_path(self) -> str:
+        """`suite/program`."""
+        return f"{self.suite}/{self.program}"
+
+    def __str__(self) -> str:
+        return f"{self.suite}/{self.program}/{self.case}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What one attempt at one case came to."""
+
+    address: Address
+    # The Job's name.
+    job: str
+    outcome: Outcome
+    # One line; the skip reason, the failed check, the cause of the loss.
+    reason: str = ""
+    # Seconds.
+    duration: float = 0.0
+    # Counts up when a case is tried again after infrastructure trouble, or to confirm a failure.
+    attempt: int = 1
+    # The end of what the case printed, and the console round it.
+    log: str = ""
+    # The kernel's splat, whole.
+    splat: str = ""
+    # Relative to the run directory; empty when no VM was involved.
+    vm_dir: str = ""
+    # A command line that runs just this case again.
+    rerun: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", " ".join(self.reason.split()))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """One Job of the plan, as far as reports need it."""
+
+    name: str
+    # The kernel's short identity, e.g. `7.3.4 1f0c9a2b`.
+    kernel: str = ""
+    variant: str = ""
+    topology: str = ""
+    features: tuple[str, ...] = ()
+    # Why the Job could not be carried out at all: one sentence, and the exit code its error earns.
+    problem: str = ""
+    problem_code: ExitCode = ExitCode.GOOD
+    # False when the problem is that this tree has no such variant: an answer, not a failure.
+    applicable: bool = True
+    # Seconds, from the first boot to the last case.
+    duration: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """The identity of everything that decided the Run."""
+
+    # Commit and dirtiness, or package version and digest.
+    tree: str = ""
+    # Variant -> digest of the kernel it was run with.
+    kernels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    qemu: str = ""
+    # `kvm` or `tcg`.
+    accel: str = ""
+    # By how much every timeout was multiplied.
+    timeout_factor: float = 1.0
+    topologies: tuple[str, ...] = ()
+    # `virtme` or `image`, with its identity.
+    root: str = ""
+    seed: int | None = None
+    # Anything more worth recording: host, toolchain, shard.
+    extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Verdict(enum.Enum):
+    """What a Run means to its caller."""
+
+    GOOD = "good"
+    BAD = "bad"
+    UNTESTABLE = "untestable"
+    OUR_FAULT = "our fault"
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return {
+            Verdict.GOOD: ExitCode.GOOD,
+            Verdict.BAD: ExitCode.CASE_FAILED,
+            Verdict.UNTESTABLE: ExitCode.KERNEL,
+            Verdict.OUR_FAULT: ExitCode.INFRA,
+        }[self]
+
+
+class State(enum.Enum):
+    """How far a Run came."""
+
+    # Still going, or killed without a chance to say so.
+    RUNNING = "running"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What is known of a Run when it starts."""
+
+    id: str
+    # Aware, in UTC.
+    started: datetime.datetime
+    harness_version: str
+    # The command line that started it.
+    command: tuple[str, ...] = ()
+    inputs: Inputs = dataclasses.field(default_factory=Inputs)
+
+    def __post_init__(self) -> None:
+        if self.started.tzinfo is None:
+            raise ValueError("RunInfo.started must carry a time zone")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One execution of a plan of Jobs: the only thing reports read."""
+
+    info: RunInfo
+    jobs: tuple[JobRecord, ...] = ()
+    # Every attempt, in order of arrival.
+    results: tuple[Result, ...] = ()
+    state: State = State.RUNNING
+    finished: datetime.datetime | None = None
+    # As it was given when the Run finished.
+    verdict: Verdict | None = None
+    # The run directory as text; logs are relative to it.
+    directory: str = ""
+
+    _NO_JOB: ClassVar[int] = 1 << 30
+
+    @property
+    def cases(self) -> tuple[Result, ...]:
+        """One Result per job and address: attempts settled, in plan order."""
+        order = {job.name: index for index, job in enumerate(self.jobs)}
+        return tuple(sorted(settle(self.results), key=lambda result: order.get(result.job, self._NO_JOB)))
+
+    @property
+    def seconds(self) -> float:
+        """Wall time from start to finish, 0 while it is not finished."""
+        return (self.finished - self.info.started).total_seconds() if self.finished else 0.0
+
+
+def settle(results: Iterable[Result]) -> tuple[Result, ...]:
+    """Reduce every case's attempts to one Result, in order of first appearance.
+
+    An attempt that had no chance (LOST, NOT_RUN) is superseded by one that had; among those the worst wins,
+    so that no retry washes a failure clean.
+    """
+    settled: dict[tuple[str, Address], Result] = {}
+    for result in results:
+        key = (result.job, result.address)
+        before = settled.get(key)
+        settled[key] = result if before is None else _worse(before, result)
+    return tuple(settled.values())
+
+
+def _worse(before: Result, after: Result) -> Result:
+    if before.outcome.is_infra != after.outcome.is_infra:
+        return after if before.outcome.is_infra else before
+    return after if after.outcome.severity > before.outcome.severity else before

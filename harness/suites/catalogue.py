@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a Job will run: every probe case and selftest program, with the reason for each that does not apply.
+
+Collection in every xdist worker and the controller's list of what must have a result both come from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guest.needs import unmet
+from harness.errors import UsageError, nearest
+from harness.machine.topology import load_topology
+from harness.plan import Job, Plan
+from harness.suites.kselftest import Target, shipped_suites
+from harness.suites.model import Program
+from harness.suites.probes import SUITE as PROBES
+from harness.suites.probes import probe_cases
+
+if TYPE_CHECKING:
+    from guest.case import Case
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeWork:
+    """One probe case in one job."""
+
+    job: str
+    case: Case
+    refusal: str | None
+    """Why it does not apply here; None when it does."""
+
+    @property
+    def address(self) -> str:
+        return f"{PROBES}/{self.case.module}/{self.case.name}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.case.name}[{self.job}]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramWork:
+    """One selftest program, aimed at its devices, in one job; its cases are known when it has run."""
+
+    job: str
+    program: Program
+    refusal: str | None
+
+    @property
+    def address(self) -> str:
+        return f"{self.program.suite}/{self.program.title}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.program.title}[{self.job}]"
+
+
+Work = ProbeWork | ProgramWork
+
+
+def suite_names() -> tuple[str, ...]:
+    """Every suite there is: `probes` and the kselftest ones."""
+    return (PROBES, *shipped_suites())
+
+
+def check_suites(names: Sequence[str]) -> None:
+    """Refuse a suite that does not exist."""
+    for name in names:
+        if name not in suite_names():
+            raise UsageError(f"there is no suite {name!r}", hint=nearest(name, suite_names()))
+
+
+def _targets(job: Job) -> tuple[Target, ...]:
+    topology = load_topology(job.topology)
+    return tuple(
+        Target(id=device.id, driver=device.driver, translated=topology.behind_viommu(device))
+        for device in topology.endpoints
+        if device.plugged
+    )
+
+
+def _programs(job: Job) -> tuple[Program, ...]:
+    found: list[Program] = []
+    for name in job.suites:
+        if name != PROBES:
+            found.extend(shipped_suites()[name].programs(job.kernel.programs, _targets(job)))
+    return tuple(found)
+
+
+def features_for(program: Program, job: Job) -> frozenset[str]:
+    """The job's features as they hold for the devices *program* is aimed at (a machine may be mixed)."""
+    features = frozenset(job.features)
+    if program.translated or not program.targets:
+        return features
+    return frozenset(f for f in features if not f.startswith("viommu"))
+
+
+def _refusal(needs: Sequence[str], features: frozenset[str]) -> str | None:
+    missing = unmet(needs, features)
+    return f"not applicable here: needs {', '.join(missing)}" if missing else None
+
+
+def work_of(job: Job) -> tuple[Work, ...]:
+    """All the work of *job*; cases that want a fresh VM come first, so that one boot serves the first."""
+    features = frozenset(job.features)
+    work: list[Work] = []
+    if PROBES in job.suites:
+        cases = sorted(probe_cases(), key=lambda case: not case.fresh)
+        work += [ProbeWork(job=job.name, case=c, refusal=_refusal(c.needs, features)) for c in cases]
+    work += [
+        ProgramWork(job=job.name, program=p, refusal=_refusal(p.needs, features_for(p, job)))
+        for p in _programs(job)
+    ]
+    return tuple(work)
+
+
+def selected(work: Work, patterns: Sequence[str]) -> bool:
+    """Whether *work* is asked for: no patterns, or one that matches its address or the cases below it."""
+    return not patterns or any(
+        fnmatch.fnmatchcase(work.address, p) or p.startswith(f"{work.address}/") for p in patterns
+    )
+
+
+def source_of(work: Work) -> Path:
+    """The file a piece of work is declared in."""
+    if isinstance(work, ProbeWork):
+        return Path(work.case.path).resolve()
+    return Path(__file__).resolve().parent / f"{work.program.suite.replace(':', '-')}.yaml"
+
+
+def work_by_source(plan: Plan) -> dict[Path, list[Work]]:
+    """The selected work of *plan*, grouped by the file it is declared in."""
+    grouped: dict[Path, list[Work]] = {}
+    for job in plan.jobs:
+        for work in work_of(job):
+            if selected(work, plan.cases):
+                grouped.setdefault(source_of(work), []).append(work)
+    return grouped
+
+
+def check_cases(plan: Plan) -> None:
+    """Refuse a case pattern that matches nothing in *plan*, naming the nearest address."""
+    everything = [work for job in plan.jobs for work in work_of(job)]
+    for pattern in plan.cases:
+        if not any(selected(work, (pattern,)) for work in everything):
+            addresses = {work.address for work in everything}
+            raise UsageError(f"no case matches {pattern!r}", hint=_nearest_address(pattern, addresses))
+
+
+def _nearest_address(pattern: str, addresses: set[str]) -> str:
+    hint = nearest(pattern, addresses)
+    return hint if hint.startswith("did") else "see: vfio-harness list cases"

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs one of upstream's selftest programs in the guest, with everything it needs given to it first."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from harness.deadline import Deadline
+from harness.ktap import KtapParser, KtapReport
+from harness.remote import Guest
+from harness.suites.agent import GUEST_ROOT
+from harness.suites.model import Program
+
+SELFTESTS = f"{GUEST_ROOT}/selftests"
+"""Where a kernel's selftests are put inside the guest."""
+
+_SETUP_FAILED = 99
+"""Our own exit status for a guest that could not be made ready; no selftest uses it."""
+
+
+class SetupFailed(Exception):
+    """What the program needs could not be given to it; the message says what."""
+
+
+def script(program: Program, bdfs: tuple[str, ...], features: frozenset[str]) -> str:
+    """The shell script that makes the guest ready, runs *program* on *bdfs* and cleans up after it.
+
+    Binding and unbinding is left to upstream's own scripts/setup.sh and cleanup.sh.
+    """
+    devices = shlex.join(bdfs)
+    directory, _, name = program.path.rpartition("/")
+    need = f'|| {{ echo "setup: $step"; exit {_SETUP_FAILED}; }}'
+    lines = [f"cd {shlex.quote(f'{SELFTESTS}/{directory}')} || exit {_SETUP_FAILED}"]
+
+    def step(what: str, command: str) -> None:
+        lines.append(f"step={shlex.quote(what)}; {command} {need}")
+
+    if "modular" in features and bdfs:
+        step("cannot load vfio-pci", "modprobe -a iommufd vfio vfio-pci")
+    if "noiommu" in features and bdfs:
+        parameter = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+        step("cannot allow no-IOMMU mode", f"echo Y > {parameter}")
+    if program.sriov:
+        step("cannot allow SR-IOV", "echo Y > /sys/module/vfio_pci/parameters/enable_sriov")
+    if program.hugepages:
+        step("cannot reserve huge pages", f"echo {program.hugepages} > /proc/sys/vm/nr_hugepages")
+        # 1 GiB pages exist only on a big enough guest; the programs skip their 1 GiB points without.
+        lines.append("echo 1 2>/dev/null > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")
+    if bdfs:
+        step("scripts/setup.sh failed", f"bash scripts/setup.sh {devices} > setup.log 2>&1")
+    lines.append(f'echo "vfio-harness: begin {program.title}" > /dev/kmsg')
+    lines += [f"./{name} {devices}", "status=$?"]
+    lines.append(f'echo "vfio-harness: end {program.title}" > /dev/kmsg')
+    if bdfs:
+        lines.append(f"bash scripts/cleanup.sh {devices} > cleanup.log 2>&1")
+    if program.hugepages:
+        lines.append("echo 0 > /proc/sys/vm/nr_hugepages")
+        lines.append("echo 0 2>/dev/null > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")
+    lines.append("exit $status")
+    return "\n".join(lines)
+
+
+def run_program(
+    guest: Guest,
+    program: Program,
+    bdfs: Mapping[str, str],
+    features: frozenset[str],
+    deadline: Deadline,
+    raw: list[str],
+) -> tuple[KtapReport, int]:
+    """Run *program*, appending every line it prints to *raw*; return its parsed output and exit status.
+
+    Raises TimeoutError at *deadline*, LostGuest when the guest goes, SetupFailed when the guest could not be
+    made ready.
+    """
+    addresses = tuple(bdfs[target] for target in program.targets)
+    stream = guest.stream(["bash", "-c", script(program, addresses, features)], deadline)
+    parser = KtapParser()
+    for line in stream.lines(deadline):
+        raw.append(line)
+        parser.feed(line)
+    status = stream.status(deadline)
+    if status == _SETUP_FAILED:
+        raise SetupFailed(raw[-1] if raw else "the selftests are not in the guest")
+    return parser.finish(), status

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The agent on this very machine, with probes made up for it: forks, limits, verdicts, protocol."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guest import agent, ground, kmsg, runner
+from guest.agent import Agent, BadRequest, parse_request, select
+from guest.case import discover
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+PROBES = '''
+import os, signal, sys, time
+from guest.case import case, Test
+
+@case(cites="a.c f()")
+def passes(t: Test) -> None:
+    """It passes."""
+    t.log("seed %d" % t.seed)
+    print("why: not a verdict")
+    sys.stderr.write("no newline at the end")
+
+@case(cites="a.c f()", known="a documented defect")
+def fails(t: Test) -> None:
+    """It fails."""
+    t.equal(1, 2, "one")
+
+@case(cites="a.c f()")
+def raises(t: Test) -> None:
+    """It raises."""
+    os.stat("/does/not/exist")
+
+@case(cites="a.c f()")
+def skips(t: Test) -> None:
+    """It skips."""
+    t.skip("no reason here")
+
+@case(needs=("edu", "!viommu"), cites="a.c f()")
+def needs_edu(t: Test) -> None:
+    """It needs a device."""
+
+@case(cites="a.c f()")
+def hangs(t: Test) -> None:
+    """It hangs, deaf to TERM, with a child that does too."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pid = os.fork()
+    if pid:
+        t.log("child %d" % pid)
+    time.sleep(60)
+
+@case(cites="a.c f()")
+def dies(t: Test) -> None:
+    """It is killed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@case(cites="a.c f()")
+def exits(t: Test) -> None:
+    """It leaves without a verdict."""
+    os._exit(0)
+
+@case(cites="a.c f()")
+def leaves_a_child(t: Test) -> None:
+    """It ends before its child."""
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+    t.log("child %d" % pid)
+
+@case(cites="a.c f()")
+def forges(t: Test) -> None:
+    """It prints a verdict of its own and fails."""
+    print("ok 1 fake_probes/forges")
+    t.fail("caught")
+'''
+
+
+@pytest.fixture(scope="module", name="package")
+def _package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    where = tmp_path_factory.mktemp("fake")
+    (where / "fakepkg").mkdir()
+    (where / "fakepkg" / "__init__.py").write_text("", encoding="utf-8")
+    (where / "fakepkg" / "fake_probes.py").write_text(PROBES, encoding="utf-8")
+    sys.path.insert(0, str(where))
+    yield "fakepkg"
+    sys.path.remove(str(where))
+
+
+@pytest.fixture(autouse=True)
+def _leave_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmsg, "say", lambda text: None)
+    monkeypatch.setattr(kmsg, "KMSG", os.devnull)
+    monkeypatch.setattr(ground.Ground, "restore", lambda self, first=False: ground.Cleaning())
+
+
+def _ask(package: str, request: dict[str, object], features: str = "edu") -> list[str]:
+    out = io.StringIO()
+    served = Agent(discover(package), frozenset(features.split(",")), out)
+    served.serve(io.StringIO(json.dumps(request) + "\n"))
+    lines = out.getvalue().splitlines()
+    assert lines[:3] == ["# agent ready 1", "KTAP version 1", "1..1"]
+    assert lines[-1] == f"# END {request['case']}"
+    return lines[3:-1]
+
+
+def test_a_pass_carries_what_the_case_printed(package: str) -> None:
+    assert _ask(package, {"case": "fake_probes/passes", "seed": 42}) == [
+        "# seed 42",
+        "#  why: not a verdict",
+        "# no newline at the end",
+        "ok 1 fake_probes/passes",
+    ]
+
+
+def test_a_failure_says_why_and_where(package: str) -> None:
+    lines = _ask(package, {"case": "fake_probes/fails"})
+    assert lines[0] == "# why: one: want 2, got 1"
+    assert lines[1].startswith("# at: fake_probes.py:15: t.equal(1, 2")
+    assert lines[2] == "# known: a documented defect"
+    assert "# Traceback (most recent call last):" in lines
+    assert lines[-1] == "not ok 1 fake_probes/fails"
+
+
+def test_an_exception_is_a_failure_with_its_name(package: str) -> None:
+    lines = _ask(package, {"case": "fake_probes/raises"})
+    assert lines[0].startswith("# why: FileNotFoundError: ")
+    assert lines[-1] == "not ok 1 fake_probes/raises"
+
+
+def test_skips_and_unmet_needs_are_skips_with_reasons(package: str) -> None:
+    assert _ask(package, {"case": "fake_probes/skips"}) == ["ok 1 fake_probes/skips # SKIP no reason here"]
+    assert _ask(package, {"case": "fake_probes/needs_edu"}) == ["ok 1 fake_probes/needs_edu"]
+    assert _ask(package, {"case": "fake_probes/needs_edu"}, "viommu") == [
+        "ok 1 fake_probes/needs_edu # SKIP needs edu, !viommu"
+    ]
+
+
+def _goes(pid: int) -> bool:
+    """Whether the killed process is gone within a moment: here its orphans go to init, not to the agent."""
+    end = time.monotonic() + 5
+    while _is_alive(pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    return not _is_alive(pid)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_a_hanging_case_is_ended_with_its_children(package: str) -> None:
+    began = time.monotonic()
+    lines = _ask(package, {"case": "fake_probes/hangs", "timeout": 0.7})
+    assert time.monotonic() - began < 10
+    assert lines[-2:] == ["# why: no end after 0.7 s", "not ok 1 fake_probes/hangs # TIMEOUT after 0.7s"]
+    assert _goes(int(lines[0].split()[-1]))
+
+
+def test_a_death_is_a_failure_with_the_signals_name(package: str) -> None:
+    lines = _ask(package, {"case": "fake_probes/dies"})
+    assert lines == ["# why: killed by SIGKILL", "# killed by SIGKILL", "not ok 1 fake_probes/dies"]
+
+
+def test_no_verdict_is_no_success(package: str) -> None:
+    lines = _ask(package, {"case": "fake_probes/exits"})
+    assert lines == ["# why: it exited with status 0 and without a verdict", "not ok 1 fake_probes/exits"]
+
+
+def test_what_a_case_leaves_running_is_killed(package: str) -> None:
+    lines = _ask(package, {"case": "fake_probes/leaves_a_child"})
+    assert lines[-1] == "ok 1 fake_probes/leaves_a_child"
+    assert _goes(int(lines[0].split()[-1]))
+
+
+def test_printing_a_verdict_does_not_make_one(package: str) -> None:
+    lines = _ask(package, {"case": "fake_probes/forges"})
+    assert lines[:2] == ["# ok 1 fake_probes/forges", "# why: caught"]
+    assert lines[-1] == "not ok 1 fake_probes/forges"
+
+
+def test_cleaning_and_dirt_are_diagnostics_before_the_verdict(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaning = ground.Cleaning(done=["0000:00:08.0: taken off vfio-pci"], dirty=["0000:00:09.0 is gone"])
+    monkeypatch.setattr(ground.Ground, "restore", lambda self, first=False: cleaning)
+    assert _ask(package, {"case": "fake_probes/needs_edu"}) == [
+        "# cleaned: 0000:00:08.0: taken off vfio-pci",
+        "# dirty: 0000:00:09.0 is gone",
+        "ok 1 fake_probes/needs_edu",
+    ]
+
+
+def test_an_unknown_case_is_answered_with_the_nearest(package: str) -> None:
+    lines = _ask(package, {"case": "fake_probes/pases"})
+    assert lines[0] == (
+        "# why: bad request: no case is called 'fake_probes/pases' (did you mean 'fake_probes/passes'?)"
+    )
+    assert lines[-1] == "not ok 1 fake_probes/pases"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense", "not JSON"),
+        ("[]", "want an object"),
+        ('{"case": 3}', "want an object"),
+        ('{"case": "a/b", "tiemout": 3}', "unknown key 'tiemout'"),
+        ('{"case": "a/b", "timeout": "3"}', "number of seconds"),
+        ('{"case": "a/b", "timeout": 0}', "positive"),
+        ('{"case": "a/b", "seed": 1.5}', "integer"),
+    ],
+)
+def test_a_wrong_request_is_refused(line: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        parse_request(line)
+
+
+def test_a_request_has_defaults() -> None:
+    assert parse_request('{"case": "a/b"}') == ("a/b", None, agent.DEFAULT_SEED)
+    assert parse_request('{"case": "a/b", "timeout": 2, "seed": 9}') == ("a/b", 2, 9)
+
+
+def test_rubbish_does_not_end_the_service(package: str) -> None:
+    out = io.StringIO()
+    served = Agent(discover(package), frozenset({"edu"}), out)
+    served.serve(io.StringIO('rubbish\n\n{"case": "fake_probes/needs_edu"}\n'))
+    assert "# why: bad request: not JSON" in out.getvalue()
+    assert out.getvalue().endswith("ok 1 fake_probes/needs_edu\n# END fake_probes/needs_edu\n")
+
+
+def test_many_cases_are_one_document(package: str) -> None:
+    out = io.StringIO()
+    cases = select(discover(package), ["fake_probes/s*", "fake_probes/needs_edu"])
+    assert Agent(cases, frozenset({"edu"}), out).run_all(cases, seed=1, scale=1) == 0
+    assert [line for line in out.getvalue().splitlines() if not line.startswith("#")] == [
+        "KTAP version 1",
+        "1..2",
+        "ok 1 fake_probes/skips # SKIP no reason here",
+        "ok 2 fake_probes/needs_edu",
+    ]
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(package: str) -> None:
+    with pytest.raises(LookupError, match="did you mean 'fake_probes/passes'"):
+        select(discover(package), ["fake_probes/pass"])
+
+
+def test_the_command_line_refuses_unknown_features() -> None:
+    done = _agent("--features", "noiomu")
+    assert done.returncode == 2
+    assert "unknown feature 'noiomu' (did you mean 'noiommu'?)" in done.stderr
+
+
+def test_the_command_line_lists_cases_without_side_effects() -> None:
+    done = _agent("--list")
+    assert done.returncode == 0
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == [one.address for one in discover()]
+    assert all(len(row) == 3 for row in rows)
+
+
+def _agent(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "guest.agent", *arguments],
+        cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def test_lines_of_the_agents_own_cannot_be_faked() -> None:
+    said: list[str] = []
+    lines = runner._Lines(said.append)
+    lines.feed(b"dirty: every")
+    lines.feed(b"thing\nplain\n\xff")
+    lines.close()
+    assert said == [" dirty: everything", "plain", "\ufffd"]

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The newest Debian source that satisfies a request is chosen from what apt says."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.kernel.debian import Candidate, choose, choose_mirrors, compare_versions, parse_madison, suites
+
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg") is None, reason="dpkg is missing")
+
+MADISON = """\
+linux-source-7.2 | 7.2.13-1 | http://mirror.example/debian sid/main amd64 Packages
+linux-source-7.2 | 7.2.12-1 | http://mirror.example/debian sid/main Sources
+linux-source-7.3 | 7.3.4-1~bpo13+1 | http://mirror.example/debian sid/main amd64 Packages
+linux-source     | 7.2.13-1 | http://mirror.example/debian sid/main amd64 Packages
+"""
+
+
+def test_madison_gives_binary_packages_of_a_series() -> None:
+    """The meta-package and source entries are no candidates."""
+    found = parse_madison(MADISON, "sid")
+    assert [(c.package, c.version) for c in found] == [
+        ("linux-source-7.2", "7.2.13-1"),
+        ("linux-source-7.3", "7.3.4-1~bpo13+1"),
+    ]
+
+
+def candidate(series: str, version: str) -> Candidate:
+    return Candidate(package=f"linux-source-{series}", series=series, version=version)
+
+
+@needs_dpkg
+def test_versions_compare_as_dpkg_does() -> None:
+    """A tilde sorts before its absence."""
+    assert compare_versions("7.3.4-1~bpo13+1", "7.3.4-1") < 0
+    assert compare_versions("6.12.107-1", "6.12.94-1") > 0
+    assert compare_versions("1", "1") == 0
+
+
+@needs_dpkg
+def test_choice() -> None:
+    """`latest` is the highest series as numbers, a series its highest version."""
+    offered = [candidate("6.12", "6.12.94-1"), candidate("6.12", "6.12.107-1"), candidate("7.2", "7.2.9-1")]
+    assert choose("latest", offered).version == "7.2.9-1"
+    assert choose("6.12", offered).version == "6.12.107-1"
+    with pytest.raises(UsageError, match="no Debian suite has the sources of Linux 6.2"):
+        choose("6.2", offered)
+
+
+def test_suites_of_a_debian_release(tmp_path: Path) -> None:
+    """Own release and its backports first, then every later one, then sid."""
+    path = tmp_path / "os-release"
+    path.write_text('ID=debian\nVERSION_CODENAME="trixie"\n', encoding="utf-8")
+    found = suites(path)
+    assert found[:4] == ("trixie", "trixie-backports", "forky", "forky-backports")
+    assert found[-1] == "sid"
+    assert "bookworm" not in found
+
+
+def test_suites_elsewhere(tmp_path: Path) -> None:
+    """A host that is not Debian asks for all of them."""
+    assert suites(tmp_path / "none")[0] == "bookworm"
+
+
+def test_mirror_is_the_one_that_serves_a_known_suite() -> None:
+    """Security and foreign archives are passed over."""
+    text = (
+        "http://other.example/tool nodistro main \n"
+        "http://mirror.example/debian-security bookworm-security main \n"
+        "http://mirror.example/debian bookworm contrib \n"
+        "http://mirror.example/debian bookworm main \n"
+        "http://mirror.example/debian bookworm-updates main \n"
+    )
+    assert choose_mirrors(text, ("bookworm", "sid")) == ["http://mirror.example/debian"]

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Trees are recognised, refused with a clear word, identified by content, and never written into."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from kernel_fake_tree import make_fake_tree
+
+from harness.errors import SourceError, UsageError
+from harness.kernel.trees import TreeKind, find_misdated, open_tree, plain_digest, read_version
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    for name, value in {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}.items():
+        monkeypatch.setenv(name, value)
+    return make_fake_tree(tmp_path / "linux")
+
+
+def git(directory: Path, *arguments: str) -> str:
+    argv = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tree: Path) -> Path:
+    git(tree, "init", "--quiet", "--initial-branch=main")
+    git(tree, "add", "--all")
+    git(tree, "commit", "--quiet", "--message=one")
+    git(tree, "tag", "v7.3-rc1")
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\nEXTRAVERSION =\n", "7.3.4"),
+        ("VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 0\nEXTRAVERSION = -rc2\n", "7.3.0-rc2"),
+    ],
+)
+def test_version_is_read_from_the_makefile(text: str, version: str) -> None:
+    """The tree's own Makefile says which Linux it is."""
+    assert read_version(text) == version
+
+
+def test_plain_directory(tree: Path) -> None:
+    """A directory without git is identified by names, sizes and times."""
+    opened = open_tree(str(tree))
+    assert (opened.kind, opened.version, opened.path) == (TreeKind.PLAIN, "7.3.0-rc1", tree)
+    assert open_tree(str(tree)).identity == opened.identity
+    (tree / "init" / "main.c").write_text("void start(void) { }\n", encoding="utf-8")
+    assert open_tree(str(tree)).identity != opened.identity
+
+
+def test_default_is_the_current_directory(tree: Path) -> None:
+    """Without a spec, a kernel developer means the tree they stand in."""
+    assert open_tree(None, cwd=tree).path == tree
+
+
+@pytest.mark.parametrize("left", [".config", "include/config/auto.conf", "arch/x86/include/generated/x.h"])
+def test_tree_built_in_place_is_refused(tree: Path, left: str) -> None:
+    """What kbuild would refuse late and obscurely is refused early, with the remedy."""
+    (tree / left).parent.mkdir(parents=True, exist_ok=True)
+    (tree / left).touch()
+    with pytest.raises(UsageError, match="in place") as caught:
+        open_tree(str(tree))
+    assert "mrproper" in (caught.value.hint or "")
+
+
+def test_not_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another directory, nor a file, nor nothing is taken for a tree."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").touch()
+    with pytest.raises(UsageError, match="not a Linux source tree"):
+        open_tree(str(other))
+    with pytest.raises(UsageError, match="neither a directory nor a tarball"):
+        open_tree(str(other / "notes.txt"))
+    with pytest.raises(UsageError, match="no kernel tree 'nowhere'"):
+        open_tree("nowhere", cwd=tmp_path)
+    with pytest.raises(UsageError, match="names no kernel series"):
+        open_tree("debian:newest")
+
+
+def test_git_identity_is_commit_and_changes(repository: Path) -> None:
+    """A clean checkout is its commit; a changed file, an untracked file and a removed one each count."""
+    clean = open_tree(str(repository))
+    assert (clean.kind, clean.dirty, clean.label) == (TreeKind.GIT, False, "v7.3-rc1")
+    main = repository / "init" / "main.c"
+    main.write_text("void start(void) { }\n", encoding="utf-8")
+    changed = open_tree(str(repository))
+    assert changed.dirty
+    assert "local changes" in changed.label
+    assert changed.identity != clean.identity
+    assert changed.config_identity == clean.config_identity
+    (repository / "init" / "new.c").touch()
+    untracked = open_tree(str(repository))
+    assert len({clean.identity, changed.identity, untracked.identity}) == 3
+    (repository / "init" / "new.c").unlink()
+    git(repository, "checkout", "--quiet", "init/main.c")
+    assert open_tree(str(repository)).identity == clean.identity
+
+
+def test_changed_kconfig_changes_the_configuration_identity(repository: Path) -> None:
+    """A configuration may be remembered across edits of code, not of Kconfig files."""
+    clean = open_tree(str(repository))
+    with (repository / "Kconfig").open("a", encoding="utf-8") as file:
+        file.write("config NEW\n\tbool\n")
+    assert open_tree(str(repository)).config_identity != clean.config_identity
+
+
+def test_ref_is_checked_out_in_the_cache(repository: Path) -> None:
+    """`directory@ref` leaves the user's checkout, index and branch alone and keeps one path per series."""
+    (repository / "init" / "main.c").write_text("void start(void) { int local; }\n", encoding="utf-8")
+    index = (repository / ".git" / "index").read_bytes()
+    opened = open_tree(f"{repository}@v7.3-rc1")
+    assert opened.kind is TreeKind.WORKTREE
+    assert not opened.dirty
+    assert "local" not in (opened.path / "init" / "main.c").read_text(encoding="utf-8")
+    assert (repository / ".git" / "index").read_bytes() == index
+    assert "local" in (repository / "init" / "main.c").read_text(encoding="utf-8")
+    git(repository, "commit", "--quiet", "--all", "--message=two")
+    assert open_tree(f"{repository}@main").path == opened.path
+
+
+def test_held_worktree_is_put_back_to_its_commit(repository: Path) -> None:
+    """Two trees of one series share a path; whoever builds gets its own commit there."""
+    one = open_tree(f"{repository}@v7.3-rc1")
+    (repository / "init" / "main.c").write_text("void start(void) { int two; }\n", encoding="utf-8")
+    git(repository, "commit", "--quiet", "--all", "--message=two")
+    open_tree(f"{repository}@main")
+    assert "two" in (one.path / "init" / "main.c").read_text(encoding="utf-8")
+    with one.held():
+        assert "two" not in (one.path / "init" / "main.c").read_text(encoding="utf-8")
+
+
+def test_hooks_of_the_user_do_not_run(repository: Path) -> None:
+    """Checking out in the cache is not the user's checkout."""
+    hook = repository / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {repository}/hook-ran\n", encoding="utf-8")
+    hook.chmod(0o755)
+    open_tree(f"{repository}@main")
+    assert not (repository / "hook-ran").exists()
+
+
+def test_unknown_ref_names_the_nearest(repository: Path) -> None:
+    """A misspelt ref is met with the right spelling."""
+    with pytest.raises(UsageError, match=r"no ref 'v7\.3-rc'") as caught:
+        open_tree(f"{repository}@v7.3-rc")
+    assert "v7.3-rc1" in (caught.value.hint or "")
+
+
+def test_ref_of_no_repository(tree: Path) -> None:
+    """A ref needs git."""
+    with pytest.raises(UsageError, match="not a git repository"):
+        open_tree(f"{tree}@main")
+
+
+def test_tarball_is_unpacked_once(tree: Path, tmp_path: Path) -> None:
+    """A tarball becomes a tree in the cache, by its digest."""
+    path = tmp_path / "linux-7.3.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(tree, "linux-7.3")
+    opened = open_tree(str(path))
+    assert (opened.kind, opened.version) == (TreeKind.TARBALL, "7.3.0-rc1")
+    before = (opened.path / "Makefile").stat().st_ino
+    assert open_tree(str(path)).identity == opened.identity
+    assert (opened.path / "Makefile").stat().st_ino == before
+
+
+def test_tarball_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tarball that is no kernel leaves nothing behind."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "notes.txt").touch()
+    path = tmp_path / "other.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(tmp_path / "notes.txt", "other/notes.txt")
+    with pytest.raises(SourceError, match="not a Linux source tarball"):
+        open_tree(str(path))
+    assert list((tmp_path / "cache" / "sources" / "tarball").iterdir()) == []
+
+
+def test_misdated_files_are_found(tree: Path) -> None:
+    """A file that arrives with an old time, as rsync leaves it, is found; an edited one is make's own business."""
+    now = time.time()
+    old = tree / "init" / "main.c"
+    os.utime(old, (now - 3600, now - 3600))
+    assert find_misdated(tree, now - 60) == [old]
+    assert find_misdated(tree, now + 60) == []
+
+
+def test_digest_of_many_files_sees_each(tree: Path) -> None:
+    """One more file anywhere changes a plain tree's digest."""
+    before = plain_digest(tree)
+    (tree / "drivers" / "vfio" / "x.c").touch()
+    assert plain_digest(tree) != before

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reports as files, and the text helpers they share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_sample import EMPTY, HOSTILE, RUN
+
+from harness.errors import InfraError, UsageError
+from harness.report import FORMATS, names, view, write
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_writes_every_run(form: str, tmp_path: Path) -> None:
+    """Each format takes a full and an empty Run, makes its directory, and leaves one file."""
+    for number, run in enumerate((RUN, EMPTY)):
+        path = tmp_path / str(number) / "deep" / f"report.{form}"
+        write(run, form, path)
+        assert path.read_text(encoding="utf-8")
+        assert [one.name for one in path.parent.iterdir()] == [path.name]
+        assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_an_unknown_format_is_the_user_s_error(tmp_path: Path) -> None:
+    """The nearest format is named."""
+    with pytest.raises(UsageError, match="junit"):
+        write(RUN, "junti", tmp_path / "x")
+
+
+def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
+    """A path that cannot be written is one sentence with the path, and leaves nothing behind."""
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(InfraError, match=r"json report cannot be written to .*taken"):
+        write(RUN, "json", tmp_path / "taken")
+    assert [one.name for one in tmp_path.iterdir()] == ["taken"]
+
+
+def test_an_old_report_is_replaced_whole(tmp_path: Path) -> None:
+    """A reader sees the old report or the new one."""
+    path = tmp_path / "r.json"
+    path.write_text("old")
+    write(RUN, "json", path)
+    assert path.read_text().startswith("{")
+
+
+def test_names_are_one_visible_line() -> None:
+    """Names lose escapes, line ends and characters that hide, and are never empty."""
+    assert names.name("a\n\tb\x1b[31m c") == "a b c"
+    assert names.name("pass\u202efail\u200b") == "pass\ufffdfail\ufffd"
+    assert names.name(" \n") == "(unnamed)"
+    assert names.dotless("7.3.4-x") == "7_3_4-x"
+    assert "\x00" not in names.name(HOSTILE)
+
+
+def test_excerpts_keep_the_end_from_a_line_on() -> None:
+    """The end of a log is what convicts; the cut is told."""
+    assert names.excerpt("short", 10) == "short"
+    cut = names.excerpt("first\nsecond\nthird\n", 14)
+    assert cut == "... 6 characters left out ...\nsecond\nthird\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.9, "60 s"), (83, "1 min 23 s"), (7500, "2 h 05 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    """Durations are told in the unit a human would use."""
+    assert view.duration(seconds) == text
+
+
+def test_unknown_facts_are_left_out() -> None:
+    """A report lists what is known of its inputs and does not print empty rows."""
+    assert [key for key, _ in view.facts(EMPTY)] == ["run", "started", "harness", "command"]
