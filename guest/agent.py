@@ -101,6 +101,7 @@ class Agent:
         self._features = features
         self._out = out
         self._ground = Ground(())
+        self._dirty = ""  # the first case that left something which could not be put right
 
     def prepare(self) -> None:
         """Make this process fit to run cases, and take the devices away from their drivers."""
@@ -127,7 +128,11 @@ class Agent:
         writer = ktap.Writer(self._out, plan=len(cases))
         kept = True
         for one in cases:
-            kept = self._run(writer, one, one.timeout * scale, seed) and kept
+            if self._dirty:
+                writer.ok(one.address, skip=f"the machine is dirty since {self._dirty}")
+                kept = False
+            else:
+                kept = self._run(writer, one, one.timeout * scale, seed) and kept
         return 0 if kept else 1
 
     def _say(self, line: str) -> None:
@@ -164,6 +169,7 @@ class Agent:
                 writer.diagnostic(f"cleaned: {what}")
             for what in (*verdict.dirty, *cleaning.dirty):
                 writer.diagnostic(f"dirty: {what}")
+                self._dirty = self._dirty or one.address
             self._conclude(writer, one, verdict)
             writer.end(one.address)
             return verdict.kept

@@ -8,6 +8,7 @@ virtual function exists, no process of the case lives.  Every step is bounded in
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import signal
@@ -15,13 +16,16 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from guest import memory, pci
+from guest import forked, memory, pci
 
 REAP_TIMEOUT = 10.0
 """Seconds that killed processes may take to go: one in uninterruptible sleep may never do."""
 
 STEP_TIMEOUT = 15.0
 """Seconds that one step back to the ground state may take."""
+
+RESTORE_TIMEOUT = 60.0
+"""Seconds that all the steps together may take."""
 
 # Features whose devices belong to the cases; any other device in the machine is none of our business.
 _DEVICE_FEATURES = {"edu": "edu", "edu2": "edu", "igb": "igb", "nvme": "nvme"}
@@ -62,8 +66,21 @@ class Ground:
     def restore(self, *, first: bool = False) -> Cleaning:
         """Put everything back and say what it took; with *first* nothing but drivers is touched.
 
-        At the agent's start the parameter keeps its boot value, for the case that looks at it.
+        At the agent's start the parameter keeps its boot value, for the case that looks at it.  All of it is
+        done in a child: even reading an attribute can block, on the lock that a blocked unbind holds
+        (sriov_numvfs_show(); up to Linux 7.2 driver_override_show() too).
         """
+        child = forked.Child(lambda: dataclasses.asdict(self._restore(first=first)))
+        try:
+            answer = child.result(RESTORE_TIMEOUT)
+        except (TimeoutError, forked.ChildError) as error:
+            child.abandon()
+            return Cleaning(dirty=[f"the ground state was not restored: {error}"])
+        child.abandon()
+        assert isinstance(answer, dict)
+        return Cleaning(done=answer["done"], dirty=answer["dirty"])
+
+    def _restore(self, *, first: bool) -> Cleaning:
         cleaning = Cleaning()
         for bdf in self.devices:
             if pci.exists(bdf):

@@ -84,22 +84,30 @@ serve_dropbear() {
 	# -D (authorized_keys directory) came with dropbear 2022.83+; the file must be named authorized_keys.
 	if dropbear -h 2>&1 | grep -q 'authorized_keys'; then
 		say "ssh: dropbear"
+		umask 022
 		exec dropbear -F -E -s -r "$run/dropbear_key" -D "$run" -P "$run/ssh.pid" -p 22
 	fi
-	# Older ones look in ~root/.ssh only: lay ours over it, which touches nothing of a live root.
-	home=$(awk -F: '$1 == "root" { print $6 }' /etc/passwd)
-	mount_home_ssh "${home:-/root}" || return 1
+	# Older ones look in ~root/.ssh only.
+	key_in_home || return 1
 	say "ssh: dropbear"
+	umask 022
 	exec dropbear -F -E -s -r "$run/dropbear_key" -P "$run/ssh.pid" -p 22
 }
 
-# mount_home_ssh HOME: a tmpfs over HOME's .ssh (or over HOME itself when it has none) holding our key.
-mount_home_ssh() {
-	over=$1/.ssh
-	[ -d "$over" ] || over=$1
-	mount -t tmpfs -o mode=700 tmpfs "$over" || return 1
-	[ -d "$1/.ssh" ] || mkdir "$1/.ssh" || return 1
-	cp "$run/authorized_keys" "$1/.ssh/authorized_keys"
+# key_in_home: have our key, and no other, in root's .ssh without writing to what may be a live root: a tmpfs over
+# an existing .ssh, or else a passwd of our own that gives root a home under /run.
+key_in_home() {
+	home=$(awk -F: '$1 == "root" { print $6 }' /etc/passwd)
+	if [ -n "$home" ] && [ -d "$home/.ssh" ]; then
+		mount -t tmpfs -o mode=700 tmpfs "$home/.ssh" || return 1
+	else
+		home=$run/home
+		mkdir -p "$home/.ssh" || return 1
+		awk -F: -v OFS=: -v home="$home" '$1 == "root" { $6 = home } { print }' /etc/passwd >"$run/passwd" || return 1
+		chmod 644 "$run/passwd"
+		mount --bind "$run/passwd" /etc/passwd || return 1
+	fi
+	cp "$run/authorized_keys" "$home/.ssh/authorized_keys"
 }
 
 serve_openssh() {
@@ -124,6 +132,7 @@ Subsystem sftp internal-sftp
 CONFIG
 	sshd=$(command -v sshd) || return 1
 	say "ssh: openssh"
+	umask 022
 	exec "$sshd" -D -e -f "$run/sshd_config"
 }
 

@@ -18,6 +18,7 @@ HUGE = 2 * 1024 * 1024
 NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 
 # include/uapi/asm-generic/mman-common.h, include/uapi/asm-generic/hugetlb_encode.h
+MAP_FIXED = 0x10
 MAP_HUGETLB = 0x40000
 MAP_POPULATE = 0x8000
 MAP_FIXED_NOREPLACE = 0x100000
@@ -96,6 +97,15 @@ def anonymous(length: int = PAGE, *, prot: int = READ_WRITE, small: bool = True)
         with contextlib.suppress(OSError):
             libc.madvise(buffer.address, length, MADV_NOHUGEPAGE)
     return buffer
+
+
+def fresh_page(address: int) -> None:
+    """Put a new small page in the place of whatever is mapped at *address*."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+    page = Buffer(libc.mmap(PAGE, READ_WRITE, flags, address=address), PAGE)
+    with contextlib.suppress(OSError):
+        libc.madvise(address, PAGE, MADV_NOHUGEPAGE)
+    page.touch()
 
 
 def hugetlb(length: int = HUGE) -> Buffer:

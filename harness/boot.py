@@ -124,6 +124,8 @@ def boot(recipe: Recipe, directory: Path) -> Iterator[Booted]:
     began = time.monotonic()
     with start_vm(recipe.machine, directory, nonce=nonce, qemu=recipe.qemu, deadline=limit) as vm:
         try:
+            # slirp accepts before the guest listens; the console tells sooner when it does.
+            vm.wait_booted(limit)
             guest = Guest.connect(_endpoint(vm), limit, lambda: vm.alive)
         except LostGuest as error:
             vm.diagnose()

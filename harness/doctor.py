@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from harness import process
 from harness.errors import InfraError
 from harness.paths import cache_dir
 from harness.process import find_tool
@@ -107,7 +109,10 @@ _HEADERS = (
 _INCLUDE = (Path("/usr/include"), Path("/usr/include/x86_64-linux-gnu"), Path("/usr/local/include"))
 
 QEMU_PACKAGES = ("qemu-system-x86",)
-"""Taken from the release's backports where the release's own is too old for igb (added in QEMU 8.0)."""
+"""Taken from the release's backports where the release's own is too old for igb."""
+
+_IGB_SINCE = 8
+"""The QEMU major version that brought igb (QEMU 8.0's change log)."""
 
 
 def _tool(need: _Tool) -> Finding:
@@ -239,5 +244,58 @@ def packages_for(findings: Sequence[Finding]) -> tuple[str, ...]:
 
 
 def fix(packages: Sequence[str]) -> None:
-    """Install *packages* with apt; InfraError when that is not possible here."""
-    raise InfraError("not implemented")
+    """Install *packages* with apt, QEMU from backports where the release's own is too old for igb.
+
+    The system's own sources are not touched.  Raises InfraError when apt is missing, refuses, or may not.
+    """
+    if find_tool("apt-get") is None:
+        raise InfraError("this host has no apt", hint=f"install the equivalents of: {' '.join(packages)}")
+    _apt("update", check=False)
+    own = [name for name in packages if name not in QEMU_PACKAGES]
+    if own:
+        _apt("install", *own)
+    if len(own) < len(packages):
+        if _candidate_major(QEMU_PACKAGES[0]) >= _IGB_SINCE:
+            _apt("install", *QEMU_PACKAGES)
+        else:
+            _from_backports(QEMU_PACKAGES)
+
+
+def _apt(verb: str, *words: str, options: Sequence[str] = (), check: bool = True) -> None:
+    become = [] if os.getuid() == 0 else [find_tool("sudo") or ""]
+    flags = ["-y", "--no-install-recommends"] if verb == "install" else ["-q"]
+    argv = [*become, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *options, verb, *flags, *words]
+    if not argv[0]:
+        raise InfraError("installing packages needs root", hint=f"as root: apt-get install {' '.join(words)}")
+    done = process.run(argv)
+    if check:
+        done.check("apt")
+
+
+def _candidate_major(package: str) -> int:
+    """The upstream major version that the system's own sources offer of *package*, 0 when none."""
+    policy = process.run(["apt-cache", "policy", package]).stdout
+    match = re.search(r"Candidate: (?:\d+:)?(\d+)", policy)
+    return int(match[1]) if match else 0
+
+
+def _from_backports(packages: Sequence[str]) -> None:
+    """Install from this release's backports, through a source list of our own on the machine's mirror."""
+    from harness.kernel.debian import KEYRING, find_mirror, own_codename
+
+    codename = own_codename()
+    if not codename:
+        raise InfraError(f"{' '.join(packages)} of this release is too old", hint="install QEMU 8.0 or newer")
+    root = cache_dir() / "apt" / "backports"
+    (root / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    suites = (codename, f"{codename}-updates", f"{codename}-backports")
+    lines = [f"deb [signed-by={KEYRING}] {find_mirror()} {suite} main\n" for suite in suites]
+    (root / "sources.list").write_text("".join(lines), encoding="utf-8")
+    settings = {
+        "Dir::Etc::sourcelist": root / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": root / "lists",
+    }
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    _apt("update", options=options)
+    _apt("install", *packages, options=[*options, "-t", suites[-1]])

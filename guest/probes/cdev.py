@@ -317,7 +317,7 @@ def there_is_no_hardware_to_describe(t: Test) -> None:
     needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); device.c iommufd_device_unbind()"
 )
 def device_survives_its_iommufd(t: Test) -> None:
-    """Closing the iommufd first takes nothing from the device: it works, its pages stay pinned till its end."""
+    """Closing the iommufd first takes nothing from the device: it works, its pages stay pinned."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), vfio.open_cdev(bdf) as device, memory.anonymous() as page:
         page.touch()

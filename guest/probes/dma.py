@@ -116,7 +116,7 @@ def huge_page_is_one_piece(t: Test) -> None:
         t.check(not any(buffer.read(HUGE - 2 * PAGE, PAGE)), "the device wrote before its target")
 
 
-@case(needs=CDEV, cites="drivers/iommu/iommufd/pages.c pfn_reader_pin_pages()", timeout=45)
+@case(needs=CDEV, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin()", timeout=45)
 def fork_leaves_the_page_to_the_device(t: Test) -> None:
     """After a fork and a write, the page that the device reaches is still the one its owner sees."""
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:

@@ -78,9 +78,8 @@ def offset_in_page_is_kept(t: Test) -> None:
 )
 def length_is_the_contiguous_piece(t: Test) -> None:
     """From any offset the length is what was asked for or what lies in one piece, whichever is less."""
-    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(48 * PAGE) as buffer:
-        for index in (*range(0, 48, 2), *range(1, 48, 2)):
-            buffer.write(b"\1", index * PAGE)
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * HUGE, small=False) as room:
+        buffer = _patchwork(t, room)
         user.map(buffer, BASE)
         for _ in range(80):
             offset = t.random.randrange(buffer.length)
@@ -123,7 +122,7 @@ def _same_page_twice(fd: int) -> memory.Buffer:
         mapped = libc.mmap(
             PAGE,
             memory.READ_WRITE,
-            mmap.MAP_SHARED | 0x10,  # MAP_FIXED, include/uapi/asm-generic/mman-common.h
+            mmap.MAP_SHARED | memory.MAP_FIXED,
             fd,
             0,
             address=buffer.address + index * PAGE,

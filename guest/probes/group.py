@@ -95,7 +95,8 @@ def no_device_without_set_iommu(t: Test) -> None:
 
 
 @case(
-    needs=GROUP, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_match(), vfio_pci_validate_vf_token()"
+    needs=GROUP,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_match(), vfio_pci_core_match_token_uuid()",
 )
 def device_names_are_strict(t: Test) -> None:
     """GET_DEVICE_FD wants the exact BDF: trailing words, and a VF token for what is no virtual function,

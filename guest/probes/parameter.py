@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -13,8 +14,8 @@ from guest import caps, forked, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 
-TOGGLE_SECONDS = 4.0
-"""How long the parameter is toggled against binding: a third of the binds hit the window (7.3.4, TCG)."""
+TOGGLE_SECONDS = 12.0
+"""How long the parameter is toggled against binding; a tenth of the binds or more hit the window (TCG)."""
 
 
 def _write(text: str) -> None:
@@ -179,8 +180,8 @@ def name_tells_the_truth_while_it_toggles(t: Test) -> None:
     binds, lies = 0, 0
     with forked.Child(_toggle):
         end = time.monotonic() + TOGGLE_SECONDS
-        while time.monotonic() < end:
-            if pci.PendingWrite(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", bdf).errno():
+        while time.monotonic() < end and not lies:
+            if not _bind_at_once(bdf):
                 continue
             binds += 1
             name = pci.vfio_dev_name(bdf) or ""
@@ -191,6 +192,15 @@ def name_tells_the_truth_while_it_toggles(t: Test) -> None:
     t.log(f"{binds} binds succeeded, {lies} of them under a plain name")
     t.check(binds > 0, "no bind succeeded at all")
     t.equal(lies, 0, "binds that gave a no-IOMMU device a plain name")
+
+
+def _bind_at_once(bdf: str) -> bool:
+    """Bind without a process of its own, which would take longer than the bind; say whether it worked."""
+    with contextlib.suppress(OSError):
+        with open(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", "wb", buffering=0) as bind:
+            bind.write(bdf.encode())
+        return True
+    return False
 
 
 def _toggle() -> None:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Devices behind a real IOMMU on a kernel that could do without: nothing of no-IOMMU shows, and the IOMMU works.
+"""Devices behind a real IOMMU on a kernel that could do without: no trace of no-IOMMU, and the IOMMU works.
 
-Names, taint and privileges at open are the business of `nodes`, `taint` and `capabilities`; here is what comes
-after the open.
+Names, taint and privileges at open are the business of `nodes`, `taint` and `capabilities`; here is what
+comes after the open.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from guest import caps, edu, memory, pci, vfio
@@ -16,14 +18,14 @@ from guest.case import Test, case
 from guest.forked import call
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
-from guest.opened import Event, through_cdev, through_group
+from guest.opened import CdevUser, Event, through_cdev, through_group
 
 CDEV = ("viommu", "cdev", "iommufd", "edu")
 GROUP = ("viommu", "group", "edu")
 
 # Above the memory of any test machine, so that no IOVA is the physical address of anything.
 IOVA = 0x40_0000_0000
-# Where the processor takes message signalled interrupts: Intel SDM volume 3, "Message Address Register Format".
+# Where the processor takes interrupt messages: Intel SDM volume 3, "Message Address Register Format".
 MSI_WINDOW = 0xFEE00000
 
 TAINT_USER = 1 << 6  # include/linux/panic.h
@@ -31,6 +33,16 @@ TAINT_USER = 1 << 6  # include/linux/panic.h
 
 def _pattern(t: Test, length: int) -> bytes:
     return bytes(t.random.randrange(1, 256) for _ in range(length))
+
+
+@contextlib.contextmanager
+def _edu(t: Test) -> Iterator[tuple[CdevUser, edu.Edu, memory.Buffer]]:
+    """An edu behind an IOMMU that may do DMA, and three pages of zeros that are not mapped yet."""
+    bdf = t.device("edu", iommu=True)
+    with through_cdev(bdf) as user, user.device.bar() as bar, memory.anonymous(3 * PAGE) as buffer:
+        buffer.fill(0)
+        user.device.set_bus_master()
+        yield user, edu.Edu(bar), buffer
 
 
 def _round_trip(t: Test, device: edu.Edu, buffer: memory.Buffer, iova: int) -> None:
@@ -78,13 +90,10 @@ def get_pa_is_refused(t: Test) -> None:
 )
 def dma_by_iova(t: Test) -> None:
     """Behind an IOMMU a device reaches mapped memory by its IOVA, which is no physical address."""
-    with through_cdev(t.device("edu", iommu=True)) as user, user.device.bar() as bar:
-        with memory.anonymous(2 * PAGE) as buffer:
-            buffer.fill(0)
-            user.map(buffer, IOVA)
-            t.check(buffer.physical() != IOVA, "the IOVA happens to be the physical address")
-            user.device.set_bus_master()
-            _round_trip(t, edu.Edu(bar), buffer, IOVA)
+    with _edu(t) as (user, device, buffer):
+        user.map(buffer, IOVA)
+        t.check(buffer.physical() != IOVA, "the IOVA happens to be the physical address")
+        _round_trip(t, device, buffer, IOVA)
 
 
 @case(
@@ -93,22 +102,18 @@ def dma_by_iova(t: Test) -> None:
 def physical_addresses_reach_nothing(t: Test) -> None:
     """Behind an IOMMU a physical address leads nowhere: memory there is neither read nor written by the
     device."""
-    with through_cdev(t.device("edu", iommu=True)) as user, user.device.bar() as bar:
-        with memory.anonymous(3 * PAGE) as buffer:
-            buffer.fill(0)
-            user.map(buffer, IOVA)
-            user.device.set_bus_master()
-            device = edu.Edu(bar)
-            _round_trip(t, device, buffer, IOVA)
-            secret, mark = _pattern(t, 64), _pattern(t, 64)
-            buffer.write(secret)
-            device.copy_from_ram(buffer.physical(), 64)
-            device.copy_to_ram(IOVA + 2 * PAGE, 64)
-            t.check(buffer.read(2 * PAGE, 64) != secret, "the device read by physical address")
-            buffer.write(mark)
-            device.copy_to_ram(buffer.physical(), 64)
-            t.equal(buffer.read(0, 64), mark, "memory after a write by physical address")
-            _round_trip(t, device, buffer, IOVA)
+    with _edu(t) as (user, device, buffer):
+        user.map(buffer, IOVA)
+        _round_trip(t, device, buffer, IOVA)
+        secret, mark = _pattern(t, 64), _pattern(t, 64)
+        buffer.write(secret)
+        device.copy_from_ram(buffer.physical(), 64)
+        device.copy_to_ram(IOVA + 2 * PAGE, 64)
+        t.check(buffer.read(2 * PAGE, 64) != secret, "the device read by physical address")
+        buffer.write(mark)
+        device.copy_to_ram(buffer.physical(), 64)
+        t.equal(buffer.read(0, 64), mark, "memory after a write by physical address")
+        _round_trip(t, device, buffer, IOVA)
 
 
 @case(
@@ -119,24 +124,20 @@ def physical_addresses_reach_nothing(t: Test) -> None:
 def detach_and_unmap_cut_the_device_off(t: Test) -> None:
     """After UNMAP, and after DETACH, the device's writes to that IOVA no longer reach memory; after
     attaching again they do."""
-    with through_cdev(t.device("edu", iommu=True)) as user, user.device.bar() as bar:
-        with memory.anonymous(2 * PAGE) as buffer:
-            buffer.fill(0)
-            user.device.set_bus_master()
-            device = edu.Edu(bar)
-            mark = _pattern(t, 64)
-            for cut in ("unmap", "detach"):
-                user.map(buffer, IOVA)
-                _round_trip(t, device, buffer, IOVA)
-                if cut == "unmap":
-                    user.iommufd.unmap(user.ioas, IOVA, 2 * PAGE)
-                else:
-                    user.device.detach()
-                buffer.write(mark, PAGE)
-                device.copy_to_ram(IOVA + PAGE, 64)
-                t.equal(buffer.read(PAGE, 64), mark, f"memory after {cut}")
-            user.device.attach(user.ioas)
+    with _edu(t) as (user, device, buffer):
+        mark = _pattern(t, 64)
+        for cut in ("unmap", "detach"):
+            user.map(buffer, IOVA)
             _round_trip(t, device, buffer, IOVA)
+            if cut == "unmap":
+                user.iommufd.unmap(user.ioas, IOVA, buffer.length)
+            else:
+                user.device.detach()
+            buffer.write(mark, PAGE)
+            device.copy_to_ram(IOVA + PAGE, 64)
+            t.equal(buffer.read(PAGE, 64), mark, f"memory after {cut}")
+        user.device.attach(user.ioas)
+        _round_trip(t, device, buffer, IOVA)
 
 
 @case(needs=CDEV, cites="drivers/iommu/iommufd/io_pagetable.c iopt_table_enforce_dev_resv_regions()")
@@ -185,13 +186,14 @@ def whole_path_without_rawio(t: Test) -> None:
 def type1_container_maps(t: Test) -> None:
     """A group behind an IOMMU takes type1 in whichever container there is, and its device does DMA by
     IOVA."""
-    with through_group(t.device("edu", iommu=True), vfio.TYPE1V2_IOMMU) as user, user.device.bar() as bar:
-        with memory.anonymous(2 * PAGE) as buffer:
-            buffer.fill(0)
-            user.container.map_dma(buffer.address, IOVA, buffer.length)
-            user.device.set_bus_master()
+    bdf = t.device("edu", iommu=True)
+    with through_group(bdf, vfio.TYPE1V2_IOMMU) as user, memory.anonymous(2 * PAGE) as buffer:
+        buffer.fill(0)
+        user.container.map_dma(buffer.address, IOVA, buffer.length)
+        user.device.set_bus_master()
+        with user.device.bar() as bar:
             _round_trip(t, edu.Edu(bar), buffer, IOVA)
-            t.equal(user.container.unmap_dma(IOVA, buffer.length), buffer.length, "bytes unmapped")
+        t.equal(user.container.unmap_dma(IOVA, buffer.length), buffer.length, "bytes unmapped")
 
 
 @case(needs=(*GROUP, "noiommu"), cites="drivers/vfio/container.c vfio_iommu_driver_allowed(); vfio_compat.c")

@@ -8,6 +8,7 @@ completion stay quick.
 from __future__ import annotations
 
 import importlib
+import logging
 import signal
 import sys
 from types import FrameType
@@ -78,6 +79,15 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _log_to_stderr() -> None:
+    """What the library has to say on the way goes to stderr as it is."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("harness")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
 def complain(message: str, hint: str | None = None) -> None:
     """Print one error the way every error is printed: what is wrong, then what to do."""
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
@@ -88,6 +98,7 @@ def complain(message: str, hint: str | None = None) -> None:
 def main() -> NoReturn:
     """Run a verb and exit with its code; SIGTERM is handled like Ctrl-C: what is finished is kept."""
     signal.signal(signal.SIGTERM, _terminate)
+    _log_to_stderr()
     try:
         code = app(standalone_mode=False)
         sys.exit(int(code or 0))

@@ -29,6 +29,8 @@ from harness.plan import Job, KernelRef
 from harness.results import Address, JobRecord, Outcome, Result
 from harness.suites.kselftest import shipped_suites
 
+DEFAULT_SUITES = ("probes", "kselftest:vfio")
+
 DEFAULT_MEMORY_MIB = 1024
 """Enough for every probe; a selftest that needs more says so in kselftest-*.yaml."""
 
@@ -161,7 +163,7 @@ def make_job(
         accel=accel.accel,
         root=find_root(machine.root),
     )
-    extra = [word for suite in suites for word in ("--suite", suite)]
+    extra = [word for suite in suites for word in ("--suite", suite)] if suites != DEFAULT_SUITES else []
     return Job(
         name="-".join([kernel.release, kernel.variant, *wish.addons, topology.name]),
         kernel=ref,

@@ -8,10 +8,8 @@ from pathlib import Path
 import click
 
 from harness.cli import options
-from harness.cli.planning import KernelWish, MachineWish
+from harness.cli.planning import DEFAULT_SUITES, KernelWish, MachineWish
 from harness.cli.session import PytestOptions, Session
-
-DEFAULT_SUITES = ("probes", "kselftest:vfio")
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})

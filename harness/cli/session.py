@@ -29,7 +29,7 @@ from harness.machine.qemu import Qemu
 from harness.machine.topology import load_topology
 from harness.plan import Job, Plan
 from harness.results import Inputs, RunInfo, RunStore, State, exit_code, judge, load
-from harness.suites.catalogue import check_cases, check_suites
+from harness.suites.catalogue import check_cases, check_patterns, check_suites
 
 PLAN_FILE = "plan.json"
 JUNIT_FILE = "junit.xml"
@@ -95,6 +95,7 @@ class Session:
     def check(self) -> None:
         """Refuse everything that is wrong before anything slow begins; announce the accelerator first."""
         check_suites(self._suites)
+        check_patterns(self._cases)
         for wish in self._wishes:
             planning.wished_variant(wish.variant)
             planning.check_addons(wish.addons)

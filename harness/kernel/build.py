@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from harness.errors import InfraError
@@ -19,7 +19,7 @@ from harness.kernel.variants import ConfigPlan
 
 _CONFIG = ".config"
 _UNDER_WAY = ".vfio-harness-under-way"
-_FINISHED = ".vfio-harness-finished"
+_FACTS = ".vfio-harness-facts"
 _NAME = ".vfio-harness-name"
 _BENCH = "build"
 _MARGIN_SECONDS = 5.0
@@ -61,7 +61,8 @@ def on_bench(place: Path, name: str) -> Iterator[BuildTree]:
     """Move the build tree *name* of *place* to the one path where builds happen, and back afterwards.
 
     Some of kbuild's commands carry the absolute output path (objtool's, on which every object depends), so a
-    copy that is built elsewhere than its original would be built from scratch.  The caller holds the place's lock.
+    copy that is built elsewhere than its original would be built from scratch.  The caller holds the place's
+    lock.
     """
     bench = place / _BENCH
     clear_bench(place)
@@ -102,26 +103,26 @@ class BuildTree:
             return None
 
     @property
-    def finished(self) -> bool:
-        """Whether a build ever came to its end in it."""
-        return (self.path / _FINISHED).is_file()
-
-    @property
-    def _facts(self) -> dict[str, int | float | str]:
+    def _facts(self) -> dict[str, int | float | str | bool]:
         try:
-            facts = json.loads((self.path / _FINISHED).read_text(encoding="utf-8"))
+            facts = json.loads((self.path / _FACTS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return facts if isinstance(facts, dict) else {}
 
     @property
+    def finished(self) -> bool:
+        """Whether a build ever came to its end in it: worth a copy then."""
+        return bool(self._facts.get("finished", False))
+
+    @property
     def built_from(self) -> str:
-        """The identity of the source that its objects were last built from; empty when unknown."""
+        """The identity of the source its objects were built from; empty after a build that did not end."""
         return str(self._facts.get("identity", ""))
 
     @property
     def built_since(self) -> float:
-        """When its last build began, in seconds of the epoch."""
+        """When its last build began, in seconds of the epoch; 0 when it had none."""
         return float(self._facts.get("began", 0.0))
 
     @property
@@ -129,12 +130,25 @@ class BuildTree:
         """How many steps its first, whole build took; None when nobody counted."""
         return int(self._facts.get("full_steps", 0)) or None
 
-    def note_finished(self, *, identity: str, began: float, full_steps: int | None) -> None:
-        """Note that its objects are whole, and of which source."""
-        facts = {"identity": identity, "began": began, "full_steps": full_steps or 0}
-        partial = self.path / f"{_FINISHED}.new"
+    def note_begun(self, began: float) -> None:
+        """Note that objects are about to change: until `note_finished`, nobody knows what they are from."""
+        begun_before = self.built_since if not self.built_from else 0.0
+        self._note({**self._facts, "identity": "", "began": begun_before or began})
+
+    def note_finished(self, *, identity: str, began: float, steps: int) -> None:
+        """Note that its objects are whole, and of which source; *steps* counts when it is the first time."""
+        facts = {
+            "identity": identity,
+            "began": began,
+            "full_steps": self.full_steps or steps,
+            "finished": True,
+        }
+        self._note(facts)
+
+    def _note(self, facts: Mapping[str, object]) -> None:
+        partial = self.path / f"{_FACTS}.new"
         partial.write_text(json.dumps(facts), encoding="utf-8")
-        partial.replace(self.path / _FINISHED)
+        partial.replace(self.path / _FACTS)
 
     def set_config(self, config: ResolvedConfig) -> None:
         """Make *config* its configuration; an unchanged file is not touched, or make would sync."""
@@ -162,7 +176,7 @@ class BuildTree:
                 continue
             for name in files:
                 path = here / name
-                if name not in (_CONFIG, _FINISHED, _NAME) and path.lstat().st_mtime >= since:
+                if name not in (_CONFIG, _FACTS, _NAME) and path.lstat().st_mtime >= since:
                     path.unlink()
 
     def forget(self, sources: Iterable[Path]) -> None:

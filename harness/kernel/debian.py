@@ -31,6 +31,7 @@ RELEASES = ("bookworm", "trixie", "forky", "duke")
 """Debian's releases in order, for those newer than this machine's own."""
 
 _ABSENT = "does not have a Release file"
+_UNREACHABLE = re.compile(r"Could not (?:connect|resolve)|Temporary failure|timed out|unreachable")
 _UPDATE_SECONDS = 300.0
 _DOWNLOAD_SECONDS = 1800.0
 _PACKAGE = re.compile(r"linux-source-(\d+\.\d+)")
@@ -161,14 +162,14 @@ def find_candidates() -> list[Candidate]:
         remembered = _recall(memo, mirror)
         if remembered:
             return remembered
-        errors = [_update(suite, mirror) for suite in suites()]
+        errors = _update_all(mirror)
         offered = [c for suite in suites() for c in _offered(suite)]
         if not offered:
-            first = next((error for error in errors if error), "its suites hold no kernel sources")
+            first = errors[0] if errors else "its suites hold no kernel sources"
             raise SourceError(
                 f"cannot fetch Debian's package index: {first}", hint="give a kernel tree instead"
             )
-        if not any(errors):
+        if not errors:
             facts = {"mirror": mirror, "offered": [dataclasses.asdict(c) for c in offered]}
             memo.write_text(json.dumps(facts), encoding="utf-8")
     return offered
@@ -190,14 +191,19 @@ def suites(os_release: Path = Path("/etc/os-release")) -> tuple[str, ...]:
 
     By codename: mirrors in between were seen to serve `stable-backports` weeks older than `trixie-backports`.
     """
-    try:
-        facts = dict(line.split("=", 1) for line in os_release.read_text().splitlines() if "=" in line)
-    except OSError:
-        facts = {}
-    own = facts.get("VERSION_CODENAME", "").strip('"') if facts.get("ID", "").strip('"') == "debian" else ""
+    own = own_codename(os_release)
     later = RELEASES[RELEASES.index(own) + 1 :] if own in RELEASES else RELEASES
     releases = [own, *later] if own and own != "sid" else later
     return (*(suite for name in releases for suite in (name, f"{name}-backports")), "sid")
+
+
+def own_codename(os_release: Path = Path("/etc/os-release")) -> str:
+    """The codename of this host's release, empty when it is not Debian."""
+    try:
+        facts = dict(line.split("=", 1) for line in os_release.read_text().splitlines() if "=" in line)
+    except OSError:
+        return ""
+    return facts.get("VERSION_CODENAME", "").strip('"') if facts.get("ID", "").strip('"') == "debian" else ""
 
 
 def find_mirror() -> str:
@@ -248,6 +254,18 @@ def _options(suite: str) -> list[str]:
         "APT::Update::Error-Mode": "any",
     }
     return [word for name, value in values.items() for word in ("-o", f"{name}={value}")]
+
+
+def _update_all(mirror: str) -> list[str]:
+    """Refresh every suite's index; return what went wrong.  Without a way to the mirror one try is enough."""
+    errors = []
+    for suite in suites():
+        error = _update(suite, mirror)
+        if error:
+            errors.append(error)
+            if _UNREACHABLE.search(error):
+                break
+    return errors
 
 
 def _update(suite: str, mirror: str) -> str | None:

@@ -42,6 +42,8 @@ def build_selftests(
     *target* gets one directory per collection, with the programs and the scripts beside them.
     Raises BuildError when one does not compile.
     """
+    if not collections(tree):
+        return
     work.mkdir(parents=True, exist_ok=True)
     run_make(tree, [f"O={work}", f"-j{jobs}", "headers"], log, what="the kernel headers", progress=progress)
     for name in collections(tree):

@@ -5,7 +5,7 @@ Below the cache directory:
 
     kernels/KEY/           kernel.json, vmlinux, config, lib/modules, build.log: whole or not there
     selftests/KEY/         programs and scripts, shared by all variants of a tree
-    objects/PLACE/DIGEST/  one O= directory per source path and configuration
+    objects/PLACE/DIGEST/  one O= directory per source path and configuration; the one at work is PLACE/build
     configs/KEY.config     what olddefconfig made of a plan
     locks/                 never removed; the kernel drops a lock when its holder dies
 """
@@ -41,6 +41,9 @@ from harness.kernel.make import RECIPE, MakeResult, Progress, Toolchain, find_to
 from harness.kernel.symbols import KconfigFiles
 from harness.kernel.trees import KernelTree, TreeKind, find_misdated, open_tree
 from harness.kernel.variants import ConfigPlan, Variant, load_catalogue, plan_config, prove
+
+TYPICAL_STEPS = 2200
+"""What make announced for the default variant of Linux 7.3.4, for the estimate of a very first build."""
 
 _log = logging.getLogger("harness.kernel")
 
@@ -250,7 +253,7 @@ def _make(plan: KernelPlan, objects: BuildTree, log: Path, *, jobs: int, progres
     began = time.time()
     objects.recover()
     _forget_misdated(plan.tree, objects)
-    fresh = not objects.finished
+    objects.note_begun(began)
     profile = [directory for addon in plan.config_plan.addons for directory in addon.profile]
     made = objects.build(
         plan.tree.path,
@@ -259,18 +262,18 @@ def _make(plan: KernelPlan, objects: BuildTree, log: Path, *, jobs: int, progres
         jobs=jobs,
         arguments=profile_arguments(plan.tree.path, profile),
         progress=progress,
-        expected_steps=_known_steps(objects.path.parent) if fresh else None,
+        expected_steps=None if objects.finished else _known_steps(objects.path.parent),
     )
     _require_unchanged(plan.tree, objects, began)
-    objects.note_finished(
-        identity=plan.tree.identity, began=began, full_steps=made.steps if fresh else objects.full_steps
-    )
+    objects.note_finished(identity=plan.tree.identity, began=began, steps=made.steps)
     return made
 
 
-def _known_steps(place: Path) -> int | None:
-    """What a whole build of another configuration of the same source took: near enough for an estimate."""
-    return max((steps for tree in find_build_trees(place) if (steps := tree.full_steps)), default=None)
+def _known_steps(place: Path) -> int:
+    """How many steps a whole build will take, going by another one of the same source if there was one."""
+    return max(
+        (steps for tree in find_build_trees(place) if (steps := tree.full_steps)), default=TYPICAL_STEPS
+    )
 
 
 def _require_unchanged(tree: KernelTree, objects: BuildTree, began: float) -> None:
@@ -286,14 +289,15 @@ def _require_unchanged(tree: KernelTree, objects: BuildTree, began: float) -> No
 
 def _forget_misdated(tree: KernelTree, objects: BuildTree) -> None:
     """Drop the objects that make would wrongly keep, in a tree that its user may have changed in any way."""
-    if tree.kind in (TreeKind.GIT, TreeKind.PLAIN) and objects.built_from not in ("", tree.identity):
+    movable = tree.kind in (TreeKind.GIT, TreeKind.PLAIN)
+    if movable and objects.built_since and objects.built_from != tree.identity:
         misdated = find_misdated(tree.path, objects.built_since)
         if misdated:
             objects.forget(misdated)
 
 
 def _start_from_nearest(place: Path, name: str, config: ResolvedConfig) -> None:
-    """Copy the finished build tree whose configuration differs in the fewest symbols; nothing when there is none.
+    """Copy the finished build tree whose configuration differs in the fewest symbols; nothing without one.
 
     Copied with its times, beside and then renamed; shares blocks where the file system can.
     """

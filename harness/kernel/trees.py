@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISDIR
 
 from harness import paths, process
 from harness.errors import InfraError, SourceError, UsageError
@@ -132,13 +133,13 @@ def _open_directory(path: Path) -> KernelTree:
     version = _require_usable(path)
     state = gittree.read_state(path)
     if state is None:
-        identity = plain_digest(path)
+        identity, config_identity = plain_digests(path)
         return KernelTree(
             path=path,
             kind=TreeKind.PLAIN,
             version=version,
             identity=identity,
-            config_identity=identity,
+            config_identity=config_identity,
             label=f"{path.name} ({version})",
         )
     inputs = {name: digest for name, digest in state.changes.items() if _KCONFIG_INPUT.fullmatch(name)}
@@ -159,40 +160,50 @@ def _digest(kind: str, base: str, changes: dict[str, str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def plain_digest(path: Path) -> str:
-    """A digest of the names, sizes and modification times of every file below *path*."""
-    entries: list[str] = []
+def plain_digests(path: Path) -> tuple[str, str]:
+    """Digests of names, sizes and times below *path*: of all files, and of those that kconfig reads."""
+    files = sorted((name, facts) for name, facts in _walk(path) if not S_ISDIR(facts.st_mode))
+    lines = {name: f"{name} {facts.st_size} {facts.st_mtime_ns}" for name, facts in files}
+    inputs = [line for name, line in lines.items() if _KCONFIG_INPUT.fullmatch(name)]
+    return _lines_digest(list(lines.values())), _lines_digest(inputs)
+
+
+def _lines_digest(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Everything below *path* but git's own, with its name relative to *path* and its facts."""
     pending = [os.fspath(path)]
     cut = len(pending[0]) + 1
     while pending:
         with os.scandir(pending.pop()) as scan:
             for entry in scan:
+                if entry.name == ".git":
+                    continue
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
-                else:
-                    facts = entry.stat(follow_symlinks=False)
-                    entries.append(f"{entry.path[cut:]} {facts.st_size} {facts.st_mtime_ns}")
-    entries.sort()
-    return hashlib.sha256("\n".join(entries).encode(errors="surrogateescape")).hexdigest()
+                yield entry.path[cut:], entry.stat(follow_symlinks=False)
 
 
 def find_misdated(path: Path, since: float) -> list[Path]:
     """The files below *path* that arrived after *since* with an older modification time.
 
-    rsync and tar leave such files.  make compares modification times, so it would trust older objects.
+    rsync, tar and mv leave such files.  make compares modification times, so it would trust older objects.
     """
-    found = []
-    pending = [os.fspath(path)]
-    while pending:
-        with os.scandir(pending.pop()) as scan:
-            for entry in scan:
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name != ".git":
-                        pending.append(entry.path)
-                    continue
-                facts = entry.stat(follow_symlinks=False)
-                if facts.st_ctime >= since > facts.st_mtime:
-                    found.append(Path(entry.path))
+
+    def moved(facts: os.stat_result) -> bool:
+        return facts.st_ctime >= since > facts.st_mtime
+
+    found, folders = [], []
+    if moved(path.stat()):
+        folders.append("")
+    for name, facts in _walk(path):
+        if not S_ISDIR(facts.st_mode):
+            if moved(facts) or any(name.startswith(folder) for folder in folders):
+                found.append(path / name)
+        elif moved(facts):
+            folders.append(f"{name}/")
     return found
 
 

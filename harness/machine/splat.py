@@ -78,8 +78,6 @@ class Rule:
     pattern: re.Pattern[str]
     end: re.Pattern[str] | None
     """What closes the splat; None: it is one line."""
-    cut: bool
-    """Only a splat right below a `cut here` line."""
     fatal: bool
     reason: str
 
@@ -115,7 +113,6 @@ def read_policy(path: Path) -> Policy:
             kind=section.text("kind"),
             pattern=_pattern(section, "pattern"),
             end=re.compile(end) if end else None,
-            cut=section.flag("cut", False),
             fatal=section.flag("fatal"),
             reason=section.text("reason"),
         )
@@ -220,8 +217,6 @@ class Detector:
             self._mark(marker[1], marker[2])
             return
         rule = self._policy.match(message)
-        if rule is not None and rule.cut and self._cut is None:
-            rule = None
         if rule is not None and not self._belongs(rule, message):
             self._begin(rule, message, line, offset)
         elif self._open is not None:

@@ -93,7 +93,11 @@ class VM:
         """Connect to what QEMU offers, as soon as it does."""
         self._qmp = self._connect_qmp(deadline)
         stack.callback(self._qmp.close)
-        self._hostlink = HostLink(self._near / HOSTLINK_SOCKET, Actions(self._qmp, self.machine.topology))
+        actions = Actions(self._qmp, self.machine.topology)
+        try:
+            self._hostlink = HostLink(self._near / HOSTLINK_SOCKET, actions)
+        except OSError as error:
+            raise InfraError(f"QEMU's host-action port cannot be reached: {error.strerror}") from error
         stack.callback(self._hostlink.close)
         self._ssh = SshAccess(
             address="127.0.0.1",

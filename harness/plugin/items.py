@@ -37,7 +37,9 @@ class WorkItem(pytest.Item, Generic[W]):
 
     @classmethod
     def of(cls, parent: pytest.Collector, work: W) -> Self:
-        item: Self = cls.from_parent(parent, name=work.title)
+        # Spelt out: pytest 9.2's --lf parses the brackets out of an id, which a bare name keeps.
+        nodeid = f"{parent.nodeid}::{work.title}"
+        item: Self = cls.from_parent(parent, name=work.title, nodeid=nodeid)
         item.work = work
         item.add_marker(pytest.mark.xdist_group(work.job))
         return item

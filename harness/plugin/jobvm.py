@@ -114,7 +114,7 @@ class JobVM:
 
     def _ready(self, *, fresh: bool) -> Booted:
         """The VM to use next; a new one when there is none or *fresh* asks for one nobody has used."""
-        if self._booted is not None and (not self._booted.vm.alive or (fresh and self._used)):
+        if self._booted is not None and (not self._booted.vm.alive or (fresh and not self._is_fresh())):
             self.close()
         if self._broken is not None:
             raise self._broken
@@ -129,8 +129,15 @@ class JobVM:
                     self._broken = error
                     raise
         assert self._booted is not None
-        self._used = True
+        self._used = self._used or not fresh
         return self._booted
+
+    def _is_fresh(self) -> bool:
+        """Whether the VM is as good as just booted: it ran fresh cases only, and nothing tainted it."""
+        if self._used or self._booted is None:
+            return False
+        limit = Deadline.after(AGENT_SECONDS * self._factor)
+        return self._booted.guest.check(["cat", "/proc/sys/kernel/tainted"], limit).strip() == "0"
 
     def _boot(self) -> None:
         self._boots += 1
@@ -177,7 +184,7 @@ class JobVM:
         directory = booted.directory
         self._keep(directory, attempt)
         seconds = booted.since_mark
-        if splats or attempt.spoilt:
+        if splats or attempt.spoilt or booted.vm.hostlink.actions.altered:
             self.close()
         return Done(
             judged=judged,

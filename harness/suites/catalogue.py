@@ -143,6 +143,20 @@ def work_by_source(plan: Plan) -> dict[Path, list[Work]]:
     return grouped
 
 
+def check_patterns(patterns: Sequence[str]) -> None:
+    """Refuse, before anything is built, a case pattern that no suite can ever match."""
+    for pattern in patterns:
+        suite, _, rest = pattern.partition("/")
+        if suite == PROBES:
+            addresses = {f"{PROBES}/{case.address}" for case in probe_cases()}
+            if not any(fnmatch.fnmatchcase(address, pattern) for address in addresses):
+                raise UsageError(f"no case matches {pattern!r}", hint=_nearest_address(pattern, addresses))
+        elif not rest or not any(fnmatch.fnmatchcase(name, suite) for name in suite_names()):
+            raise UsageError(
+                f"no case matches {pattern!r}", hint=f"addresses begin with {'/ or '.join(suite_names())}/"
+            )
+
+
 def check_cases(plan: Plan) -> None:
     """Refuse a case pattern that matches nothing in *plan*, naming the nearest address."""
     everything = [work for job in plan.jobs for work in work_of(job)]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
+from harness.errors import SourceError, UsageError
+from harness.kernel import debian
 from harness.kernel.debian import Candidate, choose, choose_mirrors, compare_versions, parse_madison, suites
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg") is None, reason="dpkg is missing")
@@ -48,7 +49,7 @@ def test_choice() -> None:
     offered = [candidate("6.12", "6.12.94-1"), candidate("6.12", "6.12.107-1"), candidate("7.2", "7.2.9-1")]
     assert choose("latest", offered).version == "7.2.9-1"
     assert choose("6.12", offered).version == "6.12.107-1"
-    with pytest.raises(UsageError, match="no Debian suite has the sources of Linux 6.2"):
+    with pytest.raises(UsageError, match=r"no Debian suite has the sources of Linux 6\.2"):
         choose("6.2", offered)
 
 
@@ -77,3 +78,26 @@ def test_mirror_is_the_one_that_serves_a_known_suite() -> None:
         "http://mirror.example/debian bookworm-updates main \n"
     )
     assert choose_mirrors(text, ("bookworm", "sid")) == ["http://mirror.example/debian"]
+
+
+@needs_dpkg
+def test_without_a_network_the_cached_source_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The newest cached version that fits the request is used, and said; without one it is one sentence."""
+
+    def offline() -> list[Candidate]:
+        raise SourceError("cannot fetch Debian's package index: no route")
+
+    def extract(tarball: Path, target: Path) -> None:
+        raise AssertionError(f"{tarball} unpacked as {target}")
+
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(debian, "find_candidates", offline)
+    for version in ("7.3.4-1", "7.3.10-1"):
+        (tmp_path / "sources" / "debian" / f"linux-source-7.3_{version}").mkdir(parents=True)
+    assert debian.fetch("7.3", extract).version == "7.3.10-1"
+    assert "using the cached linux-source-7.3 7.3.10-1" in caplog.text
+    assert debian.fetch("latest", extract).version == "7.3.10-1"
+    with pytest.raises(SourceError, match="no route"):
+        debian.fetch("6.12", extract)

@@ -69,7 +69,7 @@ def test_callers_variables_do_not_get_in(tmp_path: Path, monkeypatch: pytest.Mon
 def test_failure_is_a_build_error_with_the_log(tmp_path: Path) -> None:
     """The message has the compiler's word, the error the whole output, the hint the file."""
     body = "\t@echo 'x.c:1: error: no'; exit 1\n"
-    with pytest.raises(BuildError, match="x failed: x.c:1: error: no") as caught:
+    with pytest.raises(BuildError, match=r"x failed: x\.c:1: error: no") as caught:
         run_make(makefile(tmp_path, body), [], tmp_path / "log", what="x")
     assert "error: no" in caught.value.log
     assert str(tmp_path / "log") in (caught.value.hint or "")

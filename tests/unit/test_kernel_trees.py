@@ -13,7 +13,7 @@ import pytest
 from kernel_fake_tree import make_fake_tree
 
 from harness.errors import SourceError, UsageError
-from harness.kernel.trees import TreeKind, find_misdated, open_tree, plain_digest, read_version
+from harness.kernel.trees import TreeKind, find_misdated, open_tree, plain_digests, read_version
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_tarball_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_misdated_files_are_found(tree: Path) -> None:
-    """A file that arrives with an old time, as rsync leaves it, is found; an edited one is make's own business."""
+    """A file that arrives with an old time, as rsync leaves it, is found."""
     now = time.time()
     old = tree / "init" / "main.c"
     os.utime(old, (now - 3600, now - 3600))
@@ -198,8 +198,21 @@ def test_misdated_files_are_found(tree: Path) -> None:
     assert find_misdated(tree, now + 60) == []
 
 
-def test_digest_of_many_files_sees_each(tree: Path) -> None:
-    """One more file anywhere changes a plain tree's digest."""
-    before = plain_digest(tree)
+def test_directory_moved_into_place_is_found(tree: Path, tmp_path: Path) -> None:
+    """Files of a directory that was moved here keep their times; its own status change gives it away."""
+    now = time.time()
+    for path in (tree / "init" / "main.c", tree / "init"):
+        os.utime(path, (now - 3600, now - 3600))
+    found = find_misdated(tree, now - 60)
+    assert tree / "init" / "main.c" in found
+    assert tree / "Makefile" not in found
+
+
+def test_plain_digests_tell_configuration_from_code(tree: Path) -> None:
+    """A new file anywhere changes a plain tree; only what kconfig reads changes its configuration."""
+    whole, config = plain_digests(tree)
     (tree / "drivers" / "vfio" / "x.c").touch()
-    assert plain_digest(tree) != before
+    assert plain_digests(tree)[0] != whole
+    assert plain_digests(tree)[1] == config
+    (tree / "drivers" / "vfio" / "Kconfig").touch()
+    assert plain_digests(tree)[1] != config

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Choosing an accelerator, with scripts that behave as a good and a bad QEMU do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InfraError, UsageError
+from harness.machine import accel
+from harness.machine.accel import Accel
+from harness.machine.qemu import Qemu
+
+
+@pytest.fixture(autouse=True)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with a /dev/kvm that opens, and a cache of its own."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(accel, "KVM_DEVICE", tmp_path / "kvm")
+    (tmp_path / "kvm").touch()
+
+
+def fake(directory: Path, body: str) -> Qemu:
+    """A QEMU that is this shell script; it leaves a line in `ran` for each run."""
+    path = directory / "qemu"
+    path.write_text(f"#!/bin/sh\necho x >>{directory}/ran\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return Qemu(path=path, version=(10, 0, 0), devices=frozenset(), identity=body)
+
+
+def runs(directory: Path) -> int:
+    return len((directory / "ran").read_text().splitlines())
+
+
+def test_boot_sector() -> None:
+    """A PC boots 512 bytes that end in 55 aa."""
+    assert len(accel.BOOT_SECTOR) == 512
+    assert accel.BOOT_SECTOR.endswith(b"\x55\xaa")
+
+
+def test_kvm_that_runs_a_guest_is_used(tmp_path: Path) -> None:
+    """85 is what the boot sector makes of QEMU's exit status; the answer is remembered."""
+    qemu = fake(tmp_path, "exit 85")
+    assert accel.choose_accel("auto", qemu).accel is Accel.KVM
+    assert accel.choose_accel("kvm", qemu).accel is Accel.KVM
+    assert runs(tmp_path) == 1
+
+
+def test_kvm_that_kills_its_guests_is_not(tmp_path: Path) -> None:
+    """The reason is told and remembered; forced, it is an error."""
+    qemu = fake(tmp_path, "echo 'qemu-system-x86_64: error: failed to set MSR 0x10a' >&2; kill -ABRT $$")
+    choice = accel.choose_accel("auto", qemu)
+    assert choice.accel is Accel.TCG
+    assert choice.reason.endswith("QEMU was killed by SIGABRT: error: failed to set MSR 0x10a")
+    with pytest.raises(InfraError, match=r"KVM does not work here.*--accel tcg"):
+        accel.choose_accel("kvm", qemu)
+    assert runs(tmp_path) == 1
+
+
+def test_a_clean_exit_is_no_proof(tmp_path: Path) -> None:
+    """QEMU may end well without having run a byte of the guest's."""
+    assert accel.choose_accel("auto", fake(tmp_path, "exit 0")).accel is Accel.TCG
+
+
+def test_a_hang_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that hangs costs seconds, once."""
+    monkeypatch.setattr(accel, "_SECTOR_SECONDS", 0.2)
+    assert "did not finish" in accel.choose_accel("auto", fake(tmp_path, "sleep 60")).reason
+
+
+def test_a_kernel_proves_more_than_a_sector(tmp_path: Path) -> None:
+    """With a kernel at hand, KVM must carry it up to the missing root."""
+    qemu = fake(tmp_path, 'case "$*" in *-kernel*) echo "VFS: Unable to mount root fs";; *) exit 85;; esac')
+    assert accel.kvm_fault(qemu) is None
+    assert accel.kvm_fault(qemu, Path("vmlinux")) is None
+    assert runs(tmp_path) == 3
+    assert accel.kvm_fault(qemu, Path("vmlinux")) is None
+    assert runs(tmp_path) == 3
+
+
+def test_a_kernel_that_dies_under_kvm(tmp_path: Path) -> None:
+    """A boot sector that ran does not excuse a kernel that does not."""
+    qemu = fake(
+        tmp_path,
+        'case "$*" in *-kernel*) echo "KVM internal error. Suberror: 3" >&2; exit 1;; *) exit 85;; esac',
+    )
+    assert accel.kvm_fault(qemu, Path("vmlinux")) == "QEMU exited with 1: KVM internal error. Suberror: 3"
+
+
+def test_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /dev/kvm nothing is run."""
+    monkeypatch.setattr(accel, "KVM_DEVICE", tmp_path / "none")
+    assert accel.choose_accel("auto", fake(tmp_path, "exit 85")).reason.endswith("none does not exist")
+
+
+def test_wishes(tmp_path: Path) -> None:
+    """tcg is taken at its word; anything else must be spelled right."""
+    qemu = fake(tmp_path, "exit 1")
+    assert accel.choose_accel("tcg", qemu).accel is Accel.TCG
+    with pytest.raises(UsageError, match="did you mean 'kvm'"):
+        accel.choose_accel("kmv", qemu)
+
+
+def test_factor() -> None:
+    """Emulation gets more time."""
+    assert Accel.TCG.timeout_factor > Accel.KVM.timeout_factor == 1.0

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Finding QEMU and asking it, with a script in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InfraError
+from harness.machine import qemu
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test's own."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def script(directory: Path, version: str) -> Path:
+    """A QEMU that counts how often it is asked."""
+    path = directory / "qemu"
+    path.write_text(
+        f"""#!/bin/sh
+echo x >>{directory}/asked
+case "$*" in
+--version) echo "QEMU emulator version {version} (Debian 1:x)";;
+"-device help") echo 'name "edu", bus PCI'; echo 'name "virtio-iommu-pci", bus PCI, alias "virtio-iommu"';;
+"-device edu,help") echo 'edu options:'; echo '  dma_mask=<uint64>'; echo '  romfile=<str>';;
+*) exit 1;;
+esac
+""",
+        encoding="utf-8",
+    )
+    path.chmod(0o755)
+    return path
+
+
+def asked(directory: Path) -> int:
+    return len((directory / "asked").read_text().splitlines())
+
+
+def test_answers_are_remembered(tmp_path: Path) -> None:
+    """The second process of the harness asks nothing; another build of QEMU is asked again."""
+    path = script(tmp_path, "10.0.2")
+    found = qemu.find_qemu(path)
+    assert found.version == (10, 0, 2)
+    assert found.devices == {"edu", "virtio-iommu-pci", "virtio-iommu"}
+    assert found.properties("edu") == {"dma_mask", "romfile", "id", "bus", "addr"}
+    before = asked(tmp_path)
+    qemu._probe.cache_clear()
+    qemu._properties.cache_clear()
+    again = qemu.find_qemu(path)
+    assert again == found
+    assert again.properties("edu") == found.properties("edu")
+    assert asked(tmp_path) == before
+    assert qemu.find_qemu(script(tmp_path, "10.1.0")).version == (10, 1, 0)
+
+
+def test_too_old(tmp_path: Path) -> None:
+    """An old QEMU is named, with the way out."""
+    with pytest.raises(InfraError, match=r"is QEMU 6\.2; 7\.2 or newer is needed .*doctor --fix"):
+        qemu.find_qemu(script(tmp_path, "6.2.0"))
+
+
+def test_missing(tmp_path: Path) -> None:
+    """So is a missing one."""
+    with pytest.raises(InfraError, match="doctor --fix"):
+        qemu.find_qemu(tmp_path / "nowhere")
+
+
+def test_nonsense() -> None:
+    """Something else called qemu is found out."""
+    with pytest.raises(InfraError, match="not understood"):
+        qemu.parse_version("hello")
+
+
+def test_a_damaged_note_is_no_note(tmp_path: Path) -> None:
+    """A cache may be lost at any time."""
+    path = tmp_path / "note.json"
+    path.write_text("{", encoding="utf-8")
+    assert qemu.read_note(path) == {}
+    qemu.write_note(path, {"a": 1})
+    assert qemu.read_note(path) == {"a": 1}

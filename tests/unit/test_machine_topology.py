@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Topologies: the shipped ones, a user's own, and those that cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.machine import topology
+from harness.machine.devices import Topology
+from harness.machine.qemu import Qemu
+
+EDU = '{id: edu0, driver: edu, addr: "0x5", pci: "1234:11e8"}'
+SPLIT = "machine: {kernel-irqchip: split}\n"
+PORT = '{id: port0, driver: pcie-root-port, addr: "0x8"}'
+
+
+class FakeQemu(Qemu):
+    """A QEMU that answers from memory."""
+
+    def properties(self, driver: str) -> frozenset[str]:
+        return frozenset({"dma_mask", "mac", "netdev", "bus_nr", "id", "bus", "addr"})
+
+
+def fake_qemu(*devices: str) -> Qemu:
+    return FakeQemu(path=Path("/q"), version=(7, 2, 22), devices=frozenset(devices), identity="fake")
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "mine.yaml"
+    path.write_text("summary: mine\n" + text, encoding="utf-8")
+    return path
+
+
+def load(directory: Path, text: str) -> Topology:
+    return topology.load_topology(write(directory, text))
+
+
+@pytest.mark.parametrize("name", topology.shipped_topologies())
+def test_shipped(name: str) -> None:
+    """Every shipped topology loads, has devices and tells where each one is."""
+    shipped = topology.load_topology(name)
+    assert shipped.name == name
+    assert shipped.summary
+    assert shipped.endpoints
+    places = [shipped.location(device) for device in shipped.endpoints]
+    assert len(set(places)) == len(places)
+    for device in shipped.endpoints:
+        if device.driver == "edu":
+            assert device.props["dma_mask"] == "0xffffffffffffffff"
+        if device.driver == "igb":
+            assert "netdev" in device.props
+
+
+def test_what_is_shipped() -> None:
+    """The names that users and the matrix rely on."""
+    assert set(topology.shipped_topologies()) >= {
+        "edu", "igb", "edu-igb", "edu-edu", "iommu-intel", "iommu-amd", "iommu-virtio", "nvme", "hotplug",
+        "sriov", "mixed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [
+        ("edu", {"edu"}),
+        ("edu-edu", {"edu", "edu2"}),
+        ("edu-igb", {"edu", "igb", "link-peer"}),
+        ("nvme", {"nvme"}),
+        ("hotplug", {"edu", "igb", "link-peer", "hotplug"}),
+        ("sriov", {"igb", "link-peer", "sriov"}),
+        ("iommu-amd", {"edu", "igb", "link-peer", "viommu", "viommu-amd"}),
+        ("mixed", {"edu", "viommu", "viommu-intel", "mixed"}),
+    ],
+)
+def test_features(name: str, features: set[str]) -> None:
+    """Features follow from the devices; a device to be plugged in later does not count."""
+    assert topology.load_topology(name).features == features
+
+
+def test_places() -> None:
+    """On a root bus the address is known, behind a bridge only the way to it."""
+    mixed = topology.load_topology("mixed")
+    inner, outer = (mixed.location(mixed.device(name)) for name in ("edu0", "edu1"))
+    assert (str(inner), inner.bdf) == ("00:05.0", "0000:00:05.0")
+    assert (str(outer), outer.bdf) == ("40:00.0/00.0", None)
+    assert mixed.behind_viommu(mixed.device("edu0"))
+    assert not mixed.behind_viommu(mixed.device("edu1"))
+
+
+def test_unknown_name_names_the_nearest() -> None:
+    """A typo is answered with the right spelling."""
+    with pytest.raises(UsageError, match="did you mean 'edu-igb'"):
+        topology.load_topology("edu-igbb")
+
+
+def test_unknown_device_names_the_nearest() -> None:
+    """So is a device's."""
+    with pytest.raises(UsageError, match="did you mean 'edu0'"):
+        topology.load_topology("edu").device("edu")
+
+
+def test_values_are_spelled_for_qemu(tmp_path: Path) -> None:
+    """true becomes on, and a comma is doubled."""
+    mine = load(
+        tmp_path,
+        'devices:\n - {id: a, driver: nvme, addr: "04.1", pci: "1b36:0010", props: {x: true, y: "a,b"}}',
+    )
+    words = {"driver": "nvme", "id": "a", "bus": "pcie.0", "addr": "04.1", "x": "on", "y": "a,,b"}
+    assert mine.devices[0].arguments() == words
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (f"devices:\n - {EDU}\n - {EDU.replace('0x5', '0x6')}", "the id 'edu0' is already taken in line 3"),
+        (f"devices:\n - {EDU}\n - {EDU.replace('edu0', 'edu1')}", "'edu1' and 'edu0' both have slot 05.0"),
+        (f"devices:\n - {EDU.replace('0x5', '0x1f')}", "cannot have slot 0x1f"),
+        (f"devices:\n - {EDU.replace('0x5', '40')}", "'addr' must be a slot in hex"),
+        (f"devices:\n - {EDU.replace('1234:11e8', '1234-11e8')}", "'pci' must read"),
+        ('devices:\n - {id: a, driver: edu, addr: "4"}', "'edu' needs 'pci'"),
+        ('devices:\n - {id: a, driver: igb, addr: "0x10", pci: "8086:10c9"}', "virtual functions do not fit"),
+        (f"devices:\n - {EDU[:-1]}, plugged: false}}", "pcie.0 has no hot-plug"),
+        (f"devices:\n - {EDU[:-1]}, bus: port9}}", "there is no bus 'port9'"),
+        (f"devices:\n - {EDU[:-1]}, bus: port0}}\n - {PORT}", "declared before its bus"),
+        (f"devices:\n - {PORT}\n - {EDU[:-1]}, bus: port0}}", "a root port has slot 0 only"),
+        (f"devices:\n - {EDU[:-1]}, props: {{netdev: peer}}}}", "wants the netdev 'peer'"),
+        ("devices:\n - {id: i, driver: intel-iommu}", "write `kernel-irqchip: split`"),
+        (f"{SPLIT}devices:\n - {EDU}\n - {{id: i, driver: intel-iommu}}", "must come first"),
+        (
+            f"{SPLIT}devices:\n - {{id: i, driver: intel-iommu}}\n - {{id: j, driver: amd-iommu}}",
+            "a q35 machine has one IOMMU",
+        ),
+        (f"features: [hotplug]\ndevices:\n - {EDU}", "no device sits in a pcie-root-port"),
+        (f"features: [sriov]\ndevices:\n - {EDU}", "no device here has virtual functions"),
+        (f"features: [edu]\ndevices:\n - {EDU}", "the rest follows from the devices"),
+        (f"device:\n - {EDU}", "did you mean 'devices'"),
+    ],
+)  # fmt: skip
+def test_impossible(tmp_path: Path, text: str, complaint: str) -> None:
+    """What cannot work is refused, with its place in the file."""
+    with pytest.raises(UsageError, match=complaint) as caught:
+        load(tmp_path, text)
+    assert "mine.yaml:" in str(caught.value)
+
+
+def test_device_this_qemu_lacks() -> None:
+    """igb on QEMU 7.2 is refused with the release that brought it."""
+    with pytest.raises(UsageError, match=r"QEMU 7\.2\.22 has no device 'igb' \(it came with QEMU 8\.0\)"):
+        topology.load_topology("edu-igb", fake_qemu("edu", "pcie-root-port"))
+
+
+def test_property_this_qemu_lacks(tmp_path: Path) -> None:
+    """A misspelled property is answered with the right spelling."""
+    path = write(tmp_path, f"devices:\n - {EDU[:-1]}, props: {{dma-mask: 1}}}}")
+    with pytest.raises(UsageError, match=r"'edu' has no property 'dma-mask' .did you mean 'dma_mask'"):
+        topology.load_topology(path, fake_qemu("edu"))
+
+
+def test_machine_property_nobody_knows(tmp_path: Path) -> None:
+    """The machine's properties are checked too."""
+    path = write(tmp_path, f"machine: {{kernel-irqchp: split}}\ndevices:\n - {EDU}")
+    with pytest.raises(UsageError, match="did you mean 'kernel-irqchip'"):
+        topology.load_topology(path, fake_qemu("edu"))

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The pytest plugin without VMs: collection, node ids, recording, and what pytest is told.
+
+The kernel of the plan does not exist and its features are few, so most cases do not apply and the rest
+have no VM to run in: exactly the paths that must not lie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import sys
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness import paths, process
+from harness.errors import ExitCode, UsageError
+from harness.plan import Job, KernelRef, Plan, load_plan
+from harness.plugin.items import CaseFailed, conclude
+from harness.plugin.jobvm import _crashed
+from harness.plugin.recorder import _key
+from harness.results import WHOLE_PROGRAM, Address, Outcome, Result, Run, RunInfo, RunStore, exit_code, load
+from harness.suites.judging import Judged
+
+KERNEL = KernelRef(
+    digest="d" * 32,
+    release="7.3.4",
+    build_id="ab" * 20,
+    variant="group-cdev",
+    tree="a tree",
+    vmlinux="/nonexistent/vmlinux",
+    config="/nonexistent/config",
+    modules_dir=None,
+    selftests_dir=None,
+    programs=("vfio/vfio_pci_device_test",),
+)
+
+
+def job(topology: str = "edu") -> Job:
+    return Job(
+        name=f"7.3.4-group-cdev-{topology}",
+        kernel=KERNEL,
+        topology=topology,
+        root="virtme",
+        accel="tcg",
+        qemu=None,
+        cpus=1,
+        memory_mib=1024,
+        suites=("probes", "kselftest:vfio"),
+        features=("edu",),
+        rerun="vfio-harness run",
+    )
+
+
+def plan(directory: Path, *jobs: Job, cases: tuple[str, ...] = ()) -> Path:
+    directory.mkdir(exist_ok=True)
+    value = Plan(run_id="r", run_dir=str(directory), seed=1, cases=cases, jobs=jobs or (job(),))
+    path = directory / "plan.json"
+    value.save(path)
+    info = RunInfo(id="r", started=datetime.datetime.now(datetime.UTC), harness_version="test")
+    RunStore.create(directory, info).close()
+    return path
+
+
+def run_pytest(plan_file: Path, *words: str) -> process.Completed:
+    ini = Path(harness.__file__).parent / "plugin" / "pytest.ini"
+    argv = [sys.executable, "-m", "pytest", "-p", "harness.plugin", f"--plan={plan_file}"]
+    argv += [f"--config-file={ini}", f"--rootdir={paths.guest_dir().parent}"]
+    return process.run([*argv, "-o", f"cache_dir={plan_file.parent / 'cache'}", *words])
+
+
+def outcomes(run: Run) -> set[Outcome]:
+    return {case.outcome for case in run.cases}
+
+
+def test_plan_survives_its_file(tmp_path: Path) -> None:
+    """A plan read back is the plan that was saved."""
+    value = load_plan(plan(tmp_path, job("edu"), job("igb")))
+    assert value.jobs == (job("edu"), job("igb"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "jobs": [{}]}'])
+def test_what_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
+    """Any other file is refused in one sentence."""
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UsageError, match="not a plan"):
+        load_plan(tmp_path / "plan.json")
+
+
+def test_node_ids_name_file_case_and_job(tmp_path: Path) -> None:
+    """Collection needs no boot, and its ids can be typed."""
+    done = run_pytest(plan(tmp_path), "--collect-only", "-q")
+    assert "guest/probes/get_pa.py::" in done.stdout
+    assert (
+        "harness/suites/kselftest-vfio.yaml::vfio_pci_device_test@edu0[7.3.4-group-cdev-edu]" in done.stdout
+    )
+
+
+def test_without_a_vm_nothing_passes_and_every_case_is_accounted_for(tmp_path: Path) -> None:
+    """Cases that apply are NOT_RUN with the boot's trouble, the others SKIP; the exit code says 3."""
+    done = run_pytest(plan(tmp_path), "-q", "--tb=no")
+    run = load(tmp_path)
+    assert outcomes(run) == {Outcome.SKIP, Outcome.NOT_RUN}
+    assert exit_code(run) is ExitCode.INFRA
+    lost = [case for case in run.cases if case.outcome is Outcome.NOT_RUN]
+    assert all("vmlinux" in case.reason for case in lost)
+    collected = run_pytest(plan(tmp_path / "again"), "--collect-only", "-q").stdout.count("::")
+    assert len(run.cases) == collected
+    assert done.status != 0
+
+
+def test_workers_agree_and_record_the_same(tmp_path: Path) -> None:
+    """Under xdist the same cases get the same outcomes, one group per job."""
+    run_pytest(plan(tmp_path / "one", job("edu"), job("igb")), "-q", "-p", "no:xdist", "--tb=no")
+    done = run_pytest(
+        plan(tmp_path / "two", job("edu"), job("igb")), "-q", "-n", "2", "--dist", "loadgroup", "--tb=no"
+    )
+    alone, together = load(tmp_path / "one"), load(tmp_path / "two")
+    assert {(c.job, c.address, c.outcome) for c in alone.cases} == {
+        (c.job, c.address, c.outcome) for c in together.cases
+    }, done.stdout
+
+
+def test_stopping_early_leaves_not_run(tmp_path: Path) -> None:
+    """With -x what was not reached is NOT_RUN, not forgotten."""
+    done = run_pytest(plan(tmp_path), "-q", "-x", "--tb=no")
+    run = load(tmp_path)
+    assert any(case.reason == "the run stopped before it" for case in run.cases), done.stdout
+
+
+def test_last_failed_reruns_only_those(tmp_path: Path) -> None:
+    """--lf picks what was bad, by node ids that stay the same."""
+    path = plan(tmp_path)
+    run_pytest(path, "-q", "--tb=no")
+    bad = sum(case.outcome.is_bad for case in load(tmp_path).cases)
+    again = run_pytest(path, "-q", "--lf", "--collect-only").stdout
+    assert again.count("[7.3.4-group-cdev-edu]") == bad
+
+
+def test_unknown_case_is_refused(tmp_path: Path) -> None:
+    """A pattern that matches nothing is an error that names the nearest address."""
+    done = run_pytest(plan(tmp_path, cases=("probes/get_pa/lengthzero",)), "-q")
+    assert "no case matches 'probes/get_pa/lengthzero'" in done.stderr
+    assert done.status == pytest.ExitCode.USAGE_ERROR
+
+
+def test_key_survives_root_directory_and_xdist() -> None:
+    """A node id names its work whatever pytest's root is and whatever xdist appends."""
+    wanted = ("get_pa.py", "unmapped[j]")
+    assert _key("guest/probes/get_pa.py::unmapped[j]") == wanted
+    assert _key("../x/get_pa.py::unmapped[j]@j") == wanted
+
+
+def result(outcome: Outcome, reason: str = "why") -> Result:
+    return Result(address=Address.parse("probes/get_pa/x"), job="j", outcome=outcome, reason=reason)
+
+
+def test_pytest_hears_the_worst() -> None:
+    """One bad result makes the item fail; XFAIL and SKIP end it the way pytest knows; no result is bad."""
+    with pytest.raises(CaseFailed):
+        conclude([result(Outcome.PASS), result(Outcome.FAIL)])
+    with pytest.raises(CaseFailed):
+        conclude([])
+    with pytest.raises(pytest.xfail.Exception):
+        conclude([result(Outcome.PASS), result(Outcome.XFAIL)])
+    with pytest.raises(pytest.skip.Exception):
+        conclude([result(Outcome.SKIP)])
+    conclude([result(Outcome.PASS), result(Outcome.SKIP)])
+
+
+def test_splat_outranks_what_was_printed() -> None:
+    """A probe during which the kernel complained is a CRASH, whatever it printed."""
+    (crashed,) = _crashed((Judged(case="x", outcome=Outcome.PASS, reason=""),), "WARNING: ...")
+    assert crashed.outcome is Outcome.CRASH
+
+
+def test_finished_points_survive_a_crash() -> None:
+    """Points a program had finished keep their outcomes; the program takes the blame."""
+    points = (
+        Judged(case="a", outcome=Outcome.PASS, reason=""),
+        Judged(case="b", outcome=Outcome.FAIL, reason=""),
+        Judged(case=WHOLE_PROGRAM, outcome=Outcome.LOST, reason="gone"),
+    )
+    judged = {j.case: j.outcome for j in _crashed(points, "Oops")}
+    assert judged == {"a": Outcome.PASS, "b": Outcome.FAIL, WHOLE_PROGRAM: Outcome.CRASH}
+
+
+def test_rerun_is_one_line(tmp_path: Path) -> None:
+    """Every bad result carries the command that reruns just it."""
+    run_pytest(plan(tmp_path), "-q", "--tb=no")
+    bad = [case for case in load(tmp_path).cases if case.outcome.is_bad]
+    assert bad
+    for case in bad:
+        assert case.rerun.startswith("vfio-harness run --case probes/") or "kselftest" in case.rerun
+        assert "\n" not in case.rerun
+
+
+def test_jobs_are_values() -> None:
+    """A Job cannot be changed behind a worker's back."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        job().cpus = 4  # type: ignore[misc]

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From what a program printed to outcomes: expectations, whole-program statements, known defects."""
+
+from __future__ import annotations
+
+from harness.ktap import parse
+from harness.results import WHOLE_PROGRAM, Outcome
+from harness.suites.judging import Judged, judge_probe, judge_program
+from harness.suites.model import Expectation, Program
+
+NOIOMMU = frozenset({"noiommu", "cdev"})
+REAL = frozenset({"viommu", "cdev"})
+
+EXCUSE = Expectation(outcome=Outcome.XFAIL, reason="libvfio cannot find it", when=("noiommu", "!viommu"))
+
+
+def program(fewest: int = 2) -> Program:
+    return Program(
+        suite="kselftest:vfio",
+        name="vfio_pci_device_test",
+        path="vfio/vfio_pci_device_test",
+        device="edu0",
+        targets=("edu0",),
+        translated=False,
+        needs=(),
+        seconds=10.0,
+        fewest=fewest,
+        hugepages=0,
+        sriov=False,
+        expectations=(EXCUSE,),
+    )
+
+
+def outcomes(judged: tuple[Judged, ...]) -> dict[str, Outcome]:
+    return {point.case: point.outcome for point in judged}
+
+
+TWO_POINTS = ["TAP version 13", "1..2", "ok 1 a.x", "not ok 2 a.y"]
+
+
+def test_points_become_cases() -> None:
+    """Each KTAP point is a case of its own; an exit status that agrees with them adds nothing."""
+    judged = judge_program(program(), REAL, parse(TWO_POINTS), 1)
+    assert outcomes(judged) == {"a.x": Outcome.PASS, "a.y": Outcome.FAIL}
+
+
+def test_expected_failure_is_xfail_and_pass_is_news() -> None:
+    """Under its features an expectation excuses failures, and passes become XPASS with its reason."""
+    judged = judge_program(program(), NOIOMMU, parse(TWO_POINTS), 1)
+    assert outcomes(judged) == {"a.x": Outcome.XPASS, "a.y": Outcome.XFAIL}
+    assert all("libvfio cannot find it" in point.reason for point in judged)
+
+
+def test_silence_is_no_pass() -> None:
+    """A program that printed nothing and exited with 0 is an error."""
+    judged = judge_program(program(), REAL, parse([]), 0)
+    assert outcomes(judged) == {WHOLE_PROGRAM: Outcome.ERROR}
+    assert "no result at all, exit status 0" in judged[0].reason
+
+
+def test_death_before_tap_is_excused_only_where_expected() -> None:
+    """The known inability of libvfio dies before any TAP: XFAIL on no-IOMMU, ERROR elsewhere."""
+    said = ["  lib/vfio_pci_device.c:406: Assertion Failure", "", "Failed to find vfio cdev file."]
+    assert outcomes(judge_program(program(), NOIOMMU, parse(said), 1)) == {WHOLE_PROGRAM: Outcome.XFAIL}
+    assert outcomes(judge_program(program(), REAL, parse(said), 1)) == {WHOLE_PROGRAM: Outcome.ERROR}
+
+
+def test_skip_by_exit_status() -> None:
+    """Exit status 4 without TAP is kselftest's skip, with the program's words as the reason."""
+    judged = judge_program(program(), REAL, parse(["No driver found for device"]), 4)
+    assert outcomes(judged) == {WHOLE_PROGRAM: Outcome.SKIP}
+    assert judged[0].reason == "No driver found for device"
+
+
+def test_exit_status_that_contradicts_the_points() -> None:
+    """All points fine and a failing exit status is an error: something failed that no point tells."""
+    judged = judge_program(program(), REAL, parse(["TAP version 13", "1..1", "ok 1 a.x"]), 1)
+    assert outcomes(judged)[WHOLE_PROGRAM] is Outcome.ERROR
+
+
+def test_truncated_plan_is_an_error() -> None:
+    """Fewer results than planned spoil the program even when each of them passed."""
+    judged = judge_program(program(), REAL, parse(["TAP version 13", "1..3", "ok 1 a.x"]), 0)
+    assert outcomes(judged)[WHOLE_PROGRAM] is Outcome.ERROR
+
+
+def test_fewest_is_waived_only_where_everything_is_expected_to_fail() -> None:
+    """The fewest-passes rule holds everywhere but under an expectation that covers the whole program."""
+    assert program(3).fewest_under(REAL, ["a.x"]) == 3
+    assert program(3).fewest_under(NOIOMMU, ["a.x"]) == 0
+
+
+def _probe(line: str, *diagnostics: str) -> list[str]:
+    return ["KTAP version 1", "1..1", *(f"# {d}" for d in diagnostics), line, "# END get_pa/unmapped"]
+
+
+def test_probe_outcomes() -> None:
+    """A probe passes only by its own result line, and its failure says why in one line."""
+    passed = judge_probe("get_pa/unmapped", "", parse(_probe("ok 1 get_pa/unmapped")))
+    assert passed.outcome is Outcome.PASS
+    failed = judge_probe("get_pa/unmapped", "", parse(_probe("not ok 1 get_pa/unmapped", "why: got 22")))
+    assert (failed.outcome, failed.reason) == (Outcome.FAIL, "got 22")
+    silent = judge_probe("get_pa/unmapped", "", parse(["KTAP version 1", "1..1"]))
+    assert silent.outcome.is_bad
+
+
+def test_documented_defect_turns_failure_and_pass_round() -> None:
+    """A case with a documented defect is XFAIL with it, XPASS once it is mended."""
+    known = "no RAWIO check in bind"
+    failed = judge_probe("get_pa/unmapped", known, parse(_probe("not ok 1 get_pa/unmapped")))
+    passed = judge_probe("get_pa/unmapped", known, parse(_probe("ok 1 get_pa/unmapped")))
+    assert (failed.outcome, failed.reason) == (Outcome.XFAIL, known)
+    assert passed.outcome is Outcome.XPASS
+
+
+def test_timeout_is_not_excused() -> None:
+    """A hang is never what a documented defect promised."""
+    line = "not ok 1 get_pa/unmapped # TIMEOUT after 30s"
+    assert judge_probe("get_pa/unmapped", "known", parse(_probe(line))).outcome is Outcome.TIMEOUT
