@@ -29,7 +29,7 @@ FEATURES: dict[str, str] = {
     "edu2": "two QEMU `edu` devices",
     "igb": "a QEMU `igb` network card",
     "nvme": "a QEMU `nvme` controller",
-    "viommu": "the devices sit behind an emulated IOMMU that the kernel drives",
+    "viommu": "every device sits behind an emulated IOMMU that the kernel drives",
     "viommu-intel": "that IOMMU is intel-iommu",
     "viommu-amd": "that IOMMU is amd-iommu",
     "viommu-virtio": "that IOMMU is virtio-iommu",

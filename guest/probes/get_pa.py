@@ -71,6 +71,25 @@ def offset_in_page_is_kept(t: Test) -> None:
             t.equal(got, (page.physical() + offset, PAGE - offset), f"a page's worth at {offset:#x}")
 
 
+def _patchwork(t: Test, room: memory.Buffer) -> memory.Buffer:
+    """Make 64 pages in pieces of random lengths: a huge page's frames with other frames put between them."""
+    pages = 64
+    start = -(-room.address // HUGE) * HUGE
+    buffer = memory.Buffer(start, pages * PAGE)
+    try:
+        libc.madvise(start, HUGE, memory.MADV_HUGEPAGE)
+    except OSError:
+        t.skip("this kernel has no transparent huge pages")
+    buffer.touch()
+    for index in t.random.sample(range(1, pages), 12):
+        memory.fresh_page(start + index * PAGE)
+    pieces = [_contiguous(buffer, index * PAGE, buffer.length) // PAGE for index in range(pages)]
+    t.log(f"pages in one piece from each page: {pieces}")
+    if max(pieces) == 1 or max(pieces) == pages:
+        t.skip("the kernel has no huge page to give")
+    return buffer
+
+
 @case(
     needs=BARE,
     cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (max_length, next_paddr)",

@@ -161,8 +161,8 @@ class Topology:
     def features(self) -> frozenset[str]:
         """The facts of guest/needs.py that hold on this topology.
 
-        A mixed machine counts as `viommu`, so that cases about plain no-IOMMU devices leave it alone, and not
-        as `edu2`, because its two edu are not alike.
+        A mixed machine is not `viommu`: that means every device sits behind one, and the cases about devices
+        that do not are what a mixed machine is for.
         """
         return self.claims | frozenset(self._implied())
 
@@ -171,12 +171,12 @@ class Topology:
         sides = {self.behind_viommu(device) for device in present}
         if len(sides) == 2:
             yield "mixed"
-        if True in sides and self.iommu is not None:
+        elif True in sides and self.iommu is not None:
             yield "viommu"
             yield IOMMU_DRIVERS[self.iommu.driver]
         drivers = [device.driver for device in present]
         yield from {"edu", "igb", "nvme"} & set(drivers)
-        if drivers.count("edu") >= 2 and len(sides) == 1:
+        if drivers.count("edu") >= 2:
             yield "edu2"
         if any(device.driver == "igb" and "netdev" in device.props for device in present):
             yield "link-peer"

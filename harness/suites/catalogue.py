@@ -95,9 +95,9 @@ def _programs(job: Job) -> tuple[Program, ...]:
 def features_for(program: Program, job: Job) -> frozenset[str]:
     """The job's features as they hold for the devices *program* is aimed at (a machine may be mixed)."""
     features = frozenset(job.features)
-    if program.translated or not program.targets:
+    if not program.targets:
         return features
-    return frozenset(f for f in features if not f.startswith("viommu"))
+    return features | {"viommu"} if program.translated else features - {"viommu"}
 
 
 def _refusal(needs: Sequence[str], features: frozenset[str]) -> str | None:

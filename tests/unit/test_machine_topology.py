@@ -72,7 +72,7 @@ def test_what_is_shipped() -> None:
         ("hotplug", {"edu", "igb", "link-peer", "hotplug"}),
         ("sriov", {"igb", "link-peer", "sriov"}),
         ("iommu-amd", {"edu", "igb", "link-peer", "viommu", "viommu-amd"}),
-        ("mixed", {"edu", "viommu", "viommu-intel", "mixed"}),
+        ("mixed", {"edu", "edu2", "mixed"}),
     ],
 )
 def test_features(name: str, features: set[str]) -> None:
