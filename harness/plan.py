@@ -35,6 +35,8 @@ class KernelRef:
     selftests_dir: str | None
     programs: tuple[str, ...]
     """The selftests that were built for it, as `collection/name`."""
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Program -> SHA-256 of its C file, which tells whether the recorded manifest is about this program."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

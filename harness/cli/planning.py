@@ -28,6 +28,7 @@ from harness.machine.topology import load_topology
 from harness.plan import Job, KernelRef
 from harness.results import Address, JobRecord, Outcome, Result
 from harness.suites.kselftest import shipped_suites
+from harness.suites.manifest import source_digest
 
 DEFAULT_SUITES = ("probes", "kselftest:vfio")
 
@@ -119,9 +120,10 @@ def check_machine(machine: MachineWish, qemu: Qemu) -> Topology:
     return topology
 
 
-def kernel_ref(kernel: Kernel) -> KernelRef:
+def kernel_ref(kernel: Kernel, tree: KernelTree) -> KernelRef:
     """The Kernel as a Job carries it."""
     programs = list_programs(kernel.selftests) if kernel.selftests else ()
+    paths = tuple(f"{p.collection}/{p.name}" for p in programs)
     return KernelRef(
         digest=kernel.digest,
         release=kernel.release,
@@ -132,7 +134,8 @@ def kernel_ref(kernel: Kernel) -> KernelRef:
         config=os.fspath(kernel.config),
         modules_dir=os.fspath(kernel.modules_dir) if kernel.modules_dir else None,
         selftests_dir=os.fspath(kernel.selftests) if kernel.selftests else None,
-        programs=tuple(f"{p.collection}/{p.name}" for p in programs),
+        programs=paths,
+        sources={path: digest for path in paths if (digest := source_digest(tree.path, path))},
     )
 
 
@@ -148,11 +151,16 @@ def _memory(
 
 
 def make_job(
-    kernel: Kernel, wish: KernelWish, machine: MachineWish, accel: Choice, suites: tuple[str, ...]
+    kernel: Kernel,
+    tree: KernelTree,
+    wish: KernelWish,
+    machine: MachineWish,
+    accel: Choice,
+    suites: tuple[str, ...],
 ) -> Job:
     """The Job of one kernel on one topology."""
     topology = load_topology(machine.topology)
-    ref = kernel_ref(kernel)
+    ref = kernel_ref(kernel, tree)
     memory = _memory(machine, topology, suites, ref, kernel.features | topology.features)
     value = Machine(
         vmlinux=kernel.vmlinux,

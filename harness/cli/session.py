@@ -143,7 +143,7 @@ class Session:
             self._announce(choice)
         self._accel = choice
         for machine in self._machines:
-            job = planning.make_job(provided.kernel, provided.wish, machine, choice, self._suites)
+            job = planning.make_job(provided.kernel, self._tree, provided.wish, machine, choice, self._suites)
             self._jobs[provided.wish.variant, machine.topology] = job
 
     def _plan(self) -> Plan:

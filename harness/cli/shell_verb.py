@@ -57,12 +57,13 @@ def command(
     found, choice = planning.choose(machine)
     click.echo(f"accelerator: {choice.reason}", err=True)
     planning.check_machine(machine, found)
-    provided = planning.provide(planning.open_wished_tree(tree), wish)
+    source = planning.open_wished_tree(tree)
+    provided = planning.provide(source, wish)
     if provided.kernel is None:
         assert provided.problem is not None
         raise provided.problem
     _, choice = planning.choose(machine, provided.kernel.vmlinux)
-    recipe = Recipe.of(planning.make_job(provided.kernel, wish, machine, choice, ()), gdb=gdb)
+    recipe = Recipe.of(planning.make_job(provided.kernel, source, wish, machine, choice, ()), gdb=gdb)
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfio-harness-shell-")))
         click.echo(f"the VM's directory: {directory}", err=True)

@@ -11,6 +11,7 @@ from harness.plugin.jobvm import Done, JobVM
 from harness.results import WHOLE_PROGRAM, Address, Expectation, Outcome, Result, check
 from harness.suites.catalogue import ProbeWork, ProgramWork, Work, features_for
 from harness.suites.judging import Judged
+from harness.suites.manifest import expected_points
 
 
 class Lab:
@@ -43,11 +44,13 @@ class Lab:
             return (self._unused(work, Outcome.NOT_RUN, str(error)),)
         results = tuple(self._result(work, judged, done) for judged in done.judged)
         points = [judged.case for judged in done.judged]
+        fewest = work.program.fewest_under(features, points)
         expectation = Expectation(
             job=work.job,
             suite=work.program.suite,
             program=work.program.title,
-            fewest=work.program.fewest_under(features, points),
+            fewest=fewest,
+            cases=self._manifest(work) if fewest else (),
             rerun=self._rerun(work),
         )
         return (*results, *check(results, [expectation]))
@@ -64,6 +67,11 @@ class Lab:
             self._job = job
             self._jobvm = JobVM(self._plan, self._plan.job(job), self._worker)
         return self._jobvm
+
+    def _manifest(self, work: ProgramWork) -> tuple[str, ...]:
+        """The points that must appear, whatever their outcomes."""
+        program = work.program
+        return expected_points(program, self._plan.job(work.job).kernel.sources.get(program.path, ""))
 
     def _rerun(self, work: Work) -> str:
         return f"{self._plan.job(work.job).rerun} --case {work.address}"

@@ -43,10 +43,10 @@ def accel(group_cdev: Kernel, machine_wish: MachineWish) -> Choice:
 
 
 @pytest.fixture(scope="session")
-def edu_job(group_cdev: Kernel, machine_wish: MachineWish, accel: Choice) -> Job:
+def edu_job(tree: KernelTree, group_cdev: Kernel, machine_wish: MachineWish, accel: Choice) -> Job:
     """group-cdev on the topology edu, with the vfio selftests' suite."""
     wish = KernelWish(tree=TREE, variant="group-cdev")
-    return make_job(group_cdev, wish, machine_wish, accel, ("kselftest:vfio",))
+    return make_job(group_cdev, tree, wish, machine_wish, accel, ("kselftest:vfio",))
 
 
 @pytest.fixture(scope="session", autouse=True)
