@@ -315,7 +315,7 @@ def low_power_is_entered_once(t: Test) -> None:
         device.feature(SET | LOW_POWER_EXIT)
 
 
-@case(needs=(*EDU, "!hotplug"), cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset()")
+@case(needs=(*EDU, "!hotplug", "!mixed"), cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset()")
 def no_reset_where_none_exists(t: Test) -> None:
     """edu on the root bus has no way to be reset: RESET, HOT_RESET and its information are refused, and the
     device keeps its state."""
