@@ -7,7 +7,9 @@
 
 A request is {"case": ADDRESS, "timeout": SECONDS, "seed": NUMBER}; its answer is one KTAP document that ends
 with `# END ADDRESS`.  A case can crash, hang or leave things behind without hurting the next one: that is the
-whole point.  What cannot be put right again is a line `# dirty: ...`, and the VM should not be used further.
+whole point.  The verdict is said first; then everything is put right again, for ground.END_TIMEOUT seconds at
+most.  What that took is lines `# cleaned: ...` between the result and the end.  What cannot be put right is a
+line `# dirty: ...`, and the VM should not be used further.
 """
 
 from __future__ import annotations
@@ -20,10 +22,9 @@ import posix
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Optional, TextIO
 
-from guest import kmsg, ktap, libc
+from guest import kmsg, ktap, libc, taint
 from guest.case import Case, discover
 from guest.ground import Ground
 from guest.needs import UnknownFeature, nearest, parse_features
@@ -54,7 +55,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         for one in cases:
             print(f"{one.address}\t{','.join(one.needs)}\t{one.promise}")
         return 0
-    agent = Agent(cases, features, sys.stdout)
+    agent = Agent(cases, features, sys.stdout, untouched=arguments.fresh)
     agent.prepare()
     if not arguments.addresses:
         return agent.serve(sys.stdin)
@@ -71,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="guest.agent", description="Runs VFIO no-IOMMU cases in this machine."
     )
     parser.add_argument("--features", default="", help="comma-separated facts about kernel, devices, machine")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="this VM has run nothing yet: a taint found now is the boot's",
+    )
     parser.add_argument("--list", action="store_true", help="print every case with its needs and its promise")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="what random choices start from")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on every case's time limit")
@@ -96,11 +102,14 @@ def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
 class Agent:
     """The cases of one machine, run one at a time."""
 
-    def __init__(self, cases: Sequence[Case], features: frozenset[str], out: TextIO) -> None:
+    def __init__(
+        self, cases: Sequence[Case], features: frozenset[str], out: TextIO, *, untouched: bool = False
+    ) -> None:
         self._cases = {one.address: one for one in cases}
         self._features = features
         self._out = out
         self._ground = Ground(())
+        self._untouched = untouched  # no case has run in this VM, neither ours nor anybody's before us
         self._dirty = ""  # the first case that left something which could not be put right
 
     def prepare(self) -> None:
@@ -156,25 +165,40 @@ class Agent:
 
     def _run(self, writer: ktap.Writer, one: Case, timeout: float, seed: int) -> bool:
         unmet = one.unmet(self._features)
+        kmsg.say(f"vfio-harness: begin {one.address}")
         if unmet:
             writer.ok(one.address, skip=f"needs {', '.join(unmet)}")
-        elif one.fresh and tainted():
-            writer.ok(one.address, skip=f"needs a just booted VM; this one is tainted already ({tainted()})")
+            kept = True
+        elif one.fresh and (mask := taint.mask()):
+            kept = self._refuse_tainted(writer, one, mask)
         else:
-            kmsg.say(f"vfio-harness: begin {one.address}")
-            verdict = run_forked(one, self._features, timeout, seed, writer.diagnostic)
-            cleaning = self._ground.restore()
-            kmsg.say(f"vfio-harness: end {one.address}")
-            for what in cleaning.done:
-                writer.diagnostic(f"cleaned: {what}")
-            for what in (*verdict.dirty, *cleaning.dirty):
-                writer.diagnostic(f"dirty: {what}")
-                self._dirty = self._dirty or one.address
-            self._conclude(writer, one, verdict)
-            writer.end(one.address)
-            return verdict.kept
+            kept = self._run_and_restore(writer, one, timeout, seed)
+        kmsg.say(f"vfio-harness: end {one.address}")
         writer.end(one.address)
+        return kept
+
+    def _refuse_tainted(self, writer: ktap.Writer, one: Case, mask: int) -> bool:
+        """Answer for a case that cannot be tried; fail it when nobody but the boot can have done that."""
+        if self._untouched:
+            writer.diagnostic(f"why: the kernel was tainted at boot: {taint.describe(mask)}")
+            writer.not_ok(one.address)
+            return False
+        reason = f"needs a just booted VM; this one is tainted already: {taint.describe(mask)}"
+        writer.ok(one.address, skip=reason)
         return True
+
+    def _run_and_restore(self, writer: ktap.Writer, one: Case, timeout: float, seed: int) -> bool:
+        self._untouched = False
+        verdict = run_forked(one, self._features, timeout, seed, writer.diagnostic)
+        # Before anything that may take long: a verdict that has been reached is never lost.
+        self._conclude(writer, one, verdict)
+        cleaning = self._ground.restore()
+        for what in cleaning.done:
+            writer.diagnostic(f"cleaned: {what}")
+        for what in (*verdict.dirty, *cleaning.dirty):
+            writer.diagnostic(f"dirty: {what}")
+            self._dirty = self._dirty or one.address
+        return verdict.kept
 
     def _conclude(self, writer: ktap.Writer, one: Case, verdict: Verdict) -> None:
         if verdict.skip:
@@ -204,11 +228,6 @@ def parse_request(line: str) -> tuple[str, Optional[float], int]:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise BadRequest('"seed" must be an integer')
     return request["case"], timeout, seed
-
-
-def tainted() -> int:
-    """Return the kernel's taint mask (Documentation/admin-guide/tainted-kernels.rst)."""
-    return int(Path("/proc/sys/kernel/tainted").read_text(encoding="ascii"))
 
 
 def _modprobe(name: str) -> None:

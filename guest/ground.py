@@ -27,6 +27,11 @@ STEP_TIMEOUT = 15.0
 RESTORE_TIMEOUT = 60.0
 """Seconds that all the steps together may take."""
 
+END_TIMEOUT = RESTORE_TIMEOUT + 5.0
+"""Seconds, by the wall clock whatever the accelerator, that may pass between a case's result line and its
+`# END` line: all of the restore, and writing down what it came to.  Whoever reads the agent's answer waits
+that long after a result before calling the agent dead."""
+
 # Features whose devices belong to the cases; any other device in the machine is none of our business.
 _DEVICE_FEATURES = {"edu": "edu", "edu2": "edu", "igb": "igb", "nvme": "nvme"}
 

@@ -32,7 +32,6 @@ EIMS = 0x1524
 EIMC = 0x1528
 EIAC = 0x152C
 EIAM = 0x1530
-EICR = 0x1580
 IVAR0 = 0x1700
 RDBAL = 0x2800
 RDBAH = 0x2804
@@ -85,7 +84,6 @@ SRRCTL_DESCTYPE_ADV_ONEBUF = 0x02000000
 QUEUE_ENABLE = 1 << 25
 
 GPIE_MSIX_MODE = 1 << 4
-GPIE_EIAME = 1 << 30
 IVAR_VALID = 0x80
 ALL_CAUSES = 0xFFFFFFFF
 
@@ -160,10 +158,6 @@ class Igb:
     def raise_causes(self, causes: int) -> None:
         """Software-trigger the extended causes `causes` (EICS): one message per enabled bit."""
         self._registers.write32(EICS, causes)
-
-    def link_up(self) -> bool:
-        """STATUS.LU: without it QEMU's receive path drops every frame, looped back or not."""
-        return bool(self._registers.read32(STATUS) & STATUS_LU)
 
     def start_loopback(self) -> None:
         """Connect transmitter to receiver inside the device and wait for its link.

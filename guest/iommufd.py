@@ -35,6 +35,8 @@ OPTION_RLIMIT_MODE, OPTION_HUGE_PAGES = 0, 1
 OPTION_SET, OPTION_GET = 0, 1
 VFIO_IOAS_GET, VFIO_IOAS_SET, VFIO_IOAS_CLEAR = 0, 1, 2
 
+DIRTY_TRACKING_ENABLE = 1
+VIOMMU_TYPE_ARM_SMMUV3 = 1
 HWPT_NEST_PARENT, HWPT_DIRTY_TRACKING, HWPT_FAULT_ID_VALID, HWPT_PASID = 1, 2, 4, 8
 
 LAST_IOVA = 2**64 - 1
@@ -207,6 +209,34 @@ class HwptAlloc(Struct):
     )
 
 
+class HwptSetDirtyTracking(Struct):
+    """struct iommu_hwpt_set_dirty_tracking."""
+
+    size: int
+    flags: int
+    hwpt_id: int
+    reserved: int
+    _fields_ = (*u32("size", "flags", "hwpt_id", "reserved"),)
+
+
+class ViommuAlloc(Struct):
+    """struct iommu_viommu_alloc."""
+
+    size: int
+    flags: int
+    type: int
+    dev_id: int
+    hwpt_id: int
+    out_viommu_id: int
+    data_len: int
+    reserved: int
+    data_uptr: int
+    _fields_ = (
+        *u32("size", "flags", "type", "dev_id", "hwpt_id", "out_viommu_id", "data_len", "reserved"),
+        *u64("data_uptr"),
+    )
+
+
 class HwInfo(Struct):
     """struct iommu_hw_info."""
 
@@ -367,3 +397,13 @@ class Iommufd(Descriptor):
         argument = HwInfo(flags=flags, dev_id=device)
         self.call(GET_HW_INFO, argument)
         return argument
+
+    def set_dirty_tracking(self, hwpt: int, flags: int = DIRTY_TRACKING_ENABLE) -> None:
+        """IOMMU_HWPT_SET_DIRTY_TRACKING."""
+        self.call(HWPT_SET_DIRTY_TRACKING, HwptSetDirtyTracking(flags=flags, hwpt_id=hwpt))
+
+    def viommu_alloc(self, device: int, hwpt: int, kind: int) -> int:
+        """IOMMU_VIOMMU_ALLOC: make a virtual IOMMU of type *kind* for a guest and return its id."""
+        argument = ViommuAlloc(type=kind, dev_id=device, hwpt_id=hwpt)
+        self.call(VIOMMU_ALLOC, argument)
+        return argument.out_viommu_id

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -284,14 +283,6 @@ def rescan(*, timeout: float = WRITE_TIMEOUT) -> None:
 def remove(bdf: str, *, timeout: float = WRITE_TIMEOUT) -> None:
     """Make the kernel forget *bdf* until the next rescan; blocks as long as the device is open."""
     write(path_of(bdf) / "remove", "1", timeout=timeout)
-
-
-def virtual_functions(bdf: str) -> list[str]:
-    """Return the BDFs of the virtual functions of *bdf*, in their order."""
-    where = path_of(bdf)
-    names = [name for name in os.listdir(where) if re.fullmatch(r"virtfn\d+", name)]
-    names.sort(key=lambda name: int(name[len("virtfn") :]))
-    return [os.path.basename(os.readlink(where / name)) for name in names]
 
 
 def set_virtual_functions(bdf: str, count: int, *, timeout: float = WRITE_TIMEOUT) -> None:

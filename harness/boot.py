@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from harness.deadline import Deadline
-from harness.errors import InfraError, LostGuest
+from harness.errors import BootCrash, InfraError, LostGuest
 from harness.kernel.elf import find_build_ids
 from harness.machine.accel import Accel
 from harness.machine.found import bdfs, facts_command, mismatches, read_facts
@@ -76,32 +76,28 @@ class Booted:
         self.guest = guest
         self.bdfs = bdfs
         """Device id -> BDF, `0000:00:04.0`."""
-        self._mark = vm.console.size
-        self._marked_at = time.monotonic()
+        self._read = 0
+        """How much of the console has been looked at; what was said while booting counts too."""
 
     @property
     def directory(self) -> Path:
         return self.vm.directory
 
-    def mark(self) -> None:
-        """Begin a piece of work: what the kernel says from here on belongs to it."""
-        self._mark = self.vm.console.size
-        self._marked_at = time.monotonic()
+    def splats(self, name: str | None = None) -> tuple[Splat, ...]:
+        """What the kernel complained of since the last look.
 
-    @property
-    def since_mark(self) -> float:
-        """Seconds since mark()."""
-        return time.monotonic() - self._marked_at
-
-    def splats(self, name: str) -> tuple[Splat, ...]:
-        """What the kernel complained of since mark(), once the end of *name* has reached the console."""
+        With *name*, the look waits until the end of that piece of work has reached the console, which the
+        kernel writes from a thread of its own.
+        """
         console = self.vm.console
         if self.vm.alive:
             limit = Deadline.after(_SETTLE_SECONDS * self.vm.machine.accel.timeout_factor)
-            console.wait_for(f"vfio-harness: end {name}", limit, self._mark)
+            if name is not None:
+                console.wait_for(f"vfio-harness: end {name}", limit, self._read)
             while not console.settled and not limit.expired:
                 time.sleep(0.05)
-        return console.splats(self._mark)
+        read, self._read = self._read, console.size
+        return console.splats(read)
 
     def diagnose(self) -> None:
         """Ask the VM what it can still tell, while it can."""
@@ -117,7 +113,8 @@ class Booted:
 def boot(recipe: Recipe, directory: Path) -> Iterator[Booted]:
     """Boot, connect, prove; the VM is stopped when the block ends.
 
-    Raises LostGuest when no guest answers in time, InfraError when it is not the one asked for.
+    Raises BootCrash when the kernel died on the way, LostGuest when no guest answers in time, InfraError when
+    the one that answers is not the one asked for.
     """
     nonce = secrets.token_hex(8)
     limit = Deadline.after(BOOT_SECONDS * recipe.accel.timeout_factor)
@@ -129,6 +126,7 @@ def boot(recipe: Recipe, directory: Path) -> Iterator[Booted]:
             guest = Guest.connect(_endpoint(vm), limit, lambda: vm.alive)
         except LostGuest as error:
             vm.diagnose()
+            vm.wait(Deadline.after(1.0))
             raise _never_up(vm, error) from error
         with guest:
             connected = time.monotonic()
@@ -146,13 +144,17 @@ def _endpoint(vm: VM) -> Endpoint:
     )
 
 
-def _never_up(vm: VM, error: LostGuest) -> LostGuest:
-    """The same loss, with the kernel's own last word where there is one."""
+def _never_up(vm: VM, error: LostGuest) -> LostGuest | BootCrash:
+    """Why no guest came up: the kernel's fault by its own account, else a loss and the last word heard."""
+    hint = f"the console: {vm.console.path}"
     fatal = next((splat for splat in vm.console.splats() if splat.fatal), None)
-    last = fatal.title if fatal else next((line for line in reversed(vm.console.tail()) if line.strip()), "")
-    said = f"; the console's last word: {last.strip()}" if last else "; the console is empty"
+    if fatal is not None:
+        said = "\n".join(fatal.lines)
+        return BootCrash(f"the kernel died while booting: {fatal.title}", splat=said, hint=hint)
+    last = next((line.strip() for line in reversed(vm.console.tail()) if line.strip()), "")
+    said = f"; the console's last word: {last}" if last else "; the console is empty"
     ending = "" if vm.alive else f" ({vm.ending})"
-    return LostGuest(f"{error.message}{ending}{said}", hint=f"the console: {vm.console.path}")
+    return LostGuest(f"{error.message}{ending}{said}", hint=hint)
 
 
 def _prove_kernel(guest: Guest, recipe: Recipe, nonce: str, limit: Deadline) -> None:

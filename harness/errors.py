@@ -6,8 +6,9 @@ HarnessError
  ├── InfraError         3  the host, QEMU or the way to the guest failed: nothing is said about the kernel
  │    ├── LostGuest     3  a guest that was reachable no longer is, or never became so
  │    └── SourceError   3  a kernel source could not be fetched or verified
- └── KernelError        4  the kernel's side: nothing could be booted
+ └── KernelError        4  the kernel's side: nothing could be tested
       ├── BuildError    4  the compiler or the linker refused
+      ├── BootCrash     4  the kernel died before a guest answered
       └── NotApplicable 4  this tree cannot express what the variant wants
 
 Library code raises these; only harness.cli prints them.  This module imports nothing of the harness.
@@ -78,6 +79,14 @@ class BuildError(KernelError):
     def __init__(self, message: str, *, log: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.log = log
+
+
+class BootCrash(KernelError):
+    """The kernel died, by its own account, before its guest answered; `splat` is what it said."""
+
+    def __init__(self, message: str, *, splat: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.splat = splat
 
 
 class NotApplicable(KernelError):

@@ -2,7 +2,8 @@
 """The only place that starts child processes.
 
 A child gets no stdin, a process group of its own and a parent-death signal, so that neither Ctrl-C nor
-`kill -9` of the harness leaves one behind, and so that stopping it stops what it started.
+`kill -9` of the harness leaves one behind, and so that stopping it stops what it started.  The one exception
+is what talks to the user itself, such as sudo: run_foreground().
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -104,16 +106,35 @@ class Process:
 
 def find_tool(name: str) -> str | None:
     """The path of a program, None when the host lacks it; sbin is searched even if PATH leaves it out."""
-    path = os.environ.get("PATH", os.defpath)
+    return _search(name, os.environ)
+
+
+def _search(name: str, env: Mapping[str, str]) -> str | None:
+    path = env.get("PATH", os.defpath)
     return shutil.which(name, path=f"{path}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
-def _mortal(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+def _find_program(word: str, env: Mapping[str, str], cwd: Path | None) -> str:
+    """What execvp(3) will run for *word* in *cwd*; InfraError when there is no such program."""
+    if "/" not in word:
+        found = _search(word, env)
+        if found is None:
+            raise InfraError(f"cannot start {word}: it is not installed", hint="see: vfio-harness doctor")
+        return found
+    place = (cwd or Path()) / word
+    if not place.is_file():
+        raise InfraError(f"cannot start {word}: there is no such file")
+    if not os.access(place, os.X_OK):
+        raise InfraError(f"cannot start {word}: it is not executable")
+    return word
+
+
+def _mortal(argv: Sequence[str]) -> list[str]:
     """Wrap *argv* so that the kernel kills it when we die (util-linux setpriv(1), PR_SET_PDEATHSIG)."""
     setpriv = find_tool("setpriv")
     if setpriv is None:
         raise InfraError("setpriv is missing", hint="install util-linux")
-    return [setpriv, "--pdeathsig=KILL", "--", *(os.fspath(a) for a in argv)]
+    return [setpriv, "--pdeathsig=KILL", "--", *argv]
 
 
 @contextlib.contextmanager
@@ -129,13 +150,16 @@ def spawn(
     """Run *argv* for the length of the with block; *env* is added to the caller's environment.
 
     The parent-death signal follows the *thread* that called: spawn from one that lives as long as the child.
+    Raises InfraError when there is no such program or it cannot be started.
     """
     words = tuple(os.fspath(a) for a in argv)
+    environment = {**os.environ, **(env or {})}
+    mortal = _mortal((_find_program(words[0], environment, cwd), *words[1:]))
     try:
         popen = subprocess.Popen(
-            _mortal(words),
+            mortal,
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
@@ -174,3 +198,19 @@ def run(
     return Completed(
         words, child._popen.returncode, out.decode(errors="replace"), err.decode(errors="replace")
     )
+
+
+def run_foreground(argv: Sequence[str | os.PathLike[str]]) -> int:
+    """Run *argv* on the user's terminal, for what asks and tells the user itself; return its exit status.
+
+    It inherits standard input, the terminal and Ctrl-C.  What it prints goes to standard error, where our own
+    messages go.  Raises InfraError when there is no such program or it cannot be started.
+    """
+    words = tuple(os.fspath(a) for a in argv)
+    program = _find_program(words[0], os.environ, None)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    try:
+        return subprocess.call([program, *words[1:]], stdout=2)
+    except OSError as error:
+        raise InfraError(f"cannot start {words[0]}: {error.strerror}") from error

@@ -304,6 +304,22 @@ def page_table_knows_no_features(t: Test) -> None:
         t.errno(errno.ENOENT, iommufd.hwpt_alloc, devid, ioas, flags=api.HWPT_FAULT_ID_VALID, fault_id=0xBEEF)
 
 
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_set_dirty_tracking(); viommu.c "
+    "iommufd_viommu_alloc_ioctl()",
+)
+def there_is_no_hardware_to_ask(t: Test) -> None:
+    """Dirty tracking on a no-IOMMU page table and a virtual IOMMU for its device are EOPNOTSUPP, although no
+    IOMMU driver is there to refuse them."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        devid = device.bind_iommufd(iommufd.fd)
+        hwpt = iommufd.hwpt_alloc(devid, iommufd.ioas_alloc())
+        for flags in (0, api.DIRTY_TRACKING_ENABLE):
+            t.errno(errno.EOPNOTSUPP, iommufd.set_dirty_tracking, hwpt, flags)
+        t.errno(errno.EOPNOTSUPP, iommufd.viommu_alloc, devid, hwpt, api.VIOMMU_TYPE_ARM_SMMUV3)
+
+
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_get_hw_info()")
 def there_is_no_hardware_to_describe(t: Test) -> None:
     """GET_HW_INFO is EOPNOTSUPP for a no-IOMMU device, ENOENT for no device."""
@@ -399,18 +415,6 @@ def real_iommu_binds_and_attaches(t: Test) -> None:
         t.equal(
             iommufd.get_hw_info(devid).out_data_type, 1, "the hardware's type (IOMMU_HW_INFO_TYPE_INTEL_VTD)"
         )
-
-
-@case(
-    needs=("viommu", "viommu-virtio", "cdev", "iommufd", "edu"),
-    cites="drivers/iommu/iommufd/device.c iommufd_device_bind() (allow_unsafe_interrupts)",
-)
-def bind_without_interrupt_remapping_is_refused(t: Test) -> None:
-    """Behind an IOMMU that does not isolate MSIs BIND_IOMMUFD is EPERM, unsafe mode or not."""
-    bdf = t.device("edu", iommu=True)
-    unsafe = pci.bound(bdf, noiommu="noiommu" in t.features)
-    with unsafe, vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
-        t.errno(errno.EPERM, device.bind_iommufd, iommufd.fd)
 
 
 @case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl(), copy_struct_from_user()")

@@ -7,19 +7,12 @@ import errno
 import os
 from pathlib import Path
 
-from guest import pci
+from guest import pci, taint
 from guest.case import Test, case
 from guest.opened import through_group
 
-TAINT_USER = 1 << 6
-"""include/linux/panic.h TAINT_USER, `U`."""
-
 GROUP_LINE = "Adding kernel taint for vfio-noiommu group on device"
 CDEV_LINE = "Adding kernel taint for vfio-noiommu cdev"
-
-
-def _tainted() -> int:
-    return int(Path("/proc/sys/kernel/tainted").read_text(encoding="ascii"))
 
 
 def _taint_lines(t: Test) -> list[str]:
@@ -34,12 +27,12 @@ def _taint_lines(t: Test) -> list[str]:
 def refused_binding_does_not_taint(t: Test) -> None:
     """A bind that is refused because the mode is off taints nothing and warns of nothing."""
     bdf = t.device("edu", iommu=False)
-    t.equal(_tainted(), 0, "the taint after boot")
+    t.equal(taint.mask(), 0, "the taint after boot")
     pci.set_parameter(True)
-    t.equal(_tainted(), 0, "the taint after switching the mode on")
+    t.equal(taint.mask(), 0, "the taint after switching the mode on")
     pci.set_parameter(False)
     t.errno(errno.EINVAL, pci.bind, bdf)
-    t.equal(_tainted(), 0, "the taint after the refused bind")
+    t.equal(taint.mask(), 0, "the taint after the refused bind")
     t.equal(_taint_lines(t), [], "warnings")
     pci.release(bdf)
 
@@ -52,7 +45,7 @@ def refused_binding_does_not_taint(t: Test) -> None:
 def real_iommu_does_not_taint(t: Test) -> None:
     """Binding a device behind an IOMMU taints nothing, even with the unsafe mode on."""
     with pci.bound(t.device("edu", iommu=True), noiommu=True):
-        t.equal(_tainted(), 0, "the taint while bound")
+        t.equal(taint.mask(), 0, "the taint while bound")
     t.equal(_taint_lines(t), [], "warnings")
 
 
@@ -63,10 +56,10 @@ def real_iommu_does_not_taint(t: Test) -> None:
 )
 def binding_taints_for_good(t: Test) -> None:
     """Binding a no-IOMMU device taints the kernel with U alone, and unbinding does not take that back."""
-    t.equal(_tainted(), 0, "the taint after boot")
+    t.equal(taint.mask(), 0, "the taint after boot")
     with pci.bound(t.device("edu", iommu=False)):
-        t.equal(_tainted(), TAINT_USER, "the taint while bound")
-    t.equal(_tainted(), TAINT_USER, "the taint after unbinding")
+        t.equal(taint.mask(), taint.USER, "the taint while bound")
+    t.equal(taint.mask(), taint.USER, "the taint after unbinding")
 
 
 @case(

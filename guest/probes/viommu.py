@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from guest import caps, edu, memory, pci, vfio
+from guest import caps, edu, memory, pci, taint, vfio
 from guest.case import Test, case
 from guest.forked import call
 from guest.iommufd import Iommufd
@@ -27,8 +27,6 @@ GROUP = ("viommu", "group", "edu")
 IOVA = 0x40_0000_0000
 # Where the processor takes interrupt messages: Intel SDM volume 3, "Message Address Register Format".
 MSI_WINDOW = 0xFEE00000
-
-TAINT_USER = 1 << 6  # include/linux/panic.h
 
 
 def _pattern(t: Test, length: int) -> bytes:
@@ -61,8 +59,7 @@ def _round_trip(t: Test, device: edu.Edu, buffer: memory.Buffer, iova: int) -> N
 def no_trace_of_noiommu(t: Test) -> None:
     """With the parameter on, binding a device behind an IOMMU makes no noiommu node, class device or log
     line, and does not taint."""
-    taint = Path("/proc/sys/kernel/tainted")
-    before = int(taint.read_text(encoding="ascii")) & TAINT_USER
+    before = taint.mask() & taint.USER
     with pci.bound(t.device("edu", iommu=True), noiommu=True) as nodes:
         t.equal(pci.parameter(), True, "the parameter")
         t.check(nodes.group or nodes.cdev, "the device has no VFIO node at all")
@@ -70,7 +67,7 @@ def no_trace_of_noiommu(t: Test) -> None:
         names = [str(entry) for place in places if place.is_dir() for entry in place.iterdir()]
         t.equal([name for name in names if "noiommu" in name], [], "nodes and class devices named noiommu")
         t.equal([line for line in t.dmesg() if "noiommu" in line], [], "log lines about noiommu")
-        t.equal(int(taint.read_text(encoding="ascii")) & TAINT_USER, before, "taint")
+        t.equal(taint.mask() & taint.USER, before, "taint")
 
 
 @case(needs=(*CDEV, "noiommu"), cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys()")

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from harness.cli import options, planning
+from harness.cli.output import emit, tell
 from harness.cli.planning import KernelWish
 from harness.errors import ExitCode
 from harness.results import Outcome
@@ -41,7 +42,7 @@ def command(
     planning.check_addons(addons)
     planning.read_configs(configs)
     source = planning.open_wished_tree(tree)
-    click.echo(f"tree: {source.label} ({source.path})", err=True)
+    tell(f"tree: {source.label} ({source.path})")
     done = []
     code = ExitCode.GOOD
     for wish in wishes:
@@ -49,7 +50,7 @@ def command(
         if provided.problem is not None:
             raise provided.problem
         if provided.proof is not None:
-            click.echo(f"{wish.variant}: {provided.proof.outcome.value}: {provided.proof.reason}", err=True)
+            tell(f"{wish.variant}: {provided.proof.outcome.value}: {provided.proof.reason}")
             code = code if provided.proof.outcome is Outcome.PASS else ExitCode.CASE_FAILED
         if provided.kernel is not None:
             kernel = provided.kernel
@@ -64,7 +65,7 @@ def command(
                 }
             )
             if not as_json:
-                click.echo(f"{kernel.variant} {kernel.release} {kernel.vmlinux}")
+                emit(f"{kernel.variant} {kernel.release} {kernel.vmlinux}")
     if as_json:
-        click.echo(json.dumps(done, indent=2))
+        emit(json.dumps(done, indent=2))
     return code

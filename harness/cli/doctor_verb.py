@@ -7,6 +7,7 @@ import json
 
 import click
 
+from harness.cli.output import emit, tell
 from harness.doctor import Finding, State, examine, fix, packages_for
 from harness.errors import ExitCode
 
@@ -17,9 +18,9 @@ def _show(findings: tuple[Finding, ...]) -> None:
     width = max(len(f.name) for f in findings)
     for finding in findings:
         state = click.style(f"{finding.state.value:7}", fg=_COLOURS[finding.state])
-        click.echo(f"{state} {finding.name:{width}}  {finding.detail}")
+        emit(f"{state} {finding.name:{width}}  {finding.detail}")
         if finding.cost and finding.state is not State.OK:
-            click.echo(f"{'':7} {'':{width}}  {finding.cost}")
+            emit(f"{'':7} {'':{width}}  {finding.cost}")
 
 
 @click.command("doctor")
@@ -34,16 +35,16 @@ def command(mend: bool, quiet: bool, as_json: bool) -> int:
     findings = examine()
     packages = packages_for(findings)
     if mend and packages:
-        click.echo(f"installing: {' '.join(packages)}", err=True)
+        tell(f"installing: {' '.join(packages)}")
         fix(packages)
         findings = examine()
     if as_json:
-        click.echo(json.dumps([f.to_json() for f in findings], indent=2))
+        emit(json.dumps([f.to_json() for f in findings], indent=2))
     else:
         shown = tuple(f for f in findings if f.state is not State.OK) if quiet else findings
         if shown:
             _show(shown)
     missing = [f for f in findings if f.state is State.MISSING]
     if missing and not mend and packages_for(missing):
-        click.echo("mend it with: vfio-harness doctor --fix", err=True)
+        tell("mend it with: vfio-harness doctor --fix")
     return ExitCode.INFRA if missing else ExitCode.GOOD

@@ -9,6 +9,7 @@ import re
 
 import click
 
+from harness.cli.output import emit
 from harness.kernel.prune import collect_garbage
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -44,8 +45,8 @@ def command(max_size: int | None, max_age: float | None, as_json: bool) -> None:
     age = max_age * _DAY if max_age is not None else None
     removed = collect_garbage(max_bytes=max_size, max_age=age)
     if as_json:
-        click.echo(json.dumps([{"path": os.fspath(e.path), "bytes": e.size} for e in removed], indent=2))
+        emit(json.dumps([{"path": os.fspath(e.path), "bytes": e.size} for e in removed], indent=2))
         return
     for entry in removed:
-        click.echo(f"removed {entry.path} ({entry.size / 2**20:.0f} MiB)")
-    click.echo(f"{len(removed)} removed, {sum(e.size for e in removed) / 2**20:.0f} MiB freed")
+        emit(f"removed {entry.path} ({entry.size / 2**20:.0f} MiB)")
+    emit(f"{len(removed)} removed, {sum(e.size for e in removed) / 2**20:.0f} MiB freed")

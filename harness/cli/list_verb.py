@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import click
 
 from harness import paths
+from harness.cli.output import emit
 
 Row = dict[str, str]
 
@@ -101,7 +102,7 @@ def _print(rows: Sequence[Row]) -> None:
     for row in rows:
         text = " ".join(row["what"].split())
         shown = text if len(text) <= room else f"{text[: max(0, room - 3)]}..."
-        click.echo(f"{row['name']:{width}}  {shown}")
+        emit(f"{row['name']:{width}}  {shown}")
 
 
 @click.command("list")
@@ -117,6 +118,6 @@ def command(kind: str, as_json: bool) -> None:
     """
     rows = _KINDS[kind]()
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        emit(json.dumps(rows, indent=2))
     else:
         _print(rows)

@@ -11,12 +11,14 @@ import importlib
 import logging
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import NoReturn
 
 import click
 
 import harness
+from harness.cli.output import complain, tell, wants_colour
 from harness.errors import ExitCode, HarnessError, nearest
 
 VERBS = {
@@ -26,7 +28,7 @@ VERBS = {
     "list": "List variants, topologies, suites, cases, kernels or runs.",
     "report": "Show or convert the report of an earlier run.",
     "doctor": "Say what this host lacks and what that costs; --fix installs it.",
-    "gc": "Prune the kernel store and old runs.",
+    "gc": "Prune kernels, objects and sources in the cache.",
 }
 
 EPILOG = """\b
@@ -88,25 +90,18 @@ def _log_to_stderr() -> None:
     log.setLevel(logging.INFO)
 
 
-def complain(message: str, hint: str | None = None) -> None:
-    """Print one error the way every error is printed: what is wrong, then what to do."""
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-    if hint:
-        click.echo(f"  {hint}", err=True)
-
-
 def main() -> NoReturn:
     """Run a verb and exit with its code; SIGTERM is handled like Ctrl-C: what is finished is kept."""
     signal.signal(signal.SIGTERM, _terminate)
     _log_to_stderr()
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, color=wants_colour())
         sys.exit(int(code or 0))
     except HarnessError as error:
         complain(error.message, error.hint)
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
+        tell(error.format_message())
         sys.exit(ExitCode.USAGE)
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
@@ -115,9 +110,11 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         complain("interrupted")
         sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(ExitCode.GOOD)
+    except Exception:
+        # Ours, whatever it is: never the kernel's fault, and never exit code 1.
+        traceback.print_exc()
+        complain("the harness itself failed", "please report this with the lines above")
+        sys.exit(ExitCode.INFRA)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from harness.errors import ExitCode, KernelError, NotApplicable, UsageError
 from harness.kernel.kconfig import Fragment, read_fragment
 from harness.kernel.selftests import list_programs
 from harness.kernel.store import Kernel, prove_blocked, provide_kernel
-from harness.kernel.trees import KernelTree, open_tree
+from harness.kernel.trees import DEFAULT_SPEC, KernelTree, is_linux, open_tree
 from harness.kernel.variants import Variant, load_catalogue
 from harness.machine.accel import Choice, choose_accel
 from harness.machine.devices import Topology
@@ -36,6 +36,14 @@ DEFAULT_MEMORY_MIB = 1024
 """Enough for every probe; a selftest that needs more says so in kselftest-*.yaml."""
 
 
+DEFAULT_SEED = 1
+
+
+def _default_tree() -> str:
+    """What `--tree` would have had to say for the tree that is taken without it."""
+    return os.fspath(Path.cwd()) if is_linux(Path.cwd()) else DEFAULT_SPEC
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KernelWish:
     """Which kernel a verb was asked for."""
@@ -45,13 +53,14 @@ class KernelWish:
     addons: tuple[str, ...] = ()
     configs: tuple[Path, ...] = ()
     jobs: int | None = None
+    seed: int = DEFAULT_SEED
 
     def options(self) -> list[str]:
         """The options that say it again."""
-        words = ["--tree", self.tree] if self.tree else []
-        words += ["--variant", self.variant]
+        words = ["--tree", self.tree or _default_tree(), "--variant", self.variant]
         words += [word for addon in self.addons for word in ("--with", addon)]
-        words += [word for config in self.configs for word in ("--config", os.fspath(config))]
+        words += [word for config in self.configs for word in ("--config", os.fspath(config.absolute()))]
+        words += ["--seed", str(self.seed)] if self.seed != DEFAULT_SEED else []
         return words
 
 
@@ -68,7 +77,8 @@ class MachineWish:
 
     def options(self) -> list[str]:
         """The options that say it again, defaults left out."""
-        words = ["--topology", self.topology]
+        is_file = "/" in self.topology or self.topology.endswith((".yaml", ".yml"))
+        words = ["--topology", os.fspath(Path(self.topology).absolute()) if is_file else self.topology]
         if self.accel != "auto":
             words += ["--accel", self.accel]
         if self.root != "virtme":
@@ -175,7 +185,7 @@ def make_job(
     return Job(
         name="-".join([kernel.release, kernel.variant, *wish.addons, topology.name]),
         kernel=ref,
-        topology=os.fspath(topology.path) if topology.name != machine.topology else topology.name,
+        topology=os.fspath(topology.path.absolute()) if topology.name != machine.topology else topology.name,
         root=machine.root,
         accel=accel.accel.value,
         qemu=machine.qemu,
@@ -217,14 +227,14 @@ class Provided:
         )
 
 
-def provide(tree: KernelTree, wish: KernelWish, *, show_progress: bool = True) -> Provided:
+def provide(tree: KernelTree, wish: KernelWish) -> Provided:
     """Get the kernel of *wish* from the store or build it; a KernelError is kept, not raised."""
     from harness.cli.progress import build_progress
 
     variant = wished_variant(wish.variant)
     if variant.blocked:
         return Provided(wish=wish, proof=_proof(tree, variant))
-    with build_progress(variant.name, sys.stderr, quiet=not show_progress) as progress:
+    with build_progress(variant.name, sys.stderr) as progress:
         try:
             kernel = provide_kernel(
                 tree,

@@ -8,18 +8,16 @@ import time
 from collections.abc import Iterator
 from typing import TextIO
 
-from harness.kernel.make import BuildProgress, Progress, ignore_progress
+from harness.kernel.make import BuildProgress, Progress
 
 _PLAIN_SECONDS = 30.0
 """How often a build without a terminal says a word."""
 
 
 @contextlib.contextmanager
-def build_progress(name: str, stream: TextIO, *, quiet: bool = False) -> Iterator[Progress]:
+def build_progress(name: str, stream: TextIO) -> Iterator[Progress]:
     """A Progress that shows the build of *name* on *stream*."""
-    if quiet:
-        yield ignore_progress
-    elif stream.isatty():
+    if stream.isatty():
         with _bar(name) as progress:
             yield progress
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from harness import paths
+from harness.cli.output import emit, tolerant_stdout
 from harness.errors import UsageError, nearest
 from harness.report import FORMATS, show, write
 from harness.results import Run, exit_code, list_runs, load
@@ -19,11 +20,13 @@ def _find(run: str | None) -> Run:
     root = paths.runs_dir()
     if run is not None and (Path(run).is_dir() or "/" in run):
         return load(Path(run))
-    known = {summary.directory.name: summary.directory for summary in list_runs(root)}
+    readable = [summary for summary in list_runs(root) if summary.info is not None]
+    known = {summary.directory.name: summary.directory for summary in readable}
     if run is None:
         if not known:
             raise UsageError(f"there are no runs in {root}", hint="vfio-harness run makes one")
-        return load(known[max(known)])
+        # The newest comes first.
+        return load(readable[0].directory)
     if run not in known:
         raise UsageError(f"there is no run {run!r} in {root}", hint=nearest(run, known))
     return load(known[run])
@@ -42,7 +45,8 @@ def command(run: str | None, form: str, output: Path | None) -> int:
     if output is not None:
         write(found, form, output)
     elif form == "text":
-        show(found, sys.stdout)
+        with tolerant_stdout():
+            show(found, sys.stdout)
     else:
-        click.echo(FORMATS[form](found))
+        emit(FORMATS[form](found))
     return int(exit_code(found))

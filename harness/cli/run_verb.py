@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from harness.cli import options
-from harness.cli.planning import DEFAULT_SUITES, KernelWish, MachineWish
+from harness.cli.planning import DEFAULT_SEED, DEFAULT_SUITES, KernelWish, MachineWish
 from harness.cli.session import PytestOptions, Session
 
 
@@ -30,7 +30,7 @@ from harness.cli.session import PytestOptions, Session
     "cases",
     multiple=True,
     metavar="ADDRESS",
-    help="Only this case, e.g. probes/get_pa/length_zero; shell patterns allowed. Repeatable.",
+    help="Only this case, e.g. probes/get_pa/gap_ends_the_length; shell patterns allowed. Repeatable.",
 )
 @options.kernel_options
 @options.machine_options
@@ -47,7 +47,11 @@ from harness.cli.session import PytestOptions, Session
     help="Also write JUnit here; the run directory always has junit.xml.",
 )
 @click.option(
-    "--seed", type=int, default=1, show_default=True, help="What random choices in cases start from."
+    "--seed",
+    type=int,
+    default=DEFAULT_SEED,
+    show_default=True,
+    help="What random choices in cases start from.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole run as JSON on stdout at the end.")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
@@ -103,9 +107,9 @@ def command(
         verbose=verbose,
         extra=pytest_args,
     )
-    session = Session(wishes, machines, suites, cases, seed, quiet=as_json)
+    session = Session(wishes, machines, suites, cases, seed, junit=junit)
     session.check()
     session.prepare()
     if collect_only:
         return session.collect(passed_on)
-    return session.test(passed_on, junit, as_json)
+    return session.test(passed_on, as_json)

@@ -15,14 +15,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
+import pytest
 
 import harness
 from harness import paths
 from harness.cli import planning
+from harness.cli.output import emit, tell, tolerant_stdout
 from harness.cli.planning import KernelWish, MachineWish, Provided
 from harness.cli.timing import phase_line
-from harness.errors import ExitCode, InfraError
+from harness.errors import ExitCode, InfraError, UsageError
 from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
@@ -73,14 +74,14 @@ class Session:
         cases: tuple[str, ...],
         seed: int,
         *,
-        quiet: bool,
+        junit: Path | None,
     ) -> None:
         self._wishes = wishes
         self._machines = machines
         self._suites = tuple(dict.fromkeys(suites))
         self._cases = cases
         self._seed = seed
-        self._quiet = quiet
+        self._junit = junit
         self._phases: dict[str, float] = {}
         self._started = datetime.datetime.now(datetime.UTC)
         self.run_id = f"{self._started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -90,12 +91,13 @@ class Session:
 
     def say(self, line: str) -> None:
         """Progress goes to stderr, so that stdout carries results only."""
-        click.echo(line, err=True)
+        tell(line)
 
     def check(self) -> None:
         """Refuse everything that is wrong before anything slow begins; announce the accelerator first."""
         check_suites(self._suites)
-        check_patterns(self._cases)
+        check_patterns(self._cases, self._suites)
+        self._check_outputs()
         for wish in self._wishes:
             planning.wished_variant(wish.variant)
             planning.check_addons(wish.addons)
@@ -104,6 +106,20 @@ class Session:
         self._announce(self._accel)
         for machine in self._machines:
             planning.check_machine(machine, self._qemu)
+
+    def _check_outputs(self) -> None:
+        """Refuse now what could otherwise not be written at the end."""
+        if self._junit is not None and not self._junit.absolute().parent.is_dir():
+            raise UsageError(f"--junit-xml: there is no directory {self._junit.absolute().parent}")
+        place = self.run_dir.parent
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise InfraError(
+                f"cannot write runs into {place}: {error.strerror}", hint="VFIO_HARNESS_RUNS moves them"
+            ) from error
 
     def _announce(self, choice: Choice) -> None:
         factor = choice.accel.timeout_factor
@@ -125,7 +141,7 @@ class Session:
 
     def _provide(self, tree: KernelTree, wish: KernelWish) -> Provided:
         began = time.monotonic()
-        provided = planning.provide(tree, wish, show_progress=True)
+        provided = planning.provide(tree, wish)
         seconds = time.monotonic() - began
         if provided.kernel is not None:
             self.say(f"kernel: {wish.variant} {provided.kernel.release} ready in {seconds:.1f} s")
@@ -143,8 +159,13 @@ class Session:
             self._announce(choice)
         self._accel = choice
         for machine in self._machines:
-            job = planning.make_job(provided.kernel, self._tree, provided.wish, machine, choice, self._suites)
-            self._jobs[provided.wish.variant, machine.topology] = job
+            wish = dataclasses.replace(provided.wish, seed=self._seed)
+            job = planning.make_job(provided.kernel, self._tree, wish, machine, choice, self._suites)
+            if any(job.name == other.name for other in self._jobs.values()):
+                raise UsageError(
+                    f"two jobs would be called {job.name!r}", hint="rename one of the topologies"
+                )
+            self._jobs[wish.variant, machine.topology] = job
 
     def _plan(self) -> Plan:
         return Plan(
@@ -156,16 +177,25 @@ class Session:
         )
 
     def collect(self, passed_on: PytestOptions) -> int:
-        """Show what would run."""
+        """Show what would run; the exit code tells whether all of it could."""
+        if not self._jobs:
+            return self._worst_problem()
         with tempfile.TemporaryDirectory(prefix="vfio-harness-") as directory:
             plan = dataclasses.replace(self._plan(), run_dir=directory)
             check_cases(plan)
             self._store(Path(directory)).close()
             path = Path(directory) / PLAN_FILE
             plan.save(path)
-            return _run_pytest(passed_on.arguments(path))
+            status = _run_pytest(passed_on.arguments(path))
+        if status is pytest.ExitCode.NO_TESTS_COLLECTED:
+            raise UsageError("no case matches what was asked for", hint="see: vfio-harness list cases")
+        return self._worst_problem() if status is pytest.ExitCode.OK else ExitCode.USAGE
 
-    def test(self, passed_on: PytestOptions, junit: Path | None, as_json: bool) -> int:
+    def _worst_problem(self) -> ExitCode:
+        problems = (p.problem.exit_code for p in self._provided if p.problem is not None)
+        return max(problems, default=ExitCode.GOOD)
+
+    def test(self, passed_on: PytestOptions, as_json: bool) -> int:
         """Run the plan and say what came of it."""
         plan = self._plan()
         if plan.jobs:
@@ -176,11 +206,16 @@ class Session:
             if not plan.jobs:
                 store.finish(judge(dataclasses.replace(store.read(), state=State.FINISHED)))
         began = time.monotonic()
+        status = pytest.ExitCode.OK
         if plan.jobs:
-            with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-                _run_pytest(passed_on.arguments(self.run_dir / PLAN_FILE))
+            with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout), tolerant_stdout():
+                status = _run_pytest(passed_on.arguments(self.run_dir / PLAN_FILE))
         self._phases["test"] = time.monotonic() - began
-        return self._report(junit, as_json)
+        if status is pytest.ExitCode.USAGE_ERROR:
+            raise UsageError("pytest refused its options", hint="see what it said above")
+        if status is pytest.ExitCode.NO_TESTS_COLLECTED:
+            raise UsageError("no case matches what was asked for", hint="see: vfio-harness list cases")
+        return self._report(as_json)
 
     def _make_run_dir(self, plan: Plan) -> None:
         try:
@@ -228,31 +263,25 @@ class Session:
                 job = self._jobs.get((provided.wish.variant, machine.topology))
                 store.add_job(provided.record(name, job))
 
-    def _report(self, junit: Path | None, as_json: bool) -> int:
-        from harness.report import show, write
+    def _report(self, as_json: bool) -> int:
+        from harness.report import FORMATS, show, write
 
         run = load(self.run_dir)
-        write(run, "junit", self.run_dir / JUNIT_FILE)
-        if junit is not None:
-            write(run, "junit", junit)
         if as_json:
-            from harness.report import FORMATS
-
-            click.echo(FORMATS["json"](run))
+            emit(FORMATS["json"](run))
         else:
-            show(run, sys.stdout)
+            with tolerant_stdout():
+                show(run, sys.stdout)
         self.say(phase_line(self._phases, self.run_dir))
         self.say(f"everything is in {self.run_dir}")
+        write(run, "junit", self.run_dir / JUNIT_FILE)
+        if self._junit is not None:
+            write(run, "junit", self._junit)
         return int(exit_code(run))
 
 
-def _run_pytest(arguments: list[str]) -> int:
+def _run_pytest(arguments: list[str]) -> pytest.ExitCode:
     """Run pytest in this process; its exit code matters only where no results are stored."""
-    import pytest
-
-    status = int(pytest.main(arguments))
-    if status == pytest.ExitCode.INTERRUPTED:
-        return ExitCode.INTERRUPTED
-    if status == pytest.ExitCode.USAGE_ERROR:
-        return ExitCode.USAGE
-    return ExitCode.INFRA if status == pytest.ExitCode.INTERNAL_ERROR else ExitCode.GOOD
+    # The caller's own default options are for the caller's own tests.
+    os.environ.pop("PYTEST_ADDOPTS", None)
+    return pytest.ExitCode(pytest.main(arguments))

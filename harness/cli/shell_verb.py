@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +14,7 @@ import click
 
 from harness.boot import Recipe, boot
 from harness.cli import options, planning
+from harness.cli.output import tell
 from harness.cli.planning import KernelWish, MachineWish
 from harness.errors import UsageError
 from harness.machine.machine import GDB_SOCKET
@@ -55,7 +58,7 @@ def command(
     if planning.wished_variant(variant).blocked:
         raise UsageError(f"variant {variant!r} is never built, so there is nothing to boot")
     found, choice = planning.choose(machine)
-    click.echo(f"accelerator: {choice.reason}", err=True)
+    tell(f"accelerator: {choice.reason}")
     planning.check_machine(machine, found)
     source = planning.open_wished_tree(tree)
     provided = planning.provide(source, wish)
@@ -64,13 +67,17 @@ def command(
         raise provided.problem
     _, choice = planning.choose(machine, provided.kernel.vmlinux)
     recipe = Recipe.of(planning.make_job(provided.kernel, source, wish, machine, choice, ()), gdb=gdb)
+    directory = Path(tempfile.mkdtemp(prefix="vfio-harness-shell-"))
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfio-harness-shell-")))
-        click.echo(f"the VM's directory: {directory}", err=True)
+        tell(f"the VM's directory: {directory}")
         if gdb:
-            click.echo(f"gdb {recipe.machine.vmlinux} -ex 'target remote {directory / GDB_SOCKET}'", err=True)
+            target = f"target remote {directory / GDB_SOCKET}"
+            tell(shlex.join(["gdb", str(recipe.machine.vmlinux), "-ex", target]))
         booted = stack.enter_context(boot(recipe, directory))
         for device, bdf in booted.bdfs.items():
-            click.echo(f"{device} is {bdf}", err=True)
+            tell(f"{device} is {bdf}")
         sys.stderr.flush()
-        return interact(booted.guest, " ".join(words) or None)
+        status = interact(booted.guest, " ".join(words) or None)
+    # Only a machine that went well leaves nothing to look at.
+    shutil.rmtree(directory, ignore_errors=True)
+    return status

@@ -57,20 +57,30 @@ class Qemu:
         return _properties(self, driver)
 
 
-def find_qemu(path: Path | None = None) -> Qemu:
+def find_qemu(path: Path | str | None = None) -> Qemu:
     """The QEMU to use: *path*, or `qemu-system-x86_64` from PATH.
 
+    A word without a slash is looked up in PATH as a shell does; a Path, which cannot tell `./qemu` from `qemu`,
+    means a file of the current directory first.  What is found has an absolute path: QEMU runs elsewhere.
     Raises InfraError when there is none, it does not run or is older than OLDEST.
     """
-    found = str(path) if path is not None else process.find_tool(BINARY)
-    if found is None:
-        raise InfraError(f"{BINARY} is not installed", hint=_HINT)
-    binary = Path(found)
+    found = _find(path)
+    binary = Path(found).absolute()
     try:
         about = binary.stat()
     except OSError as error:
         raise InfraError(f"{binary}: {error.strerror}", hint=_HINT) from error
     return _probe(binary, f"{binary.resolve()}:{about.st_mtime_ns}:{about.st_size}")
+
+
+def _find(path: Path | str | None) -> str:
+    word = BINARY if path is None else os.fspath(path)
+    if "/" in word or (isinstance(path, Path) and path.is_file()):
+        return os.fspath(Path(word).expanduser())
+    found = process.find_tool(word)
+    if found is None:
+        raise InfraError(f"{word} is not installed", hint=_HINT)
+    return found
 
 
 @functools.cache

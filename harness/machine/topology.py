@@ -18,6 +18,7 @@ SHIPPED = Path(__file__).resolve().parent / "topologies"
 CLAIMS = frozenset({"hotplug", "sriov"})
 """Features a file states itself, because devices alone do not tell; the others follow from them."""
 
+_SUFFIXES = (".yaml", ".yml")
 _SLOT = re.compile(r"(?:0x)?([0-9a-fA-F]{1,2})(?:\.([0-7]))?$")
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}$")
 
@@ -30,12 +31,13 @@ def shipped_topologies() -> tuple[str, ...]:
 def load_topology(name_or_path: str | Path, qemu: Qemu | None = None) -> Topology:
     """Read a shipped topology by name, or any file by its path (something with a `/` or ending in .yaml).
 
+    A path may leave out .yaml.  The Topology's own path is absolute, so that it can be read again elsewhere.
     With *qemu*, devices and properties that this QEMU does not have are refused as well.
     Raises UsageError with file and line for everything that is wrong in it.
     """
     text = str(name_or_path)
-    if "/" in text or text.endswith((".yaml", ".yml")):
-        path = Path(text)
+    if "/" in text or text.endswith(_SUFFIXES):
+        path = _with_suffix(Path(text).absolute())
     else:
         path = SHIPPED / f"{text}.yaml"
         if text not in shipped_topologies():
@@ -45,6 +47,12 @@ def load_topology(name_or_path: str | Path, qemu: Qemu | None = None) -> Topolog
     if qemu is not None:
         refusals.refuse_unavailable(topology, qemu)
     return topology
+
+
+def _with_suffix(path: Path) -> Path:
+    """*path*, or the same with the suffix that it leaves out."""
+    longer = (path.with_name(path.name + suffix) for suffix in _SUFFIXES)
+    return path if path.is_file() else next((other for other in longer if other.is_file()), path)
 
 
 def _read(path: Path) -> Topology:

@@ -9,7 +9,9 @@ from harness.plugin.hooks import (
     pytest_collect_file,
     pytest_collection_modifyitems,
     pytest_configure,
+    pytest_configure_node,
     pytest_report_header,
+    pytest_runtest_teardown,
     pytest_unconfigure,
 )
 
@@ -18,6 +20,8 @@ __all__ = [
     "pytest_collect_file",
     "pytest_collection_modifyitems",
     "pytest_configure",
+    "pytest_configure_node",
     "pytest_report_header",
+    "pytest_runtest_teardown",
     "pytest_unconfigure",
 ]

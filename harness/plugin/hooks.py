@@ -7,19 +7,22 @@ results database).  Without xdist one process is both.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.errors import HarnessError
 from harness.plan import Plan, load_plan
 from harness.plugin.collect import WorkFile
-from harness.plugin.items import WorkItem
+from harness.plugin.items import WorkItem, carry
 from harness.plugin.lab import LAB, Lab
-from harness.plugin.recorder import Recorder
-from harness.suites.catalogue import Work, check_cases, work_by_source
+from harness.plugin.recorder import LATE_PROPERTY, Recorder, own_run
+from harness.suites.catalogue import Work, check_cases, work_by_source, work_of
 
+_RUN_DIR = "vfio_harness_run_dir"
 _PLAN = pytest.StashKey[Plan]()
 _WORK = pytest.StashKey[dict[Path, list[Work]]]()
 
@@ -35,6 +38,14 @@ def _worker_name(config: pytest.Config) -> str | None:
     return workerinput["workerid"] if workerinput else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker where this run keeps its VMs."""
+    plan = node.config.stash.get(_PLAN, None)
+    if plan is not None:
+        node.workerinput[_RUN_DIR] = plan.run_dir
+
+
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--plan")
     if path is None:
@@ -45,8 +56,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_WORK] = work_by_source(plan)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from error
-    config.stash[_PLAN] = plan
     worker = _worker_name(config)
+    if worker is None:
+        plan = own_run(plan)
+    else:
+        plan = dataclasses.replace(plan, run_dir=config.workerinput[_RUN_DIR])  # type: ignore[attr-defined]
+    config.stash[_PLAN] = plan
     if not config.invocation_params.args or _only_options(config):
         config.args = [str(path) for path in config.stash[_WORK]]
     config.stash[LAB] = Lab(plan, worker or "main")
@@ -78,8 +93,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _work_in_order(config: pytest.Config, job: str) -> Iterable[Work]:
-    from harness.suites.catalogue import work_of
-
     return work_of(config.stash[_PLAN].job(job))
 
 
@@ -87,6 +100,17 @@ def _place(item: pytest.Item, order: dict[tuple[str, str], tuple[int, int]]) -> 
     if isinstance(item, WorkItem):
         return order[item.work.job, item.work.address]
     return len(order), 0
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After the last item of a job its VM is stopped; what the kernel said meanwhile belongs to the run."""
+    if not isinstance(item, WorkItem):
+        return
+    if isinstance(nextitem, WorkItem) and nextitem.work.job == item.work.job:
+        return
+    late = item.config.stash[LAB].retire()
+    if late:
+        carry(item, LATE_PROPERTY, late)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

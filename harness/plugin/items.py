@@ -15,7 +15,7 @@ import pytest
 
 from harness.plugin.lab import LAB
 from harness.plugin.recorder import RESULTS_PROPERTY
-from harness.results import Outcome, Result, result_to_plain
+from harness.results import Outcome, Result, result_to_plain, settle
 from harness.suites.catalogue import ProbeWork, ProgramWork
 
 
@@ -44,13 +44,10 @@ class WorkItem(pytest.Item, Generic[W]):
         item.add_marker(pytest.mark.xdist_group(work.job))
         return item
 
-    def perform(self) -> tuple[Result, ...]:
-        raise TypeError("a WorkItem is a ProbeItem or a ProgramItem")
-
     def runtest(self) -> None:
-        results = self.perform()
-        self.user_properties.append((RESULTS_PROPERTY, json.dumps([result_to_plain(r) for r in results])))
-        conclude(results)
+        results = self.config.stash[LAB].perform(self.work)
+        carry(self, RESULTS_PROPERTY, results)
+        conclude(settle(results))
 
     def repr_failure(  # type: ignore[override]
         self, excinfo: pytest.ExceptionInfo[BaseException], style: None = None
@@ -69,9 +66,6 @@ class WorkItem(pytest.Item, Generic[W]):
 class ProbeItem(WorkItem[ProbeWork]):
     """One case of ours."""
 
-    def perform(self) -> tuple[Result, ...]:
-        return self.config.stash[LAB].probe(self.work)
-
     def line(self) -> int | None:
         return self.work.case.lineno - 1
 
@@ -79,8 +73,10 @@ class ProbeItem(WorkItem[ProbeWork]):
 class ProgramItem(WorkItem[ProgramWork]):
     """One of upstream's selftest programs; each KTAP point it prints is a Result."""
 
-    def perform(self) -> tuple[Result, ...]:
-        return self.config.stash[LAB].program(self.work)
+
+def carry(item: pytest.Item, name: str, results: Sequence[Result]) -> None:
+    """Let *item*'s reports carry *results* to the process that records them."""
+    item.user_properties.append((name, json.dumps([result_to_plain(result) for result in results])))
 
 
 def conclude(results: Sequence[Result]) -> None:

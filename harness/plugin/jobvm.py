@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from guest.case import Case
+from guest.ground import RESTORE_TIMEOUT
 from harness.boot import Booted, Recipe, boot
 from harness.deadline import Deadline
-from harness.errors import HarnessError, InfraError, LostGuest
+from harness.errors import BootCrash, HarnessError, InfraError, LostGuest
 from harness.ktap import parse
+from harness.machine.splat import Splat
 from harness.plan import Job, Plan
 from harness.results import WHOLE_PROGRAM, Outcome
 from harness.suites.agent import Agent
@@ -24,8 +27,8 @@ from harness.suites.judging import Judged, judge_points, judge_probe, judge_prog
 from harness.suites.model import Program
 from harness.suites.programs import SELFTESTS, SetupFailed, run_program
 
-AGENT_SECONDS = 20.0
-"""How long the agent may take, on KVM, to start, and to put the ground state back after a case."""
+SERVICE_SECONDS = 20.0
+"""How long the guest may take, on KVM, for what the harness itself asks of it."""
 
 BOOT_TRIES = 2
 """A VM that does not come up is tried once more: the host may have been busy."""
@@ -44,6 +47,8 @@ class Done:
     splat: str = ""
     vm_dir: str = ""
     """Relative to the run directory; empty when no VM was used."""
+    strays: tuple[Splat, ...] = ()
+    """What the kernel complained of outside any case: while booting, between cases."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -51,6 +56,8 @@ class _Attempt:
     """What is being collected while a piece of work runs."""
 
     name: str
+    is_program: bool
+    began: float = dataclasses.field(default_factory=time.monotonic)
     raw: list[str] = dataclasses.field(default_factory=list)
     judged: tuple[Judged, ...] = ()
     spoilt: str = ""
@@ -67,7 +74,6 @@ class JobVM:
         self._worker = worker
         self._recipe = Recipe.of(job)
         self._factor = self._recipe.accel.timeout_factor
-        self._boots = 0
         self._used = False
         self._stack = contextlib.ExitStack()
         self._booted: Booted | None = None
@@ -77,13 +83,12 @@ class JobVM:
     def probe(self, case: Case) -> Done:
         """Run one probe case.  Raises HarnessError when no VM could be had for it."""
         booted = self._ready(fresh=case.fresh)
-        with self._watch(booted, case.address) as attempt:
-            limit = Deadline.after((case.timeout + AGENT_SECONDS) * self._factor)
-            report, raw = self._agent_of(booted).run(
-                case.address, case.timeout * self._factor, self._seed, limit
-            )
-            attempt.raw += raw
-            attempt.judged = (judge_probe(case.address, case.known, report),)
+        with self._watch(booted, case.address, is_program=False) as attempt:
+            agent = self._agent_of(booted)
+            # The agent enforces the case's limit; ours is for an agent that does not answer at all.
+            limit = self._service(case.timeout + RESTORE_TIMEOUT)
+            report = agent.run(case.address, case.timeout * self._factor, self._seed, limit, attempt.raw)
+            attempt.judged = (judge_probe(case, report),)
             if dirty := report.notes("dirty"):
                 attempt.spoilt = dirty[0]
         return self._conclude(booted, attempt)
@@ -91,9 +96,9 @@ class JobVM:
     def program(self, program: Program, features: frozenset[str]) -> Done:
         """Run one selftest program.  Raises HarnessError when no VM could be had for it."""
         booted = self._ready(fresh=False)
-        with self._watch(booted, program.title) as attempt:
-            limit = Deadline.after(program.seconds * self._factor)
+        with self._watch(booted, program.title, is_program=True) as attempt:
             self._give_selftests(booted)
+            limit = Deadline.after(program.seconds * self._factor)
             try:
                 report, status = run_program(booted.guest, program, booted.bdfs, features, limit, attempt.raw)
             except (TimeoutError, LostGuest):
@@ -106,11 +111,26 @@ class JobVM:
                 attempt.judged = judge_program(program, features, report, status)
         return self._conclude(booted, attempt)
 
+    def retire(self) -> Done:
+        """Stop the VM, if there is one; return what the kernel still had to say."""
+        strays: tuple[Splat, ...] = ()
+        vm_dir = ""
+        if self._booted is not None:
+            if "debug" in self._job.features and self._booted.vm.alive:
+                self._scan_for_leaks(self._booted)
+            strays = self._booted.splats()
+            vm_dir = self._directory_of(self._booted)
+        self.close()
+        return Done(strays=strays, vm_dir=vm_dir)
+
     def close(self) -> None:
         """Stop the VM, if there is one."""
         self._agent = None
         self._booted = None
         self._stack.close()
+
+    def _service(self, extra: float = 0.0) -> Deadline:
+        return Deadline.after((SERVICE_SECONDS + extra) * self._factor)
 
     def _ready(self, *, fresh: bool) -> Booted:
         """The VM to use next; a new one when there is none or *fresh* asks for one nobody has used."""
@@ -123,7 +143,7 @@ class JobVM:
                 break
             try:
                 self._boot()
-            except InfraError as error:
+            except (InfraError, BootCrash) as error:
                 self._stack.close()
                 if attempt == BOOT_TRIES:
                     self._broken = error
@@ -136,35 +156,55 @@ class JobVM:
         """Whether the VM is as good as just booted: it ran fresh cases only, and nothing tainted it."""
         if self._used or self._booted is None:
             return False
-        limit = Deadline.after(AGENT_SECONDS * self._factor)
-        return self._booted.guest.check(["cat", "/proc/sys/kernel/tainted"], limit).strip() == "0"
+        try:
+            taint = self._booted.guest.check(["cat", "/proc/sys/kernel/tainted"], self._service())
+        except LostGuest:
+            return False
+        return taint.strip() == "0"
 
     def _boot(self) -> None:
-        self._boots += 1
-        directory = self._run_dir / "vm" / f"{self._job.name}-{self._worker}-{self._boots}"
-        directory.mkdir(parents=True)
         self._stack = contextlib.ExitStack()
-        self._booted = self._stack.enter_context(boot(self._recipe, directory))
+        self._booted = self._stack.enter_context(boot(self._recipe, self._new_directory()))
         self._agent = None
         self._used = False
 
+    def _new_directory(self) -> Path:
+        """A directory for the next VM; numbers go on where an earlier pytest on the same plan stopped."""
+        number = 1
+        while True:
+            directory = self._run_dir / "vm" / f"{self._job.name}-{self._worker}-{number}"
+            try:
+                directory.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                return directory
+
+    def _directory_of(self, booted: Booted) -> str:
+        return str(booted.directory.relative_to(self._run_dir))
+
     def _agent_of(self, booted: Booted) -> Agent:
         if self._agent is None:
-            limit = Deadline.after(AGENT_SECONDS * self._factor)
-            self._agent = Agent(booted.guest, self._job.features, limit)
+            self._agent = Agent(booted.guest, self._job.features, self._service(RESTORE_TIMEOUT))
         return self._agent
 
     def _give_selftests(self, booted: Booted) -> None:
-        limit = Deadline.after(AGENT_SECONDS * self._factor)
         source = self._job.kernel.selftests_dir
-        if source is not None and not booted.guest.run(["test", "-d", SELFTESTS], limit).ok:
-            booted.guest.push(Path(source), SELFTESTS, limit)
+        here = f"test -d {SELFTESTS} && echo yes || echo no"
+        if source is not None and booted.guest.check(here, self._service()).strip() == "no":
+            booted.guest.push(Path(source), SELFTESTS, self._service())
+
+    def _scan_for_leaks(self, booted: Booted) -> None:
+        """Have kmemleak look; twice, because a first scan reports objects that are merely on their way."""
+        for _ in range(2):
+            with contextlib.suppress(LostGuest, TimeoutError):
+                command = "echo scan > /sys/kernel/debug/kmemleak; sleep 1"
+                booted.guest.run(command, self._service(RESTORE_TIMEOUT))
 
     @contextlib.contextmanager
-    def _watch(self, booted: Booted, name: str) -> Iterator[_Attempt]:
+    def _watch(self, booted: Booted, name: str, *, is_program: bool) -> Iterator[_Attempt]:
         """Turn the ways in which work can be cut off into outcomes."""
-        attempt = _Attempt(name)
-        booted.mark()
+        attempt = _Attempt(name, is_program)
         try:
             yield attempt
         except TimeoutError:
@@ -177,46 +217,49 @@ class JobVM:
             booted.diagnose()
 
     def _conclude(self, booted: Booted, attempt: _Attempt) -> Done:
-        splats = booted.splats(attempt.name)
-        judged = attempt.judged
-        if splats:
-            judged = _crashed(judged, splats[0].title)
-        directory = booted.directory
-        self._keep(directory, attempt)
-        seconds = booted.since_mark
-        if splats or attempt.spoilt or booted.vm.hostlink.actions.altered:
+        seconds = time.monotonic() - attempt.began
+        said = booted.splats(attempt.name)
+        own = [splat for splat in said if splat.case == attempt.name]
+        strays = tuple(splat for splat in said if splat.case != attempt.name)
+        judged = _crashed(attempt.judged, own[0].title, attempt.is_program) if own else attempt.judged
+        _keep(booted.directory, attempt)
+        vm_dir = self._directory_of(booted)
+        if said or attempt.spoilt or booted.vm.hostlink.actions.altered:
             self.close()
         return Done(
             judged=judged,
             seconds=seconds,
             printed="\n".join(attempt.raw[-_KEPT_LINES:]),
-            splat="\n\n".join("\n".join(splat.lines) for splat in splats),
-            vm_dir=str(directory.relative_to(self._run_dir)),
+            splat=text_of(own),
+            vm_dir=vm_dir,
+            strays=strays,
         )
 
-    def _keep(self, directory: Path, attempt: _Attempt) -> None:
-        log = directory / case_log(attempt.name)
-        log.parent.mkdir(exist_ok=True)
-        log.write_text("\n".join(attempt.raw) + "\n", encoding="utf-8")
+
+def text_of(splats: Sequence[Splat]) -> str:
+    """The splats as they stood on the console."""
+    return "\n\n".join("\n".join(splat.lines) for splat in splats)
 
 
-def case_log(name: str) -> str:
-    """Where, below the VM's directory, everything a case or program printed is kept."""
-    return f"cases/{name.replace('/', '.')}.log"
+def _keep(directory: Path, attempt: _Attempt) -> None:
+    """Everything the work printed goes beside the console."""
+    log = directory / "cases" / f"{attempt.name.replace('/', '.')}.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("\n".join(attempt.raw) + "\n", encoding="utf-8")
 
 
 def _whole(outcome: Outcome, reason: str) -> Judged:
     return Judged(case=WHOLE_PROGRAM, outcome=outcome, reason=reason)
 
 
-def _crashed(judged: tuple[Judged, ...], title: str) -> tuple[Judged, ...]:
+def _crashed(judged: tuple[Judged, ...], title: str, is_program: bool) -> tuple[Judged, ...]:
     """The same work when the kernel complained meanwhile: what was running is a CRASH.
 
     A probe is one case and takes the blame; a program's finished points keep their outcomes and the program
     as a whole takes it.
     """
-    reason = f"the kernel said: {title}"
-    if len(judged) == 1:
-        return (dataclasses.replace(judged[0], outcome=Outcome.CRASH, reason=reason),)
-    kept = tuple(j for j in judged if j.case != WHOLE_PROGRAM)
-    return (*kept, _whole(Outcome.CRASH, reason))
+    crash = _whole(Outcome.CRASH, f"the kernel said: {title}")
+    if is_program:
+        return (*(j for j in judged if j.case != WHOLE_PROGRAM), crash)
+    before = judged[0] if judged else crash
+    return (dataclasses.replace(before, outcome=crash.outcome, reason=crash.reason),)

@@ -3,15 +3,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+from collections.abc import Sequence
+
 import pytest
 
-from harness.errors import HarnessError
+from harness.errors import BootCrash, HarnessError
+from harness.machine.splat import Splat
 from harness.plan import Plan
-from harness.plugin.jobvm import Done, JobVM
-from harness.results import WHOLE_PROGRAM, Address, Expectation, Outcome, Result, check
+from harness.plugin.jobvm import Done, JobVM, text_of
+from harness.results import WHOLE_PROGRAM, Address, Outcome, Requirement, Result, check
 from harness.suites.catalogue import ProbeWork, ProgramWork, Work, features_for
 from harness.suites.judging import Judged
 from harness.suites.manifest import expected_points
+
+KERNEL_SUITE, KERNEL_PROGRAM = "kernel", "console"
+"""Where results stand that are about the kernel as such: `kernel/console/boots`."""
+
+LOST_TRIES = 2
+"""A guest that is lost says nothing about the kernel: its work gets one more chance, which is counted."""
 
 
 class Lab:
@@ -22,44 +33,51 @@ class Lab:
         self._worker = worker
         self._job = ""
         self._jobvm: JobVM | None = None
+        self._crashed_at_boot: set[str] = set()
 
-    def probe(self, work: ProbeWork) -> tuple[Result, ...]:
-        """Run one probe case, or say why it does not apply."""
+    def perform(self, work: Work) -> tuple[Result, ...]:
+        """Run *work*, or say why it does not apply; every attempt is in what it returns."""
         if work.refusal:
             return (self._unused(work, Outcome.SKIP, work.refusal),)
-        try:
-            done = self._vm_of(work.job).probe(work.case)
-        except HarnessError as error:
-            return (self._unused(work, Outcome.NOT_RUN, str(error)),)
-        return (self._result(work, done.judged[0], done),)
+        results: list[Result] = []
+        for attempt in range(1, LOST_TRIES + 1):
+            latest = [dataclasses.replace(r, attempt=attempt) for r in self._try(work)]
+            results += latest
+            if not any(result.outcome is Outcome.LOST for result in latest):
+                break
+        return tuple(results)
 
-    def program(self, work: ProgramWork) -> tuple[Result, ...]:
-        """Run one selftest program, or say why it does not apply; a Result for each of its points."""
-        if work.refusal:
-            return (self._unused(work, Outcome.SKIP, work.refusal),)
-        features = features_for(work.program, self._plan.job(work.job))
-        try:
-            done = self._vm_of(work.job).program(work.program, features)
-        except HarnessError as error:
-            return (self._unused(work, Outcome.NOT_RUN, str(error)),)
-        results = tuple(self._result(work, judged, done) for judged in done.judged)
-        points = [judged.case for judged in done.judged]
-        fewest = work.program.fewest_under(features, points)
-        expectation = Expectation(
-            job=work.job,
-            suite=work.program.suite,
-            program=work.program.title,
-            fewest=fewest,
-            cases=self._manifest(work) if fewest else (),
-            rerun=self._rerun(work),
-        )
-        return (*results, *check(results, [expectation]))
+    def retire(self) -> tuple[Result, ...]:
+        """End the job that is being worked on: stop its VM and hear the kernel's last words."""
+        if self._jobvm is None:
+            return ()
+        done = self._jobvm.retire()
+        self._jobvm = None
+        return self._strays(self._job, done)
 
     def close(self) -> None:
-        """Stop the VM."""
+        """Stop the VM at once."""
         if self._jobvm is not None:
             self._jobvm.close()
             self._jobvm = None
+
+    def _try(self, work: Work) -> Sequence[Result]:
+        try:
+            vm = self._vm_of(work.job)
+            done = self._carry_out(vm, work)
+        except BootCrash as error:
+            return (*self._boot_crash(work.job, error), self._unused(work, Outcome.NOT_RUN, str(error)))
+        except (HarnessError, TimeoutError) as error:
+            return (self._unused(work, Outcome.NOT_RUN, str(error)),)
+        results = [self._result(work, judged, done) for judged in done.judged]
+        if isinstance(work, ProgramWork):
+            results += check(results, [self._requirement(work, done)])
+        return (*results, *self._strays(work.job, done))
+
+    def _carry_out(self, vm: JobVM, work: Work) -> Done:
+        if isinstance(work, ProbeWork):
+            return vm.probe(work.case)
+        return vm.program(work.program, features_for(work.program, self._plan.job(work.job)))
 
     def _vm_of(self, job: str) -> JobVM:
         if self._jobvm is None or self._job != job:
@@ -68,18 +86,48 @@ class Lab:
             self._jobvm = JobVM(self._plan, self._plan.job(job), self._worker)
         return self._jobvm
 
-    def _manifest(self, work: ProgramWork) -> tuple[str, ...]:
-        """The points that must appear, whatever their outcomes."""
-        program = work.program
-        return expected_points(program, self._plan.job(work.job).kernel.sources.get(program.path, ""))
+    def _requirement(self, work: ProgramWork, done: Done) -> Requirement:
+        """What the program must show: enough passes, and every point of its manifest."""
+        program, job = work.program, self._plan.job(work.job)
+        points = [judged.case for judged in done.judged if judged.case != WHOLE_PROGRAM]
+        fewest = program.fewest_under(features_for(program, job), points)
+        listed = expected_points(program, job.kernel.sources.get(program.path, ""))
+        return Requirement(
+            job=work.job,
+            suite=program.suite,
+            program=program.title,
+            fewest=fewest,
+            cases=listed if fewest or points else (),
+            rerun=self._rerun(work),
+        )
+
+    def _boot_crash(self, job: str, error: BootCrash) -> tuple[Result, ...]:
+        """The one result that says that the kernel does not boot."""
+        if job in self._crashed_at_boot:
+            return ()
+        self._crashed_at_boot.add(job)
+        return (self._about_kernel(job, "boots", error.message, error.splat),)
+
+    def _strays(self, job: str, done: Done) -> tuple[Result, ...]:
+        if not done.strays:
+            return ()
+        reason = f"the kernel said outside any case: {_where(done.strays[0])}{done.strays[0].title}"
+        result = self._about_kernel(job, "is_quiet_between_cases", reason, text_of(done.strays))
+        return (dataclasses.replace(result, vm_dir=done.vm_dir),)
+
+    def _about_kernel(self, job: str, case: str, reason: str, splat: str) -> Result:
+        address = Address(suite=KERNEL_SUITE, program=KERNEL_PROGRAM, case=case)
+        rerun = self._plan.job(job).rerun
+        return Result(
+            address=address, job=job, outcome=Outcome.CRASH, reason=reason, splat=splat, rerun=rerun
+        )
 
     def _rerun(self, work: Work) -> str:
-        return f"{self._plan.job(work.job).rerun} --case {work.address}"
+        return f"{self._plan.job(work.job).rerun} --case {shlex.quote(work.address)}"
 
     def _unused(self, work: Work, outcome: Outcome, reason: str) -> Result:
         """The result of work that no VM was used for."""
-        case = work.case.name if isinstance(work, ProbeWork) else WHOLE_PROGRAM
-        return self._result(work, Judged(case=case, outcome=outcome, reason=reason), Done())
+        return self._result(work, Judged(case=WHOLE_PROGRAM, outcome=outcome, reason=reason), Done())
 
     def _result(self, work: Work, judged: Judged, done: Done) -> Result:
         if isinstance(work, ProbeWork):
@@ -98,6 +146,10 @@ class Lab:
             vm_dir=done.vm_dir,
             rerun=self._rerun(work),
         )
+
+
+def _where(splat: Splat) -> str:
+    return f"after {splat.after}: " if splat.after else "while booting: "
 
 
 LAB = pytest.StashKey[Lab]()

@@ -8,18 +8,26 @@ collected and never reported is NOT_RUN: silence is not a pass.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
+import secrets
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from harness import __version__
 from harness.plan import Plan
 from harness.results import (
+    FILE_NAME,
     WHOLE_PROGRAM,
     Address,
+    Inputs,
+    JobRecord,
     Outcome,
     Result,
+    RunInfo,
     RunStore,
     State,
     judge,
@@ -28,7 +36,48 @@ from harness.results import (
 from harness.suites.catalogue import ProbeWork, Work, source_of, work_by_source
 
 RESULTS_PROPERTY = "vfio_harness_results"
-"""The user property that carries Results from the process that ran an item, as JSON."""
+"""The user property that carries an item's Results from the process that ran it, as JSON."""
+
+LATE_PROPERTY = "vfio_harness_late_results"
+"""The same for what was heard when the item's VM was stopped."""
+
+
+def own_run(plan: Plan) -> Plan:
+    """*plan* with a run directory that is ours to write: its own unless a finished run is there already.
+
+    `vfio-harness run` has made the run; `pytest --plan FILE` alone may be the first, or may come again.
+    """
+    directory = Path(plan.run_dir)
+    if not (directory / FILE_NAME).exists():
+        return _new_run(plan)
+    with RunStore.open(directory) as store:
+        started = store.read().state is not State.RUNNING
+    if not started:
+        return plan
+    run_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    again = dataclasses.replace(plan, run_id=run_id, run_dir=str(directory.with_name(run_id)))
+    return _new_run(again)
+
+
+def _new_run(plan: Plan) -> Plan:
+    directory = Path(plan.run_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC)
+    inputs = Inputs(
+        accel=plan.jobs[0].accel if plan.jobs else "",
+        kernels={job.kernel.variant: job.kernel.digest for job in plan.jobs},
+        topologies=tuple(job.topology for job in plan.jobs),
+        seed=plan.seed,
+    )
+    info = RunInfo(
+        id=plan.run_id, started=now, harness_version=__version__, command=tuple(sys.argv), inputs=inputs
+    )
+    with RunStore.create(directory, info) as store:
+        for job in plan.jobs:
+            store.add_job(JobRecord(name=job.name, variant=job.kernel.variant, features=job.features))
+    plan.save(directory / "plan.json")
+    return plan
+
 
 Key = tuple[str, str]
 """File name and item name: what a node id keeps of a piece of work, whatever the root directory."""
@@ -69,16 +118,18 @@ class Recorder:
                 self._waiting[_key(nodeid)] = work
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        carried = dict(report.user_properties).get(RESULTS_PROPERTY)
-        if report.when == "call" and isinstance(carried, str):
+        name = {"call": RESULTS_PROPERTY, "teardown": LATE_PROPERTY}.get(str(report.when), "")
+        carried = dict(report.user_properties).get(name)
+        if isinstance(carried, str):
             self._waiting.pop(_key(report.nodeid), None)
             for plain in json.loads(carried):
                 self._store.add(result_from_plain(plain))
         elif report.failed and (work := self._waiting.pop(_key(report.nodeid), None)) is not None:
             self._store.add(_without_result(work, Outcome.LOST, f"the harness failed: {_last_line(report)}"))
 
-    def pytest_keyboard_interrupt(self) -> None:
-        self._interrupted = True
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # xdist ends a run that reached -x by a subclass of KeyboardInterrupt; nobody pressed Ctrl-C then.
+        self._interrupted = type(excinfo.value) in (KeyboardInterrupt, pytest.exit.Exception)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

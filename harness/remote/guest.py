@@ -60,6 +60,12 @@ class Completed:
         return self.status == 0
 
 
+def _shortened(command: str) -> str:
+    """The beginning of a command, for messages: some are whole scripts."""
+    first = command.split("\n", 1)[0]
+    return first if len(first) <= 80 and first == command else f"{first[:76]} ..."
+
+
 def _command_line(command: str | Sequence[str]) -> str:
     return command if isinstance(command, str) else shlex.join(command)
 
@@ -77,7 +83,7 @@ class Stream:
         try:
             self._channel.sendall(f"{line}\n".encode())
         except _LOST as error:
-            raise LostGuest(f"the guest closed {self._command!r}") from error
+            raise LostGuest(f"the guest closed {_shortened(self._command)!r}") from error
 
     def lines(self, deadline: Deadline) -> Iterator[str]:
         """Its output line by line until it ends.
@@ -100,22 +106,22 @@ class Stream:
 
     def _receive(self, deadline: Deadline) -> bytes:
         if deadline.expired:
-            raise TimeoutError(f"{self._command} is not done")
+            raise TimeoutError(f"{_shortened(self._command)} is not done")
         self._channel.settimeout(deadline.remaining)
         try:
             return self._channel.recv(_CHUNK)
         except TimeoutError:
-            raise TimeoutError(f"{self._command} is not done") from None
+            raise TimeoutError(f"{_shortened(self._command)} is not done") from None
         except _LOST as error:
-            raise LostGuest(f"the connection broke during {self._command!r}") from error
+            raise LostGuest(f"the connection broke during {_shortened(self._command)!r}") from error
 
     def status(self, deadline: Deadline) -> int:
         """Wait for its exit status; LostGuest when none comes (the connection broke first)."""
         if not self._channel.status_event.wait(deadline.remaining):
-            raise TimeoutError(f"{self._command} is not done")
+            raise TimeoutError(f"{_shortened(self._command)} is not done")
         status = self._channel.recv_exit_status()
         if status < 0:
-            raise LostGuest(f"{self._command!r} ended without an exit status")
+            raise LostGuest(f"{_shortened(self._command)!r} ended without an exit status")
         return status
 
     def close(self) -> None:
@@ -163,9 +169,10 @@ class Guest:
     def _open(self, command: str, deadline: Deadline) -> paramiko.Channel:
         try:
             channel = self._transport.open_session(timeout=max(1.0, deadline.remaining))
+            channel.settimeout(max(1.0, deadline.remaining))
             channel.exec_command(command)
         except _LOST as error:
-            raise LostGuest(f"the guest refused {command!r}: {error}") from error
+            raise LostGuest(f"the guest refused {_shortened(command)!r}: {error}") from error
         return channel
 
     def stream(self, command: str | Sequence[str], deadline: Deadline, *, merge: bool = True) -> Stream:
@@ -206,7 +213,10 @@ class Guest:
 
         For what the harness itself needs from the guest; never for a case.
         """
-        done = self.run(command, deadline)
+        try:
+            done = self.run(command, deadline)
+        except TimeoutError as error:
+            raise LostGuest(f"the guest did not answer in time: {error}") from error
         if not done.ok:
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
             detail = lines[-1] if lines else "no output"
@@ -219,7 +229,11 @@ class Guest:
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.add(source, arcname=Path(target).name, filter=_no_bytecode)
         parent = shlex.quote(str(Path(target).parent))
-        done = self.run(f"mkdir -p {parent} && tar -xf - -C {parent}", deadline, stdin=archive.getvalue())
+        unpack = f"mkdir -p {parent} && tar -xf - -C {parent}"
+        try:
+            done = self.run(unpack, deadline, stdin=archive.getvalue())
+        except TimeoutError as error:
+            raise LostGuest(f"copying {source.name} into the guest took too long") from error
         if not done.ok:
             raise LostGuest(f"cannot copy {source.name} into the guest: {done.stderr.strip()}")
 
@@ -227,9 +241,13 @@ class Guest:
         """The bytes of the file *source* in the guest; LostGuest when it cannot be read."""
         stream = self.stream(["cat", source], deadline, merge=False)
         data = bytearray()
-        while chunk := stream._receive(deadline):
-            data += chunk
-        if stream.status(deadline) != 0:
+        try:
+            while chunk := stream._receive(deadline):
+                data += chunk
+            status = stream.status(deadline)
+        except TimeoutError as error:
+            raise LostGuest(f"reading {source} in the guest took too long") from error
+        if status != 0:
             raise LostGuest(f"cannot read {source} in the guest")
         return bytes(data)
 

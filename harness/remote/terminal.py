@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import paramiko
 
+from harness.errors import LostGuest
 from harness.remote.guest import Guest
 
 _CHUNK = 4096
@@ -60,7 +61,10 @@ def interact(guest: Guest, command: str | None = None) -> int:
                 _pump(channel, fd)
         else:
             _pump(channel, fd)
-        return channel.recv_exit_status()
+        status = channel.recv_exit_status()
+    if status < 0:
+        raise LostGuest("the guest went away under the shell")
+    return status
 
 
 def _pump(channel: paramiko.Channel, fd: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from harness.results.codec import result_from_plain, result_to_plain
 from harness.results.compare import Change, Comparison, compare
-from harness.results.judge import VANISHED, Expectation, Judgement, check, exit_code, judge, judgement
+from harness.results.judge import VANISHED, Judgement, Requirement, check, exit_code, judge, judgement
 from harness.results.model import (
     WHOLE_PROGRAM,
     Address,
@@ -28,11 +28,11 @@ __all__ = [
     "Address",
     "Change",
     "Comparison",
-    "Expectation",
     "Inputs",
     "JobRecord",
     "Judgement",
     "Outcome",
+    "Requirement",
     "Result",
     "Run",
     "RunInfo",

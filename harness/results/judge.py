@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a Run means: expectations turned into results, results into a Verdict, a Verdict into an exit code."""
+"""What a Run means: requirements turned into results, results into a Verdict, a Verdict into an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VANISHED = "vanished"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Expectation:
+class Requirement:
     """What one program must show in one Job."""
 
     job: str
@@ -28,8 +28,8 @@ class Expectation:
     rerun: str = ""
 
 
-def check(results: Iterable[Result], expectations: Iterable[Expectation]) -> tuple[Result, ...]:
-    """The results that are missing from *results* for the *expectations* to be met, to be added to them.
+def check(results: Iterable[Result], requirements: Iterable[Requirement]) -> tuple[Result, ...]:
+    """The results that are missing from *results* for the *requirements* to be met, to be added to them.
 
     A listed case that did not appear is NOT_RUN; a program that shows too few passes, with nothing else to
     blame for it, is an ERROR.
@@ -38,16 +38,16 @@ def check(results: Iterable[Result], expectations: Iterable[Expectation]) -> tup
     for result in settle(results):
         by_program[result.job, result.address.program_path].append(result)
     missing: list[Result] = []
-    for expectation in expectations:
-        found = by_program[expectation.job, f"{expectation.suite}/{expectation.program}"]
-        vanished = _vanished(expectation, found)
+    for requirement in requirements:
+        found = by_program[requirement.job, f"{requirement.suite}/{requirement.program}"]
+        vanished = _vanished(requirement, found)
         missing.extend(vanished)
         if not any(result.outcome.is_bad for result in (*found, *vanished)):
-            missing.extend(_shortfall(expectation, found))
+            missing.extend(_shortfall(requirement, found))
     return tuple(missing)
 
 
-def _vanished(expectation: Expectation, found: Sequence[Result]) -> list[Result]:
+def _vanished(requirement: Requirement, found: Sequence[Result]) -> list[Result]:
     names = {result.address.case for result in found}
     cause = next((result for result in found if _stops_a_program(result)), None)
     if cause is None:
@@ -56,13 +56,13 @@ def _vanished(expectation: Expectation, found: Sequence[Result]) -> list[Result]
         reason = f"not reached: {cause.address.case} was {cause.outcome.value}"
     return [
         Result(
-            address=Address(suite=expectation.suite, program=expectation.program, case=name),
-            job=expectation.job,
+            address=Address(suite=requirement.suite, program=requirement.program, case=name),
+            job=requirement.job,
             outcome=Outcome.NOT_RUN,
             reason=reason,
-            rerun=expectation.rerun,
+            rerun=requirement.rerun,
         )
-        for name in expectation.cases
+        for name in requirement.cases
         if name not in names
     ]
 
@@ -72,21 +72,21 @@ def _stops_a_program(result: Result) -> bool:
     return (whole and result.outcome is not Outcome.PASS) or result.outcome in (Outcome.CRASH, Outcome.LOST)
 
 
-def _shortfall(expectation: Expectation, found: Sequence[Result]) -> list[Result]:
+def _shortfall(requirement: Requirement, found: Sequence[Result]) -> list[Result]:
     passes = sum(1 for result in found if result.outcome is Outcome.PASS)
-    if passes >= expectation.fewest:
+    if passes >= requirement.fewest:
         return []
     counts = collections.Counter(result.outcome for result in found)
     shown = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome])
     first = next((result.reason for result in found if result.reason), "")
     return [
         Result(
-            address=Address.of_program(expectation.suite, expectation.program),
-            job=expectation.job,
+            address=Address.of_program(requirement.suite, requirement.program),
+            job=requirement.job,
             outcome=Outcome.ERROR,
-            reason=f"{passes} passes where at least {expectation.fewest} must be: {shown or 'no results'}"
+            reason=f"{passes} passes where at least {requirement.fewest} must be: {shown or 'no results'}"
             + (f"; the first reason given: {first}" if first else ""),
-            rerun=expectation.rerun,
+            rerun=requirement.rerun,
         )
     ]
 

@@ -12,9 +12,10 @@ from harness.ktap import KtapParser, KtapReport
 from harness.remote import Guest
 
 GUEST_ROOT = "/run/vfio-harness"
-"""Where the harness keeps its files inside the guest (a tmpfs)."""
+"""Where the harness keeps its files inside the guest (a tmpfs); harness.machine.roots puts guest/ there."""
 
 _READY = "# agent ready"
+_DIRTY = "# dirty: "
 
 
 class Agent:
@@ -27,6 +28,8 @@ class Agent:
         for line in self._lines(deadline):
             if line.startswith(_READY):
                 return
+            if line.startswith(_DIRTY):
+                raise LostGuest(f"the guest is not fit to run cases: {line.removeprefix(_DIRTY)}")
             said = line
         raise LostGuest(f"the agent did not start: {said}")
 
@@ -37,19 +40,18 @@ class Agent:
             raise LostGuest("the agent stopped answering") from error
         yield "it ended"
 
-    def run(self, case: str, seconds: float, seed: int, deadline: Deadline) -> tuple[KtapReport, list[str]]:
-        """Run one case, `module/name`; return what it printed, parsed and raw.
+    def run(self, case: str, seconds: float, seed: int, deadline: Deadline, raw: list[str]) -> KtapReport:
+        """Run one case, `module/name`, appending every line it prints to *raw*; return its document.
 
         *seconds* is the case's own limit, which the agent enforces; *deadline* is ours, for the agent.
         """
         self._stream.send(json.dumps({"case": case, "timeout": seconds, "seed": seed}))
         parser = KtapParser(expected=(case,))
-        raw: list[str] = []
         for line in self._lines(deadline):
             raw.append(line)
             parser.feed(line)
             if line == f"# END {case}":
-                return parser.finish(), raw
+                return parser.finish()
         raise LostGuest(f"the agent ended during {case}")
 
     def close(self) -> None:

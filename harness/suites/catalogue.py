@@ -143,17 +143,17 @@ def work_by_source(plan: Plan) -> dict[Path, list[Work]]:
     return grouped
 
 
-def check_patterns(patterns: Sequence[str]) -> None:
-    """Refuse, before anything is built, a case pattern that no suite can ever match."""
+def check_patterns(patterns: Sequence[str], suites: Sequence[str]) -> None:
+    """Refuse, before anything is built, a case pattern that none of *suites* can ever match."""
     for pattern in patterns:
         suite, _, rest = pattern.partition("/")
-        if suite == PROBES:
+        if suite == PROBES and PROBES in suites:
             addresses = {f"{PROBES}/{case.address}" for case in probe_cases()}
             if not any(fnmatch.fnmatchcase(address, pattern) for address in addresses):
                 raise UsageError(f"no case matches {pattern!r}", hint=_nearest_address(pattern, addresses))
-        elif not rest or not any(fnmatch.fnmatchcase(name, suite) for name in suite_names()):
+        elif not rest or not any(fnmatch.fnmatchcase(name, suite) for name in suites):
             raise UsageError(
-                f"no case matches {pattern!r}", hint=f"addresses begin with {'/ or '.join(suite_names())}/"
+                f"no case matches {pattern!r}", hint=f"here addresses begin with {'/ or '.join(suites)}/"
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -135,6 +136,13 @@ def _read_entry(section: yamlfile.Section) -> _Entry:
     return entry
 
 
+def _pattern(section: yamlfile.Section, key: str) -> re.Pattern[str]:
+    try:
+        return re.compile(section.text(key))
+    except re.error as error:
+        raise UsageError(f"{section.where(key)}: not a regular expression: {error}") from error
+
+
 def _read_expectation(section: yamlfile.Section) -> Expectation:
     word = section.text("outcome")
     allowed = {o.name: o for o in (Outcome.XFAIL, Outcome.SKIP)}
@@ -147,6 +155,7 @@ def _read_expectation(section: yamlfile.Section) -> Expectation:
         when=section.texts("when", ()),
         programs=section.texts("programs", ("*",)),
         points=section.texts("points", ("*",)),
+        says=_pattern(section, "says"),
     )
     section.done()
     return expectation

@@ -5,7 +5,7 @@ It is recorded from good runs and not computed, because most programs cannot lis
 device that works.  An entry holds for the C file it was recorded with; when upstream changes that file the
 entry no longer binds, and a maintainer records it again:
 
-    python -m harness.suites.manifest RUN_DIRECTORY > harness/suites/manifest.json
+    python -m harness.suites.manifest RUN_DIRECTORY
 """
 
 from __future__ import annotations
@@ -76,4 +76,4 @@ def record(run_dir: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(record(Path(sys.argv[1])))
+    MANIFEST.write_text(record(Path(sys.argv[1])) + "\n", encoding="utf-8")

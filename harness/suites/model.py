@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Sequence
 
 from guest.needs import unmet
@@ -20,8 +21,11 @@ class Expectation:
     when: tuple[str, ...] = ()
     programs: tuple[str, ...] = ("*",)
     points: tuple[str, ...] = ("*",)
+    says: re.Pattern[str] = re.compile("")
+    """What the failure's own output must contain: another failure is not the one that was reviewed."""
 
     def covers(self, program: str, point: str, features: frozenset[str]) -> bool:
+        """Whether this is about *point* of *program* under *features*, whatever it printed."""
         return (
             not unmet(self.when, features)
             and any(fnmatch.fnmatchcase(program, p) for p in self.programs)
@@ -58,10 +62,11 @@ class Program:
     def title(self) -> str:
         return self.name if self.device == "none" else f"{self.name}@{self.device}"
 
-    def expected(self, point: str, features: frozenset[str]) -> Expectation | None:
-        """The first expectation that covers *point* under *features*."""
+    def expected(self, point: str, features: frozenset[str], said: str | None = None) -> Expectation | None:
+        """The first expectation that covers *point* under *features*, and what it *said* if that is given."""
         for expectation in self.expectations:
-            if expectation.covers(self.name, point, features):
+            fits = said is None or expectation.says.search(said)
+            if fits and expectation.covers(self.name, point, features):
                 return expectation
         return None
 

@@ -95,7 +95,7 @@ def test_report_tells_the_same_again(one_shot: tuple[process.Completed, Run]) ->
     run = one_shot[1]
     again = process.run([*CLI, "report", run.directory, "--format", "json"])
     assert again.status == ExitCode.GOOD
-    assert len(json.loads(again.stdout)["results"]) == len(run.cases)
+    assert len(json.loads(again.stdout)["cases"]) == len(run.cases)
 
 
 @pytest.mark.parametrize("variant", ["cdev", "group", "off"])

@@ -37,7 +37,7 @@ RUN = ("run", "--accel", "tcg", "--tree", "/nonexistent")
         ((*RUN, "--topology", "edu-ibg"), "there is no topology 'edu-ibg'\n  did you mean 'edu-igb'?"),
         ((*RUN, "--suite", "probs"), "there is no suite 'probs'\n  did you mean 'probes'?"),
         ((*RUN, "--case", "probes/get_pa/zero_lenth"), "no case matches 'probes/get_pa/zero_lenth'"),
-        ((*RUN, "--case", "get_pa"), "no case matches 'get_pa'\n  addresses begin with probes/"),
+        ((*RUN, "--case", "get_pa"), "no case matches 'get_pa'\n  here addresses begin with probes/"),
         ((*RUN, "--with", "kasan"), "there is no add-on 'kasan'"),
         ((*RUN, "--config", "/nonexistent.config"), "/nonexistent.config"),
         ((*RUN, "--topology", "/nonexistent.yaml"), "/nonexistent.yaml: No such file"),

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from guest import agent, ground, kmsg, runner
+from guest import agent, ground, kmsg, runner, taint
 from guest.agent import Agent, BadRequest, parse_request, select
 from guest.case import discover
+from harness.ktap import DocumentEnded, KtapParser, Status
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +50,10 @@ def skips(t: Test) -> None:
 @case(needs=("edu", "!viommu"), cites="a.c f()")
 def needs_edu(t: Test) -> None:
     """It needs a device."""
+
+@case(cites="a.c f()", fresh=True)
+def wants_a_fresh_vm(t: Test) -> None:
+    """It needs a VM that nobody has used."""
 
 @case(cites="a.c f()")
 def hangs(t: Test) -> None:
@@ -103,9 +108,11 @@ def _leave_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ground.Ground, "restore", lambda self, first=False: ground.Cleaning())
 
 
-def _ask(package: str, request: dict[str, object], features: str = "edu") -> list[str]:
+def _ask(
+    package: str, request: dict[str, object], features: str = "edu", *, untouched: bool = False
+) -> list[str]:
     out = io.StringIO()
-    served = Agent(discover(package), frozenset(features.split(",")), out)
+    served = Agent(discover(package), frozenset(features.split(",")), out, untouched=untouched)
     served.serve(io.StringIO(json.dumps(request) + "\n"))
     lines = out.getvalue().splitlines()
     assert lines[:3] == ["# agent ready 1", "KTAP version 1", "1..1"]
@@ -191,16 +198,100 @@ def test_printing_a_verdict_does_not_make_one(package: str) -> None:
     assert lines[-1] == "not ok 1 fake_probes/forges"
 
 
-def test_cleaning_and_dirt_are_diagnostics_before_the_verdict(
+def test_cleaning_and_dirt_are_diagnostics_after_the_verdict(
     package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cleaning = ground.Cleaning(done=["0000:00:08.0: taken off vfio-pci"], dirty=["0000:00:09.0 is gone"])
     monkeypatch.setattr(ground.Ground, "restore", lambda self, first=False: cleaning)
     assert _ask(package, {"case": "fake_probes/needs_edu"}) == [
+        "ok 1 fake_probes/needs_edu",
         "# cleaned: 0000:00:08.0: taken off vfio-pci",
         "# dirty: 0000:00:09.0 is gone",
-        "ok 1 fake_probes/needs_edu",
     ]
+
+
+def test_a_verdict_is_out_before_the_ground_state_is_restored(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    seen: dict[str, str] = {}
+
+    def restore(self: ground.Ground, first: bool = False) -> ground.Cleaning:
+        seen["restore"] = out.getvalue()
+        return ground.Cleaning()
+
+    def say(text: str) -> None:
+        seen.setdefault(text, out.getvalue() if "restore" in seen else "before the restore")
+
+    monkeypatch.setattr(ground.Ground, "restore", restore)
+    monkeypatch.setattr(kmsg, "say", say)
+    cases = discover(package)
+    request = json.dumps({"case": "fake_probes/fails"})
+    Agent(cases, frozenset({"edu"}), out).serve(io.StringIO(request + "\n"))
+    assert seen["restore"].endswith("not ok 1 fake_probes/fails\n")
+    assert seen["vfio-harness: begin fake_probes/fails"] == "before the restore"
+    assert seen["vfio-harness: end fake_probes/fails"].endswith("not ok 1 fake_probes/fails\n")
+    assert out.getvalue().endswith("\n# END fake_probes/fails\n")
+
+
+def test_the_host_finds_dirt_after_the_verdict(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaning = ground.Cleaning(done=["huge pages given back"], dirty=["0000:00:09.0 is gone"])
+    monkeypatch.setattr(ground.Ground, "restore", lambda self, first=False: cleaning)
+    out = io.StringIO()
+    Agent(discover(package), frozenset({"edu"}), out).serve(io.StringIO('{"case": "fake_probes/dies"}\n'))
+    parser = KtapParser(expected=("fake_probes/dies",))
+    events = [event for line in out.getvalue().splitlines()[1:] for event in parser.feed(line)]
+    report = parser.finish()
+    assert isinstance(events[-1], DocumentEnded)
+    assert report.status is Status.FAIL
+    assert report.notes("dirty") == ("0000:00:09.0 is gone",)
+    assert report.notes("cleaned") == ("huge pages given back",)
+    assert report.cases[0].notes("why") == ("killed by SIGKILL",)
+    assert not report.problems
+
+
+def test_the_host_is_told_how_long_the_end_may_take() -> None:
+    assert ground.END_TIMEOUT > ground.RESTORE_TIMEOUT
+
+
+def test_a_kernel_tainted_at_boot_fails_fresh_cases(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taint, "mask", lambda: 1 << 9 | 1 << 12)
+    assert _ask(package, {"case": "fake_probes/wants_a_fresh_vm"}, untouched=True) == [
+        "# why: the kernel was tainted at boot: bit 9 (W, warning), bit 12 (O, out-of-tree module loaded)",
+        "not ok 1 fake_probes/wants_a_fresh_vm",
+    ]
+
+
+def test_a_used_vm_skips_fresh_cases(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taint, "mask", lambda: taint.USER)
+    skipped = "# SKIP needs a just booted VM; this one is tainted already: bit 6 (U, requested by user space)"
+    assert _ask(package, {"case": "fake_probes/wants_a_fresh_vm"}) == [
+        f"ok 1 fake_probes/wants_a_fresh_vm {skipped}"
+    ]
+    out = io.StringIO()
+    cases = select(discover(package), ["fake_probes/skips", "fake_probes/wants_a_fresh_vm"])
+    used = Agent(cases, frozenset(), out, untouched=True)
+    used.run_all(sorted(cases, key=lambda one: one.fresh), seed=1, scale=1)
+    assert f"ok 2 fake_probes/wants_a_fresh_vm {skipped}" in out.getvalue()
+
+
+def test_the_console_hears_of_every_answer(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(kmsg, "say", said.append)
+    monkeypatch.setattr(taint, "mask", lambda: taint.USER)
+    _ask(package, {"case": "fake_probes/wants_a_fresh_vm"}, untouched=True)
+    _ask(package, {"case": "fake_probes/skips"})
+    assert said == [
+        "vfio-harness: begin fake_probes/wants_a_fresh_vm",
+        "vfio-harness: end fake_probes/wants_a_fresh_vm",
+        "vfio-harness: begin fake_probes/skips",
+        "vfio-harness: end fake_probes/skips",
+    ]
+
+
+def test_an_untainted_vm_runs_fresh_cases(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taint, "mask", lambda: 0)
+    assert _ask(package, {"case": "fake_probes/wants_a_fresh_vm"}) == ["ok 1 fake_probes/wants_a_fresh_vm"]
 
 
 def test_an_unknown_case_is_answered_with_the_nearest(package: str) -> None:

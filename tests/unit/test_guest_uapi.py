@@ -35,6 +35,8 @@ SIZES: dict[type[ctypes.Structure], int] = {
     iommufd.Option: 24,
     iommufd.VfioIoas: 12,
     iommufd.HwptAlloc: 48,
+    iommufd.HwptSetDirtyTracking: 16,
+    iommufd.ViommuAlloc: 40,
     iommufd.HwInfo: 40,
     iommufd.NoiommuGetPa: 40,
 }

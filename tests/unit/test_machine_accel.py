@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from harness import process
 from harness.errors import InfraError, UsageError
 from harness.machine import accel
 from harness.machine.accel import Accel
-from harness.machine.qemu import Qemu
+from harness.machine.qemu import Qemu, read_note
+
+GOOD = 'echo "VFS: Unable to mount root fs"; exit 0'
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +30,22 @@ def fake(directory: Path, body: str) -> Qemu:
     path.write_text(f"#!/bin/sh\necho x >>{directory}/ran\n{body}\n", encoding="utf-8")
     path.chmod(0o755)
     return Qemu(path=path, version=(10, 0, 0), devices=frozenset(), identity=body)
+
+
+def broken_on(accel: str, good: str = GOOD) -> str:
+    """The script of a QEMU whose *accel* loses every kernel, and no boot sector."""
+    return f"""case "$*" in
+*-kernel*-append*) ;;
+*) exit 85;;
+esac
+case "$*" in
+*"-accel {accel}"*) echo "KVM internal error. Suberror: 3" >&2; exit 1;;
+*) {good};;
+esac"""
+
+
+def noted(directory: Path) -> dict[str, object]:
+    return read_note(directory / "cache" / "host" / "kvm.json")
 
 
 def runs(directory: Path) -> int:
@@ -79,13 +98,56 @@ def test_a_kernel_proves_more_than_a_sector(tmp_path: Path) -> None:
     assert runs(tmp_path) == 3
 
 
-def test_a_kernel_that_dies_under_kvm(tmp_path: Path) -> None:
-    """A boot sector that ran does not excuse a kernel that does not."""
-    qemu = fake(
-        tmp_path,
-        'case "$*" in *-kernel*) echo "KVM internal error. Suberror: 3" >&2; exit 1;; *) exit 85;; esac',
-    )
+def test_a_kernel_that_dies_under_kvm_only(tmp_path: Path) -> None:
+    """A boot sector that ran does not excuse a kernel that TCG carries and KVM does not; it is remembered."""
+    qemu = fake(tmp_path, broken_on("kvm"))
     assert accel.kvm_fault(qemu, Path("vmlinux")) == "QEMU exited with 1: KVM internal error. Suberror: 3"
+    assert "Suberror" in str(noted(tmp_path)["fault"])
+    before = runs(tmp_path)
+    assert accel.choose_accel("auto", qemu).accel is Accel.TCG
+    assert runs(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        'echo "Linux version 7.3"; echo "Kernel panic - not syncing: Attempted to kill init"; exit 0',
+        'echo "Linux version 7.3"; exec sleep 60',
+        "exit 0",
+    ],
+    ids=["panics", "hangs", "says nothing"],
+)
+def test_a_broken_kernel_is_not_taken_for_broken_kvm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str
+) -> None:
+    """A kernel that comes no further on TCG blames nobody but itself; a good kernel is tried anew."""
+    monkeypatch.setattr(accel, "_KERNEL_SECONDS", 0.4)
+    body = (
+        f'case "$*" in *-kernel*) test -e {tmp_path}/good || {{ {behaviour}; }}; {GOOD};; *) exit 85;; esac'
+    )
+    qemu = fake(tmp_path, body)
+    assert accel.kvm_fault(qemu, Path("vmlinux")) is None
+    assert noted(tmp_path)["fault"] is None
+    assert noted(tmp_path)["kernel"] is False
+    (tmp_path / "good").touch()
+    assert accel.kvm_fault(qemu, Path("vmlinux")) is None
+    assert noted(tmp_path)["kernel"] is True
+
+
+def test_a_broken_kernel_never_condemns_kvm_for_good(tmp_path: Path) -> None:
+    """Where KVM loses even a broken kernel earlier than TCG does, TCG serves this once: nothing is remembered."""
+    panics = 'echo "Kernel panic - not syncing: Fatal exception"; exit 0'
+    qemu = fake(tmp_path, broken_on("kvm", panics))
+    assert "Suberror" in str(accel.kvm_fault(qemu, Path("vmlinux")))
+    assert noted(tmp_path)["fault"] is None
+
+
+def test_trouble_of_the_host_is_no_fault_of_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be started did not run too long; it says nothing that could be remembered."""
+    monkeypatch.setattr(process, "find_tool", lambda _name: None)
+    with pytest.raises(InfraError, match="setpriv is missing"):
+        accel.kvm_fault(fake(tmp_path, "exit 85"))
+    assert noted(tmp_path) == {}
 
 
 def test_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

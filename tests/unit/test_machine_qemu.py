@@ -70,6 +70,28 @@ def test_missing(tmp_path: Path) -> None:
         qemu.find_qemu(tmp_path / "nowhere")
 
 
+def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU runs in the VM's directory, where a path relative to the user's means something else."""
+    path = script(tmp_path, "10.0.2")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert qemu.find_qemu(Path("../qemu")).path.is_absolute()
+    assert qemu.find_qemu("../qemu").path.samefile(path)
+    monkeypatch.chdir(tmp_path)
+    assert qemu.find_qemu("./qemu").path == path
+    assert qemu.find_qemu(Path("./qemu")).path == path
+
+
+def test_a_bare_name_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--qemu NAME` is what a shell would run for NAME."""
+    path = script(tmp_path, "10.0.2").rename(tmp_path / "qemu-mine")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert qemu.find_qemu("qemu-mine").path == path
+    assert qemu.find_qemu(Path("qemu-mine")).path == path
+    with pytest.raises(InfraError, match="qemu-other is not installed"):
+        qemu.find_qemu("qemu-other")
+
+
 def test_nonsense() -> None:
     """Something else called qemu is found out."""
     with pytest.raises(InfraError, match="not understood"):

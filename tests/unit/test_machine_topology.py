@@ -90,6 +90,18 @@ def test_places() -> None:
     assert not mixed.behind_viommu(mixed.device("edu1"))
 
 
+@pytest.mark.parametrize("name", ["mine", "mine.yaml"])
+def test_a_file_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """`./mine` is a path, with or without its suffix, and is found again from any other directory."""
+    text = (topology.SHIPPED / "edu.yaml").read_text(encoding="utf-8")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    mine = topology.load_topology("./mine")
+    assert (mine.name, mine.path) == ("mine", tmp_path / name)
+    monkeypatch.chdir("/")
+    assert topology.load_topology(mine.path) == mine
+
+
 def test_unknown_name_names_the_nearest() -> None:
     """A typo is answered with the right spelling."""
     with pytest.raises(UsageError, match="did you mean 'edu-igb'"):

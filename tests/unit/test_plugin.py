@@ -21,7 +21,18 @@ from harness.plan import Job, KernelRef, Plan, load_plan
 from harness.plugin.items import CaseFailed, conclude
 from harness.plugin.jobvm import _crashed
 from harness.plugin.recorder import _key
-from harness.results import WHOLE_PROGRAM, Address, Outcome, Result, Run, RunInfo, RunStore, exit_code, load
+from harness.results import (
+    WHOLE_PROGRAM,
+    Address,
+    Outcome,
+    Result,
+    Run,
+    RunInfo,
+    RunStore,
+    State,
+    exit_code,
+    load,
+)
 from harness.suites.judging import Judged
 
 KERNEL = KernelRef(
@@ -130,6 +141,29 @@ def test_stopping_early_leaves_not_run(tmp_path: Path) -> None:
     assert any(case.reason == "the run stopped before it" for case in run.cases), done.stdout
 
 
+def test_stopping_early_with_workers_is_no_interrupt(tmp_path: Path) -> None:
+    """-x ends an xdist run by an exception that looks like Ctrl-C; the run is finished all the same."""
+    run_pytest(
+        plan(tmp_path, job("edu"), job("igb")), "-q", "-x", "-n", "2", "--dist", "loadgroup", "--tb=no"
+    )
+    run = load(tmp_path)
+    assert run.state is State.FINISHED
+    assert exit_code(run) is ExitCode.INFRA
+
+
+def test_plugin_alone_makes_and_remakes_the_run(tmp_path: Path) -> None:
+    """Without our CLI the plugin makes the run itself; a second time it does not write into the first."""
+    path = plan(tmp_path / "first")
+    (tmp_path / "first" / "results.sqlite").unlink()
+    run_pytest(path, "-q", "--tb=no")
+    first = load(tmp_path / "first")
+    assert first.state is State.FINISHED
+    run_pytest(path, "-q", "--tb=no")
+    assert len(load(tmp_path / "first").results) == len(first.results)
+    (second,) = [d for d in tmp_path.iterdir() if d.name not in ("first", "cache")]
+    assert {c.address for c in load(second).cases} == {c.address for c in first.cases}
+
+
 def test_last_failed_reruns_only_those(tmp_path: Path) -> None:
     """--lf picks what was bad, by node ids that stay the same."""
     path = plan(tmp_path)
@@ -172,7 +206,9 @@ def test_pytest_hears_the_worst() -> None:
 
 def test_splat_outranks_what_was_printed() -> None:
     """A probe during which the kernel complained is a CRASH, whatever it printed."""
-    (crashed,) = _crashed((Judged(case="x", outcome=Outcome.PASS, reason=""),), "WARNING: ...")
+    (crashed,) = _crashed(
+        (Judged(case="x", outcome=Outcome.PASS, reason=""),), "WARNING: ...", is_program=False
+    )
     assert crashed.outcome is Outcome.CRASH
 
 
@@ -183,7 +219,7 @@ def test_finished_points_survive_a_crash() -> None:
         Judged(case="b", outcome=Outcome.FAIL, reason=""),
         Judged(case=WHOLE_PROGRAM, outcome=Outcome.LOST, reason="gone"),
     )
-    judged = {j.case: j.outcome for j in _crashed(points, "Oops")}
+    judged = {j.case: j.outcome for j in _crashed(points, "Oops", is_program=True)}
     assert judged == {"a": Outcome.PASS, "b": Outcome.FAIL, WHOLE_PROGRAM: Outcome.CRASH}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -44,10 +45,47 @@ def test_check_says_what_failed_and_why() -> None:
         process.run(["sh", "-c", "echo no space >&2; exit 1"]).check("unpacking")
 
 
-def test_a_missing_program_is_one_sentence() -> None:
-    """What cannot be started is an infrastructure error, not a traceback."""
-    done = process.run(["/no/such/program"])
-    assert done.status == 127 or not done.ok
+@pytest.mark.parametrize("program", ["/no/such/program", "no-such-program", "./no-such-program"])
+def test_a_missing_program_is_one_sentence(program: str) -> None:
+    """What is not there is an infrastructure error, not a status that looks like the program's own."""
+    with pytest.raises(InfraError, match=f"cannot start {program}: "):
+        process.run([program])
+    with pytest.raises(InfraError, match=f"cannot start {program}: "), process.spawn([program]):
+        pass
+    with pytest.raises(InfraError, match=f"cannot start {program}: "):
+        process.run_foreground([program])
+
+
+def test_a_file_that_is_no_program_is_one_sentence(tmp_path: Path) -> None:
+    """So is a file that may not be executed."""
+    (tmp_path / "notes").touch(0o644)
+    with pytest.raises(InfraError, match="not executable"):
+        process.run([tmp_path / "notes"])
+
+
+def test_a_program_is_found_where_it_will_run(tmp_path: Path) -> None:
+    """A relative path counts from the child's directory, a name from the child's PATH; 127 is a status."""
+    (tmp_path / "tool").write_text("#!/bin/sh\necho here; exit 127\n", encoding="utf-8")
+    (tmp_path / "tool").chmod(0o755)
+    assert process.run(["./tool"], cwd=tmp_path).stdout == "here\n"
+    assert process.run(["tool"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}).status == 127
+
+
+def test_foreground_has_the_users_terminal() -> None:
+    """It reads our standard input, prints beside our messages and stays in our session."""
+    script = "import os; print(input(), os.getsid(0)); raise SystemExit(3)"
+    code = (
+        "import os, sys\n"
+        "from harness import process\n"
+        f"status = process.run_foreground([sys.executable, '-c', {script!r}])\n"
+        "print(status, os.getsid(0))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input="secret\n", capture_output=True, text=True, check=True
+    )
+    status, session = done.stdout.split()
+    assert status == "3"
+    assert done.stderr.split() == ["secret", session]
 
 
 def test_deadline_stops_the_whole_group() -> None:
@@ -74,8 +112,6 @@ def test_child_dies_with_a_killed_parent() -> None:
         "    print(child.pid, flush=True)\n"
         "    child.wait(process.Deadline.after(600))\n"
     )
-    import subprocess
-
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())

@@ -12,9 +12,9 @@ from harness.errors import ExitCode
 from harness.results import (
     WHOLE_PROGRAM,
     Address,
-    Expectation,
     JobRecord,
     Outcome,
+    Requirement,
     Result,
     Run,
     RunInfo,
@@ -105,8 +105,8 @@ def test_the_grounds_name_the_worst_case() -> None:
     assert told == "2 cases failed, the worst: CRASH probes/edu/case1"
 
 
-def expect(*cases: str, fewest: int = 1) -> Expectation:
-    return Expectation(job="j", suite="probes", program="edu", fewest=fewest, cases=cases, rerun="rerun it")
+def expect(*cases: str, fewest: int = 1) -> Requirement:
+    return Requirement(job="j", suite="probes", program="edu", fewest=fewest, cases=cases, rerun="rerun it")
 
 
 def test_a_met_expectation_adds_nothing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.results import Address, Expectation, Outcome, Result, check
+from harness.results import Address, Outcome, Requirement, Result, check
 from harness.suites.kselftest import Target, shipped_suites
 from harness.suites.manifest import expected_points, recorded, source_digest
 
@@ -43,7 +43,7 @@ def test_a_vanished_point_is_told() -> None:
     points = recorded()["vfio/vfio_pci_device_test"].points
     address = Address(suite="kselftest:vfio", program="vfio_pci_device_test@edu0", case=points[0])
     reported = [Result(address=address, job="j", outcome=Outcome.PASS)]
-    expectation = Expectation(
+    expectation = Requirement(
         job="j", suite="kselftest:vfio", program="vfio_pci_device_test@edu0", fewest=1, cases=points
     )
     missing = check(reported, [expectation])

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What PCI devices a guest has, as one JSON document on standard output.
+
+Run as `python3 -m guest.facts` before anything else in the guest, once a boot: it is quick because it imports
+next to nothing.  The shape, which the host reads again:
+
+    {"devices": [{"bdf": "0000:01:00.0",        address in the guest
+                  "root": "0000:00",            domain and number of the root bus
+                  "path": ["08.0", "00.0"],     slot.function of each bridge on the way, and the device's own
+                  "pci": "1234:11e8",           vendor and device
+                  "driver": "igb" or null,
+                  "iommu_group": "3" or null,   number of the group
+                  "noiommu": false,             the group is one of VFIO's own making
+                  "vfio_dev": ["noiommu-vfio0"]}],
+     "vfio_nodes": ["devices/noiommu-vfio0", "noiommu-0", "vfio"]}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Optional
+
+
+def _read(path: str) -> str:
+    try:
+        # Not pathlib: importing it takes a tenth of a second under emulation.
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> Optional[str]:
+    try:
+        return os.path.basename(os.readlink(path))
+    except OSError:
+        return None
+
+
+def _list(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def _device(sys_dir: str, bdf: str) -> dict[str, Any]:
+    here = f"{sys_dir}/bus/pci/devices/{bdf}"
+    steps = os.path.realpath(here).split("/")
+    start = max(index for index, step in enumerate(steps) if step.startswith("pci"))
+    return {
+        "bdf": bdf,
+        "root": steps[start][3:],
+        "path": [step.rsplit(":", 1)[1] for step in steps[start + 1 :]],
+        "pci": f"{_read(f'{here}/vendor')[2:]}:{_read(f'{here}/device')[2:]}",
+        "driver": _link(f"{here}/driver"),
+        "iommu_group": _link(f"{here}/iommu_group"),
+        "noiommu": _read(f"{here}/iommu_group/name") == "vfio-noiommu",
+        "vfio_dev": _list(f"{here}/vfio-dev"),
+    }
+
+
+def gather(sys_dir: str = "/sys", dev_dir: str = "/dev") -> dict[str, Any]:
+    """The document, from a sysfs and a /dev (tests bring their own)."""
+    nodes = [name for name in _list(f"{dev_dir}/vfio") if name != "devices"]
+    nodes += [f"devices/{name}" for name in _list(f"{dev_dir}/vfio/devices")]
+    devices = [_device(sys_dir, bdf) for bdf in _list(f"{sys_dir}/bus/pci/devices")]
+    return {"devices": devices, "vfio_nodes": sorted(nodes)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(gather()))
