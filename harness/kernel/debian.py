@@ -7,6 +7,7 @@ signatures and digests.  The system's own lists and sources are neither read nor
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -20,18 +21,28 @@ from pathlib import Path
 from harness import paths, process
 from harness.deadline import Deadline
 from harness.errors import InfraError, SourceError, UsageError, nearest
-from harness.kernel.locks import locked
+from harness.kernel.locks import locked, shared
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR_VARIABLE = "VFIO_HARNESS_DEBIAN_MIRROR"
 LISTS_FRESH_SECONDS = 24 * 3600
 """How long an index is used without asking the mirror again; suites are updated a few times a day."""
 
+LISTS_LOCK = "apt"
+"""The lock on everything below `apt` in the cache."""
+
+CANDIDATES_FILE = "candidates.json"
+"""Beside the lists: what they offered when they were last asked."""
+
 RELEASES = ("bookworm", "trixie", "forky", "duke")
 """Debian's releases in order, for those newer than this machine's own."""
 
 _ABSENT = "does not have a Release file"
-_UNREACHABLE = re.compile(r"Could not (?:connect|resolve)|Temporary failure|timed out|unreachable")
+_HOPELESS = re.compile(
+    r"Could not (?:connect|resolve)|Temporary failure|timed out|unreachable|cannot write to the cache"
+)
+"""Errors that the next suite will meet as well."""
+
 _UPDATE_SECONDS = 300.0
 _DOWNLOAD_SECONDS = 1800.0
 _PACKAGE = re.compile(r"linux-source-(\d+\.\d+)")
@@ -63,29 +74,23 @@ class Candidate:
 def fetch(request: str, extract: Extract) -> DebianSource:
     """The newest source that satisfies *request*: `latest`, or a series such as `7.3`.
 
-    Raises UsageError for a series no suite has, SourceError without both a network and a cached copy.
+    Whatever keeps us from the mirror (no network, one that hangs, a read-only cache), the newest cached copy
+    serves, and a warning says so.
+    Raises UsageError for a series no suite has, SourceError or InfraError without a cached copy.
     """
     if request != "latest" and not re.fullmatch(r"\d+\.\d+", request):
         raise UsageError(f"debian:{request} names no kernel series", hint="write debian:latest or debian:7.3")
     try:
-        offered = find_candidates()
-    except SourceError as error:
+        chosen = choose(request, find_candidates())
+        target = _place(chosen)
+        if not target.is_dir():
+            _download(chosen, target, extract)
+    except InfraError as error:
         cached = _newest_cached(request)
         if cached is None:
             raise
         _log.warning("%s; using the cached %s %s", error.message, cached.package, cached.version)
         return cached
-    chosen = choose(request, offered)
-    target = _place(chosen)
-    if not target.is_dir():
-        try:
-            _download(chosen, target, extract)
-        except SourceError as error:
-            cached = _newest_cached(request)
-            if cached is None:
-                raise
-            _log.warning("%s; using the cached %s %s", error.message, cached.package, cached.version)
-            return cached
     return _source(chosen.package, chosen.version)
 
 
@@ -156,9 +161,12 @@ def find_candidates() -> list[Candidate]:
         raise SourceError(
             f"{KEYRING} is missing", hint="install debian-archive-keyring, or give a kernel tree"
         )
-    with locked("apt", "another process is asking Debian's mirror"):
-        mirror = find_mirror()
-        memo = _apt_root() / "candidates.json"
+    mirror = find_mirror()
+    memo = _apt_root() / CANDIDATES_FILE
+    remembered = _recall(memo, mirror)
+    if remembered:
+        return remembered
+    with locked(LISTS_LOCK, "another process is asking Debian's mirror"):
         remembered = _recall(memo, mirror)
         if remembered:
             return remembered
@@ -171,7 +179,8 @@ def find_candidates() -> list[Candidate]:
             )
         if not errors:
             facts = {"mirror": mirror, "offered": [dataclasses.asdict(c) for c in offered]}
-            memo.write_text(json.dumps(facts), encoding="utf-8")
+            with contextlib.suppress(OSError):
+                memo.write_text(json.dumps(facts), encoding="utf-8")
     return offered
 
 
@@ -257,13 +266,13 @@ def _options(suite: str) -> list[str]:
 
 
 def _update_all(mirror: str) -> list[str]:
-    """Refresh every suite's index; return what went wrong.  Without a way to the mirror one try is enough."""
+    """Refresh every suite's index; return what went wrong.  What is hopeless is tried once."""
     errors = []
     for suite in suites():
         error = _update(suite, mirror)
         if error:
             errors.append(error)
-            if _UNREACHABLE.search(error):
+            if _HOPELESS.search(error):
                 break
     return errors
 
@@ -281,13 +290,26 @@ def _update(suite: str, mirror: str) -> str | None:
         if same and stamp.is_file() and time.time() - stamp.stat().st_mtime < LISTS_FRESH_SECONDS:
             return None
         (root / "sources.list").write_text(source)
-        done = process.run(["apt-get", *_options(suite), "update"], deadline=Deadline.after(_UPDATE_SECONDS))
+        done = _bounded(["apt-get", *_options(suite), "update"], _UPDATE_SECONDS, f"asking {mirror}")
         if not done.ok and _ABSENT not in done.stderr:
             return _first_error(done)
         stamp.touch()
     except OSError as error:
-        raise InfraError(f"cannot write to the cache: {root}: {error.strerror}") from error
+        return f"cannot write to the cache: {root}: {error.strerror}"
+    except SourceError as error:
+        return error.message
     return None
+
+
+def _bounded(argv: list[str], seconds: float, what: str, cwd: Path | None = None) -> process.Completed:
+    """Run apt for at most *seconds*; SourceError when that is not enough."""
+    deadline = Deadline.after(seconds)
+    try:
+        return process.run(argv, cwd=cwd, deadline=deadline)
+    except InfraError as error:
+        if not deadline.expired:
+            raise
+        raise SourceError(f"{what} timed out after {seconds:.0f} s") from error
 
 
 def _first_error(done: process.Completed) -> str:
@@ -314,26 +336,37 @@ def parse_madison(text: str, suite: str) -> list[Candidate]:
 
 
 def _download(chosen: Candidate, target: Path, extract: Extract) -> None:
-    """Fetch the package, which apt verifies, and unpack the source inside it as *target*."""
-    work = _root() / f".{target.name}.{os.getpid()}"
-    _log.info("fetching %s %s", chosen.package, chosen.version)
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        wanted = f"{chosen.package}={chosen.version}"
-        argv = ["apt-get", *_options(chosen.suite), "download", wanted]
-        done = process.run(argv, cwd=work, deadline=Deadline.after(_DOWNLOAD_SECONDS))
-        packages = list(work.glob("*.deb"))
-        if not done.ok or len(packages) != 1:
-            raise SourceError(f"cannot fetch {chosen.package} {chosen.version}: {_first_error(done)}")
-        process.run(["dpkg-deb", "--extract", packages[0], work / "content"]).check(
-            "cannot unpack the package"
-        )
-        tarballs = list((work / "content" / "usr" / "src").glob("linux-source-*.tar*"))
-        if len(tarballs) != 1:
-            raise SourceError(f"{packages[0].name} holds no kernel source tarball")
-        _log.info("unpacking %s", tarballs[0].name)
-        extract(tarballs[0], target)
-    except OSError as error:
-        raise InfraError(f"cannot write to the cache: {work}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    """Fetch the package, which apt verifies, and unpack the source inside it as *target*.
+
+    The lock bears the name of the directory at work, so that nobody prunes it meanwhile.
+    """
+    work = target.with_name(f".{target.name}.download")
+    with locked(f"{target.name}.download", f"another process is fetching {chosen.package}"):
+        if target.is_dir():
+            return
+        _log.info("fetching %s %s", chosen.package, chosen.version)
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            extract(_fetch_tarball(chosen, work), target)
+        except OSError as error:
+            raise InfraError(f"cannot write to the cache: {work}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _fetch_tarball(chosen: Candidate, work: Path) -> Path:
+    """The kernel source tarball inside the package, in *work*."""
+    what = f"{chosen.package} {chosen.version}"
+    argv = ["apt-get", *_options(chosen.suite), "download", f"{chosen.package}={chosen.version}"]
+    with shared(LISTS_LOCK, "another process is asking Debian's mirror"):
+        done = _bounded(argv, _DOWNLOAD_SECONDS, f"fetching {what}", cwd=work)
+    packages = list(work.glob("*.deb"))
+    if not done.ok or len(packages) != 1:
+        raise SourceError(f"cannot fetch {what}: {_first_error(done)}")
+    process.run(["dpkg-deb", "--extract", packages[0], work / "content"]).check("cannot unpack the package")
+    tarballs = list((work / "content" / "usr" / "src").glob("linux-source-*.tar*"))
+    if len(tarballs) != 1:
+        raise SourceError(f"{packages[0].name} holds no kernel source tarball")
+    _log.info("unpacking %s", tarballs[0].name)
+    return tarballs[0]

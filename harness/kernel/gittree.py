@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,9 +117,19 @@ def check_out(repository: Path, path: Path, commit: str) -> None:
             _git(path, ["clean", "--quiet", "-ffdx"]).check("cannot clean the worktree in the cache")
             return
     path.parent.mkdir(parents=True, exist_ok=True)
-    _git(repository, ["worktree", "prune"])
     done = _git(repository, ["worktree", "add", "--quiet", "--force", "--detach", os.fspath(path), commit])
     done.check(f"cannot check out {commit[:12]} in the cache")
+
+
+def remove_worktree(path: Path) -> None:
+    """Remove the worktree at *path* and what its repository keeps about it, which may be gone itself.
+
+    Touches nothing else: `git worktree prune` would also forget the user's own on a disk that is not mounted.
+    """
+    root = _git(path, ["rev-parse", "--path-format=absolute", "--git-common-dir"])
+    if root.ok:
+        _git(Path(root.stdout.strip()), ["worktree", "remove", "--force", "--force", os.fspath(path)])
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_changed(path: Path) -> bool:

@@ -1,58 +1,103 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Locks between processes, on files in the cache that are never removed."""
+"""Locks between processes, on files in the cache that are never removed.
+
+flock(2): the kernel drops a lock when its holder dies.  Where the cache is read-only a lock file that is
+there still serves; where one cannot even be made, nobody who shares our rights can change anything either.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
-
-import filelock
 
 from harness import paths
 from harness.errors import InfraError
 
 _log = logging.getLogger("harness.kernel")
 
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 def _lock_path(name: str) -> Path:
     return paths.cache_dir() / "locks" / f"{name}.lock"
 
 
-@contextlib.contextmanager
-def locked(name: str, busy: str) -> Iterator[None]:
-    """Hold the lock *name*; when another process has it, say *busy* and wait.  Not to be nested.
-
-    The kernel drops the lock when its holder dies.  Raises InfraError when its file cannot be made.
-    """
-    path = _lock_path(name)
+def _open(path: Path) -> int:
+    """Open the lock file, making it if need be; OSError when it is not there and cannot be made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            _log.warning("%s: waiting", busy)
-            lock.acquire()
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise InfraError(f"cannot write to the cache: {path}: {error.strerror or error}") from error
+        if error.errno not in _READ_ONLY:
+            raise
+        with contextlib.suppress(OSError):
+            return os.open(path, os.O_RDONLY)
+        raise
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    handle = _open(path)
     try:
-        yield
+        yield handle
     finally:
-        lock.release()
+        os.close(handle)
+
+
+def _acquire(handle: int, kind: int, busy: str) -> None:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _log.warning("%s: waiting", busy)
+        fcntl.flock(handle, kind)
+
+
+@contextlib.contextmanager
+def locked(name: str, busy: str) -> Iterator[None]:
+    """Hold the lock *name* alone; when another process has it, say *busy* and wait.  Not to be nested.
+
+    Raises InfraError when its file cannot be made.
+    """
+    path = _lock_path(name)
+    with contextlib.ExitStack() as stack:
+        try:
+            _acquire(stack.enter_context(_opened(path)), fcntl.LOCK_EX, busy)
+        except OSError as error:
+            raise InfraError(f"cannot write to the cache: {path}: {error.strerror or error}") from error
+        yield
+
+
+@contextlib.contextmanager
+def shared(name: str, busy: str) -> Iterator[None]:
+    """Hold the lock *name* together with other readers; wait, saying *busy*, for who holds it alone.
+
+    Without a lock file in a read-only cache it holds nothing, for nobody can change what it would protect.
+    Raises InfraError when its file cannot be made for another reason.
+    """
+    path = _lock_path(name)
+    with contextlib.ExitStack() as stack:
+        try:
+            _acquire(stack.enter_context(_opened(path)), fcntl.LOCK_SH, busy)
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise InfraError(f"cannot write to the cache: {path}: {error.strerror or error}") from error
+        yield
 
 
 @contextlib.contextmanager
 def try_locked(name: str) -> Iterator[bool]:
-    """Hold the lock *name* if nobody else does; yields whether we have it."""
-    lock = filelock.FileLock(_lock_path(name))
-    try:
-        lock.acquire(blocking=False)
-    except (filelock.Timeout, OSError):
-        yield False
-        return
-    try:
+    """Hold the lock *name* alone if nobody holds it; yields whether we have it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            handle = stack.enter_context(_opened(_lock_path(name)))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stack.close()
+            yield False
+            return
         yield True
-    finally:
-        lock.release()

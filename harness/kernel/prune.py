@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Keep the cache small: drop the kernels, selftests, objects and sources that were not used for longest."""
+"""Keep the cache small: drop what was not used for longest.
+
+That is kernels, selftests, objects, configurations, unpacked sources, worktrees and apt's lists.  Each goes
+under the lock that its users take, so what is in use stays: a build holds its objects and its source, a VM
+holds its kernel and selftests (harness.kernel.store.hold).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +17,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness import paths
+from harness.errors import InfraError
+from harness.kernel import gittree
+from harness.kernel.debian import CANDIDATES_FILE, LISTS_LOCK
 from harness.kernel.locks import try_locked
+from harness.kernel.store import kconfig_lock
+from harness.kernel.trees import worktree_lock
 
 SPARED_SECONDS = 3600.0
-"""What was used this recently is never removed: a running VM may still load its modules from there."""
+"""What was used this recently is never removed: somebody may have found it and not hold it yet."""
 
-_KINDS = ("kernels", "selftests", "objects", "configs", "sources/debian", "sources/tarball")
+_KINDS = {
+    "kernels": "*",
+    "selftests": "*",
+    "objects": "*/*",
+    "configs": "*",
+    "sources/debian": "*",
+    "sources/tarball": "*",
+    "worktrees": "*/*",
+    "apt": "*",
+}
+"""Directories of the cache, and where in them the entries are."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +72,16 @@ def collect_garbage(*, max_bytes: int | None = None, max_age: float | None = Non
 
 def list_entries() -> Iterator[Entry]:
     """Everything in the cache that can be removed by itself, half-made leftovers included."""
-    for kind in _KINDS:
-        root = paths.cache_dir() / kind
-        if not root.is_dir():
-            continue
-        found = root.glob("*/*") if kind == "objects" else root.iterdir()
-        for path in found:
+    for kind, pattern in _KINDS.items():
+        for path in (paths.cache_dir() / kind).glob(pattern):
             with contextlib.suppress(OSError):
-                yield Entry(path=path, kind=kind, used=path.stat().st_mtime, size=_size(path))
+                yield Entry(path=path, kind=kind, used=_last_use(path, kind), size=_size(path))
+
+
+def _last_use(path: Path, kind: str) -> float:
+    """A directory's own time, which its users set; apt's are told by the stamps in them."""
+    stamps = path.iterdir() if kind == "apt" and path.is_dir() else iter(())
+    return max(path.stat().st_mtime for path in (path, *stamps))
 
 
 def _size(path: Path) -> int:
@@ -73,20 +95,43 @@ def _size(path: Path) -> int:
     return total
 
 
+def _lock_name(entry: Entry) -> str:
+    """The lock under which *entry* is made and used."""
+    whole = entry.path.with_name(entry.path.name.lstrip(".").removesuffix(".partial"))
+    place = whole.parent.name
+    match entry.kind:
+        case "apt":
+            return LISTS_LOCK
+        case "worktrees":
+            return worktree_lock(whole)
+        case "objects":
+            return kconfig_lock(place) if whole.stem == "kconfig" else place
+        case _:
+            return whole.name
+
+
 def _remove(entry: Entry) -> bool:
-    """Remove *entry* unless someone is at work on it; renamed first, so that nobody finds half of it."""
-    own = entry.path.name.strip(".").removesuffix(".partial")
-    with try_locked(entry.path.parent.name if entry.kind == "objects" else own) as ours:
+    """Remove *entry* unless someone is at work on it or uses it."""
+    with try_locked(_lock_name(entry)) as ours:
         if not ours:
             return False
-        with contextlib.suppress(OSError):
-            if not entry.path.is_dir():
-                entry.path.unlink()
-                return True
-            doomed = entry.path.with_name(f".{entry.path.name}.partial")
-            if doomed != entry.path:
-                shutil.rmtree(doomed, ignore_errors=True)
-                entry.path.rename(doomed)
-            shutil.rmtree(doomed)
-            return True
-    return False
+        with contextlib.suppress(OSError, InfraError):
+            if entry.kind == "apt":
+                # The memo says which list a package is in: it goes first, with whichever list.
+                entry.path.with_name(CANDIDATES_FILE).unlink(missing_ok=True)
+            if entry.kind == "worktrees":
+                gittree.remove_worktree(entry.path)
+            elif entry.path.is_dir():
+                _remove_directory(entry.path)
+            else:
+                entry.path.unlink(missing_ok=True)
+        return not entry.path.exists()
+
+
+def _remove_directory(path: Path) -> None:
+    """Remove *path*; renamed first, so that nobody finds half of it."""
+    doomed = path if path.name.startswith(".") else path.with_name(f".{path.name}.partial")
+    if doomed != path:
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+    shutil.rmtree(doomed)

@@ -7,7 +7,12 @@ Below the cache directory:
     selftests/KEY/         programs and scripts, shared by all variants of a tree
     objects/PLACE/DIGEST/  one O= directory per source path and configuration; the one at work is PLACE/build
     configs/KEY.config     what olddefconfig made of a plan
+    worktrees/PLACE/LINE   refs of the user's repositories, checked out (harness.kernel.trees)
+    sources/               unpacked tarballs and Debian packages (harness.kernel.trees, harness.kernel.debian)
+    apt/                   Debian's package lists (harness.kernel.debian)
     locks/                 never removed; the kernel drops a lock when its holder dies
+
+Whole entries are found without a lock, in a read-only cache too; who uses one for long holds it: `hold`.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,7 +42,7 @@ from harness.kernel.build import (
     resolve_config,
 )
 from harness.kernel.kconfig import Fragment, ResolvedConfig, render
-from harness.kernel.locks import locked
+from harness.kernel.locks import locked, shared
 from harness.kernel.make import RECIPE, MakeResult, Progress, Toolchain, find_toolchain, ignore_progress
 from harness.kernel.symbols import KconfigFiles
 from harness.kernel.trees import KernelTree, TreeKind, find_misdated, open_tree
@@ -44,6 +50,9 @@ from harness.kernel.variants import ConfigPlan, Variant, load_catalogue, plan_co
 
 TYPICAL_STEPS = 2200
 """What make announced for the default variant of Linux 7.3.4, for the estimate of a very first build."""
+
+_FACTS = ("digest", "release", "build_id", "variant", "tree_label", "build_seconds")
+"""What kernel.json must tell."""
 
 _log = logging.getLogger("harness.kernel")
 
@@ -111,7 +120,13 @@ def _digest(*parts: str) -> str:
 
 def _place(tree: KernelTree) -> Path:
     """Where the objects of a source path live."""
-    return paths.cache_dir() / "objects" / f"{tree.path.name}-{_digest(os.fspath(tree.path))[:12]}"
+    name = re.sub(r"[^\w.+~-]", "-", tree.path.name)
+    return paths.cache_dir() / "objects" / f"{name}-{_digest(os.fspath(tree.path))[:12]}"
+
+
+def kconfig_lock(place: str) -> str:
+    """The name of the lock on the `kconfig` directory of a place in `objects`."""
+    return f"{place}-kconfig"
 
 
 def plan_kernel(
@@ -129,7 +144,7 @@ def plan_kernel(
         prove(plan, config, symbols)
     profile = sorted(directory for addon in plan.addons for directory in addon.profile)
     key = _digest("kernel", str(RECIPE), tree.identity, config.digest, str(toolchain), *profile)
-    cached = (_entry(key) / "kernel.json").is_file()
+    cached = _is_whole(_entry(key))
     return KernelPlan(tree=tree, config_plan=plan, config=config, toolchain=toolchain, key=key, cached=cached)
 
 
@@ -141,7 +156,7 @@ def _resolved(tree: KernelTree, plan: ConfigPlan, toolchain: Toolchain) -> Resol
         return ResolvedConfig.parse(memo.read_text(encoding="utf-8"))
     place = _place(tree)
     with (
-        locked(f"{place.name}-kconfig", f"another process is configuring {tree.label}"),
+        locked(kconfig_lock(place.name), f"another process is configuring {tree.label}"),
         _writing(memo),
     ):
         output = place / "kconfig"
@@ -195,16 +210,44 @@ def provide_kernel(
         )
     plan = plan_kernel(tree, variant, addons, extra_fragments)
     entry = _entry(plan.key)
-    with locked(plan.key, f"another process is building the {variant.name} kernel of {tree.label}"):
-        if not (entry / "kernel.json").is_file():
-            with _building(tree), _writing(entry):
-                _build_entry(plan, entry, jobs=jobs, progress=progress)
-        programs = _provide_selftests(plan, jobs=jobs, progress=progress) if with_selftests else None
+    if not _is_whole(entry):
+        with locked(plan.key, f"another process is building the {variant.name} kernel of {tree.label}"):
+            if not _is_whole(entry):
+                with _building(tree), _writing(entry):
+                    _build_entry(plan, entry, jobs=jobs, progress=progress)
+    programs = _provide_selftests(plan, jobs=jobs, progress=progress) if with_selftests else None
     return _load(plan, entry, programs)
 
 
 def _entry(key: str) -> Path:
     return paths.cache_dir() / "kernels" / key
+
+
+def _is_whole(entry: Path) -> bool:
+    return (entry / "kernel.json").is_file()
+
+
+@contextlib.contextmanager
+def hold(kernel_digest: str, selftests_dir: str | Path | None = None) -> Iterator[None]:
+    """Keep a kernel of the store, and selftests, from being pruned while a VM runs on them.
+
+    *kernel_digest* is `Kernel.digest`, *selftests_dir* its `selftests`.  Any number of processes may hold one
+    kernel.  Raises InfraError when one of the two was pruned before it was held.
+    """
+    entries = [_entry(kernel_digest), *([Path(selftests_dir)] if selftests_dir is not None else [])]
+    with contextlib.ExitStack() as stack:
+        for entry in entries:
+            stack.enter_context(shared(entry.name, f"another process is working on {entry}"))
+            if not entry.is_dir():
+                raise InfraError(f"{entry} was removed from the cache meanwhile", hint="run it again")
+            _note_use(entry)
+        yield
+
+
+def _note_use(entry: Path) -> None:
+    """Make *entry* the last to be pruned."""
+    with contextlib.suppress(OSError):
+        os.utime(entry)
 
 
 @contextlib.contextmanager
@@ -321,7 +364,11 @@ def _provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress) -> Pa
     key = _digest("selftests", str(RECIPE), tree.identity, str(plan.toolchain))
     entry = paths.cache_dir() / "selftests" / key
     if not entry.is_dir():
-        with _building(tree), _writing(entry):
+        with (
+            locked(key, f"another process is building the selftests of {tree.label}"),
+            _building(tree),
+            _writing(entry),
+        ):
             if not entry.is_dir():
                 partial = _begin_entry(entry)
                 place = _place(tree)
@@ -330,8 +377,7 @@ def _provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress) -> Pa
                 work = place / "selftests"
                 selftests.build_selftests(tree.path, work, partial, log, jobs=jobs, progress=progress)
                 partial.rename(entry)
-    with contextlib.suppress(OSError):
-        os.utime(entry)
+    _note_use(entry)
     return entry if selftests.list_programs(entry) else None
 
 
@@ -346,8 +392,7 @@ def _begin_entry(entry: Path) -> Path:
 def _load(plan: KernelPlan, entry: Path, programs: Path | None) -> Kernel:
     facts = read_facts(entry)
     modules = entry / "lib" / "modules" / str(facts["release"])
-    with contextlib.suppress(OSError):
-        os.utime(entry)
+    _note_use(entry)
     return Kernel(
         digest=plan.key,
         release=str(facts["release"]),
@@ -366,17 +411,28 @@ def _load(plan: KernelPlan, entry: Path, programs: Path | None) -> Kernel:
 
 
 def list_kernels() -> tuple[Mapping[str, Any], ...]:
-    """What kernel.json says of every whole entry in the store, the most recently used last."""
-    entries = [path.parent for path in (paths.cache_dir() / "kernels").glob("[!.]*/kernel.json")]
-    return tuple(read_facts(entry) for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime))
+    """What kernel.json says of every whole entry in the store, the most recently used last.
+
+    A damaged entry is left out, and a warning names it.
+    """
+    found = []
+    for path in (paths.cache_dir() / "kernels").glob("[!.]*/kernel.json"):
+        with contextlib.suppress(FileNotFoundError):  # pruned since the glob
+            used = path.parent.stat().st_mtime
+            try:
+                found.append((used, read_facts(path.parent)))
+            except InfraError as error:
+                _log.warning("%s", error)
+    return tuple(facts for _used, facts in sorted(found, key=lambda pair: pair[0]))
 
 
 def read_facts(entry: Path) -> Mapping[str, Any]:
     """What kernel.json in a store entry says; InfraError when it is damaged."""
+    reason = "kernel.json is not what was written"
     try:
         facts = json.loads((entry / "kernel.json").read_text(encoding="utf-8"))
-        if isinstance(facts, dict):
+        if isinstance(facts, dict) and all(name in facts for name in _FACTS):
             return facts
     except (OSError, ValueError) as error:
-        raise InfraError(f"the store entry {entry} is damaged: {error}", hint=f"remove {entry}") from error
-    raise InfraError(f"the store entry {entry} is damaged", hint=f"remove {entry}")
+        reason = str(error)
+    raise InfraError(f"the store entry {entry} is damaged: {reason}", hint=f"remove {entry}")

@@ -21,10 +21,11 @@ from stat import S_ISDIR
 from harness import paths, process
 from harness.errors import InfraError, SourceError, UsageError
 from harness.kernel import debian, gittree
-from harness.kernel.locks import locked
+from harness.kernel.locks import locked, shared
 
 DEFAULT_SPEC = "debian:latest"
 _TARBALL = re.compile(r".*\.tar(\.\w+)?$|.*\.t[gx]z$")
+_TROUBLE = re.compile(r"[\s:]")
 _KCONFIG_INPUT = re.compile(r"(.*/)?(Kconfig[^/]*|Makefile|[^/]*\.config)$|scripts/.*")
 """Files that can change what olddefconfig makes of a fragment: Kconfig files, and the scripts they call."""
 
@@ -55,17 +56,33 @@ class KernelTree:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the tree at its identity for the length of the with block.
+        """Keep the tree there and at its identity for the length of the with block.  Not to be nested.
 
-        Only a WORKTREE can be moved by another process (bisects and series share the path, for their objects'
-        sake): it is locked, and put back to its commit when someone moved it meanwhile.
+        A WORKTREE can be moved by another process (bisects and series share the path, for their objects'
+        sake): it is locked, and put back to its commit when someone moved it meanwhile.  An unpacked source
+        could be pruned; the user's own directories are theirs.
         """
-        if self.kind is not TreeKind.WORKTREE or self.repository is None or self.commit is None:
+        if self.kind is TreeKind.WORKTREE and self.repository is not None and self.commit is not None:
+            with locked(worktree_lock(self.path), f"another process is using {self.path}"):
+                gittree.check_out(self.repository, self.path, self.commit)
+                _note_use(self.path)
+                yield
+        elif self.kind in (TreeKind.TARBALL, TreeKind.DEBIAN):
+            with shared(self.path.name, f"another process is unpacking {self.path}"):
+                yield
+        else:
             yield
-            return
-        with locked(f"{self.path.parent.name}-{self.path.name}", f"another process is using {self.path}"):
-            gittree.check_out(self.repository, self.path, self.commit)
-            yield
+
+
+def worktree_lock(path: Path) -> str:
+    """The name of the lock on a worktree in the cache."""
+    return f"{path.parent.name}-{path.name}"
+
+
+def _note_use(path: Path) -> None:
+    """Make *path* the last to be pruned."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 def open_tree(spec: str | None = None, *, cwd: Path | None = None) -> KernelTree:
@@ -77,6 +94,7 @@ def open_tree(spec: str | None = None, *, cwd: Path | None = None) -> KernelTree
 
     Raises UsageError when the spec is wrong or the tree unusable, SourceError when it cannot be fetched.
     """
+    _require_plain(paths.cache_dir(), "the cache directory", "set VFIO_HARNESS_CACHE to another directory")
     here = cwd or Path.cwd()
     if spec is None:
         return _open_directory(here) if is_linux(here) else open_tree(DEFAULT_SPEC, cwd=here)
@@ -113,8 +131,16 @@ def read_version(makefile: str) -> str:
     return ".".join(numbers) + values.get("EXTRAVERSION", "")
 
 
+def _require_plain(path: Path, what: str, hint: str) -> None:
+    """Refuse a path that kbuild refuses late (the top-level Makefile) or breaks on, as source or as O=."""
+    found = _TROUBLE.search(os.fspath(path)) or _TROUBLE.search(os.fspath(path.resolve()))
+    if found:
+        name = "a colon" if found[0] == ":" else "a blank"
+        raise UsageError(f"{what} {path} has {name} in its path, which kbuild refuses", hint=hint)
+
+
 def _require_usable(path: Path) -> str:
-    """Refuse what is not Linux or was built in place; return the version."""
+    """Refuse what is not Linux, was built in place or cannot be built where it is; return the version."""
     if not is_linux(path):
         raise UsageError(
             f"{path} is not a Linux source tree", hint="give the directory that holds MAINTAINERS"
@@ -125,6 +151,7 @@ def _require_usable(path: Path) -> str:
                 f"{path} was configured or built in place ({left} is there), so every O= build refuses it",
                 hint=f"run 'make -C {path} mrproper' (it deletes {path}/.config: keep a copy if you need it)",
             )
+    _require_plain(path, "the kernel tree", "move it; a symbolic link to it is not enough")
     return read_version((path / "Makefile").read_text(encoding="utf-8", errors="replace"))
 
 
@@ -247,6 +274,8 @@ def extract_once(tarball: Path, target: Path) -> None:
 
     Unpacked beside and renamed, so that a target that exists is whole.
     """
+    if target.is_dir():
+        return
     with locked(target.name, f"another process is unpacking {tarball.name}"):
         if target.is_dir():
             return
@@ -276,8 +305,7 @@ def _open_debian(request: str) -> KernelTree:
 
 def _cached_tree(path: Path, kind: TreeKind, digest: str, label: str) -> KernelTree:
     identity = _digest(kind.value, digest, {})
-    with contextlib.suppress(OSError):
-        os.utime(path)
+    _note_use(path)
     return KernelTree(
         path=path,
         kind=kind,

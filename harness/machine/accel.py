@@ -112,8 +112,8 @@ def kvm_fault(qemu: Qemu, vmlinux: Path | None = None) -> str | None:
     """Why KVM cannot be used, None when a guest has run on it.
 
     The answer is remembered until the host boots again or QEMU changes; a proof by boot sector alone does not
-    stand in for one with a kernel, and nothing is remembered against KVM on the word of a kernel that does not
-    boot on TCG either.  Raises InfraError when QEMU cannot be started at all.
+    stand in for one with a kernel, and nothing is remembered against KVM on the word of a kernel that does
+    not boot on TCG either.  Raises InfraError when QEMU cannot be started at all.
     """
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return f"{KVM_DEVICE} {'may not be opened' if KVM_DEVICE.exists() else 'does not exist'}"

@@ -60,8 +60,9 @@ class Qemu:
 def find_qemu(path: Path | str | None = None) -> Qemu:
     """The QEMU to use: *path*, or `qemu-system-x86_64` from PATH.
 
-    A word without a slash is looked up in PATH as a shell does; a Path, which cannot tell `./qemu` from `qemu`,
-    means a file of the current directory first.  What is found has an absolute path: QEMU runs elsewhere.
+    A word without a slash is looked up in PATH as a shell does; a Path, which cannot tell `./qemu` from
+    `qemu`, means a file of the current directory first.  What is found has an absolute path: QEMU runs
+    elsewhere.
     Raises InfraError when there is none, it does not run or is older than OLDEST.
     """
     found = _find(path)

@@ -118,6 +118,8 @@ def test_lost_guest_is_lost_not_failed(run: Run) -> None:
     """A guest that stops answering says nothing about the kernel."""
     found = results(run, "t05_loses_the_guest")
     assert {r.outcome for r in found.values()} == {Outcome.LOST}
+    tries = [r.attempt for r in run.results if r.address.program == "t05_loses_the_guest@edu0"]
+    assert tries == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["t06_says_nothing", "t07_rubbish", "t09_cut_short"])
@@ -144,8 +146,8 @@ def test_verdict_and_evidence(run: Run) -> None:
     """The run is bad, and every VM left its console, command and log."""
     assert exit_code(run) is ExitCode.CASE_FAILED
     vms = [path for path in (Path(run.directory) / "vm").iterdir() if path.is_dir()]
-    # One at the start; panic, warning and loss each cost one.
-    assert len(vms) == 4
+    # One at the start; panic, warning, loss and the second chance after the loss each cost one.
+    assert len(vms) == 5
     for vm in vms:
         assert (vm / "console.log").stat().st_size > 0
         assert "-machine" in (vm / "qemu.cmd").read_text()
@@ -160,3 +162,20 @@ def test_wrong_kernel_is_no_result(edu_job: Job, tmp_path: Path) -> None:
     assert {r.outcome for r in run.cases} == {Outcome.NOT_RUN}
     assert "is not the one built" in run.cases[0].reason
     assert exit_code(run) is ExitCode.INFRA
+
+
+def test_kernel_that_dies_while_booting(edu_job: Job, tmp_path: Path) -> None:
+    """A panic before SSH is a CRASH of the kernel with its splat, and the cases are NOT_RUN because of it."""
+    topology = tmp_path / "rootless.yaml"
+    topology.write_text(
+        "summary: an edu, and a kernel that cannot mount its root\nkernel_args: [initcall_blacklist=init_v9fs]\ndevices:\n"
+        '  - {id: edu0, driver: edu, addr: "0x5", pci: "1234:11e8"}\n'
+    )
+    kernel = dataclasses.replace(edu_job.kernel, programs=("vfio/vfio_pci_device_test",))
+    run = run_plan(dataclasses.replace(edu_job, kernel=kernel, topology=str(topology)), tmp_path / "run")
+    found = {str(case.address): case for case in run.cases}
+    boots = found["kernel/console/boots"]
+    assert boots.outcome is Outcome.CRASH
+    assert "Kernel panic" in boots.splat
+    assert found["kselftest:vfio/vfio_pci_device_test@edu0/(program)"].outcome is Outcome.NOT_RUN
+    assert exit_code(run) is ExitCode.CASE_FAILED

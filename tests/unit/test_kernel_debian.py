@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -80,6 +81,52 @@ def test_mirror_is_the_one_that_serves_a_known_suite() -> None:
     assert choose_mirrors(text, ("bookworm", "sid")) == ["http://mirror.example/debian"]
 
 
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with one unpacked source, and an apt whose mirror accepts and never answers."""
+    bin_dir, cache = tmp_path / "bin", tmp_path / "cache"
+    bin_dir.mkdir()
+    for name in ("apt-get", "apt-cache"):
+        (bin_dir / name).write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\nexec sleep 60\n', "utf-8")
+        (bin_dir / name).chmod(0o755)
+    (bin_dir / "apt-cache").write_text("#!/bin/sh\n", encoding="utf-8")
+    (bin_dir / "keyring").touch()
+    (cache / "sources" / "debian" / "linux-source-7.3_7.3.4-1").mkdir(parents=True)
+    monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(cache))
+    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mirror.example/debian")
+    monkeypatch.setattr(debian, "KEYRING", bin_dir / "keyring")
+    monkeypatch.setattr(debian, "_UPDATE_SECONDS", 0.2)
+    monkeypatch.setattr(debian, "_DOWNLOAD_SECONDS", 0.2)
+    return cache
+
+
+def no_extract(tarball: Path, target: Path) -> None:
+    raise AssertionError(f"{tarball} unpacked as {target}")
+
+
+def test_a_mirror_that_hangs_is_asked_once(
+    hanging: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The cached source serves, and the other suites are not waited for; without one it is one sentence."""
+    assert debian.fetch("7.3", no_extract).version == "7.3.4-1"
+    assert "timed out after 0 s; using the cached linux-source-7.3 7.3.4-1" in caplog.text
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+    with pytest.raises(SourceError, match="timed out"):
+        debian.fetch("6.12", no_extract)
+
+
+def test_a_download_that_hangs(hanging: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A newer source that does not come is no reason to have none."""
+    newer = {"package": "linux-source-7.3", "series": "7.3", "version": "7.3.9-1", "suite": "sid"}
+    (hanging / "apt").mkdir()
+    facts = {"mirror": "http://mirror.example/debian", "offered": [newer]}
+    (hanging / "apt" / "candidates.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert debian.fetch("latest", no_extract).version == "7.3.4-1"
+    assert "fetching linux-source-7.3 7.3.9-1 timed out" in caplog.text
+    assert [path.name for path in (hanging / "sources" / "debian").iterdir()] == ["linux-source-7.3_7.3.4-1"]
+
+
 @needs_dpkg
 def test_without_a_network_the_cached_source_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -89,15 +136,12 @@ def test_without_a_network_the_cached_source_serves(
     def offline() -> list[Candidate]:
         raise SourceError("cannot fetch Debian's package index: no route")
 
-    def extract(tarball: Path, target: Path) -> None:
-        raise AssertionError(f"{tarball} unpacked as {target}")
-
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path))
     monkeypatch.setattr(debian, "find_candidates", offline)
     for version in ("7.3.4-1", "7.3.10-1"):
         (tmp_path / "sources" / "debian" / f"linux-source-7.3_{version}").mkdir(parents=True)
-    assert debian.fetch("7.3", extract).version == "7.3.10-1"
+    assert debian.fetch("7.3", no_extract).version == "7.3.10-1"
     assert "using the cached linux-source-7.3 7.3.10-1" in caplog.text
-    assert debian.fetch("latest", extract).version == "7.3.10-1"
+    assert debian.fetch("latest", no_extract).version == "7.3.10-1"
     with pytest.raises(SourceError, match="no route"):
-        debian.fetch("6.12", extract)
+        debian.fetch("6.12", no_extract)

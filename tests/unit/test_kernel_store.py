@@ -17,8 +17,14 @@ from kernel_fake_tree import make_fake_tree
 
 from harness.errors import BuildError, InfraError, KernelError
 from harness.kernel import elf
-from harness.kernel.prune import collect_garbage, list_entries
-from harness.kernel.store import Kernel, plan_kernel, prove_blocked, provide_kernel, read_facts
+from harness.kernel.store import (
+    Kernel,
+    list_kernels,
+    plan_kernel,
+    prove_blocked,
+    provide_kernel,
+    read_facts,
+)
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
 
@@ -223,29 +229,11 @@ def test_damaged_entry_is_named(source: Path) -> None:
     assert "remove" in (caught.value.hint or "")
 
 
-def age(path: Path, seconds: float) -> None:
-    then = time.time() - seconds
-    os.utime(path, (then, then))
-
-
-def test_garbage_goes_oldest_first(source: Path) -> None:
-    """By size the least recently used goes first; what was used within the hour stays."""
-    oldest = provide(source, "group-cdev")
-    provide(source, "cdev")
-    assert collect_garbage(max_bytes=0) == ()
-    for entry in list_entries():
-        age(entry.path, 7200)
-    age(oldest.vmlinux.parent, 9000)
-    total = sum(entry.size for entry in list_entries())
-    assert [entry.path for entry in collect_garbage(max_bytes=total - 1)] == [oldest.vmlinux.parent]
-    assert not oldest.vmlinux.exists()
-
-
-def test_garbage_goes_by_age(source: Path) -> None:
-    """By age only what is too old goes, and the next build works without it."""
+def test_damaged_entry_does_not_hide_the_rest(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whole kernels are listed whatever lies beside them; what is damaged is named."""
     kernel = provide(source)
-    for entry in list_entries():
-        age(entry.path, 10_000)
-    removed = collect_garbage(max_age=9_000)
-    assert kernel.vmlinux.parent in [entry.path for entry in removed]
-    assert provide(source).build_id == kernel.build_id
+    for name, text in {"half": "{", "other": "[]", "empty": "{}"}.items():
+        (kernel.vmlinux.parent.parent / name).mkdir()
+        (kernel.vmlinux.parent.parent / name / "kernel.json").write_text(text, encoding="utf-8")
+    assert [facts["digest"] for facts in list_kernels()] == [kernel.digest]
+    assert all(f"/kernels/{name} is damaged" in caplog.text for name in ("half", "other", "empty"))

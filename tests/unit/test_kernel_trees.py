@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tarfile
 import time
@@ -74,6 +75,25 @@ def test_tree_built_in_place_is_refused(tree: Path, left: str) -> None:
     assert "mrproper" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(("name", "word"), [("my linux", "a blank"), ("linux:7.3", "a colon")])
+def test_path_that_kbuild_refuses(tree: Path, name: str, word: str) -> None:
+    """Neither a blank nor a colon may be in the path, behind a symbolic link either."""
+    moved = tree.rename(tree.parent / name)
+    tree.symlink_to(moved)
+    for path in (moved, tree):
+        with pytest.raises(UsageError, match=rf"the kernel tree .* has {word} in its path"):
+            open_tree(str(path))
+
+
+@pytest.mark.parametrize("name", ["my cache", "cache:1"])
+def test_cache_that_kbuild_refuses(tree: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Objects and sources live in the cache, so the same holds for it."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tree.parent / name))
+    with pytest.raises(UsageError, match="the cache directory .* which kbuild refuses") as caught:
+        open_tree(str(tree))
+    assert "VFIO_HARNESS_CACHE" in (caught.value.hint or "")
+
+
 def test_not_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither another directory, nor a file, nor nothing is taken for a tree."""
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
@@ -140,6 +160,17 @@ def test_held_worktree_is_put_back_to_its_commit(repository: Path) -> None:
     assert "two" in (one.path / "init" / "main.c").read_text(encoding="utf-8")
     with one.held():
         assert "two" not in (one.path / "init" / "main.c").read_text(encoding="utf-8")
+
+
+def test_other_worktrees_of_the_user_stay_known(repository: Path, tmp_path: Path) -> None:
+    """A worktree of the user's whose disk is away is not forgotten for the sake of ours."""
+    git(repository, "worktree", "add", "--quiet", str(tmp_path / "theirs"))
+    (tmp_path / "theirs").rename(tmp_path / "away")
+    opened = open_tree(f"{repository}@v7.3-rc1")
+    shutil.rmtree(opened.path)
+    with opened.held():
+        assert (opened.path / "Makefile").is_file()
+    assert str(tmp_path / "theirs") in git(repository, "worktree", "list")
 
 
 def test_hooks_of_the_user_do_not_run(repository: Path) -> None:
