@@ -16,6 +16,9 @@ from pathlib import Path
 
 from harness import process
 from harness.errors import InfraError
+from harness.kernel import debian
+from harness.kernel.hostneeds import KERNEL_NEEDS, HostNeed
+from harness.kernel.locks import locked
 from harness.paths import cache_dir
 from harness.process import find_tool
 
@@ -56,57 +59,18 @@ class Finding:
         }
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Tool:
-    """A need met by any one of several programs."""
-
-    name: str
-    programs: tuple[str, ...]
-    packages: tuple[str, ...]
-    cost: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Header:
-    """A need met by a C header the compiler can find."""
-
-    name: str
-    header: str
-    packages: tuple[str, ...]
-    cost: str
-
-
-_NO_BUILD = "no kernel can be built"
-_NO_SELFTESTS = "upstream's selftests cannot be built"
 _NO_BOOT = "no VM can be booted"
 
-_TOOLS = (
-    _Tool(name="C compiler", programs=("gcc",), packages=("gcc", "libc6-dev"), cost=_NO_BUILD),
-    _Tool(name="make", programs=("make",), packages=("make",), cost=_NO_BUILD),
-    _Tool(name="flex", programs=("flex",), packages=("flex",), cost=_NO_BUILD),
-    _Tool(name="bison", programs=("bison",), packages=("bison",), cost=_NO_BUILD),
-    _Tool(name="bc", programs=("bc",), packages=("bc",), cost=_NO_BUILD),
-    _Tool(name="xz", programs=("xz",), packages=("xz-utils",), cost="packaged sources cannot be unpacked"),
-    _Tool(name="rsync", programs=("rsync",), packages=("rsync",), cost=_NO_SELFTESTS),
-    _Tool(name="depmod", programs=("depmod",), packages=("kmod",), cost="modular kernels cannot be built"),
-    _Tool(name="setpriv", programs=("setpriv",), packages=("util-linux",), cost=_NO_BOOT),
-    _Tool(
+_BOOT_NEEDS = (
+    HostNeed(name="setpriv", programs=("setpriv",), packages=("util-linux",), cost=_NO_BOOT),
+    HostNeed(
         name="SSH server for the guest",
         programs=("dropbear", "sshd"),
         packages=("dropbear-bin",),
         cost="guests on the virtme root cannot be reached",
     ),
-    _Tool(name="ip", programs=("ip",), packages=("iproute2",), cost="virtme guests get no network"),
+    HostNeed(name="ip", programs=("ip",), packages=("iproute2",), cost="virtme guests get no network"),
 )
-
-_HEADERS = (
-    _Header(name="libelf", header="libelf.h", packages=("libelf-dev",), cost=_NO_BUILD),
-    _Header(name="OpenSSL", header="openssl/ssl.h", packages=("libssl-dev",), cost=_NO_BUILD),
-    _Header(name="libuuid", header="uuid/uuid.h", packages=("uuid-dev",), cost=_NO_SELFTESTS),
-    _Header(name="libcap", header="sys/capability.h", packages=("libcap-dev",), cost=_NO_SELFTESTS),
-)
-
-_INCLUDE = (Path("/usr/include"), Path("/usr/include/x86_64-linux-gnu"), Path("/usr/local/include"))
 
 QEMU_PACKAGES = ("qemu-system-x86",)
 """Taken from the release's backports where the release's own is too old for igb."""
@@ -115,27 +79,14 @@ _IGB_SINCE = 8
 """The QEMU major version that brought igb (QEMU 8.0's change log)."""
 
 
-def _tool(need: _Tool) -> Finding:
-    found = next((path for program in need.programs if (path := find_tool(program))), None)
+def _look(need: HostNeed) -> Finding:
+    found = need.find()
     if found:
         return Finding(name=need.name, state=State.OK, detail=found)
     return Finding(
         name=need.name,
-        state=State.MISSING,
-        detail=f"{' or '.join(need.programs)} not found",
-        cost=need.cost,
-        packages=need.packages,
-    )
-
-
-def _header(need: _Header) -> Finding:
-    found = next((d / need.header for d in _INCLUDE if (d / need.header).exists()), None)
-    if found:
-        return Finding(name=need.name, state=State.OK, detail=str(found))
-    return Finding(
-        name=need.name,
-        state=State.MISSING,
-        detail=f"<{need.header}> not found",
+        state=State.MISSING if need.vital else State.WARNING,
+        detail=f"{need.wanted} not found",
         cost=need.cost,
         packages=need.packages,
     )
@@ -235,7 +186,7 @@ def _acceleration() -> Finding:
 def examine() -> tuple[Finding, ...]:
     """Look at everything the harness needs of this host."""
     checks: list[Callable[[], Finding]] = [_guest_python, _qemu, _acceleration, _cache, _disk, _memory]
-    return (*map(_tool, _TOOLS), *map(_header, _HEADERS), *(check() for check in checks))
+    return (*map(_look, (*KERNEL_NEEDS, *_BOOT_NEEDS)), *(check() for check in checks))
 
 
 def packages_for(findings: Sequence[Finding]) -> tuple[str, ...]:
@@ -246,7 +197,9 @@ def packages_for(findings: Sequence[Finding]) -> tuple[str, ...]:
 def fix(packages: Sequence[str]) -> None:
     """Install *packages* with apt, QEMU from backports where the release's own is too old for igb.
 
-    The system's own sources are not touched.  Raises InfraError when apt is missing, refuses, or may not.
+    apt, and sudo before it, talk to the user on their own terminal.  The system's own sources are not
+    touched.
+    Raises InfraError when apt is missing, refuses, or may not.
     """
     if find_tool("apt-get") is None:
         raise InfraError("this host has no apt", hint=f"install the equivalents of: {' '.join(packages)}")
@@ -267,9 +220,10 @@ def _apt(verb: str, *words: str, options: Sequence[str] = (), check: bool = True
     argv = [*become, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *options, verb, *flags, *words]
     if not argv[0]:
         raise InfraError("installing packages needs root", hint=f"as root: apt-get install {' '.join(words)}")
-    done = process.run(argv)
-    if check:
-        done.check("apt")
+    status = process.run_foreground(argv)
+    if check and status != 0:
+        what = " ".join(["apt-get", verb, *words])
+        raise InfraError(f"{what} failed with status {status}", hint="apt's own messages are above")
 
 
 def _candidate_major(package: str) -> int:
@@ -281,21 +235,24 @@ def _candidate_major(package: str) -> int:
 
 def _from_backports(packages: Sequence[str]) -> None:
     """Install from this release's backports, through a source list of our own on the machine's mirror."""
-    from harness.kernel.debian import KEYRING, find_mirror, own_codename
-
-    codename = own_codename()
+    codename = debian.own_codename()
     if not codename:
         raise InfraError(f"{' '.join(packages)} of this release is too old", hint="install QEMU 8.0 or newer")
     root = cache_dir() / "apt" / "backports"
-    (root / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     suites = (codename, f"{codename}-updates", f"{codename}-backports")
-    lines = [f"deb [signed-by={KEYRING}] {find_mirror()} {suite} main\n" for suite in suites]
-    (root / "sources.list").write_text("".join(lines), encoding="utf-8")
+    lines = [f"deb [signed-by={debian.KEYRING}] {debian.find_mirror()} {suite} main\n" for suite in suites]
     settings = {
         "Dir::Etc::sourcelist": root / "sources.list",
         "Dir::Etc::sourceparts": "-",
         "Dir::State::lists": root / "lists",
+        "APT::Sandbox::User": "root",  # lists in the user's cache stay the user's to remove
     }
     options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-    _apt("update", options=options)
-    _apt("install", *packages, options=[*options, "-t", suites[-1]])
+    with locked(debian.LISTS_LOCK, "another process is asking Debian's mirror"):
+        try:
+            (root / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+            (root / "sources.list").write_text("".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise InfraError(f"cannot write to the cache: {root}: {error.strerror}") from error
+        _apt("update", options=options)
+        _apt("install", *packages, options=[*options, "-t", suites[-1]])

@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from harness import paths
+
+DEFAULT_SUITES = ("probes", "kselftest:vfio")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -36,6 +40,64 @@ def _complete_topology(ctx: click.Context, param: click.Parameter, incomplete: s
     return [CompletionItem(name) for name in shipped_topologies() if name.startswith(incomplete)]
 
 
+def _complete_addon(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from harness.kernel.variants import load_catalogue
+
+    addons = load_catalogue().addons.values()
+    return [CompletionItem(a.name, help=a.summary) for a in addons if a.name.startswith(incomplete)]
+
+
+def _complete_suite(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from harness.suites.catalogue import suite_names
+
+    return [CompletionItem(name) for name in suite_names() if name.startswith(incomplete)]
+
+
+def _complete_case(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from harness.suites.probes import SUITE, probe_cases
+
+    addresses = (f"{SUITE}/{case.address}" for case in probe_cases())
+    return [CompletionItem(address) for address in addresses if address.startswith(incomplete)]
+
+
+def _complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from harness.results import list_runs
+
+    names = (summary.directory.name for summary in list_runs(paths.runs_dir()))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def suite_option(function: F) -> F:
+    """Which suites to run."""
+    return click.option(
+        "--suite",
+        "suites",
+        multiple=True,
+        default=DEFAULT_SUITES,
+        show_default=True,
+        metavar="NAME",
+        shell_complete=_complete_suite,
+        help="A suite to run; see: list suites. Repeatable.",
+    )(function)
+
+
+def case_option(function: F) -> F:
+    """Which cases of them."""
+    return click.option(
+        "--case",
+        "cases",
+        multiple=True,
+        metavar="ADDRESS",
+        shell_complete=_complete_case,
+        help="Only this case, e.g. probes/get_pa/gap_ends_the_length; shell patterns allowed. Repeatable.",
+    )(function)
+
+
+def run_argument(function: F) -> F:
+    """An earlier run, by id or directory."""
+    return click.argument("run", required=False, metavar="[RUN]", shell_complete=_complete_run)(function)
+
+
 def tree_option(function: F) -> F:
     """Where the kernel source comes from."""
     return click.option(
@@ -55,7 +117,8 @@ def kernel_options(function: F) -> F:
                 "addons",
                 multiple=True,
                 metavar="ADDON",
-                help="Add-on fragment: debug, fault-injection or gcov. Repeatable.",
+                shell_complete=_complete_addon,
+                help="Add-on fragment; see: list variants. Repeatable.",
             ),
             click.option(
                 "--config",

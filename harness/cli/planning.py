@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.cli.options import DEFAULT_SUITES
 from harness.errors import ExitCode, KernelError, NotApplicable, UsageError
 from harness.kernel.kconfig import Fragment, read_fragment
 from harness.kernel.selftests import list_programs
@@ -29,8 +30,6 @@ from harness.plan import Job, KernelRef
 from harness.results import Address, JobRecord, Outcome, Result
 from harness.suites.kselftest import shipped_suites
 from harness.suites.manifest import source_digest
-
-DEFAULT_SUITES = ("probes", "kselftest:vfio")
 
 DEFAULT_MEMORY_MIB = 1024
 """Enough for every probe; a selftest that needs more says so in kselftest-*.yaml."""

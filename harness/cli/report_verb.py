@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from harness import paths
+from harness.cli import options
 from harness.cli.output import emit, tolerant_stdout
 from harness.errors import UsageError, nearest
 from harness.report import FORMATS, show, write
@@ -33,7 +34,7 @@ def _find(run: str | None) -> Run:
 
 
 @click.command("report")
-@click.argument("run", required=False, metavar="[RUN]")
+@options.run_argument
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="text", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
 def command(run: str | None, form: str, output: Path | None) -> int:

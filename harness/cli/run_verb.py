@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from harness.cli import options
-from harness.cli.planning import DEFAULT_SEED, DEFAULT_SUITES, KernelWish, MachineWish
+from harness.cli.planning import DEFAULT_SEED, KernelWish, MachineWish
 from harness.cli.session import PytestOptions, Session
 
 
@@ -16,22 +16,8 @@ from harness.cli.session import PytestOptions, Session
 @options.tree_option
 @options.variant_option(multiple=True)
 @options.topology_option(multiple=True)
-@click.option(
-    "--suite",
-    "suites",
-    multiple=True,
-    default=DEFAULT_SUITES,
-    show_default=True,
-    metavar="NAME",
-    help="probes, kselftest:vfio or kselftest:iommu. Repeatable.",
-)
-@click.option(
-    "--case",
-    "cases",
-    multiple=True,
-    metavar="ADDRESS",
-    help="Only this case, e.g. probes/get_pa/gap_ends_the_length; shell patterns allowed. Repeatable.",
-)
+@options.suite_option
+@options.case_option
 @options.kernel_options
 @options.machine_options
 @click.option("-k", "keyword", metavar="EXPR", help="pytest's -k: only items whose names match.")

@@ -17,6 +17,7 @@ from pathlib import Path
 from harness import process
 from harness.deadline import Deadline
 from harness.errors import BuildError, InfraError
+from harness.kernel.hostneeds import BUILD_TOOLS
 
 RECIPE = 1
 """Raise it when the same tree and configuration begin to give other bytes: part of every kernel's key."""
@@ -107,10 +108,13 @@ def ignore_progress(_progress: BuildProgress) -> None:
 
 def find_toolchain() -> Toolchain:
     """Ask gcc and ld who they are; InfraError naming what is missing for a kernel build."""
-    needed = {"make": "make", "gcc": "gcc", "ld": "binutils", "flex": "flex", "bison": "bison", "bc": "bc"}
-    missing = sorted({package for tool, package in needed.items() if process.find_tool(tool) is None})
+    missing = [need for need in BUILD_TOOLS if need.find() is None]
     if missing:
-        raise InfraError(f"a kernel build needs {', '.join(missing)}", hint=f"install {' '.join(missing)}")
+        packages = " ".join(package for need in missing for package in need.packages)
+        raise InfraError(
+            f"a kernel build needs {', '.join(need.wanted for need in missing)}",
+            hint=f"install {packages}, or run: vfio-harness doctor --fix",
+        )
     first = [process.run([tool, "--version"]).stdout.partition("\n")[0].strip() for tool in ("gcc", "ld")]
     return Toolchain(compiler=first[0], linker=first[1])
 

@@ -12,12 +12,11 @@ import shutil
 from pathlib import Path
 
 from harness.errors import BuildError, InfraError
+from harness.kernel.hostneeds import SELFTEST_LIBRARIES
 from harness.kernel.make import Progress, ignore_progress, run_make
 
 COLLECTIONS = ("vfio", "iommu")
 _SOURCE = "tools/testing/selftests"
-_LIBRARIES = {"uuid/uuid.h": "uuid-dev", "sys/capability.h": "libcap-dev"}
-"""Headers that the selftests include from the host, and Debian's packages of them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +63,10 @@ def build_selftests(
 
 
 def _with_hint(error: BuildError) -> BuildError | InfraError:
-    for header, package in _LIBRARIES.items():
-        if f"{header}: No such file" in error.log:
-            return InfraError(f"the selftests need <{header}> of this host", hint=f"install {package}")
+    for need in SELFTEST_LIBRARIES:
+        if f"{need.header}: No such file" in error.log:
+            packages = " ".join(need.packages)
+            return InfraError(f"the selftests need {need.wanted} of this host", hint=f"install {packages}")
     return error
 
 

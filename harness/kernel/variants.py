@@ -18,10 +18,6 @@ from harness.errors import NotApplicable, UsageError, nearest
 from harness.kernel.kconfig import Fragment, ResolvedConfig, Setting, find_fragment, merge
 from harness.kernel.symbols import KconfigFiles
 
-DEFAULT_VARIANT = "group-cdev"
-VFIO_KCONFIGS = ("drivers/vfio/Kconfig", "drivers/iommu/iommufd/Kconfig")
-"""The files that define every symbol a dialect is told by."""
-
 NOIOMMU_SYMBOLS = ("VFIO_NOIOMMU", "VFIO_GROUP_NOIOMMU", "VFIO_CDEV_NOIOMMU", "IOMMUFD_NOIOMMU")
 """Every symbol that ever turned no-IOMMU mode on, in any dialect."""
 

@@ -62,8 +62,6 @@ class Machine:
     memory_mib: int = 1024
     accel: Accel
     root: Root
-    kernel_args: tuple[str, ...] = ()
-    """Words after all of ours, so that they win."""
     gdb: bool = False
     """Offer a gdb server on the unix socket GDB_SOCKET, and turn address randomisation off."""
 
@@ -86,7 +84,7 @@ class Machine:
         words = [*BASE_KERNEL_ARGS, *self.accel.kernel_args, f"vfio_harness.nonce={nonce}"]
         if self.gdb:
             words.append("nokaslr")
-        words += [*self.topology.kernel_args, *self.kernel_args, *parts.kernel_args]
+        words += [*self.topology.kernel_args, *parts.kernel_args]
         return " ".join(f'"{word}"' if " " in word else word for word in words)
 
     def argv(self, qemu: Qemu, parts: RootParts, nonce: str) -> tuple[str, ...]:
@@ -118,8 +116,6 @@ class Machine:
 
     def _kernel(self, parts: RootParts, nonce: str) -> Iterator[str]:
         yield from ("-kernel", str(self.vmlinux), "-append", self.command_line(parts, nonce))
-        if parts.initrd is not None:
-            yield from ("-initrd", str(parts.initrd))
         for name in FW_CFG_FILES:
             yield from ("-fw_cfg", f"name={FW_CFG_PREFIX}/{name},file={name}")
 

@@ -30,7 +30,6 @@ class RootParts:
     """`-device` values without bus and address; the machine gives each its slot."""
     kernel_args: tuple[str, ...] = ()
     """Words for the kernel command line; they come last, so `init=` may end them."""
-    initrd: Path | None = None
 
 
 class Root(Protocol):
@@ -55,10 +54,6 @@ def _virtme() -> Root:
 
 
 _ROOTS: dict[str, Callable[[], Root]] = {"virtme": _virtme}
-
-
-def root_names() -> tuple[str, ...]:
-    return tuple(_ROOTS)
 
 
 def find_root(name: str) -> Root:

@@ -211,9 +211,6 @@ class VM:
         """Stop the processors, so that somebody can look."""
         self.qmp.execute("stop")
 
-    def resume(self) -> None:
-        self.qmp.execute("cont")
-
     def sysrq(self, key: str) -> None:
         """Press a magic SysRq key on the console; the answer goes to the console log."""
         diagnose.sysrq(self.qmp, self._near / CONSOLE_SOCKET, key)

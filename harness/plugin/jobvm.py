@@ -74,7 +74,8 @@ class JobVM:
         self._worker = worker
         self._recipe = Recipe.of(job)
         self._factor = self._recipe.accel.timeout_factor
-        self._used = False
+        self._used = self._used_before = False
+        """Whether the VM has run anything but fresh cases; and whether it had when the last work began."""
         self._stack = contextlib.ExitStack()
         self._booted: Booted | None = None
         self._agent: Agent | None = None
@@ -85,12 +86,9 @@ class JobVM:
         booted = self._ready(fresh=case.fresh)
         with self._watch(booted, case.address, is_program=False) as attempt:
             agent = self._agent_of(booted)
-            # The agent enforces the case's limit; ours is for an agent that does not answer at all.
-            limit = self._service(case.timeout + RESTORE_TIMEOUT)
-            report = agent.run(case.address, case.timeout * self._factor, self._seed, limit, attempt.raw)
+            limit = case.timeout * self._factor
+            report, attempt.spoilt = agent.run(case.address, limit, self._seed, attempt.raw)
             attempt.judged = (judge_probe(case, report),)
-            if dirty := report.notes("dirty"):
-                attempt.spoilt = dirty[0]
         return self._conclude(booted, attempt)
 
     def program(self, program: Program, features: frozenset[str]) -> Done:
@@ -149,7 +147,7 @@ class JobVM:
                     self._broken = error
                     raise
         assert self._booted is not None
-        self._used = self._used or not fresh
+        self._used_before, self._used = self._used, self._used or not fresh
         return self._booted
 
     def _is_fresh(self) -> bool:
@@ -185,7 +183,8 @@ class JobVM:
 
     def _agent_of(self, booted: Booted) -> Agent:
         if self._agent is None:
-            self._agent = Agent(booted.guest, self._job.features, self._service(RESTORE_TIMEOUT))
+            limit = self._service(RESTORE_TIMEOUT)
+            self._agent = Agent(booted.guest, self._job.features, limit, fresh=not self._used_before)
         return self._agent
 
     def _give_selftests(self, booted: Booted) -> None:

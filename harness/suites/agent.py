@@ -6,13 +6,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from guest.ground import END_TIMEOUT, REAP_TIMEOUT
 from harness.deadline import Deadline
 from harness.errors import LostGuest
-from harness.ktap import KtapParser, KtapReport
+from harness.ktap import DocumentEnded, Event, Finished, KtapParser, KtapReport
 from harness.remote import Guest
 
 GUEST_ROOT = "/run/vfio-harness"
 """Where the harness keeps its files inside the guest (a tmpfs); harness.machine.roots puts guest/ there."""
+
+VERDICT_SECONDS = REAP_TIMEOUT + 20.0
+"""How long past a case's own limit its result line may take: the agent may have to reap what hung."""
 
 _READY = "# agent ready"
 _DIRTY = "# dirty: "
@@ -21,8 +25,10 @@ _DIRTY = "# dirty: "
 class Agent:
     """A running agent; raises LostGuest as soon as it stops answering."""
 
-    def __init__(self, guest: Guest, features: Iterable[str], deadline: Deadline) -> None:
+    def __init__(self, guest: Guest, features: Iterable[str], deadline: Deadline, *, fresh: bool) -> None:
+        """Start it; *fresh* says that the VM has run nothing, so that a taint there is the boot's."""
         words = ["python3", "-m", "guest.agent", "--features", ",".join(sorted(features))]
+        words += ["--fresh"] if fresh else []
         self._stream = guest.stream(f"cd {GUEST_ROOT} && exec " + " ".join(words), deadline)
         said = "nothing came"
         for line in self._lines(deadline):
@@ -40,19 +46,33 @@ class Agent:
             raise LostGuest("the agent stopped answering") from error
         yield "it ended"
 
-    def run(self, case: str, seconds: float, seed: int, deadline: Deadline, raw: list[str]) -> KtapReport:
-        """Run one case, `module/name`, appending every line it prints to *raw*; return its document.
+    def run(self, case: str, seconds: float, seed: int, raw: list[str]) -> tuple[KtapReport, str]:
+        """Run one case, `module/name`, appending every line it prints to *raw*.
 
-        *seconds* is the case's own limit, which the agent enforces; *deadline* is ours, for the agent.
+        *seconds* is the case's own limit, which the agent enforces.  Returns the document and, when the guest
+        was lost or could not be cleaned up after the verdict, why the VM is spoilt.
         """
         self._stream.send(json.dumps({"case": case, "timeout": seconds, "seed": seed}))
         parser = KtapParser(expected=(case,))
+        if not self._read_until(Finished, case, parser, Deadline.after(seconds + VERDICT_SECONDS), raw):
+            raise LostGuest(f"the agent ended during {case}")
+        try:
+            ended = self._read_until(DocumentEnded, case, parser, Deadline.after(END_TIMEOUT), raw)
+        except LostGuest as error:
+            return parser.finish(), error.message
+        report = parser.finish()
+        dirty = report.notes("dirty")
+        return report, dirty[0] if dirty else ("" if ended else "the agent ended after the verdict")
+
+    def _read_until(
+        self, event: type[Event], case: str, parser: KtapParser, deadline: Deadline, raw: list[str]
+    ) -> bool:
+        """Read until *event* comes; False when the agent ended first."""
         for line in self._lines(deadline):
             raw.append(line)
-            parser.feed(line)
-            if line == f"# END {case}":
-                return parser.finish()
-        raise LostGuest(f"the agent ended during {case}")
+            if any(isinstance(happened, event) for happened in parser.feed(line)):
+                return True
+        return False
 
     def close(self) -> None:
         self._stream.close()

@@ -50,7 +50,9 @@ def script(program: Program, bdfs: tuple[str, ...], features: frozenset[str]) ->
     if bdfs:
         step("scripts/setup.sh failed", f"bash scripts/setup.sh {devices} > setup.log 2>&1")
     lines.append(f'echo "vfio-harness: begin {program.title}" > /dev/kmsg')
-    lines += [f"./{name} {devices}", "status=$?"]
+    # One pipe for both: what a point says on stderr must stand before its result, and SSH's two streams may
+    # overtake each other.
+    lines += [f"./{name} {devices} 2>&1", "status=$?"]
     lines.append(f'echo "vfio-harness: end {program.title}" > /dev/kmsg')
     if bdfs:
         lines.append(f"bash scripts/cleanup.sh {devices} > cleanup.log 2>&1")

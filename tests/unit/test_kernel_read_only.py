@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from kernel_fake_tree import make_fake_tree
 
+from harness.errors import SourceError
+from harness.kernel import debian
 from harness.kernel.store import Kernel, provide_kernel
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
@@ -99,13 +101,20 @@ def run_child(how: str, cache: Path, spec: str) -> str:
     return done.stdout.strip()
 
 
+def offline() -> list[debian.Candidate]:
+    raise SourceError("no network")
+
+
 @pytest.mark.parametrize("how", ["mount", "hook"])
 @pytest.mark.parametrize("locks", ["with locks", "without locks"])
 @pytest.mark.parametrize("kind", ["directory", "debian"])
-def test_finished_kernel_is_found(source: Path, cache: Path, kind: str, locks: str, how: str) -> None:
+def test_finished_kernel_is_found(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str, locks: str, how: str
+) -> None:
     """All that is needed is there: no lock is waited for and nothing is asked of a mirror."""
     spec = str(source)
     if kind == "debian":
+        monkeypatch.setattr(debian, "find_candidates", offline)
         shutil.copytree(source, cache / "sources" / "debian" / "linux-source-7.3_7.3.0-1")
         spec = "debian:7.3"
     kernel = provide(spec)
@@ -118,4 +127,5 @@ def test_finished_kernel_is_found(source: Path, cache: Path, kind: str, locks: s
 def test_finished_kernel_of_a_ref_is_found(repository: Path, cache: Path, how: str) -> None:
     """A worktree that is at the right commit already needs no writing either."""
     spec = f"{repository}@main"
-    assert run_child(how, cache, spec) == provide(spec).digest
+    kernel = provide(spec)
+    assert run_child(how, cache, spec) == kernel.digest

@@ -89,7 +89,7 @@ def test_path_that_kbuild_refuses(tree: Path, name: str, word: str) -> None:
 def test_cache_that_kbuild_refuses(tree: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Objects and sources live in the cache, so the same holds for it."""
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tree.parent / name))
-    with pytest.raises(UsageError, match="the cache directory .* which kbuild refuses") as caught:
+    with pytest.raises(UsageError, match=r"the cache directory .* which kbuild refuses") as caught:
         open_tree(str(tree))
     assert "VFIO_HARNESS_CACHE" in (caught.value.hint or "")
 

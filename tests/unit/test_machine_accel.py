@@ -135,7 +135,7 @@ def test_a_broken_kernel_is_not_taken_for_broken_kvm(
 
 
 def test_a_broken_kernel_never_condemns_kvm_for_good(tmp_path: Path) -> None:
-    """Where KVM loses even a broken kernel earlier than TCG does, TCG serves this once: nothing is remembered."""
+    """Where KVM loses even a broken kernel earlier than TCG does, TCG serves once; nothing is noted."""
     panics = 'echo "Kernel panic - not syncing: Fatal exception"; exit 0'
     qemu = fake(tmp_path, broken_on("kvm", panics))
     assert "Suberror" in str(accel.kvm_fault(qemu, Path("vmlinux")))

@@ -76,7 +76,8 @@ def test_slots_of_pcie0_are_used_once() -> None:
 
 def test_kvm_and_gdb() -> None:
     """gdb gets a socket and fixed addresses; KVM the host's processor and no excuses for slowness."""
-    made = machine("edu", Accel.KVM, gdb=True, cpus=2, memory_mib=4096, kernel_args=("a=b c",))
+    made = machine("edu", Accel.KVM, gdb=True, cpus=2, memory_mib=4096)
+    made = dataclasses.replace(made, topology=dataclasses.replace(made.topology, kernel_args=("a=b c",)))
     text = shlex.join(made.argv(QEMU, PARTS, "c0ffee"))
     assert "-accel kvm -cpu host -smp 2 -m 4096M" in text
     assert "unix:gdb.sock" in text

@@ -103,6 +103,45 @@ def test_leaks_and_late_reports() -> None:
     )
 
 
+def feed(*messages: str) -> tuple[Splat, ...]:
+    detector = Detector()
+    for message in messages:
+        detector.feed(f"[    1.000000][    C0] {message}", 0)
+    assert detector.settled
+    return detector.splats
+
+
+def test_unhandled_interrupt() -> None:
+    """It reaches beyond its stack trace to the line that says which interrupt is off now, and is fatal."""
+    (found,) = feed(
+        'irq 16: nobody cared (try booting with the "irqpoll" option)',
+        "Call Trace:",
+        " <IRQ>",
+        " __report_bad_irq+0x2f/0xa0",
+        " </IRQ>",
+        " <TASK>",
+        " </TASK>",
+        "handlers:",
+        "[<00000000c0ffee00>] vfio_intx_handler",
+        "Disabling IRQ #16",
+        "vfio-pci 0000:00:04.0: something else",
+    )
+    assert (found.kind, found.fatal, len(found.lines)) == ("irq", True, 10)
+
+
+def test_duplicate_name_in_sysfs() -> None:
+    """A node registered twice is a bug even where its driver survives it."""
+    (found,) = feed(
+        "sysfs: cannot create duplicate filename '/devices/virtual/vfio-dev/vfio0'",
+        "Call Trace:",
+        " <TASK>",
+        " sysfs_warn_dup+0x1/0x2",
+        " </TASK>",
+        "kobject: kobject_add_internal failed for vfio0 with -EEXIST, don't try to register things",
+    )
+    assert (found.kind, found.fatal, len(found.lines)) == ("sysfs", False, 5)
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("console-*.txt")))
 def test_a_program_cannot_splat(name: str) -> None:
     """The same text without printk's time stamps is a program's, and says nothing about the kernel."""
@@ -141,6 +180,10 @@ def test_an_endless_splat_is_closed() -> None:
         "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
         "rcu: INFO: rcu_sched detected expedited stalls on CPUs/tasks: { 0-...D } 22 jiffies s: 5",
         "watchdog: CPU0: Watchdog detected hard LOCKUP on cpu 1",
+        'irq 16: nobody cared (try booting with the "irqpoll" option)',
+        "irq event 16: bogus return value 4",
+        "sysfs: cannot create duplicate filename '/devices/virtual/vfio-dev/vfio0'",
+        "kmemleak: 1 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
     ],
 )
 def test_each_format_trips(message: str) -> None:

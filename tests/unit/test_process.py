@@ -115,6 +115,10 @@ def test_child_dies_with_a_killed_parent() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
+        # setpriv(1) has asked for the death signal once the program runs in its place.
+        deadline = Deadline.after(10)
+        while Path(f"/proc/{pid}/comm").read_text() != "sleep\n" and not deadline.expired:
+            time.sleep(0.01)
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
     assert _gone(pid)
