@@ -87,7 +87,7 @@ class MachineWish:
         if self.memory is not None:
             words += ["--memory", str(self.memory)]
         if self.qemu is not None:
-            words += ["--qemu", self.qemu]
+            words += ["--qemu", os.fspath(find_qemu(self.qemu).path)]
         return words
 
 
@@ -114,7 +114,7 @@ def read_configs(paths: Sequence[Path]) -> tuple[Fragment, ...]:
 
 def choose(machine: MachineWish, vmlinux: Path | None = None) -> tuple[Qemu, Choice]:
     """The QEMU and the accelerator; proven with *vmlinux* once there is one."""
-    qemu = find_qemu(Path(machine.qemu) if machine.qemu else None)
+    qemu = find_qemu(machine.qemu)
     return qemu, choose_accel(machine.accel, qemu, vmlinux)
 
 
@@ -187,7 +187,7 @@ def make_job(
         topology=os.fspath(topology.path.absolute()) if topology.name != machine.topology else topology.name,
         root=machine.root,
         accel=accel.accel.value,
-        qemu=machine.qemu,
+        qemu=os.fspath(find_qemu(machine.qemu).path) if machine.qemu else None,
         cpus=machine.cpus,
         memory_mib=memory,
         suites=suites,

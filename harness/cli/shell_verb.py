@@ -17,6 +17,7 @@ from harness.cli import options, planning
 from harness.cli.output import tell
 from harness.cli.planning import KernelWish, MachineWish
 from harness.errors import UsageError
+from harness.kernel.store import hold
 from harness.machine.machine import GDB_SOCKET
 from harness.remote import interact
 
@@ -73,6 +74,7 @@ def command(
         if gdb:
             target = f"target remote {directory / GDB_SOCKET}"
             tell(shlex.join(["gdb", str(recipe.machine.vmlinux), "-ex", target]))
+        stack.enter_context(hold(provided.kernel.digest))
         booted = stack.enter_context(boot(recipe, directory))
         for device, bdf in booted.bdfs.items():
             tell(f"{device} is {bdf}")

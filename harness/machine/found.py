@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Compares the machine a guest found with the one it was given, over what harness.machine.facts gathered."""
+"""Compares the machine a guest found with the one it was given, over what guest.facts gathered."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from harness.errors import LostGuest
 from harness.machine.devices import Device, Location, Topology
+from harness.machine.roots import GUEST_PYTHONPATH
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Found:
 
 def facts_command() -> tuple[str, ...]:
     """The command that prints the facts when run in the guest."""
-    return ("python3", "-c", Path(__file__).with_name("facts.py").read_text(encoding="utf-8"))
+    return ("env", f"PYTHONPATH={GUEST_PYTHONPATH}", "python3", "-m", "guest.facts")
 
 
 def read_facts(text: str) -> Found:

@@ -18,6 +18,7 @@ from guest.ground import RESTORE_TIMEOUT
 from harness.boot import Booted, Recipe, boot
 from harness.deadline import Deadline
 from harness.errors import BootCrash, HarnessError, InfraError, LostGuest
+from harness.kernel.store import hold
 from harness.ktap import parse
 from harness.machine.splat import Splat
 from harness.plan import Job, Plan
@@ -115,7 +116,7 @@ class JobVM:
         vm_dir = ""
         if self._booted is not None:
             if "debug" in self._job.features and self._booted.vm.alive:
-                self._scan_for_leaks(self._booted)
+                self._look_for_leaks(self._booted, ("scan", "scan"))
             strays = self._booted.splats()
             vm_dir = self._directory_of(self._booted)
         self.close()
@@ -162,7 +163,11 @@ class JobVM:
 
     def _boot(self) -> None:
         self._stack = contextlib.ExitStack()
+        # Nobody may prune the kernel from under a running VM.
+        self._stack.enter_context(hold(self._job.kernel.digest, _path(self._job.kernel.selftests_dir)))
         self._booted = self._stack.enter_context(boot(self._recipe, self._new_directory()))
+        if "debug" in self._job.features:
+            self._look_for_leaks(self._booted, ("scan", "scan", "clear"))
         self._agent = None
         self._used = False
 
@@ -193,12 +198,18 @@ class JobVM:
         if source is not None and booted.guest.check(here, self._service()).strip() == "no":
             booted.guest.push(Path(source), SELFTESTS, self._service())
 
-    def _scan_for_leaks(self, booted: Booted) -> None:
-        """Have kmemleak look; twice, because a first scan reports objects that are merely on their way."""
-        for _ in range(2):
-            with contextlib.suppress(LostGuest, TimeoutError):
-                command = "echo scan > /sys/kernel/debug/kmemleak; sleep 1"
-                booted.guest.run(command, self._service(RESTORE_TIMEOUT))
+    def _look_for_leaks(self, booted: Booted, words: Sequence[str]) -> None:
+        """Write *words* to kmemleak and keep what it found beside the console.
+
+        An object counts as leaked when it is older than 5 seconds and two scans agree on it
+        (mm/kmemleak.c MSECS_MIN_AGE, update_checksum()); what leaked while booting is cleared.
+        """
+        file = "/sys/kernel/debug/kmemleak"
+        steps = "; ".join(f"sleep 6; echo {word} > {file}" for word in words)
+        with contextlib.suppress(LostGuest, TimeoutError):
+            found = booted.guest.check(f"{steps}; cat {file}", self._service(RESTORE_TIMEOUT))
+            if found.strip():
+                (booted.directory / "kmemleak.txt").write_text(found, encoding="utf-8")
 
     @contextlib.contextmanager
     def _watch(self, booted: Booted, name: str, *, is_program: bool) -> Iterator[_Attempt]:
@@ -233,6 +244,10 @@ class JobVM:
             vm_dir=vm_dir,
             strays=strays,
         )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def text_of(splats: Sequence[Splat]) -> str:

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.errors import LostGuest
-from harness.machine import facts, found
+from harness.machine import found
 from harness.machine.topology import load_topology
 
 
@@ -81,43 +80,3 @@ def test_rubbish_is_a_lost_guest(text: str) -> None:
     """An answer that is none is no statement about devices."""
     with pytest.raises(LostGuest, match="not understood"):
         found.read_facts(text)
-
-
-def test_gather(tmp_path: Path) -> None:
-    """The facts of a sysfs with a device behind a bridge."""
-    here = tmp_path / "devices/pci0000:40/0000:40:00.0/0000:41:00.0"
-    (here / "vfio-dev/noiommu-vfio0").mkdir(parents=True)
-    for name, text in (("vendor", "0x1234\n"), ("device", "0x11e8\n")):
-        (here / name).write_text(text, encoding="ascii")
-    group = tmp_path / "kernel/iommu_groups/7"
-    group.mkdir(parents=True)
-    (group / "name").write_text("vfio-noiommu\n", encoding="ascii")
-    (here / "iommu_group").symlink_to(group)
-    (here / "driver").symlink_to("../../../../bus/pci/drivers/vfio-pci")
-    (tmp_path / "bus/pci/devices").mkdir(parents=True)
-    (tmp_path / "bus/pci/devices/0000:41:00.0").symlink_to(here)
-    (tmp_path / "dev/vfio/devices").mkdir(parents=True)
-    (tmp_path / "dev/vfio/devices/noiommu-vfio0").touch()
-    assert facts.gather(str(tmp_path), str(tmp_path / "dev")) == {
-        "devices": [
-            device(
-                "0000:41:00.0",
-                "1234:11e8",
-                "00.0",
-                "00.0",
-                root="0000:40",
-                driver="vfio-pci",
-                iommu_group="7",
-                noiommu=True,
-                vfio_dev=["noiommu-vfio0"],
-            )
-        ],
-        "vfio_nodes": ["devices/noiommu-vfio0"],
-    }
-
-
-def test_the_command_carries_the_program() -> None:
-    """Nothing needs to be copied into the guest first."""
-    python, flag, program = found.facts_command()
-    assert (python, flag) == ("python3", "-c")
-    compile(program, "facts", "exec")
