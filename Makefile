@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: run test unit integration lint setup clean
 
@@ -18,12 +19,11 @@ setup: $(VENV)/.ready
 	$(BIN)/vfio-harness doctor --fix --quiet
 
 $(VENV)/.ready: pyproject.toml
-	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(SUDO) apt-get install -y --no-install-recommends python3-venv
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { $(SUDO) apt-get update -q; $(SUDO) apt-get install -y --no-install-recommends python3-venv; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
-
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -31,7 +31,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 unit: $(VENV)/.ready
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n auto tests/unit
 
 integration: setup
 	$(BIN)/pytest tests/integration
