@@ -194,7 +194,9 @@ def test_kill_leaves_no_qemu(
 
 def test_interrupt_keeps_what_is_finished(group_cdev: Kernel, tmp_path: Path) -> None:
     """Ctrl-C in the middle: exit code 130, finished results kept, the rest NOT_RUN, no QEMU left."""
-    words = [*CLI, "run", "--tree", TREE, "--topology", "edu", "--suite", "probes", "-v"]
+    # Who starts the tests in the background of a shell has SIGINT ignored in all that it starts.
+    listening = ("env", "--default-signal=INT")
+    words = [*listening, *CLI, "run", "--tree", TREE, "--topology", "edu", "--suite", "probes", "-v"]
     environ = {**os.environ, "VFIO_HARNESS_RUNS": str(tmp_path)}
     with subprocess.Popen(
         words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -164,7 +164,9 @@ def test_blocked_variant_is_never_built(source: Path) -> None:
 
 
 KILLED = """\
-import sys
+import signal, sys
+# Who starts the tests in the background of a shell has SIGINT ignored in all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from harness.kernel.store import provide_kernel
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
