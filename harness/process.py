@@ -63,8 +63,9 @@ class Completed:
 class Process:
     """A running child and the process group it leads."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], argv: tuple[str, ...]) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], argv: tuple[str, ...], *, kept: bool) -> None:
         self._popen = popen
+        self._kept = kept
         self.argv = argv
 
     @property
@@ -73,8 +74,10 @@ class Process:
 
     @property
     def status(self) -> int | None:
-        """Exit status, or None while it runs."""
-        return self._popen.poll()
+        """Exit status, negative when a signal ended it; None while it runs."""
+        status = self._popen.poll()
+        # A keeping shell says 128+N where signal N ended the command.
+        return 128 - status if self._kept and status is not None and status > 128 else status
 
     @property
     def stdout(self) -> IO[bytes]:
@@ -85,9 +88,10 @@ class Process:
     def wait(self, deadline: Deadline) -> int | None:
         """Wait until it ends or *deadline*; return its status, None when it still runs."""
         try:
-            return self._popen.wait(deadline.remaining)
+            self._popen.wait(deadline.remaining)
         except subprocess.TimeoutExpired:
             return None
+        return self.status
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole group; no error when it is gone."""
@@ -129,11 +133,20 @@ def _find_program(word: str, env: Mapping[str, str], cwd: Path | None) -> str:
     return word
 
 
-def _mortal(argv: Sequence[str]) -> list[str]:
-    """Wrap *argv* so that the kernel kills it when we die (util-linux setpriv(1), PR_SET_PDEATHSIG)."""
+_KEEPER = """trap 'trap "" TERM; kill -TERM 0; wait' TERM; "$@" & wait $!"""
+"""A shell that leads the group, runs the command and hands SIGTERM on to everyone in the group."""
+
+
+def _mortal(argv: Sequence[str], *, whole_group: bool) -> list[str]:
+    """Wrap *argv* so that it ends when we die (util-linux setpriv(1), PR_SET_PDEATHSIG).
+
+    The kernel tells one process only; with *whole_group* that is a shell which tells the others.
+    """
     setpriv = find_tool("setpriv")
     if setpriv is None:
         raise InfraError("setpriv is missing", hint="install util-linux")
+    if whole_group:
+        return [setpriv, "--pdeathsig=TERM", "--", "/bin/sh", "-c", _KEEPER, "keeper", *argv]
     return [setpriv, "--pdeathsig=KILL", "--", *argv]
 
 
@@ -146,15 +159,17 @@ def spawn(
     stdout: int | IO[bytes] | None = subprocess.DEVNULL,
     stderr: int | IO[bytes] | None = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
+    whole_group: bool = False,
 ) -> Iterator[Process]:
     """Run *argv* for the length of the with block; *env* is added to the caller's environment.
 
-    The parent-death signal follows the *thread* that called: spawn from one that lives as long as the child.
+    The child is killed when we die; with *whole_group* everything that it started is terminated as well.  The
+    parent-death signal follows the *thread* that called: spawn from one that lives as long as the child.
     Raises InfraError when there is no such program or it cannot be started.
     """
     words = tuple(os.fspath(a) for a in argv)
     environment = {**os.environ, **(env or {})}
-    mortal = _mortal((_find_program(words[0], environment, cwd), *words[1:]))
+    mortal = _mortal((_find_program(words[0], environment, cwd), *words[1:]), whole_group=whole_group)
     try:
         popen = subprocess.Popen(
             mortal,
@@ -168,7 +183,7 @@ def spawn(
         )
     except OSError as error:
         raise InfraError(f"cannot start {words[0]}: {error.strerror}") from error
-    process = Process(popen, words)
+    process = Process(popen, words, kept=whole_group)
     try:
         yield process
     finally:

@@ -149,7 +149,7 @@ def run_make(
         meter = _Meter(what, progress, expected_steps, start)
         with (
             _marked(mark) as running,
-            process.spawn(make_argv(tree, arguments), stdout=sink, stderr=sink) as child,
+            process.spawn(make_argv(tree, arguments), stdout=sink, stderr=sink, whole_group=True) as child,
         ):
             running.append(child)
             while child.wait(Deadline.after(_WAIT_SECONDS)) is None:
