@@ -34,6 +34,7 @@ from harness.suites.catalogue import check_cases, check_patterns, check_suites
 
 PLAN_FILE = "plan.json"
 JUNIT_FILE = "junit.xml"
+JSON_FILE = "run.json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +276,7 @@ class Session:
         self.say(phase_line(self._phases, self.run_dir))
         self.say(f"everything is in {self.run_dir}")
         write(run, "junit", self.run_dir / JUNIT_FILE)
+        write(run, "json", self.run_dir / JSON_FILE)
         if self._junit is not None:
             write(run, "junit", self._junit)
         return int(exit_code(run))

@@ -82,7 +82,7 @@ def test_run_directory_holds_everything(one_shot: tuple[process.Completed, Run])
     directory = Path(run.directory)
     root = ET.parse(directory / "junit.xml").getroot()
     assert len(root.findall(".//testcase")) == len(run.cases)
-    for name in ("results.sqlite", "plan.json", "group-cdev.config"):
+    for name in ("results.sqlite", "run.json", "plan.json", "group-cdev.config"):
         assert (directory / name).is_file()
     assert "CONFIG_VFIO_NOIOMMU=y" in (directory / "group-cdev.config").read_text()
     (vm, *_) = sorted(directory.glob("vm/*"))
