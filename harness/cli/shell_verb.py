@@ -52,7 +52,7 @@ def command(
     \b
     Examples:
       vfio-harness shell --topology hotplug
-      vfio-harness shell -- lspci -nn
+      vfio-harness shell -- ls -l /dev/vfio
     """
     wish = KernelWish(tree=tree, variant=variant, addons=addons, configs=configs, jobs=jobs)
     machine = MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu)
