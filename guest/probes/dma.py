@@ -159,7 +159,9 @@ def memfd_is_reached_through_its_mapping(t: Test) -> None:
 
 
 @case(
-    needs=(*CDEV, "edu2"), cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain()", timeout=45
+    needs=(*CDEV, "edu2", "!mixed"),
+    cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain()",
+    timeout=45,
 )
 def two_devices_share_an_address_space(t: Test) -> None:
     """What one device stores in a page of a shared IOAS, the other one fetches from it."""
