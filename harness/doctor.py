@@ -18,7 +18,7 @@ from harness import process
 from harness.errors import InfraError
 from harness.kernel import debian
 from harness.kernel.hostneeds import KERNEL_NEEDS, HostNeed
-from harness.kernel.locks import locked
+from harness.locks import locked
 from harness.paths import cache_dir
 from harness.process import find_tool
 

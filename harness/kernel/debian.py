@@ -21,7 +21,7 @@ from pathlib import Path
 from harness import paths, process
 from harness.deadline import Deadline
 from harness.errors import InfraError, SourceError, UsageError, nearest
-from harness.kernel.locks import locked, shared
+from harness.locks import locked, shared
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR_VARIABLE = "VFIO_HARNESS_DEBIAN_MIRROR"

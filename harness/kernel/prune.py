@@ -20,9 +20,9 @@ from harness import paths
 from harness.errors import InfraError
 from harness.kernel import gittree
 from harness.kernel.debian import CANDIDATES_FILE, LISTS_LOCK
-from harness.kernel.locks import try_locked
 from harness.kernel.store import kconfig_lock
 from harness.kernel.trees import worktree_lock
+from harness.locks import try_locked
 
 SPARED_SECONDS = 3600.0
 """What was used this recently is never removed: somebody may have found it and not hold it yet."""

@@ -42,11 +42,11 @@ from harness.kernel.build import (
     resolve_config,
 )
 from harness.kernel.kconfig import Fragment, ResolvedConfig, render
-from harness.kernel.locks import locked, shared
 from harness.kernel.make import RECIPE, MakeResult, Progress, Toolchain, find_toolchain, ignore_progress
 from harness.kernel.symbols import KconfigFiles
 from harness.kernel.trees import KernelTree, TreeKind, find_misdated, open_tree
 from harness.kernel.variants import ConfigPlan, Variant, load_catalogue, plan_config, prove
+from harness.locks import locked, shared
 
 TYPICAL_STEPS = 2200
 """What make announced for the default variant of Linux 7.3.4, for the estimate of a very first build."""

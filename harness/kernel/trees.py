@@ -21,7 +21,7 @@ from stat import S_ISDIR
 from harness import paths, process
 from harness.errors import InfraError, SourceError, UsageError
 from harness.kernel import debian, gittree
-from harness.kernel.locks import locked, shared
+from harness.locks import locked, shared
 
 DEFAULT_SPEC = "debian:latest"
 _TARBALL = re.compile(r".*\.tar(\.\w+)?$|.*\.t[gx]z$")

@@ -15,6 +15,7 @@ LAYERS = {
     "errors": 0,
     "deadline": 0,
     "paths": 0,
+    "locks": 1,
     "process": 1,
     "yamlfile": 1,
     "apt": 2,

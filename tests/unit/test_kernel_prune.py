@@ -13,11 +13,11 @@ import pytest
 from kernel_fake_tree import make_fake_tree
 
 from harness.errors import InfraError
-from harness.kernel.locks import locked
 from harness.kernel.prune import collect_garbage, list_entries
 from harness.kernel.store import Kernel, hold, provide_kernel
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
+from harness.locks import locked
 
 TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc", "git")
 pytestmark = pytest.mark.skipif(

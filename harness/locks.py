@@ -18,7 +18,7 @@ from pathlib import Path
 from harness import paths
 from harness.errors import InfraError
 
-_log = logging.getLogger("harness.kernel")
+_log = logging.getLogger("harness.locks")
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
