@@ -50,6 +50,11 @@ _NO_ROOT = "VFS: Unable to mount root fs"
 
 _SLOW_HOST = (
     "no_timer_check",  # counts ticks against the TSC; on a busy host: "timer doesn't work" and a panic
+    # A processor that is slow to answer makes the clocksource watchdog wait for it with interrupts off.  When
+    # jiffies are the clock, as they are early in boot, that wait has no end, and a processor that is in
+    # stop_machine() to switch the clock never answers: Linux 7.3 hangs (kernel/time/clocksource.c
+    # watchdog_wait_seq(); seen in 1 boot of some 100).  Emulated TSCs all show the host's clock anyway.
+    "tsc=nowatchdog",
     "rcupdate.rcu_cpu_stall_timeout=120",
     "watchdog_thresh=60",
 )
