@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What PCI devices a guest has, as one JSON document on standard output.
+"""Which machine and kernel a guest is, and what PCI devices it has, as one JSON document on standard output.
 
-Run as `python3 -m guest.facts` before anything else in the guest, once a boot: it is quick because it imports
-next to nothing.  The shape, which the host reads again:
+Asked for before anything else in the guest, once a boot (guest/resident.py, or `python3 -m guest.facts`).
+The shape, which the host reads again:
 
-    {"devices": [{"bdf": "0000:01:00.0",        address in the guest
+    {"nonce": "c0ffee",                         what QEMU was given for this VM alone
+     "notes": "040000001400...",                the running kernel's ELF notes in hex: its build-id is in them
+     "devices": [{"bdf": "0000:01:00.0",        address in the guest
                   "root": "0000:00",            domain and number of the root bus
                   "path": ["08.0", "00.0"],     slot.function of each bridge on the way, and the device's own
                   "pci": "1234:11e8",           vendor and device
@@ -61,12 +63,25 @@ def _device(sys_dir: str, bdf: str) -> dict[str, Any]:
     }
 
 
+def _read_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 def gather(sys_dir: str = "/sys", dev_dir: str = "/dev") -> dict[str, Any]:
     """The document, from a sysfs and a /dev (tests bring their own)."""
     nodes = [name for name in _list(f"{dev_dir}/vfio") if name != "devices"]
     nodes += [f"devices/{name}" for name in _list(f"{dev_dir}/vfio/devices")]
     devices = [_device(sys_dir, bdf) for bdf in _list(f"{sys_dir}/bus/pci/devices")]
-    return {"devices": devices, "vfio_nodes": sorted(nodes)}
+    return {
+        "nonce": _read(f"{sys_dir}/firmware/qemu_fw_cfg/by_name/opt/vfio-harness/nonce/raw"),
+        "notes": _read_bytes(f"{sys_dir}/kernel/notes").hex(),
+        "devices": devices,
+        "vfio_nodes": sorted(nodes),
+    }
 
 
 if __name__ == "__main__":

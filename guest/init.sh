@@ -71,16 +71,13 @@ done
 
 umask 077
 mkdir -p "$run" || die "no $run"
-for key in authorized_keys host_key; do
+for key in authorized_keys host_key dropbear_key; do
 	[ -r "$fw_cfg/$key/raw" ] || die "QEMU passed no $key (opt/vfio-harness/$key)"
 	cat "$fw_cfg/$key/raw" >"$run/$key" || die "$key is unreadable"
 done
 chmod 755 "$run"
 
-# serve_dropbear: dropbear reads the host key in its own format only; dropbearconvert makes it.
 serve_dropbear() {
-	dropbearconvert openssh dropbear "$run/host_key" "$run/dropbear_key" >/dev/null 2>&1 ||
-		cp "$run/host_key" "$run/dropbear_key" || return 1
 	# -D (authorized_keys directory) came with dropbear 2022.83+; the file must be named authorized_keys.
 	if dropbear -h 2>&1 | grep -q 'authorized_keys'; then
 		say "ssh: dropbear"
@@ -135,6 +132,9 @@ CONFIG
 	umask 022
 	exec "$sshd" -D -e -f "$run/sshd_config"
 }
+
+# The agent loads while the SSH server starts; its port is on the loopback only.
+(cd "$run" && exec python3 -m guest.resident) &
 
 if command -v dropbear >/dev/null 2>&1; then
 	serve_dropbear

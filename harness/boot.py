@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """From a Job to a guest that is proven to be what was asked for.
 
-Three proofs before the first case, all read over SSH: the nonce on the kernel command line (this VM, not an
-older one), the GNU build-id of the running kernel (the one we built) and the PCI devices (the topology asked
-for).  A result on the wrong kernel is not a result.
+Three proofs before the first case, all read over SSH: the nonce that QEMU was given (this VM, not an older
+one), the GNU build-id of the running kernel (the one we built) and the PCI devices (the topology asked for).
+A result on the wrong kernel is not a result.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from guest.resident import PORT
 from harness.deadline import Deadline
 from harness.errors import BootCrash, InfraError, LostGuest
 from harness.kernel.elf import find_build_ids
 from harness.machine.accel import Accel
-from harness.machine.found import bdfs, facts_command, mismatches, read_facts
+from harness.machine.found import Found, bdfs, mismatches, read_facts
 from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.roots import find_root
@@ -58,6 +59,7 @@ class Recipe:
         machine = Machine(
             vmlinux=Path(job.kernel.vmlinux),
             modules_dir=Path(job.kernel.modules_dir) if job.kernel.modules_dir else None,
+            selftests_dir=Path(job.kernel.selftests_dir) if job.kernel.selftests_dir else None,
             topology=load_topology(job.topology, qemu),
             cpus=job.cpus,
             memory_mib=job.memory_mib,
@@ -130,8 +132,10 @@ def boot(recipe: Recipe, directory: Path) -> Iterator[Booted]:
             raise _never_up(vm, error) from error
         with guest:
             connected = time.monotonic()
-            _prove_kernel(guest, recipe, nonce, limit)
-            places = _prove_devices(guest, recipe, limit)
+            vm.wait_agent(limit)
+            found = ask_facts(guest, limit)
+            _prove_kernel(found, recipe, nonce)
+            places = _prove_devices(found, recipe)
             timing = {"to_ssh": connected - began, "to_proof": time.monotonic() - began}
             (directory / TIMING_FILE).write_text(json.dumps(timing) + "\n", encoding="utf-8")
             yield Booted(vm, guest, places)
@@ -157,20 +161,29 @@ def _never_up(vm: VM, error: LostGuest) -> LostGuest | BootCrash:
     return LostGuest(f"{error.message}{ending}{said}", hint=hint)
 
 
-def _prove_kernel(guest: Guest, recipe: Recipe, nonce: str, limit: Deadline) -> None:
-    command_line = guest.pull("/proc/cmdline", limit).decode(errors="replace")
-    if f"vfio_harness.nonce={nonce}" not in command_line.split():
+def ask_facts(guest: Guest, limit: Deadline) -> Found:
+    """What the guest says of itself, its clock set to ours first; LostGuest when nothing comes by *limit*."""
+    stream = guest.dial(PORT, limit)
+    with contextlib.closing(stream):
+        stream.send(json.dumps(["facts", str(time.time())]))
+        try:
+            return read_facts("\n".join(stream.lines(limit)))
+        except TimeoutError as error:
+            raise LostGuest("the guest did not say in time what it is") from error
+
+
+def _prove_kernel(found: Found, recipe: Recipe, nonce: str) -> None:
+    if found.nonce != nonce:
         raise InfraError("the guest that answers is not the VM that was started: its nonce is another one")
-    running = tuple(find_build_ids(guest.pull("/sys/kernel/notes", limit)))
+    running = tuple(find_build_ids(found.notes))
     if recipe.build_id not in running:
-        found = ", ".join(running) or "none"
-        raise InfraError(f"the running kernel is not the one built: build-id {found}, not {recipe.build_id}")
+        other = ", ".join(running) or "none"
+        raise InfraError(f"the running kernel is not the one built: build-id {other}, not {recipe.build_id}")
 
 
-def _prove_devices(guest: Guest, recipe: Recipe, limit: Deadline) -> dict[str, str]:
+def _prove_devices(found: Found, recipe: Recipe) -> dict[str, str]:
     """Compare the machine found with the one asked for; return where each of its devices is."""
-    facts = read_facts(guest.check(facts_command(), limit))
-    wrong = mismatches(recipe.machine.topology, facts)
+    wrong = mismatches(recipe.machine.topology, found)
     if wrong:
         raise InfraError(f"the machine is not the one asked for: {'; '.join(wrong)}")
-    return bdfs(recipe.machine.topology, facts)
+    return bdfs(recipe.machine.topology, found)

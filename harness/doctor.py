@@ -65,11 +65,18 @@ _BOOT_NEEDS = (
     HostNeed(name="setpriv", programs=("setpriv",), packages=("util-linux",), cost=_NO_BOOT),
     HostNeed(
         name="SSH server for the guest",
-        programs=("dropbear", "sshd"),
+        programs=("dropbear",),
         packages=("dropbear-bin",),
-        cost="guests on the virtme root cannot be reached",
+        cost="no guest on the image root; one on the virtme root needs sshd then",
+    ),
+    HostNeed(
+        name="mkfs.erofs",
+        programs=("mkfs.erofs",),
+        packages=("erofs-utils",),
+        cost="no image root: every boot takes twice as long (--root virtme)",
     ),
     HostNeed(name="ip", programs=("ip",), packages=("iproute2",), cost="virtme guests get no network"),
+    HostNeed(name="lspci", programs=("lspci",), packages=("pciutils",), cost="a shell in the guest lacks it"),
 )
 
 QEMU_PACKAGES = ("qemu-system-x86",)

@@ -108,9 +108,12 @@ class Process:
         self._popen.wait()
 
 
-def find_tool(name: str) -> str | None:
-    """The path of a program, None when the host lacks it; sbin is searched even if PATH leaves it out."""
-    return _search(name, os.environ)
+def find_tool(name: str, *, path: str | None = None) -> str | None:
+    """The path of a program, None when the host lacks it; sbin is searched even if PATH leaves it out.
+
+    *path*, directories with colons between them, takes the place of PATH and sbin.
+    """
+    return _search(name, os.environ) if path is None else shutil.which(name, path=path)
 
 
 def _search(name: str, env: Mapping[str, str]) -> str | None:

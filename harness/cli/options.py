@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from harness import paths
+from harness.machine.roots import DEFAULT_ROOT, ROOT_NAMES
 
 DEFAULT_SUITES = ("probes", "kselftest:vfio")
 
@@ -182,10 +183,11 @@ def machine_options(function: F) -> F:
             ),
             click.option(
                 "--root",
-                type=click.Choice(["virtme"]),
-                default="virtme",
+                type=click.Choice(ROOT_NAMES),
+                default=DEFAULT_ROOT,
                 show_default=True,
-                help="Where the guest's user space comes from: virtme is this host's own root, read-only.",
+                help="Where the guest's user space comes from: image is small and boots fast, virtme is this "
+                "host's own root, read-only, with all your tools.",
             ),
             click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N"),
             click.option(

@@ -24,7 +24,7 @@ from harness.machine.accel import Choice, choose_accel
 from harness.machine.devices import Topology
 from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu, find_qemu
-from harness.machine.roots import find_root
+from harness.machine.roots import DEFAULT_ROOT, find_root
 from harness.machine.topology import load_topology
 from harness.plan import Job, KernelRef
 from harness.results import Address, JobRecord, Outcome, Result
@@ -80,7 +80,7 @@ class MachineWish:
         words = ["--topology", os.fspath(Path(self.topology).absolute()) if is_file else self.topology]
         if self.accel != "auto":
             words += ["--accel", self.accel]
-        if self.root != "virtme":
+        if self.root != DEFAULT_ROOT:
             words += ["--root", self.root]
         if self.cpus != 2:
             words += ["--cpus", str(self.cpus)]

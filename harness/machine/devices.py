@@ -133,6 +133,11 @@ class Topology:
         return next((device for device in self.devices if device.is_iommu), None)
 
     @property
+    def has_more_roots(self) -> bool:
+        """Whether there are root complexes beside the first, whose windows only SeaBIOS sets up."""
+        return any(device.driver == "pxb-pcie" for device in self.devices)
+
+    @property
     def endpoints(self) -> tuple[Device, ...]:
         """The devices that cases are about."""
         return tuple(d for d in self.devices if not d.is_bridge and not d.is_iommu)

@@ -10,7 +10,6 @@ from typing import Any
 
 from harness.errors import LostGuest
 from harness.machine.devices import Device, Location, Topology
-from harness.machine.roots import GUEST_PYTHONPATH
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +35,10 @@ class FoundDevice:
 class Found:
     """Everything the guest sees."""
 
+    nonce: str
+    """What the VM that answers was given."""
+    notes: bytes
+    """The ELF notes of the kernel that runs."""
     devices: tuple[FoundDevice, ...]
     vfio_nodes: tuple[str, ...]
 
@@ -43,16 +46,13 @@ class Found:
         return next((device for device in self.devices if device.location == location), None)
 
 
-def facts_command() -> tuple[str, ...]:
-    """The command that prints the facts when run in the guest."""
-    return ("env", f"PYTHONPATH={GUEST_PYTHONPATH}", "python3", "-m", "guest.facts")
-
-
 def read_facts(text: str) -> Found:
-    """Read what facts_command() printed; LostGuest when it is something else."""
+    """Read the document that guest.facts printed; LostGuest when it is something else."""
     try:
         facts = json.loads(text)
         return Found(
+            nonce=facts["nonce"],
+            notes=bytes.fromhex(facts["notes"]),
             devices=tuple(_device(device) for device in facts["devices"]),
             vfio_nodes=tuple(facts["vfio_nodes"]),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import struct
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 CLIENT_KEY = "client_key"
 AUTHORIZED_KEYS = "authorized_keys"
 HOST_KEY = "host_key"
+DROPBEAR_KEY = "dropbear_key"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,7 @@ def make_keys(directory: Path) -> str:
     server = Ed25519PrivateKey.generate()
     _write(directory / CLIENT_KEY, _private(client))
     _write(directory / HOST_KEY, _private(server))
+    _write(directory / DROPBEAR_KEY, _dropbear(server))
     _write(directory / AUTHORIZED_KEYS, _public(client) + b" vfio-harness\n")
     return _public(server).decode("ascii")
 
@@ -46,6 +49,16 @@ def _private(key: Ed25519PrivateKey) -> bytes:
 
 def _public(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
+def _dropbear(key: Ed25519PrivateKey) -> bytes:
+    """*key* as dropbear stores it: its type, then the seed and the public key as one string (dropbear
+    src/ed25519.c buf_put_ed25519_priv_key())."""
+    raw = key.private_bytes(
+        serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return b"".join(struct.pack(">I", len(part)) + part for part in (b"ssh-ed25519", raw + public))
 
 
 def _write(path: Path, content: bytes) -> None:

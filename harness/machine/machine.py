@@ -28,8 +28,14 @@ SSH_NETDEV = "ssh"
 HOSTLINK_PORT = "vfio-harness.hostlink"
 
 FW_CFG_PREFIX = "opt/vfio-harness"
-FW_CFG_FILES = ("authorized_keys", "host_key")
+FW_CFG_FILES = ("authorized_keys", "host_key", "dropbear_key")
 """Files of the VM's directory that the guest reads through QEMU's firmware configuration."""
+
+FW_CFG_NONCE = "nonce"
+"""A word beside them that is another one for every VM."""
+
+QBOOT = "qboot.rom"
+"""Firmware that loads the kernel and leaves the buses to it: 0.15 s sooner than SeaBIOS under TCG."""
 
 _NET_SLOT, _SERIAL_SLOT, _PANIC_SLOT = 0x18, 0x19, 0x1A
 _ROOT_SLOTS = range(0x1B, 0x1F)
@@ -57,6 +63,8 @@ class Machine:
     """The uncompressed kernel, entered through PVH; also what gdb and build-id are read from."""
     modules_dir: Path | None = None
     """`lib/modules/<release>` of that kernel, None when nothing is modular."""
+    selftests_dir: Path | None = None
+    """The selftests built for that kernel, None when none are wanted."""
     topology: Topology
     cpus: int = 1
     memory_mib: int = 1024
@@ -79,9 +87,9 @@ class Machine:
         own = {"smp": self.cpus >= 2, "mem-4g": self.memory_mib >= 4 * _GIB}
         return self.topology.features | {name for name, holds in own.items() if holds}
 
-    def command_line(self, parts: RootParts, nonce: str) -> str:
+    def command_line(self, parts: RootParts) -> str:
         """The kernel's command line."""
-        words = [*BASE_KERNEL_ARGS, *self.accel.kernel_args, f"vfio_harness.nonce={nonce}"]
+        words = [*BASE_KERNEL_ARGS, *self.accel.kernel_args]
         if self.gdb:
             words.append("nokaslr")
         words += [*self.topology.kernel_args, *parts.kernel_args]
@@ -95,6 +103,7 @@ class Machine:
         return (
             str(qemu.path),
             *self._machine(),
+            *(("-bios", QBOOT) if qemu.has_qboot and not self.topology.has_more_roots else ()),
             *self._kernel(parts, nonce),
             *self._host_ends(),
             *(word for backend in self.topology.backends for word in _option(backend.option, backend.props)),
@@ -115,9 +124,10 @@ class Machine:
         yield from ("-smp", str(self.cpus), "-m", f"{self.memory_mib}M")
 
     def _kernel(self, parts: RootParts, nonce: str) -> Iterator[str]:
-        yield from ("-kernel", str(self.vmlinux), "-append", self.command_line(parts, nonce))
+        yield from ("-kernel", str(self.vmlinux), "-append", self.command_line(parts))
         for name in FW_CFG_FILES:
             yield from ("-fw_cfg", f"name={FW_CFG_PREFIX}/{name},file={name}")
+        yield from ("-fw_cfg", f"name={FW_CFG_PREFIX}/{FW_CFG_NONCE},string={nonce}")
 
     def _host_ends(self) -> Iterator[str]:
         server = "server=on,wait=off"

@@ -44,6 +44,8 @@ class Qemu:
     devices: frozenset[str]
     identity: str
     """Names this build among all builds on the host."""
+    has_qboot: bool = False
+    """Whether the firmware qboot.rom came with it."""
 
     @property
     def version_text(self) -> str:
@@ -89,17 +91,26 @@ def _probe(binary: Path, identity: str) -> Qemu:
     known = _recall(identity)
     version = known.get("version")
     devices = known.get("devices")
-    if not isinstance(version, str) or not isinstance(devices, list):
+    data = known.get("data")
+    if not isinstance(version, str) or not isinstance(devices, list) or not isinstance(data, list):
         version = _ask(binary, "--version")
         devices = sorted(parse_devices(_ask(binary, "-device", "help")))
-        _remember(identity, {"version": version, "devices": devices})
+        data = _ask(binary, "-L", "help").split()
+        _remember(identity, {"version": version, "devices": devices, "data": data})
     numbers = parse_version(version)
     if numbers[:2] < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise InfraError(
             f"{binary} is QEMU {numbers[0]}.{numbers[1]}; {oldest} or newer is needed", hint=_HINT
         )
-    return Qemu(path=binary, version=numbers, devices=frozenset(devices), identity=identity)
+    has_qboot = any((Path(directory) / "qboot.rom").is_file() for directory in data)
+    return Qemu(
+        path=binary,
+        version=numbers,
+        devices=frozenset(devices),
+        identity=identity,
+        has_qboot=has_qboot,
+    )
 
 
 @functools.cache

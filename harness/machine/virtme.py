@@ -49,7 +49,11 @@ class VirtmeRoot:
     def name(self) -> str:
         return "virtme"
 
-    def parts(self, guest_dir: Path, modules_dir: Path | None) -> RootParts:
+    @property
+    def frozen(self) -> bool:
+        return False
+
+    def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
         return _parts(guest_dir.resolve(), modules_dir.resolve() if modules_dir else None)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from harness import paths, process
 from harness.deadline import Deadline
 from harness.errors import InfraError, LostGuest
-from harness.machine import diagnose, keys
+from harness.machine import diagnose, disks, keys
 from harness.machine.console import Console
 from harness.machine.hostlink import Actions, HostLink
 from harness.machine.keys import SshAccess
@@ -44,8 +44,10 @@ STOP_SECONDS = 6.0
 """For the whole ladder: QMP quit, SIGTERM, SIGKILL."""
 
 _POLL_SECONDS = 0.01
-_BOOT_POLL_SECONDS = 0.05
+_BOOT_POLL_SECONDS = 0.02
+_AGENT_POLL_SECONDS = 0.5
 _BOOTED = "vfio-harness: ssh: "
+_AGENT_READY = "vfio-harness: agent: ready"
 _INIT_FAILED = re.compile(r"vfio-harness: init failed: (.*)")
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s")
 
@@ -189,10 +191,10 @@ class VM:
             raise LostGuest(self.ending, hint=self._see())
 
     def wait_booted(self, deadline: Deadline) -> None:
-        """Wait until guest/init.sh says that it starts the SSH server.
+        """Wait until guest/init.c or init.sh says that it starts the SSH server.
 
         Connecting earlier is slower: slirp accepts at once, and then repeats its SYN ever less often.
-        Raises LostGuest when the VM ends, when init.sh gives up, or at *deadline*.
+        Raises LostGuest when the VM ends, when init gives up, or at *deadline*.
         """
         while True:
             said = self.console.text()
@@ -206,6 +208,13 @@ class VM:
                 last = next(iter(self.console.tail(1)), "nothing")
                 raise LostGuest(f"the guest did not boot in time; its last words: {last}", hint=self._see())
             time.sleep(_BOOT_POLL_SECONDS)
+
+    def wait_agent(self, deadline: Deadline) -> None:
+        """Wait until guest/resident.py says that it listens; LostGuest when the VM ends or at *deadline*."""
+        while not self.console.wait_for(_AGENT_READY, deadline.within(_AGENT_POLL_SECONDS)):
+            self.check_alive()
+            if deadline.expired:
+                raise LostGuest("the agent in the guest did not come up in time", hint=self._see())
 
     def pause(self) -> None:
         """Stop the processors, so that somebody can look."""
@@ -296,7 +305,7 @@ def start_vm(
     """
     limit = deadline or Deadline.after(START_SECONDS * machine.accel.timeout_factor)
     qemu = qemu or find_qemu()
-    parts = machine.root.parts(guest_dir or paths.guest_dir(), machine.modules_dir)
+    parts = machine.root.parts(guest_dir or paths.guest_dir(), machine.modules_dir, machine.selftests_dir)
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     host_key = keys.make_keys(directory)
@@ -306,6 +315,8 @@ def start_vm(
     for stale in (QMP_SOCKET, CONSOLE_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG):
         (directory / stale).unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
+        for image in parts.files:
+            stack.enter_context(disks.held(image))
         stderr = stack.enter_context((directory / STDERR_FILE).open("wb"))
         child = stack.enter_context(process.spawn(argv, cwd=directory, stdout=stderr, stderr=stderr))
         vm = VM(machine, directory, nonce, child, stack)

@@ -25,7 +25,7 @@ import paramiko
 from harness.deadline import Deadline
 from harness.errors import LostGuest
 
-_RETRY_SECONDS = 0.1
+_RETRY_SECONDS = 0.02
 _CHUNK = 65536
 # Without a handler logging would print paramiko's retries to stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -181,6 +181,18 @@ class Guest:
         channel = self._open(line, deadline)
         channel.set_combine_stderr(merge)
         return Stream(channel, line)
+
+    def dial(self, port: int, deadline: Deadline) -> Stream:
+        """Connect to *port* on the guest's loopback; the Stream has no exit status.  Raises LostGuest."""
+        ends = ("127.0.0.1", port), ("127.0.0.1", 0)
+        patience = max(1.0, deadline.remaining)
+        try:
+            channel = self._transport.open_channel("direct-tcpip", *ends, timeout=patience)
+        except paramiko.ChannelException as error:
+            raise LostGuest(f"nothing answers on port {port} in the guest") from error
+        except _LOST as error:
+            raise LostGuest(f"the guest refused a connection to port {port}: {error}") from error
+        return Stream(channel, f"port {port}")
 
     def run(self, command: str | Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> Completed:
         """Run *command* to its end.  Raises TimeoutError at *deadline*, LostGuest when the guest is gone."""

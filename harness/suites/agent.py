@@ -7,13 +7,11 @@ import json
 from collections.abc import Iterable
 
 from guest.ground import END_TIMEOUT, REAP_TIMEOUT
+from guest.resident import PORT
 from harness.deadline import Deadline
 from harness.errors import LostGuest
 from harness.ktap import DocumentEnded, Event, Finished, KtapParser, KtapReport
 from harness.remote import Guest
-
-GUEST_ROOT = "/run/vfio-harness"
-"""Where the harness keeps its files inside the guest (a tmpfs); harness.machine.roots puts guest/ there."""
 
 VERDICT_SECONDS = REAP_TIMEOUT + 20.0
 """How long past a case's own limit its result line may take: the agent may have to reap what hung."""
@@ -27,9 +25,9 @@ class Agent:
 
     def __init__(self, guest: Guest, features: Iterable[str], deadline: Deadline, *, fresh: bool) -> None:
         """Start it; *fresh* says that the VM has run nothing, so that a taint there is the boot's."""
-        words = ["python3", "-m", "guest.agent", "--features", ",".join(sorted(features))]
-        words += ["--fresh"] if fresh else []
-        self._stream = guest.stream(f"cd {GUEST_ROOT} && exec " + " ".join(words), deadline)
+        words = ["agent", "--features", ",".join(sorted(features)), *(["--fresh"] if fresh else [])]
+        self._stream = guest.dial(PORT, deadline)
+        self._stream.send(json.dumps(words))
         said = "nothing came"
         for line in self._lines(deadline):
             if line.startswith(_READY):

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 from harness.deadline import Deadline
 from harness.ktap import KtapParser, KtapReport
+from harness.machine.roots import GUEST_KERNEL_DIR, GUEST_RUN
 from harness.remote import Guest
-from harness.suites.agent import GUEST_ROOT
 from harness.suites.model import Program
 
-SELFTESTS = f"{GUEST_ROOT}/selftests"
-"""Where a kernel's selftests are put inside the guest."""
+SELFTESTS = f"{GUEST_KERNEL_DIR}/selftests"
+"""Where a kernel's selftests are inside the guest; on the `image` root that is read-only."""
 
 _SETUP_FAILED = 99
 """Our own exit status for a guest that could not be made ready; no selftest uses it."""
@@ -48,14 +48,14 @@ def script(program: Program, bdfs: tuple[str, ...], features: frozenset[str]) ->
         # 1 GiB pages exist only on a big enough guest; the programs skip their 1 GiB points without.
         lines.append("echo 1 2>/dev/null > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")
     if bdfs:
-        step("scripts/setup.sh failed", f"bash scripts/setup.sh {devices} > setup.log 2>&1")
+        step("scripts/setup.sh failed", f"bash scripts/setup.sh {devices} > {GUEST_RUN}/setup.log 2>&1")
     lines.append(f'echo "vfio-harness: begin {program.title}" > /dev/kmsg')
     # One pipe for both: what a point says on stderr must stand before its result, and SSH's two streams may
     # overtake each other.
     lines += [f"./{name} {devices} 2>&1", "status=$?"]
     lines.append(f'echo "vfio-harness: end {program.title}" > /dev/kmsg')
     if bdfs:
-        lines.append(f"bash scripts/cleanup.sh {devices} > cleanup.log 2>&1")
+        lines.append(f"bash scripts/cleanup.sh {devices} > {GUEST_RUN}/cleanup.log 2>&1")
     if program.hugepages:
         lines.append("echo 0 > /proc/sys/vm/nr_hugepages")
         lines.append("echo 0 2>/dev/null > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")

@@ -33,7 +33,7 @@ def group_cdev(tree: KernelTree) -> Kernel:
 @pytest.fixture(scope="session")
 def machine_wish() -> MachineWish:
     """The smallest machine: one edu, one gibibyte."""
-    return MachineWish(topology="edu", accel="auto", root="virtme", cpus=2, memory=None, qemu=None)
+    return MachineWish(topology="edu", accel="auto", root="image", cpus=2, memory=None, qemu=None)
 
 
 @pytest.fixture(scope="session")

@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 
 from harness import paths, process
+from harness.boot import ask_facts
 from harness.deadline import Deadline
 from harness.machine.accel import Accel, choose_accel
-from harness.machine.found import bdfs, facts_command, mismatches, read_facts
+from harness.machine.found import bdfs, mismatches
 from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu, find_qemu
-from harness.machine.roots import find_root
+from harness.machine.roots import DEFAULT_ROOT, find_root
 from harness.machine.topology import load_topology, shipped_topologies
 from harness.machine.vm import VM, State, start_vm
 from harness.remote import Endpoint, Guest
@@ -69,7 +70,7 @@ class Maker:
             vmlinux=self.vmlinux,
             topology=topology,
             accel=self.accel,
-            root=find_root("virtme"),
+            root=find_root(DEFAULT_ROOT),
             memory_mib=1024,
         )
 
@@ -87,6 +88,7 @@ class Maker:
                 host_key=ssh.host_key,
             )
             with Guest.connect(endpoint, limit, lambda: vm.alive) as guest:
+                vm.wait_agent(limit)
                 yield vm, guest
 
 
@@ -95,10 +97,10 @@ def test_topology_is_what_it_says(name: str, make: Maker, tmp_path: Path) -> Non
     """Each shipped topology boots quietly, shows its devices where they belong, and stops when told."""
     with make.boot(name, tmp_path) as (vm, guest):
         topology = vm.machine.topology
-        found = read_facts(guest.check(facts_command(), make.limit()))
+        found = ask_facts(guest, make.limit())
         assert mismatches(topology, found) == ()
         assert set(bdfs(topology, found)) == {device.id for device in topology.endpoints if device.plugged}
-        assert "vfio_harness.nonce=c0ffee" in guest.check(("cat", "/proc/cmdline"), make.limit())
+        assert found.nonce == "c0ffee"
         # Programs must be able to write to the console: it takes the port's interrupt (amd-iommu loses it).
         guest.check(("sh", "-c", "echo userland speaks > /dev/console"), make.limit())
         assert vm.console.wait_for("userland speaks", Deadline.after(10))
@@ -180,12 +182,12 @@ import sys, time
 from pathlib import Path
 from harness.machine.accel import Accel
 from harness.machine.machine import Machine
-from harness.machine.roots import find_root
+from harness.machine.roots import DEFAULT_ROOT, find_root
 from harness.machine.topology import load_topology
 from harness.machine.vm import start_vm
 vmlinux, directory, accel = sys.argv[1:]
 machine = Machine(
-    vmlinux=Path(vmlinux), topology=load_topology("edu"), accel=Accel(accel), root=find_root("virtme")
+    vmlinux=Path(vmlinux), topology=load_topology("edu"), accel=Accel(accel), root=find_root("image")
 )
 with start_vm(machine, Path(directory), nonce="1") as vm:
     print(vm.pid, flush=True)

@@ -40,7 +40,13 @@ def test_a_bare_device_and_one_behind_a_bridge(tmp_path: Path) -> None:
     (nodes / "devices").mkdir(parents=True)
     for name in ("vfio", "noiommu-3", "devices/noiommu-vfio0"):
         (nodes / name).touch()
+    (tmp_path / "kernel/notes").write_bytes(b"\x04\x00GNU")
+    nonce = tmp_path / "firmware/qemu_fw_cfg/by_name/opt/vfio-harness/nonce"
+    nonce.mkdir(parents=True)
+    (nonce / "raw").write_text("c0ffee", encoding="ascii")
     assert facts.gather(str(tmp_path), str(tmp_path / "dev")) == {
+        "nonce": "c0ffee",
+        "notes": "0400474e55",
         "devices": [
             {
                 "bdf": "0000:00:05.0", "root": "0000:00", "path": ["05.0"], "pci": "1234:11e8",
@@ -56,7 +62,12 @@ def test_a_bare_device_and_one_behind_a_bridge(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_a_pci_bus_has_no_devices(tmp_path: Path) -> None:
-    assert facts.gather(str(tmp_path), str(tmp_path)) == {"devices": [], "vfio_nodes": []}
+    assert facts.gather(str(tmp_path), str(tmp_path)) == {
+        "nonce": "",
+        "notes": "",
+        "devices": [],
+        "vfio_nodes": [],
+    }
 
 
 def test_it_runs_as_a_module() -> None:
@@ -64,4 +75,4 @@ def test_it_runs_as_a_module() -> None:
         [sys.executable, "-m", "guest.facts"],
         cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    assert set(json.loads(done.stdout)) == {"devices", "vfio_nodes"}
+    assert set(json.loads(done.stdout)) == {"nonce", "notes", "devices", "vfio_nodes"}

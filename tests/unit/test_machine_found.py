@@ -19,8 +19,12 @@ def device(bdf: str, pci: str, *path: str, root: str = "0000:00", **more: Any) -
 
 
 def judge(topology: str, *devices: dict[str, Any]) -> tuple[str, ...]:
-    text = json.dumps({"devices": devices, "vfio_nodes": ["vfio"]})
-    return found.mismatches(load_topology(topology), found.read_facts(text))
+    return found.mismatches(load_topology(topology), found.read_facts(told(*devices)))
+
+
+def told(*devices: dict[str, Any]) -> str:
+    """What a guest with these devices says."""
+    return json.dumps({"nonce": "1", "notes": "0400", "devices": devices, "vfio_nodes": ["vfio"]})
 
 
 IGB = device("0000:00:04.0", "8086:10c9", "04.0")
@@ -60,8 +64,7 @@ def test_behind_bridges() -> None:
     outer = device("0000:99:00.0", "1234:11e8", "00.0", "00.0", root="0000:40")
     assert judge("mixed", {**EDU, "iommu_group": "1"}, outer) == ()
     topology = load_topology("mixed")
-    text = json.dumps({"devices": [outer], "vfio_nodes": []})
-    assert found.bdfs(topology, found.read_facts(text)) == {"edu1": "0000:99:00.0"}
+    assert found.bdfs(topology, found.read_facts(told(outer))) == {"edu1": "0000:99:00.0"}
 
 
 def test_plugged_too_early() -> None:

@@ -20,7 +20,7 @@ from harness.machine.topology import load_topology
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
-QEMU = Qemu(path=Path("/usr/bin/qemu"), version=(10, 0, 2), devices=frozenset(), identity="x")
+QEMU = Qemu(path=Path("/usr/bin/qemu"), version=(10, 0, 2), devices=frozenset(), identity="x", has_qboot=True)
 
 PARTS = RootParts(
     options=("-fsdev", "local,id=root,path=/"),
@@ -34,8 +34,9 @@ class FakeRoot:
     """A root that is what the test says."""
 
     name: str = "fake"
+    frozen: bool = False
 
-    def parts(self, guest_dir: Path, modules_dir: Path | None) -> RootParts:
+    def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
         return PARTS
 
 
@@ -81,7 +82,7 @@ def test_kvm_and_gdb() -> None:
     text = shlex.join(made.argv(QEMU, PARTS, "c0ffee"))
     assert "-accel kvm -cpu host -smp 2 -m 4096M" in text
     assert "unix:gdb.sock" in text
-    words = made.command_line(PARTS, "c0ffee")
+    words = made.command_line(PARTS)
     assert "nokaslr" in words
     assert "no_timer_check" not in words
     assert words.endswith('"a=b c" ro virtme.exec=`eA==` init=/init')

@@ -25,6 +25,7 @@ def script(directory: Path, version: str) -> Path:
         f"""#!/bin/sh
 echo x >>{directory}/asked
 case "$*" in
+"-L help") echo {directory};;
 --version) echo "QEMU emulator version {version} (Debian 1:x)";;
 "-device help") echo 'name "edu", bus PCI'; echo 'name "virtio-iommu-pci", bus PCI, alias "virtio-iommu"';;
 "-device edu,help") echo 'edu options:'; echo '  dma_mask=<uint64>'; echo '  romfile=<str>';;
@@ -48,6 +49,7 @@ def test_answers_are_remembered(tmp_path: Path) -> None:
     assert found.version == (10, 0, 2)
     assert found.devices == {"edu", "virtio-iommu-pci", "virtio-iommu"}
     assert found.properties("edu") == {"dma_mask", "romfile", "id", "bus", "addr"}
+    assert not found.has_qboot
     before = asked(tmp_path)
     qemu._probe.cache_clear()
     qemu._properties.cache_clear()
@@ -56,6 +58,12 @@ def test_answers_are_remembered(tmp_path: Path) -> None:
     assert again.properties("edu") == found.properties("edu")
     assert asked(tmp_path) == before
     assert qemu.find_qemu(script(tmp_path, "10.1.0")).version == (10, 1, 0)
+
+
+def test_firmware_is_looked_for(tmp_path: Path) -> None:
+    """qboot.rom is used where QEMU brought it."""
+    (tmp_path / "qboot.rom").touch()
+    assert qemu.find_qemu(script(tmp_path, "10.0.2")).has_qboot
 
 
 def test_too_old(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_unsharable_path(tmp_path: Path) -> None:
 
 def test_the_installed_virtme_ng(tmp_path: Path) -> None:
     """The virtme-ng in this environment prints what we understand."""
-    parts = roots.find_root("virtme").parts(tmp_path, None)
+    parts = roots.find_root("virtme").parts(tmp_path, None, None)
     assert parts.kernel_args[-1].endswith("/virtme-ng-init")
     assert any(f"path={tmp_path}" in word for word in parts.options)
 

@@ -28,8 +28,9 @@ USERNET = """Hub -1 (ssh):
 @dataclasses.dataclass(frozen=True)
 class NoRoot:
     name: str = "none"
+    frozen: bool = False
 
-    def parts(self, guest_dir: Path, modules_dir: Path | None) -> RootParts:
+    def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
         return RootParts()
 
 
@@ -90,7 +91,7 @@ def test_the_command_can_be_pasted(tmp_path: Path) -> None:
     start_in_vain(directory, "exit 3")
     words = shlex.split((directory / "qemu.cmd").read_text(encoding="utf-8"))
     assert words[:4] == ["cd", str(directory), "&&", str(directory / "qemu")]
-    assert "vfio_harness.nonce=1" in words[words.index("-append") + 1]
+    assert "name=opt/vfio-harness/nonce,string=1" in words
 
 
 ACTOR = """#!{python}

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The agent, loaded before anybody asks: every connection to PORT becomes a process that is ready at once.
+
+Started at boot beside the SSH server.  Loading Python and the probes takes a second of an emulated processor;
+here it happens while the SSH server starts, or before the machine is saved and thus not at all.  The host
+comes in through SSH (`direct-tcpip`), and says in one line what it wants, as a JSON list of words:
+
+    ["agent", "--features", "noiommu,edu"]     what `python3 -m guest.agent` does with these arguments
+    ["facts", "1700000000.0"]                  guest.facts, the clock set to that second of the epoch first
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from guest import agent, case, facts, kmsg
+
+PORT = 7706
+"""On the guest's loopback; nothing else listens there."""
+
+_LINE_LIMIT = 64 * 1024
+
+
+def listen(port: int = PORT) -> NoReturn:
+    """Serve connections for as long as the machine lives."""
+    case.discover(case.PROBES)
+    # Whatever ends, ends for itself: nobody waits for the processes of old connections.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.create_server(("127.0.0.1", port)) as server:
+        # Whoever polls the port instead keeps an emulated SSH server busy.
+        kmsg.say("vfio-harness: agent: ready")
+        while True:
+            connection, _ = server.accept()
+            if os.fork() == 0:
+                server.close()
+                _child(connection)
+            connection.close()
+
+
+def _child(connection: socket.socket) -> NoReturn:
+    code = 70  # EX_SOFTWARE of sysexits.h: the runner itself failed
+    try:
+        # The agent waits for its children, and ends when its host goes away.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.setsid()
+        for fd in (0, 1, 2):
+            os.dup2(connection.fileno(), fd)
+        connection.close()
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="replace", closefd=False)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
+        sys.stdin = os.fdopen(0, encoding="utf-8", errors="replace", closefd=False)
+        code = answer(json.loads(sys.stdin.readline(_LINE_LIMIT)))
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def answer(words: Sequence[str]) -> int:
+    """Do what *words* say on standard input and output; return an exit status nobody sees."""
+    doings: dict[str, Callable[[Sequence[str]], int]] = {"agent": agent.main, "facts": _tell_facts}
+    if not words or words[0] not in doings:
+        print(f"resident: there is no {words[:1]!r}; known: {', '.join(doings)}", file=sys.stderr)
+        return 2
+    return doings[words[0]](words[1:])
+
+
+def _tell_facts(words: Sequence[str]) -> int:
+    for now in words:
+        # A restored machine has slept since it was saved.
+        time.clock_settime(time.CLOCK_REALTIME, float(now))
+    print(json.dumps(facts.gather()))
+    return 0
+
+
+if __name__ == "__main__":
+    listen()

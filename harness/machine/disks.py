@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Read-only disks for guests: erofs images, each made once from files of this host and cached by its content.
+
+erofs, uncompressed: it is read-only by nature, its image is the files end to end (60 MB take 0.2 s to make),
+and an emulated processor has nothing to unpack.  Equal contents give equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from harness import paths, process
+from harness.deadline import Deadline
+from harness.errors import InfraError
+from harness.locks import locked, shared
+
+RECIPE = 1
+"""Raise it when the same contents begin to give another image."""
+
+_UUID = "76f10000-0000-4000-8000-000000000000"
+"""Any will do, as long as it is always the same."""
+
+_MAKE_SECONDS = 300.0
+
+
+def digest_of(parts: Iterable[str]) -> str:
+    """The digest that names a disk made from *parts*."""
+    return hashlib.sha256("\0".join((str(RECIPE), *parts)).encode(errors="surrogateescape")).hexdigest()[:24]
+
+
+def provide_disk(kind: str, digest: str, fill: Callable[[Path], None]) -> Path:
+    """The image of *kind* that *digest* names; when it is not in the cache, *fill* puts its files somewhere.
+
+    Made beside and renamed, so that an image that exists is whole.  Raises InfraError when it cannot be made.
+    """
+    image = paths.cache_dir() / "images" / f"{kind}-{digest}.erofs"
+    if not image.is_file():
+        with locked(image.name, f"another process is making the {kind} disk"):
+            if not image.is_file():
+                _make(image, fill)
+    with contextlib.suppress(OSError):
+        os.utime(image)
+    return image
+
+
+def held(image: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep *image* from being pruned."""
+    return shared(image.name, f"another process is making {image}")
+
+
+def _make(image: Path, fill: Callable[[Path], None]) -> None:
+    if process.find_tool("mkfs.erofs") is None:
+        raise InfraError("mkfs.erofs is missing", hint="install erofs-utils, or use --root virtme")
+    try:
+        image.parent.mkdir(parents=True, exist_ok=True)
+        # Not in the cache: nothing there is ever half a disk's files, whoever is killed.
+        with tempfile.TemporaryDirectory(prefix="vfio-harness-disk-") as directory:
+            stage = Path(directory) / "stage"
+            stage.mkdir()
+            fill(stage)
+            partial = image.with_name(f".{image.name}.partial")
+            partial.unlink(missing_ok=True)
+            options = ("--quiet", "-x-1", "-T0", f"-U{_UUID}", "--all-root")
+            argv = ["mkfs.erofs", *options, os.fspath(partial), os.fspath(stage)]
+            process.run(argv, deadline=Deadline.after(_MAKE_SECONDS)).check(f"making {image.name}")
+            partial.replace(image)
+    except OSError as error:
+        where = error.filename or image
+        raise InfraError(f"cannot make the disk {image.name}: {where}: {error.strerror}") from error
+
+
+def put(source: Path | str, target: Path) -> None:
+    """Copy a file with nothing of its mode but whether it may be executed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+
+
+def compile_python(python: str, stage: Path, directory: Path, *, seen_at: str) -> None:
+    """Make bytecode for everything below *directory*, which guests see *seen_at* a path.
+
+    Unchecked: the image never changes, and its files have no times to compare with.
+    """
+    mode = ("--invalidation-mode", "unchecked-hash")
+    argv = [python, "-I", "-m", "compileall", "-q", "-j0", *mode]
+    argv += ["-s", os.fspath(stage), "-p", seen_at, os.fspath(directory)]
+    process.run(argv, deadline=Deadline.after(_MAKE_SECONDS)).check("compiling Python for the guest")
