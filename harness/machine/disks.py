@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from harness import paths, process
@@ -63,7 +63,9 @@ def _make(image: Path, fill: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory(prefix="vfio-harness-disk-") as directory:
             stage = Path(directory) / "stage"
             stage.mkdir()
-            fill(stage)
+            stage.chmod(0o755)
+            with _plain_modes():
+                fill(stage)
             partial = image.with_name(f".{image.name}.partial")
             partial.unlink(missing_ok=True)
             options = ("--quiet", "-x-1", "-T0", f"-U{_UUID}", "--all-root")
@@ -73,6 +75,16 @@ def _make(image: Path, fill: Callable[[Path], None]) -> None:
     except OSError as error:
         where = error.filename or image
         raise InfraError(f"cannot make the disk {image.name}: {where}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _plain_modes() -> Iterator[None]:
+    """Keep the user's umask out of the disk."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def put(source: Path | str, target: Path) -> None:

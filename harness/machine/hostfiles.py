@@ -8,6 +8,8 @@ once, without asking ldd again, whether the image made from it still says the tr
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import re
@@ -27,15 +29,15 @@ NEEDED = ("python3", "dropbear", "sh", "bash", "modprobe", "mount", "tar")
 WANTED = (
     *("awk", "basename", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "dirname", "dmesg", "echo"),
     *("env", "false", "find", "grep", "head", "id", "insmod", "ip", "kill", "less", "ln", "ls"),
-    *("lsmod", "lspci", "mkdir", "mktemp", "mv", "nproc", "ps", "pwd", "readlink", "realpath", "rm"),
+    *("lsmod", "lspci", "mkdir", "mktemp", "mv", "nproc", "od", "ps", "pwd", "readlink", "realpath", "rm"),
     *("rmdir", "rmmod", "sed", "seq", "setpci", "setpriv", "sleep", "sort", "stat", "strace", "stty"),
     *("sync", "tail", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname", "uniq", "vi"),
     *("wc", "xargs"),
 )
 """Taken when the host has them: what the selftests' scripts call, and what one wants in a shell."""
 
-_DATA = ("/usr/share/misc/pci.ids", "/lib/terminfo", "/usr/share/terminfo/x")
-"""Files and directories that the programs read."""
+_DATA = ("/etc/ld.so.cache", "/usr/share/misc/pci.ids", "/lib/terminfo", "/usr/share/terminfo/x")
+"""Files and directories that the programs read; the first tells where libraries are that lie elsewhere."""
 
 _UNUSED = frozenset(
     {"test", "tests", "idlelib", "tkinter", "ensurepip", "turtledemo", "lib2to3", "pydoc_data"}
@@ -51,6 +53,11 @@ import json, sys, sysconfig
 paths = sysconfig.get_paths()
 print(json.dumps([sys.executable, paths["stdlib"], paths["platstdlib"]]))
 """
+
+
+@functools.cache
+def _recipe() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +76,16 @@ class Listing:
     """The interpreter's path, which is the same on this host and in the image."""
     stdlib: str
     """Its library's directory, likewise."""
+    recipe: str = dataclasses.field(default_factory=_recipe)
+    """The code that collected it."""
 
     @property
     def fresh(self) -> bool:
         """Whether collecting again would find the same."""
-        return all(_stamp(path) == stamp for path, stamp in self.stamps.items()) and all(
-            (_which(name) or "") == path for name, path in self.found.items()
+        return (
+            self.recipe == _recipe()
+            and all(_stamp(path) == stamp for path, stamp in self.stamps.items())
+            and all(_which(name) == path for name, path in self.found.items())
         )
 
     def to_json(self) -> str:
@@ -83,11 +94,19 @@ class Listing:
     @classmethod
     def from_json(cls, text: str) -> Listing:
         """Raises ValueError or TypeError when *text* is something else."""
-        return cls(**json.loads(text))
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError("not a mapping")
+        for name in ("files", "links", "stamps", "found"):
+            if not isinstance(fields.get(name), dict):
+                raise ValueError(f"{name} is no mapping")
+        return cls(**fields)
 
 
-def _which(name: str) -> str | None:
-    return process.find_tool(name, path=GUEST_PATH)
+def _which(name: str) -> str:
+    """Where this host has a program that we may copy; empty when it has none."""
+    path = process.find_tool(name, path=GUEST_PATH)
+    return path if path and os.access(path, os.R_OK) else ""
 
 
 def _stamp(path: str) -> str:
@@ -100,7 +119,7 @@ def _stamp(path: str) -> str:
 
 def collect() -> Listing:
     """Look for everything on this host.  Raises InfraError when something is missing that cannot be."""
-    found = {name: _which(name) or "" for name in (*NEEDED, *WANTED)}
+    found = {name: _which(name) for name in (*NEEDED, *WANTED)}
     missing = [name for name in NEEDED if not found[name]]
     if missing:
         raise InfraError(
@@ -159,6 +178,7 @@ class _Collection:
 
     def add_tree(self, top: str, skip: Iterable[str] = ()) -> None:
         """Put a file, or everything below a directory, where the host has it, if it has it."""
+        self.stamps[top] = _stamp(top)
         if Path(top).is_file():
             self.add(top, at=top)
         for directory, names, files in os.walk(top):
@@ -166,14 +186,16 @@ class _Collection:
             self.stamps[directory] = _stamp(directory)
             for name in sorted(files):
                 path = f"{directory}/{name}"
-                if Path(path).exists():
+                if os.access(path, os.R_OK):
                     self.add(path, at=path)
 
     def add_libraries(self) -> None:
         """Put every shared library that the files so far load at start, and those that glibc loads later."""
         objects = [path for path in self.files.values() if _is_elf(path)]
-        # ldd complains of what is no dynamic object; what it finds of the others counts.
-        listed = process.run(["ldd", *objects], deadline=Deadline.after(_ASK_SECONDS)).stdout
+        # Guests have none of the caller's variables.  ldd complains of what is no dynamic object, and what it
+        # finds of the others counts.
+        ldd = ["env", "-u", "LD_LIBRARY_PATH", "-u", "LD_PRELOAD", "ldd", *objects]
+        listed = process.run(ldd, deadline=Deadline.after(_ASK_SECONDS)).stdout
         libraries = sorted({match[1] for match in _LOADED.finditer(listed)})
         for path in (*libraries, *_loaded_later(libraries)):
             self.add(path, at=path)

@@ -112,6 +112,8 @@ def _root_disk(listing: Listing, guest_dir: Path) -> Path:
             (stage / directory).mkdir(parents=True, exist_ok=True)
         for private in ("root", "root/.ssh"):
             (stage / private).chmod(0o700)
+        for shared in ("tmp", "var/tmp"):
+            (stage / shared).chmod(0o1777)
         for target, source in listing.files.items():
             disks.put(source, stage / target)
         for target, said in {**_LINKS, **listing.links}.items():
