@@ -7,24 +7,31 @@ comes in through SSH (`direct-tcpip`), and says in one line what it wants, as a 
 
     ["agent", "--features", "noiommu,edu"]     what `python3 -m guest.agent` does with these arguments
     ["facts", "1700000000.0"]                  guest.facts, the clock set to that second of the epoch first
+    ["remove", "0000:00:05.0"]                 let go of PCI devices, which a machine about to be saved must
+    ["rescan", "1700000000.0"]                 find them again, then as facts
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from guest import agent, case, facts, kmsg
+from guest import agent, case, facts, kmsg, pci
 
 PORT = 7706
 """On the guest's loopback; nothing else listens there."""
+
+RNDRESEEDCRNG = 0x5207
+"""_IO('R', 0x07) of include/uapi/linux/random.h."""
 
 _LINE_LIMIT = 64 * 1024
 
@@ -38,11 +45,15 @@ def listen(port: int = PORT) -> NoReturn:
         # Whoever polls the port instead keeps an emulated SSH server busy.
         kmsg.say("vfio-harness: agent: ready")
         while True:
-            connection, _ = server.accept()
-            if os.fork() == 0:
-                server.close()
-                _child(connection)
-            connection.close()
+            try:
+                connection, _ = server.accept()
+                if os.fork() == 0:
+                    server.close()
+                    _child(connection)
+                connection.close()
+            except OSError:
+                # A case has eaten memory or processes; whoever asks next may have more luck.
+                time.sleep(0.1)
 
 
 def _child(connection: socket.socket) -> NoReturn:
@@ -59,6 +70,9 @@ def _child(connection: socket.socket) -> NoReturn:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
         sys.stdin = os.fdopen(0, encoding="utf-8", errors="replace", closefd=False)
         code = answer(json.loads(sys.stdin.readline(_LINE_LIMIT)))
+    except BaseException:
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
     finally:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
@@ -68,8 +82,13 @@ def _child(connection: socket.socket) -> NoReturn:
 
 def answer(words: Sequence[str]) -> int:
     """Do what *words* say on standard input and output; return an exit status nobody sees."""
-    doings: dict[str, Callable[[Sequence[str]], int]] = {"agent": agent.main, "facts": _tell_facts}
-    if not words or words[0] not in doings:
+    doings: dict[str, Callable[[Sequence[str]], int]] = {
+        "agent": agent.main,
+        "facts": _tell_facts,
+        "remove": _remove,
+        "rescan": _rescan,
+    }
+    if not isinstance(words, list) or not words or words[0] not in doings:
         print(f"resident: there is no {words[:1]!r}; known: {', '.join(doings)}", file=sys.stderr)
         return 2
     return doings[words[0]](words[1:])
@@ -79,8 +98,30 @@ def _tell_facts(words: Sequence[str]) -> int:
     for now in words:
         # A restored machine has slept since it was saved.
         time.clock_settime(time.CLOCK_REALTIME, float(now))
-    print(json.dumps(facts.gather()))
+    gathered = facts.gather()
+    if words:
+        _reseed(gathered["nonce"])
+    print(json.dumps(gathered))
     return 0
+
+
+def _remove(words: Sequence[str]) -> int:
+    for bdf in words:
+        pci.remove(bdf)
+    print("removed")
+    return 0
+
+
+def _rescan(words: Sequence[str]) -> int:
+    pci.rescan()
+    return _tell_facts(words)
+
+
+def _reseed(nonce: str) -> None:
+    """Give machines that were restored from one snapshot random numbers of their own."""
+    with open("/dev/urandom", "wb", buffering=0) as urandom:
+        urandom.write(nonce.encode())
+        fcntl.ioctl(urandom, RNDRESEEDCRNG)
 
 
 if __name__ == "__main__":

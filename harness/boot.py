@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from guest.resident import PORT
@@ -24,7 +25,9 @@ from harness.machine.accel import Accel
 from harness.machine.found import Found, bdfs, mismatches, read_facts
 from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu, find_qemu
-from harness.machine.roots import find_root
+from harness.machine.qmp import QmpError
+from harness.machine.roots import RootParts, find_root
+from harness.machine.snapshot import FACTS, Snapshot, snapshot_of, unsaved_devices
 from harness.machine.splat import Splat
 from harness.machine.topology import load_topology
 from harness.machine.vm import VM, State, start_vm
@@ -34,10 +37,18 @@ from harness.remote import Endpoint, Guest
 BOOT_SECONDS = 30.0
 """From starting QEMU to a finished SSH handshake, on KVM; TCG multiplies it."""
 
+RESTORE_SECONDS = 10.0
+"""The same from a snapshot: on TCG half a second is usual."""
+
+_GOODBYE_SECONDS = 1.0
+"""For the guest's SSH server to notice that we hung up, before the guest is saved."""
+
 _SETTLE_SECONDS = 3.0
 """How long the console may lag behind SSH before a case's splats are counted."""
 
 TIMING_FILE = "timing.json"
+
+_log = logging.getLogger("harness.boot")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +58,8 @@ class Recipe:
     machine: Machine
     qemu: Qemu
     build_id: str
+    snapshots: bool = True
+    """Whether a snapshot may take the place of a boot."""
 
     @property
     def accel(self) -> Accel:
@@ -67,7 +80,7 @@ class Recipe:
             root=find_root(job.root),
             gdb=gdb,
         )
-        return cls(machine=machine, qemu=qemu, build_id=job.kernel.build_id)
+        return cls(machine=machine, qemu=qemu, build_id=job.kernel.build_id, snapshots=job.snapshots)
 
 
 class Booted:
@@ -115,30 +128,127 @@ class Booted:
 def boot(recipe: Recipe, directory: Path) -> Iterator[Booted]:
     """Boot, connect, prove; the VM is stopped when the block ends.
 
+    A machine that was ready once before is had from its snapshot; one that boots leaves a snapshot behind.
     Raises BootCrash when the kernel died on the way, LostGuest when no guest answers in time, InfraError when
     the one that answers is not the one asked for.
     """
-    nonce = secrets.token_hex(8)
-    limit = Deadline.after(BOOT_SECONDS * recipe.accel.timeout_factor)
-    began = time.monotonic()
-    with start_vm(recipe.machine, directory, nonce=nonce, qemu=recipe.qemu, deadline=limit) as vm:
+    parts = recipe.machine.parts()
+    snapshot = snapshot_of(recipe.machine, recipe.qemu, parts) if recipe.snapshots else None
+    with contextlib.ExitStack() as stack:
+        attempt = _Attempt(recipe, directory, parts)
+        booted = attempt.restore(snapshot, stack) if snapshot else None
+        yield booted or attempt.start(snapshot, stack)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One way after the other to a guest that is proven to be what was asked for."""
+
+    recipe: Recipe
+    directory: Path
+    parts: RootParts
+    nonce: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
+    began: float = dataclasses.field(default_factory=time.monotonic)
+
+    def restore(self, snapshot: Snapshot, stack: contextlib.ExitStack) -> Booted | None:
+        """The machine from *snapshot*; None when there is none, or when it is bad: then it goes."""
+        if not snapshot.exists():
+            return None
+        limit = Deadline.after(RESTORE_SECONDS * self.recipe.accel.timeout_factor)
+        with contextlib.ExitStack() as own:
+            try:
+                with snapshot.in_use() as there:
+                    if not there:
+                        return None
+                    vm = own.enter_context(self._vm(limit, restore=snapshot))
+                guest = own.enter_context(Guest.connect(_endpoint(vm), limit, lambda: vm.alive))
+                connected = time.monotonic()
+                found = ask_facts(guest, limit, rescan=True)
+                if not found.same_machine(read_facts(snapshot.facts)):
+                    raise InfraError("the guest sees another machine than when it was saved")
+                booted = self._prove(vm, guest, found, connected, restored=True)
+            except InfraError as error:
+                _log.warning("a snapshot is not used and made anew: %s", error.message)
+            else:
+                snapshot.note_use()
+                stack.enter_context(own.pop_all())
+                return booted
+        snapshot.drop()
+        return None
+
+    def start(self, snapshot: Snapshot | None, stack: contextlib.ExitStack) -> Booted:
+        """The machine from its first instruction, saved as *snapshot* on the way."""
+        if snapshot is not None and snapshot.refusal() is not None:
+            snapshot = None
+        limit = Deadline.after(BOOT_SECONDS * self.recipe.accel.timeout_factor)
+        vm = stack.enter_context(self._vm(limit, savable=snapshot is not None))
         try:
             # slirp accepts before the guest listens; the console tells sooner when it does.
             vm.wait_booted(limit)
             guest = Guest.connect(_endpoint(vm), limit, lambda: vm.alive)
+            connected = time.monotonic()
+            vm.wait_agent(limit)
+            found = ask_facts(guest, limit)
+            booted = self._prove(vm, guest, found, connected)
+            if snapshot is not None:
+                booted = self._save(snapshot, booted, found, limit)
         except LostGuest as error:
             vm.diagnose()
             vm.wait(Deadline.after(1.0))
             raise _never_up(vm, error) from error
-        with guest:
-            connected = time.monotonic()
-            vm.wait_agent(limit)
-            found = ask_facts(guest, limit)
-            _prove_kernel(found, recipe, nonce)
-            places = _prove_devices(found, recipe)
-            timing = {"to_ssh": connected - began, "to_proof": time.monotonic() - began}
-            (directory / TIMING_FILE).write_text(json.dumps(timing) + "\n", encoding="utf-8")
-            yield Booted(vm, guest, places)
+        stack.callback(booted.guest.close)
+        return booted
+
+    def _vm(
+        self, limit: Deadline, *, restore: Snapshot | None = None, savable: bool = False
+    ) -> contextlib.AbstractContextManager[VM]:
+        return start_vm(
+            self.recipe.machine,
+            self.directory,
+            nonce=self.nonce,
+            qemu=self.recipe.qemu,
+            parts=self.parts,
+            restore=restore,
+            savable=savable,
+            deadline=limit,
+        )
+
+    def _prove(
+        self, vm: VM, guest: Guest, found: Found, connected: float, *, restored: bool = False
+    ) -> Booted:
+        _prove_kernel(found, self.recipe, self.nonce)
+        places = _prove_devices(found, self.recipe)
+        timing = {
+            "to_ssh": connected - self.began,
+            "to_proof": time.monotonic() - self.began,
+            "restored": restored,
+        }
+        (self.directory / TIMING_FILE).write_text(json.dumps(timing) + "\n", encoding="utf-8")
+        return Booted(vm, guest, places)
+
+    def _save(self, snapshot: Snapshot, booted: Booted, found: Found, limit: Deadline) -> Booted:
+        """Save the machine and go on with it; what a restored one could not have is taken away meanwhile."""
+        vm = booted.vm
+        with snapshot.making() as target:
+            if target is None:
+                return booted
+            unsaved = [booted.bdfs[name] for name in unsaved_devices(self.recipe.machine.topology)]
+            _ask(booted.guest, ["remove", *unsaved], limit)
+            # Nobody is there to go on with a saved connection.
+            booted.guest.close()
+            vm.console.wait_for("Exit (root)", limit.within(_GOODBYE_SECONDS))
+            (target / FACTS).write_text(found.text, encoding="utf-8")
+            refused = ""
+            try:
+                vm.save(target)
+            except QmpError as error:
+                refused = error.message
+        if refused:
+            snapshot.drop()
+            snapshot.refuse(refused)
+        guest = Guest.connect(_endpoint(vm), limit, lambda: vm.alive)
+        ask_facts(guest, limit, rescan=True)
+        return Booted(vm, guest, booted.bdfs)
 
 
 def _endpoint(vm: VM) -> Endpoint:
@@ -161,15 +271,22 @@ def _never_up(vm: VM, error: LostGuest) -> LostGuest | BootCrash:
     return LostGuest(f"{error.message}{ending}{said}", hint=hint)
 
 
-def ask_facts(guest: Guest, limit: Deadline) -> Found:
-    """What the guest says of itself, its clock set to ours first; LostGuest when nothing comes by *limit*."""
-    stream = guest.dial(PORT, limit)
-    with contextlib.closing(stream):
-        stream.send(json.dumps(["facts", str(time.time())]))
+def ask_facts(guest: Guest, limit: Deadline, *, rescan: bool = False) -> Found:
+    """What the guest says of itself, its clock set to ours first; LostGuest when nothing comes by *limit*.
+
+    With *rescan* it looks for PCI devices before.
+    """
+    return read_facts(_ask(guest, ["rescan" if rescan else "facts", str(time.time())], limit))
+
+
+def _ask(guest: Guest, words: Sequence[str], limit: Deadline) -> str:
+    """What guest/resident.py answers to *words*."""
+    with contextlib.closing(guest.dial(PORT, limit)) as stream:
+        stream.send(json.dumps(words))
         try:
-            return read_facts("\n".join(stream.lines(limit)))
+            return "\n".join(stream.lines(limit))
         except TimeoutError as error:
-            raise LostGuest("the guest did not say in time what it is") from error
+            raise LostGuest(f"the guest did not answer in time when asked for {words[0]}") from error
 
 
 def _prove_kernel(found: Found, recipe: Recipe, nonce: str) -> None:

@@ -8,14 +8,26 @@ later another machine, can run it from the plan file alone.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 """Grows when a field changes meaning; a plan of another format is refused."""
+
+
+class Isolation(enum.StrEnum):
+    """How often work gets a VM that nothing has run in."""
+
+    VM = "vm"
+    """When a job begins, and after trouble."""
+    PROGRAM = "program"
+    """For every module of probes and every selftest program."""
+    CASE = "case"
+    """For every case; a selftest program stays one piece."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +61,8 @@ class Job:
     topology: str
     """Name of a shipped topology or absolute path of a user's file."""
     root: str
+    snapshots: bool
+    """Whether a VM may be restored from a snapshot in place of booting."""
     accel: str
     qemu: str | None
     """Path of the QEMU to use; None: the one in PATH."""
@@ -70,6 +84,7 @@ class Plan:
     seed: int
     cases: tuple[str, ...]
     """Address patterns; only matching cases run.  Empty: all."""
+    isolation: Isolation = Isolation.VM
     jobs: tuple[Job, ...]
 
     def save(self, path: Path) -> None:
@@ -91,8 +106,9 @@ def load_plan(path: Path) -> Plan:
         raise UsageError(f"{path}: not a plan of format {PLAN_FORMAT}", hint="vfio-harness run makes one")
     try:
         jobs = tuple(_job(job) for job in data.pop("jobs"))
-        return Plan(**{**data, "cases": tuple(data["cases"]), "jobs": jobs})
-    except (KeyError, TypeError) as error:
+        isolation = Isolation(data["isolation"])
+        return Plan(**{**data, "cases": tuple(data["cases"]), "isolation": isolation, "jobs": jobs})
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: not a plan: {error}") from error
 
 

@@ -189,6 +189,12 @@ def machine_options(function: F) -> F:
                 help="Where the guest's user space comes from: image is small and boots fast, virtme is this "
                 "host's own root, read-only, with all your tools.",
             ),
+            click.option(
+                "--snapshots/--no-snapshots",
+                default=True,
+                show_default=True,
+                help="Save a machine when it is ready for its first case, and restore it instead of booting.",
+            ),
             click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N"),
             click.option(
                 "--memory",

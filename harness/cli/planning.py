@@ -73,6 +73,7 @@ class MachineWish:
     cpus: int
     memory: int | None
     qemu: str | None
+    snapshots: bool = True
 
     def options(self) -> list[str]:
         """The options that say it again, defaults left out."""
@@ -86,6 +87,8 @@ class MachineWish:
             words += ["--cpus", str(self.cpus)]
         if self.memory is not None:
             words += ["--memory", str(self.memory)]
+        if not self.snapshots:
+            words.append("--no-snapshots")
         if self.qemu is not None:
             words += ["--qemu", os.fspath(find_qemu(self.qemu).path)]
         return words
@@ -186,6 +189,7 @@ def make_job(
         kernel=ref,
         topology=os.fspath(topology.path.absolute()) if topology.name != machine.topology else topology.name,
         root=machine.root,
+        snapshots=machine.snapshots,
         accel=accel.accel.value,
         qemu=os.fspath(find_qemu(machine.qemu).path) if machine.qemu else None,
         cpus=machine.cpus,

@@ -10,6 +10,7 @@ import click
 from harness.cli import options
 from harness.cli.planning import DEFAULT_SEED, KernelWish, MachineWish
 from harness.cli.session import PytestOptions, Session
+from harness.plan import Isolation
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
@@ -24,6 +25,13 @@ from harness.cli.session import PytestOptions, Session
 @click.option("-x", "exit_first", is_flag=True, help="Stop at the first bad result.")
 @click.option("--lf", "last_failed", is_flag=True, help="Only what failed last time.")
 @click.option("-n", "workers", metavar="N", help="Parallel workers (pytest-xdist), each with its own VM.")
+@click.option(
+    "--isolation",
+    type=click.Choice([i.value for i in Isolation]),
+    default=Isolation.VM.value,
+    show_default=True,
+    help="Give every case, or every program, a VM of its own; vm: one VM for as long as it stays sound.",
+)
 @click.option("--collect-only", is_flag=True, help="Show what would run; boots nothing.")
 @click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
 @click.option(
@@ -52,6 +60,7 @@ def command(
     jobs: int | None,
     accel: str,
     root: str,
+    snapshots: bool,
     cpus: int,
     memory: int | None,
     qemu: str | None,
@@ -59,6 +68,7 @@ def command(
     exit_first: bool,
     last_failed: bool,
     workers: str | None,
+    isolation: str,
     collect_only: bool,
     verbose: bool,
     junit: Path | None,
@@ -81,7 +91,9 @@ def command(
         for v in dict.fromkeys(variants)
     ]
     machines = [
-        MachineWish(topology=t, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu)
+        MachineWish(
+            topology=t, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu, snapshots=snapshots
+        )
         for t in dict.fromkeys(topologies)
     ]
     passed_on = PytestOptions(
@@ -93,7 +105,7 @@ def command(
         verbose=verbose,
         extra=pytest_args,
     )
-    session = Session(wishes, machines, suites, cases, seed, junit=junit)
+    session = Session(wishes, machines, suites, cases, seed, junit=junit, isolation=Isolation(isolation))
     session.check()
     session.prepare()
     if collect_only:

@@ -28,7 +28,7 @@ from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
 from harness.machine.topology import load_topology
-from harness.plan import Job, Plan
+from harness.plan import Isolation, Job, Plan
 from harness.results import Inputs, RunInfo, RunStore, State, exit_code, judge, load
 from harness.suites.catalogue import check_cases, check_patterns, check_suites
 
@@ -76,12 +76,14 @@ class Session:
         seed: int,
         *,
         junit: Path | None,
+        isolation: Isolation = Isolation.VM,
     ) -> None:
         self._wishes = wishes
         self._machines = machines
         self._suites = tuple(dict.fromkeys(suites))
         self._cases = cases
         self._seed = seed
+        self._isolation = isolation
         self._junit = junit
         self._phases: dict[str, float] = {}
         self._started = datetime.datetime.now(datetime.UTC)
@@ -174,6 +176,7 @@ class Session:
             run_dir=os.fspath(self.run_dir),
             seed=self._seed,
             cases=self._cases,
+            isolation=self._isolation,
             jobs=tuple(self._jobs.values()),
         )
 

@@ -39,6 +39,7 @@ def command(
     jobs: int | None,
     accel: str,
     root: str,
+    snapshots: bool,
     cpus: int,
     memory: int | None,
     qemu: str | None,
@@ -55,7 +56,15 @@ def command(
       vfio-harness shell -- ls -l /dev/vfio
     """
     wish = KernelWish(tree=tree, variant=variant, addons=addons, configs=configs, jobs=jobs)
-    machine = MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu)
+    machine = MachineWish(
+        topology=topology,
+        accel=accel,
+        root=root,
+        cpus=cpus,
+        memory=memory,
+        qemu=qemu,
+        snapshots=snapshots,
+    )
     if planning.wished_variant(variant).blocked:
         raise UsageError(f"variant {variant!r} is never built, so there is nothing to boot")
     found, choice = planning.choose(machine)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Keep the cache small: drop what was not used for longest.
 
-That is kernels, selftests, objects, configurations, unpacked sources, worktrees, apt's lists and the disks of
-guests.  Each goes under the lock that its users take, so what is in use stays: a build holds its objects and
-its source, a VM its kernel and selftests (harness.kernel.store.hold) and its disks.
+That is kernels, selftests, objects, configurations, unpacked sources, worktrees, apt's lists, the disks of
+guests and their snapshots.  Each goes under the lock that its users take, so what is in use stays: a build holds
+its objects and its source, a VM its kernel and selftests (harness.kernel.store.hold) and its disks.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _KINDS = {
     "worktrees": "*/*",
     "apt": "*",
     "images": "*",
+    "snapshots": "*",
 }
 """Directories of the cache, and where in them the entries are."""
 

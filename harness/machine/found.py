@@ -35,12 +35,18 @@ class FoundDevice:
 class Found:
     """Everything the guest sees."""
 
-    nonce: str
+    text: str = dataclasses.field(compare=False, repr=False)
+    """All of it as the guest said it."""
+    nonce: str = dataclasses.field(compare=False)
     """What the VM that answers was given."""
     notes: bytes
     """The ELF notes of the kernel that runs."""
     devices: tuple[FoundDevice, ...]
     vfio_nodes: tuple[str, ...]
+
+    def same_machine(self, other: Found) -> bool:
+        """Whether both tell of the same kernel and the same devices, drivers, groups and nodes."""
+        return self == other
 
     def at(self, location: Location) -> FoundDevice | None:
         return next((device for device in self.devices if device.location == location), None)
@@ -51,6 +57,7 @@ def read_facts(text: str) -> Found:
     try:
         facts = json.loads(text)
         return Found(
+            text=text,
             nonce=facts["nonce"],
             notes=bytes.fromhex(facts["notes"]),
             devices=tuple(_device(device) for device in facts["devices"]),

@@ -30,15 +30,24 @@ class SshAccess:
     """The server's public key: `ssh-ed25519 AAAA...`."""
 
 
-def make_keys(directory: Path) -> str:
-    """Write client and server keys into *directory*, mode 0600; return the server's public key."""
+def make_keys(directory: Path, host_key: Path | None = None) -> str:
+    """Write client and server keys into *directory*, mode 0600; return the server's public key.
+
+    *host_key* is the server's private key, for a guest whose server has loaded one already.
+    """
     client = Ed25519PrivateKey.generate()
-    server = Ed25519PrivateKey.generate()
+    server = _read(host_key) if host_key else Ed25519PrivateKey.generate()
     _write(directory / CLIENT_KEY, _private(client))
     _write(directory / HOST_KEY, _private(server))
     _write(directory / DROPBEAR_KEY, _dropbear(server))
     _write(directory / AUTHORIZED_KEYS, _public(client) + b" vfio-harness\n")
     return _public(server).decode("ascii")
+
+
+def _read(path: Path) -> Ed25519PrivateKey:
+    key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    return key
 
 
 def _private(key: Ed25519PrivateKey) -> bytes:

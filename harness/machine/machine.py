@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness import paths
 from harness.errors import UsageError
 from harness.machine.accel import Accel
 from harness.machine.devices import Device, Props, Topology, qemu_value
@@ -41,6 +42,7 @@ _NET_SLOT, _SERIAL_SLOT, _PANIC_SLOT = 0x18, 0x19, 0x1A
 _ROOT_SLOTS = range(0x1B, 0x1F)
 """Slots of pcie.0 that no topology may use (harness.machine.refusals)."""
 
+_MEMORY_ID = "memory"
 _SSH_MAC = "52:54:00:76:66:00"
 _GIB = 1024
 
@@ -53,6 +55,21 @@ BASE_KERNEL_ARGS = (
     "net.ifnames=0",
     "printk.devkmsg=on",  # the case markers must not be rate limited
 )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """A file that holds the guest's memory, for a machine that is to be saved or was."""
+
+    path: str
+    """As QEMU opens it."""
+    saved: bool
+    """The file is a snapshot's: it is mapped copy-on-write, and QEMU waits for the state of the devices."""
+
+    def options(self, mib: int) -> tuple[str, ...]:
+        share = "off" if self.saved else "on"
+        backend = f"memory-backend-file,id={_MEMORY_ID},size={mib}M,mem-path={self.path},share={share}"
+        return ("-object", backend, *(("-incoming", "defer") if self.saved else ()))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +104,10 @@ class Machine:
         own = {"smp": self.cpus >= 2, "mem-4g": self.memory_mib >= 4 * _GIB}
         return self.topology.features | {name for name, holds in own.items() if holds}
 
+    def parts(self) -> RootParts:
+        """What its root adds.  Raises InfraError when the host lacks something for it."""
+        return self.root.parts(paths.guest_dir(), self.modules_dir, self.selftests_dir)
+
     def command_line(self, parts: RootParts) -> str:
         """The kernel's command line."""
         words = [*BASE_KERNEL_ARGS, *self.accel.kernel_args]
@@ -95,14 +116,15 @@ class Machine:
         words += [*self.topology.kernel_args, *parts.kernel_args]
         return " ".join(f'"{word}"' if " " in word else word for word in words)
 
-    def argv(self, qemu: Qemu, parts: RootParts, nonce: str) -> tuple[str, ...]:
+    def argv(self, qemu: Qemu, parts: RootParts, nonce: str, memory: Memory | None = None) -> tuple[str, ...]:
         """The whole QEMU command line, to be run in the VM's directory.
 
+        The guest's memory is in *memory*, or nowhere but in QEMU.
         Raises UsageError when the root needs more slots than there are.
         """
         return (
             str(qemu.path),
-            *self._machine(),
+            *self._machine(memory),
             *(("-bios", QBOOT) if qemu.has_qboot and not self.topology.has_more_roots else ()),
             *self._kernel(parts, nonce),
             *self._host_ends(),
@@ -114,14 +136,16 @@ class Machine:
             *self._root_devices(parts),
         )
 
-    def _machine(self) -> Iterator[str]:
+    def _machine(self, memory: Memory | None) -> Iterator[str]:
         yield from ("-name", f"{self.topology.name},process=vfio-harness")
         yield from ("-nodefaults", "-no-user-config", "-display", "none")
         yield from ("-no-reboot", "-action", "panic=exit-failure")
         props = {"sata": False, "smbus": False, "vmport": False, "i8042": False, **self.topology.machine}
+        props |= {"memory-backend": _MEMORY_ID} if memory else {}
         yield from _option("-machine", {"type": "q35", **props})
         yield from self.accel.arguments
         yield from ("-smp", str(self.cpus), "-m", f"{self.memory_mib}M")
+        yield from memory.options(self.memory_mib) if memory else ()
 
     def _kernel(self, parts: RootParts, nonce: str) -> Iterator[str]:
         yield from ("-kernel", str(self.vmlinux), "-append", self.command_line(parts))

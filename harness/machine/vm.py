@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import paths, process
+from harness import process
 from harness.deadline import Deadline
 from harness.errors import InfraError, LostGuest
 from harness.machine import diagnose, disks, keys
@@ -29,9 +29,12 @@ from harness.machine.machine import (
     HOSTLINK_SOCKET,
     QMP_SOCKET,
     Machine,
+    Memory,
 )
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.qmp import Qmp, QmpError
+from harness.machine.roots import RootParts
+from harness.machine.snapshot import RAM, STATE, Snapshot, copy_sparse, keep_host_key
 
 PANIC = "Kernel panic - not syncing: "
 COMMAND_FILE = "qemu.cmd"
@@ -43,7 +46,11 @@ START_SECONDS = 30.0
 STOP_SECONDS = 6.0
 """For the whole ladder: QMP quit, SIGTERM, SIGKILL."""
 
+_SAVE_SECONDS = 20.0
+"""For the devices' state, a few hundred kilobytes, to be written or read."""
+
 _POLL_SECONDS = 0.01
+_MIGRATION_POLL_SECONDS = 0.002
 _BOOT_POLL_SECONDS = 0.02
 _AGENT_POLL_SECONDS = 0.5
 _BOOTED = "vfio-harness: ssh: "
@@ -76,12 +83,15 @@ class VM:
         nonce: str,
         child: process.Process,
         stack: contextlib.ExitStack,
+        ram: int | None = None,
     ) -> None:
         self.machine = machine
         self.directory = directory
         self.nonce = nonce
         self.console = Console(directory / CONSOLE_LOG)
         self._child = child
+        self._ram = ram
+        """The file of the guest's memory, for a VM that may be saved."""
         self._stopping = False
         handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, handle)
@@ -231,6 +241,42 @@ class VM:
         limit = deadline or Deadline.after(diagnose.BUDGET_SECONDS)
         return diagnose.write_bundle(self.directory, self._qmp, self._near / CONSOLE_SOCKET, limit)
 
+    def save(self, target: Path) -> None:
+        """Write the VM's memory and devices into the directory *target*; it runs on.
+
+        Only for a VM that was started to be saved, and whose guest nobody is connected to.  Raises QmpRefused
+        when QEMU cannot save one of its devices.
+        """
+        assert self._ram is not None
+        self.qmp.execute("stop")
+        try:
+            self._migrate("migrate", STATE)
+            copy_sparse(self._ram, target / RAM)
+        finally:
+            self.qmp.execute("cont")
+        (self.directory / STATE).rename(target / STATE)
+        keep_host_key(self.directory, target)
+
+    def _restore(self, deadline: Deadline) -> None:
+        """Take over the state that lies in the directory, and run."""
+        self._migrate("migrate-incoming", STATE, deadline)
+        if self.qmp.execute("query-status")["status"] != "running":
+            self.qmp.execute("cont")
+
+    def _migrate(self, command: str, file: str, deadline: Deadline | None = None) -> None:
+        """Run a migration to or from *file* to its end; memory stays where it is.  Raises QmpError."""
+        limit = deadline or Deadline.after(_SAVE_SECONDS)
+        ignore_memory = {"capability": "x-ignore-shared", "state": True}
+        self.qmp.execute("migrate-set-capabilities", {"capabilities": [ignore_memory]})
+        self.qmp.execute(command, {"uri": f"file:{file}"})
+        while True:
+            progress = self.qmp.execute("query-migrate")
+            if progress.get("status") == "completed":
+                return
+            if progress.get("status") in ("failed", "cancelled") or limit.expired:
+                raise QmpError(f"QEMU's {command} did not end well: {progress}")
+            time.sleep(_MIGRATION_POLL_SECONDS)
+
     def stop(self, deadline: Deadline | None = None) -> None:
         """End QEMU: ask over QMP, then SIGTERM, then SIGKILL; all by *deadline* (default STOP_SECONDS)."""
         limit = deadline or Deadline.after(STOP_SECONDS)
@@ -295,33 +341,62 @@ def start_vm(
     *,
     nonce: str,
     qemu: Qemu | None = None,
-    guest_dir: Path | None = None,
+    parts: RootParts | None = None,
+    restore: Snapshot | None = None,
+    savable: bool = False,
     deadline: Deadline | None = None,
 ) -> Iterator[VM]:
     """Boot *machine* in *directory* (made if need be) and end it with the block.
 
-    Yields as soon as QEMU runs; the guest is still booting then.  Call it from a thread that lives as long as
-    the VM, because QEMU dies with it.  Raises InfraError with QEMU's own words when it does not start.
+    Yields as soon as QEMU runs; the guest is still booting then, unless *restore* gives it where it left off.
+    A *savable* VM can be saved.  Call it from a thread that lives as long as the VM, because QEMU dies with
+    it.  Raises InfraError with QEMU's own words when it does not start.
     """
     limit = deadline or Deadline.after(START_SECONDS * machine.accel.timeout_factor)
     qemu = qemu or find_qemu()
-    parts = machine.root.parts(guest_dir or paths.guest_dir(), machine.modules_dir, machine.selftests_dir)
+    parts = parts or machine.parts()
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    host_key = keys.make_keys(directory)
-    argv = machine.argv(qemu, parts, nonce)
-    command = f"cd {shlex.quote(str(directory))} && {shlex.join(argv)}\n"
-    (directory / COMMAND_FILE).write_text(command, encoding="utf-8")
-    for stale in (QMP_SOCKET, CONSOLE_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG):
+    for stale in (QMP_SOCKET, CONSOLE_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG, RAM, STATE):
         (directory / stale).unlink(missing_ok=True)
+    host_key = keys.make_keys(directory, restore.directory / keys.HOST_KEY if restore else None)
+    # The machine from the start, however this VM came to be: that is what one wants to paste.
+    command = f"cd {shlex.quote(str(directory))} && {shlex.join(machine.argv(qemu, parts, nonce))}\n"
+    (directory / COMMAND_FILE).write_text(command, encoding="utf-8")
     with contextlib.ExitStack() as stack:
         for image in parts.files:
             stack.enter_context(disks.held(image))
+        ram = _shared_memory(stack, machine) if savable else None
+        argv = machine.argv(qemu, parts, nonce, _memory(ram, directory, restore))
         stderr = stack.enter_context((directory / STDERR_FILE).open("wb"))
-        child = stack.enter_context(process.spawn(argv, cwd=directory, stdout=stderr, stderr=stderr))
-        vm = VM(machine, directory, nonce, child, stack)
+        fds = () if ram is None else (ram,)
+        child = stack.enter_context(
+            process.spawn(argv, cwd=directory, stdout=stderr, stderr=stderr, pass_fds=fds)
+        )
+        vm = VM(machine, directory, nonce, child, stack, ram)
         stack.callback(vm.stop)
-        vm._attach(limit.within(START_SECONDS * machine.accel.timeout_factor), host_key, stack)
+        start_limit = limit.within(START_SECONDS * machine.accel.timeout_factor)
+        vm._attach(start_limit, host_key, stack)
         # Last in, first out: QEMU is asked to quit while QMP is still connected.
         stack.callback(vm.stop)
+        if restore is not None:
+            vm._restore(start_limit)
         yield vm
+
+
+def _shared_memory(stack: contextlib.ExitStack, machine: Machine) -> int:
+    """A file for the guest's memory that is in memory itself: on a disk it would be written back again and
+    again."""
+    handle = os.memfd_create("vfio-harness-ram")
+    stack.callback(os.close, handle)
+    os.ftruncate(handle, machine.memory_mib << 20)
+    return handle
+
+
+def _memory(ram: int | None, directory: Path, restore: Snapshot | None) -> Memory | None:
+    if restore is not None:
+        # Links, because the cache's path may hold what QEMU's option parser would take for its own.
+        for name in (RAM, STATE):
+            (directory / name).symlink_to(restore.directory / name)
+        return Memory(path=RAM, saved=True)
+    return Memory(path=f"/proc/self/fd/{ram}", saved=False) if ram is not None else None

@@ -21,7 +21,7 @@ from harness.errors import BootCrash, HarnessError, InfraError, LostGuest
 from harness.kernel.store import hold
 from harness.ktap import parse
 from harness.machine.splat import Splat
-from harness.plan import Job, Plan
+from harness.plan import Isolation, Job, Plan
 from harness.results import WHOLE_PROGRAM, Outcome
 from harness.suites.agent import Agent
 from harness.suites.judging import Judged, judge_points, judge_probe, judge_program
@@ -71,12 +71,15 @@ class JobVM:
     def __init__(self, plan: Plan, job: Job, worker: str) -> None:
         self._run_dir = Path(plan.run_dir)
         self._seed = plan.seed
+        self._isolation = plan.isolation
         self._job = job
         self._worker = worker
         self._recipe = Recipe.of(job)
         self._factor = self._recipe.accel.timeout_factor
         self._used = self._used_before = False
         """Whether the VM has run anything but fresh cases; and whether it had when the last work began."""
+        self._unit = ""
+        """What the VM is for, where the isolation gives every such unit a VM of its own."""
         self._stack = contextlib.ExitStack()
         self._booted: Booted | None = None
         self._agent: Agent | None = None
@@ -84,7 +87,7 @@ class JobVM:
 
     def probe(self, case: Case) -> Done:
         """Run one probe case.  Raises HarnessError when no VM could be had for it."""
-        booted = self._ready(fresh=case.fresh)
+        booted = self._ready(self._unit_of(case.module, case.address), fresh=case.fresh)
         with self._watch(booted, case.address, is_program=False) as attempt:
             agent = self._agent_of(booted)
             limit = case.timeout * self._factor
@@ -94,7 +97,7 @@ class JobVM:
 
     def program(self, program: Program, features: frozenset[str]) -> Done:
         """Run one selftest program.  Raises HarnessError when no VM could be had for it."""
-        booted = self._ready(fresh=False)
+        booted = self._ready(self._unit_of(program.title, program.title), fresh=False)
         with self._watch(booted, program.title, is_program=True) as attempt:
             self._give_selftests(booted)
             limit = Deadline.after(program.seconds * self._factor)
@@ -131,10 +134,17 @@ class JobVM:
     def _service(self, extra: float = 0.0) -> Deadline:
         return Deadline.after((SERVICE_SECONDS + extra) * self._factor)
 
-    def _ready(self, *, fresh: bool) -> Booted:
-        """The VM to use next; a new one when there is none or *fresh* asks for one nobody has used."""
-        if self._booted is not None and (not self._booted.vm.alive or (fresh and not self._is_fresh())):
+    def _unit_of(self, program: str, case: str) -> str:
+        """What must have a VM of its own: the *program* that the next work belongs to, or its *case*."""
+        return {Isolation.VM: "", Isolation.PROGRAM: program, Isolation.CASE: case}[self._isolation]
+
+    def _ready(self, unit: str, *, fresh: bool) -> Booted:
+        """The VM to use next; a new one when there is none for *unit*, or *fresh* asks for an unused one."""
+        if self._booted is not None and (
+            not self._booted.vm.alive or unit != self._unit or (fresh and not self._is_fresh())
+        ):
             self.close()
+        self._unit = unit
         if self._broken is not None:
             raise self._broken
         for attempt in range(1, BOOT_TRIES + 1):

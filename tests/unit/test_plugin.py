@@ -55,6 +55,7 @@ def job(topology: str = "edu") -> Job:
         kernel=KERNEL,
         topology=topology,
         root="virtme",
+        snapshots=False,
         accel="tcg",
         qemu=None,
         cpus=1,
