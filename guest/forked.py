@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NoReturn, Optional
 
@@ -47,11 +48,9 @@ class Child:
 
     def wait(self, timeout: float = 20.0) -> int:
         """Wait for its end and return its wait status; raise TimeoutError."""
-        deadline = time.monotonic() + timeout
-        while not self.ended():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the child {self.pid} runs longer than {timeout:g} s")
-            time.sleep(0.005)
+        if not self.ended() and not wait_for_end(self.pid, timeout) and not self.ended():
+            raise TimeoutError(f"the child {self.pid} runs longer than {timeout:g} s")
+        assert self.ended()
         assert self._status is not None
         return self._status
 
@@ -105,6 +104,25 @@ def _run(function: Callable[[], object], report: int) -> NoReturn:
         os.write(report, json.dumps(answer).encode())
     finally:
         os._exit(0)
+
+
+@contextlib.contextmanager
+def end_of(pid: int) -> Iterator[int]:
+    """A descriptor that is readable once the child *pid* has ended and can be reaped.
+
+    A pidfd (Linux 5.3): it wakes at once, where polling costs an emulated processor several milliseconds.
+    """
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def wait_for_end(pid: int, timeout: float) -> bool:
+    """Wait until the child *pid* has ended; False when it still runs after *timeout* seconds."""
+    with end_of(pid) as fd:
+        return bool(select.select([fd], [], [], timeout)[0])
 
 
 def call(function: Callable[[], object], *, timeout: float = 20.0) -> object:

@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
+from mmap import MAP_SHARED
 from typing import Optional
 
 # include/uapi/linux/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PR_CAPBSET_DROP = 24
+
+
+_shared: dict[int, int] = {}
+"""Address and length of every file that is mapped shared."""
 
 
 @functools.lru_cache(maxsize=None)
@@ -43,6 +49,8 @@ def mmap(length: int, prot: int, flags: int, fd: int = -1, offset: int = 0, *, a
     result: Optional[int] = _libc().mmap(address or None, length, prot, flags, fd, offset)
     if result is None or result == ctypes.c_void_p(-1).value:
         raise raise_errno(f"mmap of {length:#x} bytes")
+    if flags & MAP_SHARED and fd >= 0:
+        _shared[result] = length
     return result
 
 
@@ -50,6 +58,14 @@ def munmap(address: int, length: int) -> None:
     """Unmap *length* bytes at *address*."""
     if _libc().munmap(address, length):
         raise raise_errno(f"munmap({address:#x}, {length:#x})")
+    _shared.pop(address, None)
+
+
+def munmap_shared() -> None:
+    """Unmap every file that mmap() mapped shared: what a fork inherits and must not keep, a BAR above all."""
+    for address, length in tuple(_shared.items()):
+        with contextlib.suppress(OSError):
+            munmap(address, length)
 
 
 def mprotect(address: int, length: int, prot: int) -> None:

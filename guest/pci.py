@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from guest import libc
+from guest import forked, libc
 
 VFIO_PCI = "vfio-pci"
 PARAMETER = Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode")
@@ -63,11 +62,9 @@ class PendingWrite:
 
     def errno(self, timeout: float = WRITE_TIMEOUT) -> int:
         """Wait until the write has returned and give its errno, 0 for success; raise StuckWrite."""
-        deadline = time.monotonic() + timeout
-        while not self.done:
-            if time.monotonic() > deadline:
-                raise StuckWrite(f"writing {self.text!r} to {self.path} is stuck after {timeout:g} s")
-            time.sleep(0.005)
+        if not self.done and not forked.wait_for_end(self.pid, timeout) and not self.done:
+            raise StuckWrite(f"writing {self.text!r} to {self.path} is stuck after {timeout:g} s")
+        assert self.done
         assert self._status is not None
         if os.WIFSIGNALED(self._status):
             return errno.EINTR
@@ -83,9 +80,10 @@ class PendingWrite:
 def _write_and_exit(path: Path, text: str) -> None:
     code = errno.EIO
     try:
-        _let_go_of_vfio()
-        fd = os.open(path, os.O_WRONLY)
-        os.write(fd, text.encode())
+        # An open VFIO file or a mapped BAR that fork() handed down would itself block the unbind.
+        libc.munmap_shared()
+        os.closerange(3, 4096)
+        write(path, text)
         code = 0
     except OSError as error:
         code = error.errno or errno.EIO
@@ -93,19 +91,17 @@ def _write_and_exit(path: Path, text: str) -> None:
         os._exit(code)
 
 
-def _let_go_of_vfio() -> None:
-    """Drop what fork() handed down: an open VFIO file or a mapped BAR would itself block the unbind."""
-    with open("/proc/self/maps", encoding="utf-8") as maps:
-        ranges = [line.split()[0].split("-") for line in maps if "vfio" in line]
-    for start, end in ranges:
-        with contextlib.suppress(OSError):
-            libc.munmap(int(start, 16), int(end, 16) - int(start, 16))
-    os.closerange(3, 4096)
+def write(path: Path, text: str) -> None:
+    """Write *text* to a sysfs file; raise the write's OSError.
 
-
-def write(path: Path, text: str, *, timeout: float = WRITE_TIMEOUT) -> None:
-    """Write *text* to a sysfs file; raise the write's OSError, or StuckWrite after *timeout* seconds."""
-    PendingWrite(path, text).wait(timeout)
+    Only for writes that wait for no user of a device: one that does would wait for the writer's own files,
+    even after its death.  Those are PendingWrites.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
 
 
 def read(path: Path) -> str:
@@ -171,7 +167,7 @@ def bind(bdf: str, name: str = VFIO_PCI, *, timeout: float = WRITE_TIMEOUT) -> N
         return
     unbind(bdf, timeout=timeout)
     set_override(bdf, name)
-    write(BUS / "drivers" / name / "bind", bdf, timeout=timeout)
+    write(BUS / "drivers" / name / "bind", bdf)
 
 
 def release(bdf: str, *, timeout: float = WRITE_TIMEOUT) -> None:
@@ -275,16 +271,16 @@ def vfio_nodes(bdf: str) -> Nodes:
     return Nodes(group=group, cdev=cdev)
 
 
-def rescan(*, timeout: float = WRITE_TIMEOUT) -> None:
+def rescan() -> None:
     """Look for new devices on every PCI bus."""
-    write(BUS / "rescan", "1", timeout=timeout)
+    write(BUS / "rescan", "1")
 
 
 def remove(bdf: str, *, timeout: float = WRITE_TIMEOUT) -> None:
     """Make the kernel forget *bdf* until the next rescan; blocks as long as the device is open."""
-    write(path_of(bdf) / "remove", "1", timeout=timeout)
+    PendingWrite(path_of(bdf) / "remove", "1").wait(timeout)
 
 
 def set_virtual_functions(bdf: str, count: int, *, timeout: float = WRITE_TIMEOUT) -> None:
     """Give *bdf* that many virtual functions; raise OSError when its driver refuses."""
-    write(path_of(bdf) / "sriov_numvfs", str(count), timeout=timeout)
+    PendingWrite(path_of(bdf) / "sriov_numvfs", str(count)).wait(timeout)

@@ -17,6 +17,7 @@ from typing import Callable, NoReturn, Optional, TextIO
 
 from guest import kmsg, libc
 from guest.case import Case, Failure, Skip, Test
+from guest.forked import end_of
 from guest.ground import reap_group
 
 Diagnose = Callable[[str], None]
@@ -53,7 +54,8 @@ def run_forked(one: Case, features: frozenset[str], timeout: float, seed: int, d
     with contextlib.suppress(OSError):
         os.setpgid(pid, pid)  # the child does it too: whoever comes first
     try:
-        said, status = _watch(pid, output, report, time.monotonic() + timeout, diagnose)
+        with end_of(pid) as end:
+            said, status = _watch(pid, output, report, end, time.monotonic() + timeout, diagnose)
         # Whatever the case left running goes now; only then is its output complete.
         dirty = tuple(reap_group(pid))
         _drain(output, diagnose)
@@ -64,16 +66,16 @@ def run_forked(one: Case, features: frozenset[str], timeout: float, seed: int, d
 
 
 def _watch(
-    pid: int, output: int, report: int, deadline: float, diagnose: Diagnose
+    pid: int, output: int, report: int, end: int, deadline: float, diagnose: Diagnose
 ) -> tuple[bytes, Optional[int]]:
     """Follow the child until it has ended (return its wait status) or the time is up (None)."""
     said = b""
     lines = _Lines(diagnose)
-    watched = [output, report]
+    watched = [output, report, end]
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
-        ready = select.select(watched, [], [], 0 if ended else 0.02)[0]
-        for fd in ready:
+        ready = select.select(watched, [], [], 0 if ended else max(0.0, deadline - time.monotonic()))[0]
+        for fd in set(ready) - {end}:
             data = os.read(fd, _CHUNK)
             if not data:
                 watched.remove(fd)  # the case closed its end, by mistake or by dying

@@ -2,8 +2,8 @@
 """Keep the cache small: drop what was not used for longest.
 
 That is kernels, selftests, objects, configurations, unpacked sources, worktrees, apt's lists, the disks of
-guests and their snapshots.  Each goes under the lock that its users take, so what is in use stays: a build holds
-its objects and its source, a VM its kernel and selftests (harness.kernel.store.hold) and its disks.
+guests and their snapshots.  Each goes under the lock that its users take, so what is in use stays: a build
+holds its objects and its source, a VM its kernel and selftests (harness.kernel.store.hold) and its disks.
 """
 
 from __future__ import annotations
