@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from guest.resident import PORT
+from harness import paths
 from harness.deadline import Deadline
 from harness.errors import BootCrash, InfraError, LostGuest
 from harness.kernel.elf import find_build_ids
@@ -45,8 +46,6 @@ _GOODBYE_SECONDS = 1.0
 
 _SETTLE_SECONDS = 3.0
 """How long the console may lag behind SSH before a case's splats are counted."""
-
-TIMING_FILE = "timing.json"
 
 _log = logging.getLogger("harness.boot")
 
@@ -223,7 +222,7 @@ class _Attempt:
             "to_proof": time.monotonic() - self.began,
             "restored": restored,
         }
-        (self.directory / TIMING_FILE).write_text(json.dumps(timing) + "\n", encoding="utf-8")
+        (self.directory / paths.TIMING_FILE).write_text(json.dumps(timing) + "\n", encoding="utf-8")
         return Booted(vm, guest, places)
 
     def _save(self, snapshot: Snapshot, booted: Booted, found: Found, limit: Deadline) -> Booted:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import platformdirs
 
+TIMING_FILE = "timing.json"
+"""What a VM leaves in its directory about how long it took to come up."""
+
 _PACKAGE = Path(__file__).resolve().parent
 
 

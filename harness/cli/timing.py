@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.boot import TIMING_FILE
+from harness.paths import TIMING_FILE
 
 
 def boot_seconds(run_dir: Path) -> tuple[float, ...]:

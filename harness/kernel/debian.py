@@ -161,13 +161,14 @@ def find_candidates() -> list[Candidate]:
         raise SourceError(
             f"{KEYRING} is missing", hint="install debian-archive-keyring, or give a kernel tree"
         )
-    mirror = find_mirror()
     memo = _apt_root() / CANDIDATES_FILE
-    remembered = _recall(memo, mirror)
+    settings = _apt_settings()
+    remembered = _recall(memo, settings)
     if remembered:
         return remembered
+    mirror = find_mirror()
     with locked(LISTS_LOCK, "another process is asking Debian's mirror"):
-        remembered = _recall(memo, mirror)
+        remembered = _recall(memo, settings)
         if remembered:
             return remembered
         errors = _update_all(mirror)
@@ -178,19 +179,29 @@ def find_candidates() -> list[Candidate]:
                 f"cannot fetch Debian's package index: {first}", hint="give a kernel tree instead"
             )
         if not errors:
-            facts = {"mirror": mirror, "offered": [dataclasses.asdict(c) for c in offered]}
+            facts = {"settings": settings, "offered": [dataclasses.asdict(c) for c in offered]}
             with contextlib.suppress(OSError):
                 memo.write_text(json.dumps(facts), encoding="utf-8")
     return offered
 
 
-def _recall(memo: Path, mirror: str) -> list[Candidate]:
-    """What the mirror offered when last asked; nothing when that was long ago."""
+def _apt_settings(etc: Path = Path("/etc/apt")) -> str:
+    """What decides the mirror: our variable, and apt's own settings by name, size and time.
+
+    Asking apt itself takes half a second.
+    """
+    facts = [(str(path), path.stat()) for path in sorted(etc.rglob("*")) if path.is_file()]
+    stamps = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts]
+    return "\n".join([os.environ.get(MIRROR_VARIABLE, ""), *stamps])
+
+
+def _recall(memo: Path, settings: str) -> list[Candidate]:
+    """What the mirror offered when last asked; nothing when that was long ago or apt has other settings."""
     try:
         if time.time() - memo.stat().st_mtime > LISTS_FRESH_SECONDS:
             return []
         facts = json.loads(memo.read_text(encoding="utf-8"))
-        return [Candidate(**entry) for entry in facts["offered"]] if facts["mirror"] == mirror else []
+        return [Candidate(**entry) for entry in facts["offered"]] if facts["settings"] == settings else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -138,7 +138,7 @@ def plan_kernel(
     """
     toolchain = find_toolchain()
     with tree.held():
-        symbols = KconfigFiles(tree.path)
+        symbols = KconfigFiles(tree.path, memo=_symbols_memo(tree))
         plan = plan_config(load_catalogue(), variant, symbols, addons=addons, extra=extra_fragments)
         config = _resolved(tree, plan, toolchain)
         prove(plan, config, symbols)
@@ -146,6 +146,11 @@ def plan_kernel(
     key = _digest("kernel", str(RECIPE), tree.identity, config.digest, str(toolchain), *profile)
     cached = _is_whole(_entry(key))
     return KernelPlan(tree=tree, config_plan=plan, config=config, toolchain=toolchain, key=key, cached=cached)
+
+
+def _symbols_memo(tree: KernelTree) -> Path:
+    key = _digest("symbols", str(RECIPE), tree.config_identity)
+    return paths.cache_dir() / "configs" / f"{key}.symbols"
 
 
 def _resolved(tree: KernelTree, plan: ConfigPlan, toolchain: Toolchain) -> ResolvedConfig:

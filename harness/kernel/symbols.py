@@ -7,9 +7,12 @@ Kconfig libraries for Python do not parse `transitional` (new in 6.18), hence ou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness.errors import UsageError, nearest
@@ -51,21 +54,68 @@ class Definition:
     dependencies: list[Dependency] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Found:
+    """What has been read so far."""
+
+    tree: Path
+    definitions: dict[str, list[Definition]] = dataclasses.field(default_factory=dict)
+    selects: dict[str, list[Select]] = dataclasses.field(default_factory=dict)
+    files: set[str] = dataclasses.field(default_factory=set)
+
+
 class KconfigFiles:
     """The symbols that a tree defines, read from *roots* and everything they source."""
 
-    def __init__(self, tree: Path, roots: Iterable[str] = ("Kconfig",)) -> None:
+    def __init__(self, tree: Path, roots: Iterable[str] = ("Kconfig",), memo: Path | None = None) -> None:
+        """Nothing is read before it is asked for.
+
+        *memo* is a file that remembers which symbols there are, which is all that is asked when all is well;
+        1700 files take a second.  Its name must say which files it is about.
+        """
         self.tree = tree
-        self.definitions: dict[str, list[Definition]] = {}
-        self.selects: dict[str, list[Select]] = {}
-        self.files: set[str] = set()
-        for root in roots:
-            if (tree / root).is_file():
-                _Reader(self, root).read([])
+        self.roots = tuple(roots)
+        self.memo = memo
+
+    @functools.cached_property
+    def _found(self) -> _Found:
+        found = _Found(tree=self.tree)
+        for root in self.roots:
+            if (self.tree / root).is_file():
+                _Reader(found, root).read([])
+        return found
+
+    @property
+    def definitions(self) -> Mapping[str, list[Definition]]:
+        return self._found.definitions
+
+    @property
+    def selects(self) -> Mapping[str, list[Select]]:
+        return self._found.selects
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Every file that was read, relative to the tree."""
+        return frozenset(self._found.files)
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """Every symbol that is defined."""
+        if self.memo is not None:
+            with contextlib.suppress(OSError):
+                return frozenset(self.memo.read_text(encoding="utf-8").split())
+        names = frozenset(self.definitions)
+        if self.memo is not None:
+            with contextlib.suppress(OSError):
+                self.memo.parent.mkdir(parents=True, exist_ok=True)
+                partial = self.memo.with_name(f".{self.memo.name}.{os.getpid()}")
+                partial.write_text("\n".join(sorted(names)), encoding="utf-8")
+                partial.replace(self.memo)
+        return names
 
     def defines(self, symbol: str) -> bool:
         """Whether any file defines the symbol."""
-        return symbol in self.definitions
+        return symbol in self.names
 
     def has_prompt(self, symbol: str) -> bool:
         """Whether a fragment can ask for the symbol; without a prompt only selects and defaults set it."""
@@ -129,7 +179,7 @@ class KconfigFiles:
 class _Reader:
     """Parses one file; nested `if` and `menu` conditions are carried on a stack."""
 
-    def __init__(self, found: KconfigFiles, path: str) -> None:
+    def __init__(self, found: _Found, path: str) -> None:
         self.found = found
         self.path = path
         self.number = 0

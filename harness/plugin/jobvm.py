@@ -22,6 +22,7 @@ from harness.kernel.store import hold
 from harness.ktap import parse
 from harness.machine.splat import Splat
 from harness.plan import Isolation, Job, Plan
+from harness.plugin.done import Done, text_of
 from harness.results import WHOLE_PROGRAM, Outcome
 from harness.suites.agent import Agent
 from harness.suites.judging import Judged, judge_points, judge_probe, judge_program
@@ -36,20 +37,6 @@ BOOT_TRIES = 2
 
 _KEPT_LINES = 60
 """Lines of a case's output that its Result carries; the file beside the console has all of them."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """A piece of work that was carried out, or could not be."""
-
-    judged: tuple[Judged, ...] = ()
-    seconds: float = 0.0
-    printed: str = ""
-    splat: str = ""
-    vm_dir: str = ""
-    """Relative to the run directory; empty when no VM was used."""
-    strays: tuple[Splat, ...] = ()
-    """What the kernel complained of outside any case: while booting, between cases."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -258,11 +245,6 @@ class JobVM:
 
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
-
-
-def text_of(splats: Sequence[Splat]) -> str:
-    """The splats as they stood on the console."""
-    return "\n\n".join("\n".join(splat.lines) for splat in splats)
 
 
 def _keep(directory: Path, attempt: _Attempt) -> None:

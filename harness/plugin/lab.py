@@ -6,17 +6,21 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pytest
 
 from harness.errors import BootCrash, HarnessError
 from harness.machine.splat import Splat
 from harness.plan import Plan
-from harness.plugin.jobvm import Done, JobVM, text_of
+from harness.plugin.done import Done, text_of
 from harness.results import WHOLE_PROGRAM, Address, Outcome, Requirement, Result, check
 from harness.suites.catalogue import ProbeWork, ProgramWork, Work, features_for
 from harness.suites.judging import Judged
 from harness.suites.manifest import expected_points
+
+if TYPE_CHECKING:
+    from harness.plugin.jobvm import JobVM
 
 KERNEL_SUITE, KERNEL_PROGRAM = "kernel", "console"
 """Where results stand that are about the kernel as such: `kernel/console/boots`."""
@@ -82,6 +86,9 @@ class Lab:
     def _vm_of(self, job: str) -> JobVM:
         if self._jobvm is None or self._job != job:
             self.close()
+            # Not before it is needed: SSH and QMP take longer to import than a plan to collect.
+            from harness.plugin.jobvm import JobVM
+
             self._job = job
             self._jobvm = JobVM(self._plan, self._plan.job(job), self._worker)
         return self._jobvm

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import paths
-from harness.boot import TIMING_FILE, Booted, Recipe, ask_facts, boot
+from harness.boot import Booted, Recipe, ask_facts, boot
 from harness.deadline import Deadline
 from harness.machine.snapshot import FACTS, RAM, STATE, Snapshot, snapshot_of
 from harness.machine.topology import load_topology, shipped_topologies
@@ -47,7 +47,7 @@ def place(recipe: Recipe) -> Snapshot:
 def booted(recipe: Recipe, directory: Path) -> Iterator[tuple[Booted, bool]]:
     """A VM and whether it was restored."""
     with boot(recipe, directory) as vm:
-        timing = json.loads((directory / TIMING_FILE).read_text(encoding="utf-8"))
+        timing = json.loads((directory / paths.TIMING_FILE).read_text(encoding="utf-8"))
         yield vm, bool(timing["restored"])
 
 

@@ -120,7 +120,7 @@ def test_a_download_that_hangs(hanging: Path, caplog: pytest.LogCaptureFixture) 
     """A newer source that does not come is no reason to have none."""
     newer = {"package": "linux-source-7.3", "series": "7.3", "version": "7.3.9-1", "suite": "sid"}
     (hanging / "apt").mkdir()
-    facts = {"mirror": "http://mirror.example/debian", "offered": [newer]}
+    facts = {"settings": debian._apt_settings(), "offered": [newer]}
     (hanging / "apt" / "candidates.json").write_text(json.dumps(facts), encoding="utf-8")
     assert debian.fetch("latest", no_extract).version == "7.3.4-1"
     assert "fetching linux-source-7.3 7.3.9-1 timed out" in caplog.text

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What became of a piece of work, as the VM's side tells it to the Lab."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from harness.machine.splat import Splat
+from harness.suites.judging import Judged
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A piece of work that was carried out, or could not be."""
+
+    judged: tuple[Judged, ...] = ()
+    seconds: float = 0.0
+    printed: str = ""
+    splat: str = ""
+    vm_dir: str = ""
+    """Relative to the run directory; empty when no VM was used."""
+    strays: tuple[Splat, ...] = ()
+    """What the kernel complained of outside any case: while booting, between cases."""
+
+
+def text_of(splats: Sequence[Splat]) -> str:
+    """The splats as they stood on the console."""
+    return "\n\n".join("\n".join(splat.lines) for splat in splats)
