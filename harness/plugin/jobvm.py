@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ SERVICE_SECONDS = 20.0
 
 BOOT_TRIES = 2
 """A VM that does not come up is tried once more: the host may have been busy."""
+
+_log = logging.getLogger("harness.plugin")
 
 _KEPT_LINES = 60
 """Lines of a case's output that its Result carries; the file beside the console has all of them."""
@@ -65,6 +68,8 @@ class JobVM:
         self._factor = self._recipe.accel.timeout_factor
         self._used = self._used_before = False
         """Whether the VM has run anything but fresh cases; and whether it had when the last work began."""
+        self.final = True
+        """Whether the work at hand gets no other chance."""
         self._unit = ""
         """What the VM is for, where the isolation gives every such unit a VM of its own."""
         self._stack = contextlib.ExitStack()
@@ -203,10 +208,13 @@ class JobVM:
         """
         file = "/sys/kernel/debug/kmemleak"
         steps = "; ".join(f"sleep 6; echo {word} > {file}" for word in words)
-        with contextlib.suppress(LostGuest, TimeoutError):
-            found = booted.guest.check(f"{steps}; cat {file}", self._service(RESTORE_TIMEOUT))
-            if found.strip():
-                (booted.directory / "kmemleak.txt").write_text(found, encoding="utf-8")
+        try:
+            found = booted.guest.check(f"set -e; {steps}; cat {file}", self._service(RESTORE_TIMEOUT))
+        except LostGuest as error:
+            found = f"the leak scan failed: {error.message}\n"
+            _log.warning("%s: %s", self._job.name, found.strip())
+        if found.strip():
+            (booted.directory / "kmemleak.txt").write_text(found, encoding="utf-8")
 
     @contextlib.contextmanager
     def _watch(self, booted: Booted, name: str, *, is_program: bool) -> Iterator[_Attempt]:
@@ -215,13 +223,29 @@ class JobVM:
         try:
             yield attempt
         except TimeoutError:
-            attempt.judged += (_whole(Outcome.TIMEOUT, "did not end in its time"),)
+            attempt.judged += (self._too_late(booted),)
             attempt.spoilt = "the work is still running in it"
             booted.diagnose()
         except LostGuest as error:
             attempt.judged += (_whole(Outcome.LOST, booted.cause_of_loss(error)),)
             attempt.spoilt = "the guest is gone"
             booted.diagnose()
+
+    def _too_late(self, booted: Booted) -> Judged:
+        """What it means that work did not end.
+
+        A guest that stands still as a whole, and whose kernel says nothing, may be its host's doing, for
+        emulators lose interrupts.  Standing still again at the same work, in another VM, is the kernel's.
+        """
+        if not self.final and not self._answers(booted):
+            return _whole(Outcome.LOST, "did not end in its time, and the guest answers nothing any more")
+        return _whole(Outcome.TIMEOUT, "did not end in its time")
+
+    def _answers(self, booted: Booted) -> bool:
+        with contextlib.suppress(LostGuest):
+            booted.guest.check("true", self._service())
+            return True
+        return False
 
     def _conclude(self, booted: Booted, attempt: _Attempt) -> Done:
         seconds = time.monotonic() - attempt.began

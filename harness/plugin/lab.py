@@ -45,7 +45,9 @@ class Lab:
             return (self._unused(work, Outcome.SKIP, work.refusal),)
         results: list[Result] = []
         for attempt in range(1, LOST_TRIES + 1):
-            latest = [dataclasses.replace(r, attempt=attempt) for r in self._try(work)]
+            latest = [
+                dataclasses.replace(r, attempt=attempt) for r in self._try(work, final=attempt == LOST_TRIES)
+            ]
             results += latest
             if not any(result.outcome is Outcome.LOST for result in latest):
                 break
@@ -65,9 +67,10 @@ class Lab:
             self._jobvm.close()
             self._jobvm = None
 
-    def _try(self, work: Work) -> Sequence[Result]:
+    def _try(self, work: Work, *, final: bool) -> Sequence[Result]:
         try:
             vm = self._vm_of(work.job)
+            vm.final = final
             done = self._carry_out(vm, work)
         except BootCrash as error:
             return (*self._boot_crash(work.job, error), self._unused(work, Outcome.NOT_RUN, str(error)))

@@ -48,7 +48,8 @@ class Agent:
         """Run one case, `module/name`, appending every line it prints to *raw*.
 
         *seconds* is the case's own limit, which the agent enforces.  Returns the document and, when the guest
-        was lost or could not be cleaned up after the verdict, why the VM is spoilt.
+        was lost or could not be cleaned up after the verdict, why the VM is spoilt.  Raises TimeoutError when
+        the agent does not enforce it.
         """
         self._stream.send(json.dumps({"case": case, "timeout": seconds, "seed": seed}))
         parser = KtapParser(expected=(case,))
@@ -58,6 +59,8 @@ class Agent:
             ended = self._read_until(DocumentEnded, case, parser, Deadline.after(END_TIMEOUT), raw)
         except LostGuest as error:
             return parser.finish(), error.message
+        except TimeoutError:
+            return parser.finish(), "the agent stopped answering"
         report = parser.finish()
         dirty = report.notes("dirty")
         return report, dirty[0] if dirty else ("" if ended else "the agent ended after the verdict")
@@ -66,7 +69,7 @@ class Agent:
         self, event: type[Event], case: str, parser: KtapParser, deadline: Deadline, raw: list[str]
     ) -> bool:
         """Read until *event* comes; False when the agent ended first."""
-        for line in self._lines(deadline):
+        for line in self._stream.lines(deadline):
             raw.append(line)
             if any(isinstance(happened, event) for happened in parser.feed(line)):
                 return True

@@ -16,10 +16,12 @@ import pytest
 
 import harness
 from harness import paths, process
-from harness.errors import ExitCode, UsageError
+from harness.boot import Booted
+from harness.deadline import Deadline
+from harness.errors import ExitCode, LostGuest, UsageError
 from harness.plan import Job, KernelRef, Plan, load_plan
 from harness.plugin.items import CaseFailed, conclude
-from harness.plugin.jobvm import _crashed
+from harness.plugin.jobvm import JobVM, _crashed
 from harness.plugin.recorder import _key
 from harness.results import (
     WHOLE_PROGRAM,
@@ -238,3 +240,36 @@ def test_jobs_are_values() -> None:
     """A Job cannot be changed behind a worker's back."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         job().cpus = 4  # type: ignore[misc]
+
+
+class SilentGuest:
+    """A guest that has stopped answering."""
+
+    def check(self, command: str, deadline: Deadline) -> str:
+        raise LostGuest("no answer")
+
+
+class TalkingGuest:
+    """A guest in which one program hangs."""
+
+    def check(self, command: str, deadline: Deadline) -> str:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("guest", "final", "outcome"),
+    [
+        (TalkingGuest(), False, Outcome.TIMEOUT),
+        (TalkingGuest(), True, Outcome.TIMEOUT),
+        (SilentGuest(), False, Outcome.LOST),
+        (SilentGuest(), True, Outcome.TIMEOUT),
+    ],
+)
+def test_a_guest_that_stands_still_is_blamed_on_the_second_time(
+    tmp_path: Path, guest: object, final: bool, outcome: Outcome
+) -> None:
+    """Once may be the host's doing and is tried again; twice at the same work is the kernel's."""
+    jobvm = JobVM.__new__(JobVM)
+    jobvm.final, jobvm._factor = final, 1.0
+    booted = Booted(vm=None, guest=guest, bdfs={})  # type: ignore[arg-type]
+    assert jobvm._too_late(booted).outcome is outcome
