@@ -23,6 +23,8 @@ from typing import IO
 from harness.deadline import Deadline
 from harness.errors import InfraError
 
+PIPE = subprocess.PIPE
+
 STOP_SECONDS = 5.0
 """How long a child has between SIGTERM and SIGKILL."""
 

@@ -14,6 +14,9 @@ from click.shell_completion import CompletionItem
 from harness import paths
 from harness.machine.roots import DEFAULT_ROOT, ROOT_NAMES
 
+DEFAULT_CPUS = 2
+"""Races need two; more make an emulated guest slower."""
+
 DEFAULT_SUITES = ("probes", "kselftest:vfio")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -195,7 +198,9 @@ def machine_options(function: F) -> F:
                 show_default=True,
                 help="Save a machine when it is ready for its first case, and restore it instead of booting.",
             ),
-            click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N"),
+            click.option(
+                "--cpus", type=click.IntRange(1, 64), default=DEFAULT_CPUS, show_default=True, metavar="N"
+            ),
             click.option(
                 "--memory",
                 type=click.IntRange(min=256),

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli.options import DEFAULT_SUITES
+from harness.cli.options import DEFAULT_CPUS, DEFAULT_SUITES
+from harness.cli.output import tell
 from harness.errors import ExitCode, KernelError, NotApplicable, UsageError
 from harness.kernel.kconfig import Fragment, read_fragment
 from harness.kernel.selftests import list_programs
@@ -38,7 +39,7 @@ DEFAULT_MEMORY_MIB = 1024
 DEFAULT_SEED = 1
 
 
-def _default_tree() -> str:
+def default_tree() -> str:
     """What `--tree` would have had to say for the tree that is taken without it."""
     return os.fspath(Path.cwd()) if is_linux(Path.cwd()) else DEFAULT_SPEC
 
@@ -56,7 +57,7 @@ class KernelWish:
 
     def options(self) -> list[str]:
         """The options that say it again."""
-        words = ["--tree", self.tree or _default_tree(), "--variant", self.variant]
+        words = ["--tree", self.tree or default_tree(), "--variant", self.variant]
         words += [word for addon in self.addons for word in ("--with", addon)]
         words += [word for config in self.configs for word in ("--config", os.fspath(config.absolute()))]
         words += ["--seed", str(self.seed)] if self.seed != DEFAULT_SEED else []
@@ -68,11 +69,11 @@ class MachineWish:
     """Which machine a verb was asked for."""
 
     topology: str
-    accel: str
-    root: str
-    cpus: int
-    memory: int | None
-    qemu: str | None
+    accel: str = "auto"
+    root: str = DEFAULT_ROOT
+    cpus: int = DEFAULT_CPUS
+    memory: int | None = None
+    qemu: str | None = None
     snapshots: bool = True
 
     def options(self) -> list[str]:
@@ -83,7 +84,7 @@ class MachineWish:
             words += ["--accel", self.accel]
         if self.root != DEFAULT_ROOT:
             words += ["--root", self.root]
-        if self.cpus != 2:
+        if self.cpus != DEFAULT_CPUS:
             words += ["--cpus", str(self.cpus)]
         if self.memory is not None:
             words += ["--memory", str(self.memory)]
@@ -250,6 +251,25 @@ def provide(tree: KernelTree, wish: KernelWish) -> Provided:
         except KernelError as error:
             return Provided(wish=wish, problem=error)
     return Provided(wish=wish, kernel=kernel)
+
+
+def provide_job(wish: KernelWish, machine: MachineWish) -> Job:
+    """One kernel on one machine, announced and ready to boot, for a verb that runs no suite.
+
+    Raises UsageError for a variant that is never built, and whatever keeps the kernel or machine from being.
+    """
+    if wished_variant(wish.variant).blocked:
+        raise UsageError(f"variant {wish.variant!r} is never built, so there is nothing to boot")
+    qemu, choice = choose(machine)
+    tell(f"accelerator: {choice.reason}")
+    check_machine(machine, qemu)
+    tree = open_wished_tree(wish.tree)
+    provided = provide(tree, wish)
+    if provided.kernel is None:
+        assert provided.problem is not None
+        raise provided.problem
+    _, choice = choose(machine, provided.kernel.vmlinux)
+    return make_job(provided.kernel, tree, wish, machine, choice, ())
 
 
 def _proof(tree: KernelTree, variant: Variant) -> Result:

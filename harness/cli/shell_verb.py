@@ -13,10 +13,9 @@ from pathlib import Path
 import click
 
 from harness.boot import Recipe, boot
-from harness.cli import options, planning
+from harness.cli import options
 from harness.cli.output import tell
-from harness.cli.planning import KernelWish, MachineWish
-from harness.errors import UsageError
+from harness.cli.planning import KernelWish, MachineWish, provide_job
 from harness.kernel.store import hold
 from harness.machine.machine import GDB_SOCKET
 from harness.remote import interact
@@ -65,25 +64,15 @@ def command(
         qemu=qemu,
         snapshots=snapshots,
     )
-    if planning.wished_variant(variant).blocked:
-        raise UsageError(f"variant {variant!r} is never built, so there is nothing to boot")
-    found, choice = planning.choose(machine)
-    tell(f"accelerator: {choice.reason}")
-    planning.check_machine(machine, found)
-    source = planning.open_wished_tree(tree)
-    provided = planning.provide(source, wish)
-    if provided.kernel is None:
-        assert provided.problem is not None
-        raise provided.problem
-    _, choice = planning.choose(machine, provided.kernel.vmlinux)
-    recipe = Recipe.of(planning.make_job(provided.kernel, source, wish, machine, choice, ()), gdb=gdb)
+    job = provide_job(wish, machine)
+    recipe = Recipe.of(job, gdb=gdb)
     directory = Path(tempfile.mkdtemp(prefix="vfio-harness-shell-"))
     with contextlib.ExitStack() as stack:
         tell(f"the VM's directory: {directory}")
         if gdb:
             target = f"target remote {directory / GDB_SOCKET}"
             tell(shlex.join(["gdb", str(recipe.machine.vmlinux), "-ex", target]))
-        stack.enter_context(hold(provided.kernel.digest))
+        stack.enter_context(hold(job.kernel.digest))
         booted = stack.enter_context(boot(recipe, directory))
         for device, bdf in booted.bdfs.items():
             tell(f"{device} is {bdf}")

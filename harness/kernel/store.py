@@ -118,7 +118,7 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _place(tree: KernelTree) -> Path:
+def build_place(tree: KernelTree) -> Path:
     """Where the objects of a source path live."""
     name = re.sub(r"[^\w.+~-]", "-", tree.path.name)
     return paths.cache_dir() / "objects" / f"{name}-{_digest(os.fspath(tree.path))[:12]}"
@@ -159,7 +159,7 @@ def _resolved(tree: KernelTree, plan: ConfigPlan, toolchain: Toolchain) -> Resol
     memo = paths.cache_dir() / "configs" / f"{key}.config"
     with contextlib.suppress(OSError):
         return ResolvedConfig.parse(memo.read_text(encoding="utf-8"))
-    place = _place(tree)
+    place = build_place(tree)
     with (
         locked(kconfig_lock(place.name), f"another process is configuring {tree.label}"),
         _writing(memo),
@@ -258,14 +258,14 @@ def _note_use(entry: Path) -> None:
 @contextlib.contextmanager
 def _building(tree: KernelTree) -> Iterator[None]:
     """One build at a time per source path: it has all cores, and the next one can start from its objects."""
-    with locked(_place(tree).name, f"another process is building from {tree.path}"), tree.held():
+    with locked(build_place(tree).name, f"another process is building from {tree.path}"), tree.held():
         yield
 
 
 def _build_entry(plan: KernelPlan, entry: Path, *, jobs: int, progress: Progress) -> None:
     """Build beside the entry, then rename: an entry that exists is whole."""
     partial = _begin_entry(entry)
-    place = _place(plan.tree)
+    place = build_place(plan.tree)
     place.mkdir(parents=True, exist_ok=True)
     clear_bench(place)
     name = plan.config.digest[:16]
@@ -376,7 +376,7 @@ def _provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress) -> Pa
         ):
             if not entry.is_dir():
                 partial = _begin_entry(entry)
-                place = _place(tree)
+                place = build_place(tree)
                 log = place / "selftests.log"
                 log.unlink(missing_ok=True)
                 work = place / "selftests"

@@ -29,6 +29,7 @@ LAYERS = {
     "doctor": 4,
     "suites": 5,
     "report": 5,
+    "bench": 6,
     "plugin": 6,
     "cli": 7,
     "__main__": 8,

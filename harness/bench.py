@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the harness costs, measured side by side in one go and told as ratios to a baseline.
+
+Every measure takes its samples in turn with its baseline, so that a host whose speed drifts slows both.  The
+baselines are what one would use otherwise: plain virtme-run, a boot in place of a restore, `make vmlinux`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from harness import paths, process
+from harness.boot import Recipe, boot
+from harness.deadline import Deadline
+from harness.errors import InfraError
+from harness.machine.accel import Accel
+from harness.machine.roots import find_root
+from harness.plan import Job
+
+_COMMAND_SECONDS = 1800.0
+
+Sample = Callable[[], float]
+"""Does something once and returns the seconds that count."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One thing that was measured, beside what it is compared with."""
+
+    name: str
+    unit: str
+    samples: tuple[float, ...]
+    baseline: str = ""
+    """The name of the figure it is compared with; empty for one that stands alone."""
+    target: float | None = None
+    """The ratio to the baseline, or without one the value, that is to be kept below."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> float:
+        """From the least to the greatest."""
+        return max(self.samples) - min(self.samples)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A Figure with its ratio to the baseline's median."""
+
+    figure: Figure
+    ratio: float | None
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether the target is kept; None without one."""
+        if self.figure.target is None:
+            return None
+        return (self.figure.median if self.ratio is None else self.ratio) <= self.figure.target
+
+    def to_json(self) -> dict[str, object]:
+        plain = dataclasses.asdict(self.figure)
+        return {**plain, "median": self.figure.median, "ratio": self.ratio, "kept": self.kept}
+
+
+def compare(figures: Sequence[Figure]) -> tuple[Compared, ...]:
+    """Each figure beside its baseline, which must be among *figures*."""
+    medians = {figure.name: figure.median for figure in figures}
+    return tuple(
+        Compared(figure=f, ratio=f.median / medians[f.baseline] if f.baseline else None) for f in figures
+    )
+
+
+def in_turn(samples: Mapping[str, Sample], repeat: int) -> dict[str, tuple[float, ...]]:
+    """Take *repeat* samples of each, one of each after the other."""
+    taken: dict[str, list[float]] = {name: [] for name in samples}
+    for _ in range(repeat):
+        for name, sample in samples.items():
+            taken[name].append(sample())
+    return {name: tuple(values) for name, values in taken.items()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bench:
+    """The measures on one job's machine."""
+
+    job: Job
+    tree: str
+    repeat: int
+
+    def measures(self) -> dict[str, Callable[[], list[Figure]]]:
+        """Every measure by name, in the order in which they are best read."""
+        return {
+            "startup": self.startup,
+            "boot": self.boot,
+            "roundtrip": self.roundtrip,
+            "run": self.run,
+            "throughput": self.throughput,
+            "edit": self.edit,
+        }
+
+    def startup(self) -> list[Figure]:
+        """Processor time of the harness itself, before anything is done."""
+        taken = in_turn(
+            {
+                "--help": lambda: _cpu_seconds(_cli("--help")),
+                "run --collect-only": lambda: _cpu_seconds(_cli("run", *self._words(), "--collect-only")),
+            },
+            self.repeat,
+        )
+        targets = {"--help": 0.3, "run --collect-only": 0.7}
+        return [
+            Figure(name=name, unit="CPU s", samples=samples, target=targets[name])
+            for name, samples in taken.items()
+        ]
+
+    def boot(self) -> list[Figure]:
+        """From starting QEMU to SSH, by every road there is."""
+        recipe = Recipe.of(self.job)
+        cold = dataclasses.replace(recipe, snapshots=False)
+        with _booted(recipe):
+            pass  # so that there is a snapshot
+        virtme = dataclasses.replace(
+            cold, machine=dataclasses.replace(cold.machine, root=find_root("virtme"))
+        )
+        plain, image, restored = "plain virtme-run, first command", "image root, SSH", "snapshot, SSH"
+        taken = in_turn(
+            {
+                plain: self._virtme_run,
+                "virtme root, SSH": lambda: _to_ssh(virtme),
+                image: lambda: _to_ssh(cold),
+                restored: lambda: _to_ssh(recipe),
+            },
+            self.repeat,
+        )
+        baselines = {plain: "", restored: image}
+        targets = {image: 0.45, restored: 0.30}
+        return [
+            Figure(
+                name=name,
+                unit="s",
+                samples=samples,
+                baseline=baselines.get(name, plain),
+                target=targets.get(name),
+            )
+            for name, samples in taken.items()
+        ]
+
+    def roundtrip(self) -> list[Figure]:
+        """One command over SSH in a guest that is warm."""
+        with _booted(Recipe.of(self.job)) as directory, boot(Recipe.of(self.job), directory) as booted:
+            once = [_seconds(lambda: booted.guest.check("true", Deadline.after(60))) for _ in range(11)]
+        return [Figure(name="one command over SSH", unit="s", samples=tuple(once[1:]))]
+
+    def run(self) -> list[Figure]:
+        """A warm run of all probes against plain virtme-run that does next to nothing, and our part of it."""
+        plain = "plain virtme-run, python3 -c pass"
+        walls, overheads = [], []
+        virtme = []
+        for _ in range(max(1, self.repeat // 2)):
+            virtme.append(self._virtme_run("python3 -c pass && echo READY"))
+            wall, overhead = self._probes()
+            walls.append(wall)
+            overheads.append(overhead)
+        return [
+            Figure(name=plain, unit="s", samples=tuple(virtme)),
+            Figure(name="run of all probes", unit="s", samples=tuple(walls), baseline=plain, target=1.0),
+            Figure(
+                name="of it neither boot nor cases",
+                unit="s",
+                samples=tuple(overheads),
+                baseline="run of all probes",
+                target=0.05,
+            ),
+        ]
+
+    def throughput(self) -> list[Figure]:
+        """Four jobs by one, two and four workers."""
+        figures = []
+        for workers in (1, 2, 4):
+            words = [word for name in ("edu", "igb", "edu-igb", "edu-edu") for word in ("--topology", name)]
+            case = ("--case", "probes/cdev/*", "--case", "probes/get_pa/*", "-n", str(workers))
+            seconds = _seconds(lambda: _check(_cli("run", *self._kernel_words(), *words, *case)))  # noqa: B023
+            figures.append(
+                Figure(
+                    name=f"4 jobs, -n {workers}",
+                    unit="s",
+                    samples=(seconds,),
+                    baseline="" if workers == 1 else "4 jobs, -n 1",
+                    target=1 / 1.6 if workers == 2 else None,
+                )
+            )
+        return figures
+
+    def edit(self) -> list[Figure]:
+        """From saving one file in drivers/vfio to the verdict of all probes, against make alone."""
+        from harness.kernel.edits import EditedTree
+
+        with EditedTree.provide(self.tree) as edited:
+            taken = in_turn(
+                {
+                    "make vmlinux": lambda: edited.make(),
+                    "edit to verdict": lambda: _edit_to_verdict(edited.path, edited.edit),
+                },
+                max(1, self.repeat // 2),
+            )
+        make = statistics.median(taken["make vmlinux"])
+        target = 1.5 + 12 / make
+        return [
+            Figure(name="make vmlinux", unit="s", samples=taken["make vmlinux"]),
+            Figure(
+                name="edit to verdict",
+                unit="s",
+                samples=taken["edit to verdict"],
+                baseline="make vmlinux",
+                target=target,
+            ),
+        ]
+
+    def _words(self) -> list[str]:
+        return [*self._kernel_words(), "--topology", self.job.topology]
+
+    def _kernel_words(self) -> list[str]:
+        return ["--tree", self.tree, "--variant", self.job.kernel.variant]
+
+    def _probes(self) -> tuple[float, float]:
+        """Wall seconds of a run of the probes, and those of them when no case ran and nothing booted."""
+        with tempfile.TemporaryDirectory(prefix="vfio-harness-bench-") as directory:
+            command = _cli("run", *self._words(), "--suite", "probes", "--json")
+            began = time.monotonic()
+            printed = _check(command, VFIO_HARNESS_RUNS=directory)
+            wall = time.monotonic() - began
+            cases = sum(float(case["duration"]) for case in json.loads(printed)["cases"])
+            boots = sum(
+                float(json.loads(path.read_text(encoding="utf-8"))["to_proof"])
+                for path in Path(directory).glob(f"*/vm/*/{paths.TIMING_FILE}")
+            )
+        return wall, wall - cases - boots
+
+    def _virtme_run(self, script: str = "echo READY") -> float:
+        """Seconds from starting virtme-run until its guest has run *script*, which must end with READY."""
+        argv = [
+            sys.executable,
+            "-m",
+            "virtme.commands.run",
+            "--kimg",
+            self.job.kernel.vmlinux,
+            "--mods",
+            "none",
+        ]
+        argv += ["--force-9p", "--disable-microvm", "--memory", "1024", "--script-sh", script]
+        argv += ["--disable-kvm"] if self.job.accel == Accel.TCG else []
+        began = time.monotonic()
+        with process.spawn(argv, stdout=process.PIPE, whole_group=True) as child:
+            for line in child.stdout:
+                if line.strip() == b"READY":
+                    return time.monotonic() - began
+        raise InfraError(f"{shlex.join(argv)} printed no READY")
+
+
+def _cli(*words: str) -> list[str]:
+    return [sys.executable, "-m", "harness", *words]
+
+
+def _check(argv: Sequence[str], **env: str) -> str:
+    done = process.run(argv, env=env, deadline=Deadline.after(_COMMAND_SECONDS))
+    return done.check("measuring").stdout
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began
+
+
+def _cpu_seconds(argv: Sequence[str]) -> float:
+    def spent() -> float:
+        times = os.times()
+        return times.children_user + times.children_system
+
+    before = spent()
+    _check(argv)
+    return spent() - before
+
+
+def _edit_to_verdict(tree: Path, edit: Callable[[], None]) -> float:
+    edit()
+    words = ("run", "--tree", os.fspath(tree), "--suite", "probes")
+    return _seconds(lambda: _check(_cli(*words)))
+
+
+@contextlib.contextmanager
+def _booted(recipe: Recipe) -> Iterator[Path]:
+    """Boot and stop a VM; yields a directory for another one."""
+    with tempfile.TemporaryDirectory(prefix="vfio-harness-bench-") as directory:
+        with boot(recipe, Path(directory) / "first"):
+            pass
+        yield Path(directory) / "second"
+
+
+def _to_ssh(recipe: Recipe) -> float:
+    with tempfile.TemporaryDirectory(prefix="vfio-harness-bench-") as directory:
+        with boot(recipe, Path(directory)):
+            pass
+        timing = json.loads((Path(directory) / paths.TIMING_FILE).read_text(encoding="utf-8"))
+    if timing["restored"] is not recipe.snapshots:
+        raise InfraError("the VM did not come up in the way that was to be measured")
+    return float(timing["to_ssh"])
