@@ -261,10 +261,12 @@ class Bench:
         ]
         argv += ["--force-9p", "--disable-microvm", "--memory", "1024", "--script-sh", script]
         argv += ["--disable-kvm"] if self.job.accel == Accel.TCG else []
+        # Without udev the script has no ports of virtme-ng's and speaks on the console.
+        argv += ["--show-boot-console"]
         began = time.monotonic()
-        with process.spawn(argv, stdout=process.PIPE, whole_group=True) as child:
+        with process.spawn(argv, stdout=process.PIPE, stderr=process.STDOUT, whole_group=True) as child:
             for line in child.stdout:
-                if line.strip() == b"READY":
+                if b"READY" in line:
                     return time.monotonic() - began
         raise InfraError(f"{shlex.join(argv)} printed no READY")
 

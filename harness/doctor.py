@@ -60,6 +60,7 @@ class Finding:
 
 
 _NO_BOOT = "no VM can be booted"
+_NO_IMAGE = "no image root: every boot takes twice as long (--root virtme)"
 
 _BOOT_NEEDS = (
     HostNeed(name="setpriv", programs=("setpriv",), packages=("util-linux",), cost=_NO_BOOT),
@@ -73,8 +74,10 @@ _BOOT_NEEDS = (
         name="mkfs.erofs",
         programs=("mkfs.erofs",),
         packages=("erofs-utils",),
-        cost="no image root: every boot takes twice as long (--root virtme)",
+        cost=_NO_IMAGE,
     ),
+    HostNeed(name="modprobe", programs=("modprobe",), packages=("kmod",), cost=_NO_IMAGE),
+    HostNeed(name="mount", programs=("mount",), packages=("mount",), cost=_NO_IMAGE),
     HostNeed(name="ip", programs=("ip",), packages=("iproute2",), cost="virtme guests get no network"),
     HostNeed(name="lspci", programs=("lspci",), packages=("pciutils",), cost="a shell in the guest lacks it"),
 )

@@ -23,7 +23,7 @@ from typing import IO
 from harness.deadline import Deadline
 from harness.errors import InfraError
 
-PIPE = subprocess.PIPE
+PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
 
 STOP_SECONDS = 5.0
 """How long a child has between SIGTERM and SIGKILL."""

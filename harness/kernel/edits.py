@@ -32,7 +32,7 @@ class EditedTree:
     def provide(cls, spec: str) -> Iterator[Self]:
         """A copy of the tree *spec*, its kernel built once: ten minutes the first time."""
         path = paths.cache_dir() / "bench" / "linux"
-        with locked("bench", "another process is measuring edits"):
+        with locked(path.name, "another process is measuring edits"):
             if not path.is_dir():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_name(".linux.partial")

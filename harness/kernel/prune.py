@@ -38,6 +38,7 @@ _KINDS = {
     "apt": "*",
     "images": "*",
     "snapshots": "*",
+    "bench": "*",
 }
 """Directories of the cache, and where in them the entries are."""
 

@@ -171,7 +171,7 @@ def test_kernel_that_dies_while_booting(edu_job: Job, tmp_path: Path) -> None:
     topology = tmp_path / "rootless.yaml"
     topology.write_text(
         "summary: an edu, and a kernel that cannot mount its root\n"
-        "kernel_args: [initcall_blacklist=init_v9fs]\ndevices:\n"
+        "kernel_args: [initcall_blacklist=erofs_module_init]\ndevices:\n"
         '  - {id: edu0, driver: edu, addr: "0x5", pci: "1234:11e8"}\n'
     )
     kernel = dataclasses.replace(edu_job.kernel, programs=("vfio/vfio_pci_device_test",))

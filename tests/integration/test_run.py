@@ -164,6 +164,33 @@ def test_two_workers_agree_with_one(group_cdev: Kernel) -> None:
     assert any(c.outcome is Outcome.PASS for c in together.cases)
 
 
+@pytest.mark.parametrize(("isolation", "machines"), [("vm", 1), ("program", 2), ("case", 4)])
+def test_isolation(group_cdev: Kernel, isolation: str, machines: int) -> None:
+    """Four cases of two modules in as many VMs as asked for, with the same outcomes."""
+    cases = (
+        "get_pa/offset_in_page_is_kept",
+        "get_pa/refusals_come_in_order",
+        "ioas/bar_is_no_memory",
+        "ioas/map_refuses_nonsense",
+    )
+    words = [word for case in cases for word in ("--case", f"probes/{case}")]
+    done, run = harness("run", "--tree", TREE, "--topology", "edu", "--isolation", isolation, *words)
+    assert run is not None, done.stderr
+    assert [case.outcome for case in run.cases] == [Outcome.PASS] * 4, told(done, run)
+    assert len({case.vm_dir for case in run.cases}) == machines
+
+
+def test_bench_measures(group_cdev: Kernel) -> None:
+    """bench prints figures of this host, with medians and ratios."""
+    words = ("bench", "--tree", TREE, "--topology", "edu", "--repeat", "1", "--json")
+    done, _ = harness(*words, "--only", "startup", "--only", "boot", "--only", "roundtrip")
+    assert done.status == ExitCode.GOOD, done.stderr
+    figures = {figure["name"]: figure for figure in json.loads(done.stdout)["figures"]}
+    assert figures["snapshot, SSH"]["baseline"] == "image root, SSH"
+    assert 0 < figures["snapshot, SSH"]["ratio"] < 1
+    assert all(figure["median"] > 0 for figure in figures.values())
+
+
 def test_shell_runs_a_command_in_the_machine(group_cdev: Kernel) -> None:
     """`shell -- COMMAND` runs it in the VM and exits with its status."""
     done, _ = harness("shell", "--tree", TREE, "--topology", "edu", "--", "uname", "-r;", "exit", "7")
