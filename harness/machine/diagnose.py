@@ -55,6 +55,8 @@ def write_bundle(directory: Path, qmp: Qmp, console_socket: Path, deadline: Dead
     questions: list[tuple[str, Callable[[], str]]] = [
         ("status", lambda: json.dumps(qmp.execute("query-status", seconds=min(2, limit.remaining)))),
         ("registers", lambda: qmp.monitor("info registers -a", seconds=min(4, limit.remaining))),
+        ("interrupts", lambda: qmp.monitor("info pic", seconds=min(2, limit.remaining))),
+        ("network", lambda: qmp.monitor("info usernet", seconds=min(2, limit.remaining))),
         ("PCI as QEMU sees it", lambda: qmp.monitor("info pci", seconds=min(2, limit.remaining))),
         ("events", lambda: "\n".join(json.dumps(event) for event in qmp.events)),
         *((f"sysrq {key}: {what}", _press(qmp, console_socket, key)) for key, what in SYSRQ.items()),
