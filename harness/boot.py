@@ -166,8 +166,8 @@ class _Attempt:
                 if not found.same_machine(read_facts(snapshot.facts)):
                     raise InfraError("the guest sees another machine than when it was saved")
                 booted = self._prove(vm, guest, found, connected, restored=True)
-            except InfraError as error:
-                _log.warning("a snapshot is not used and made anew: %s", error.message)
+            except (InfraError, OSError) as error:
+                _log.warning("a snapshot is not used and made anew: %s", error)
             else:
                 snapshot.note_use()
                 stack.enter_context(own.pop_all())
@@ -226,28 +226,36 @@ class _Attempt:
         return Booted(vm, guest, places)
 
     def _save(self, snapshot: Snapshot, booted: Booted, found: Found, limit: Deadline) -> Booted:
-        """Save the machine and go on with it; what a restored one could not have is taken away meanwhile."""
-        vm = booted.vm
-        with snapshot.making() as target:
-            if target is None:
-                return booted
-            unsaved = [booted.bdfs[name] for name in unsaved_devices(self.recipe.machine.topology)]
-            _ask(booted.guest, ["remove", *unsaved], limit)
-            # Nobody is there to go on with a saved connection.
-            booted.guest.close()
-            vm.console.wait_for("Exit (root)", limit.within(_GOODBYE_SECONDS))
-            (target / FACTS).write_text(found.text, encoding="utf-8")
-            refused = ""
-            try:
-                vm.save(target)
-            except QmpError as error:
-                refused = error.message
-        if refused:
-            snapshot.drop()
-            snapshot.refuse(refused)
-        guest = Guest.connect(_endpoint(vm), limit, lambda: vm.alive)
+        """Save the machine and go on with it; what a restored one could not have is taken away meanwhile.
+
+        A machine that cannot be saved is no reason not to use it.
+        """
+        refused = ""
+        try:
+            with snapshot.making() as target:
+                if target is None:
+                    return booted
+                self._let_go(booted, limit)
+                (target / FACTS).write_text(found.text, encoding="utf-8")
+                try:
+                    booted.vm.save(target)
+                except QmpError as error:
+                    refused = error.message
+            if refused:
+                snapshot.drop()
+                snapshot.refuse(refused)
+        except OSError as error:
+            _log.warning("this machine could not be saved: %s", error)
+        guest = Guest.connect(_endpoint(booted.vm), limit, lambda: booted.vm.alive)
         ask_facts(guest, limit, rescan=True)
-        return Booted(vm, guest, booted.bdfs)
+        return Booted(booted.vm, guest, booted.bdfs)
+
+    def _let_go(self, booted: Booted, limit: Deadline) -> None:
+        """Have the guest forget the devices that are not saved, and hang up: a restored one has no peer."""
+        unsaved = [booted.bdfs[name] for name in unsaved_devices(self.recipe.machine.topology)]
+        _ask(booted.guest, ["remove", *unsaved], limit)
+        booted.guest.close()
+        booted.vm.console.wait_for("Exit (root)", limit.within(_GOODBYE_SECONDS))
 
 
 def _endpoint(vm: VM) -> Endpoint:

@@ -5,6 +5,7 @@
     snapshots/KEY/state      the devices, as QEMU migrates them
     snapshots/KEY/facts      what the guest said of itself; a restored one must say the same
     snapshots/KEY/host_key   the key its SSH server has loaded
+    snapshots/KEY/console-boot.log   what the kernel said until then
     snapshots/KEY/refused    in place of all that: why QEMU does not save this machine
 
 KEY is the digest of everything that decides what is in memory: QEMU and its command line, kernel, disks,
@@ -30,12 +31,13 @@ from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu
 from harness.machine.roots import RootParts
 
-RECIPE = 1
+RECIPE = 2
 """Raise it when saving or restoring changes: older snapshots are not found then."""
 
 RAM = "ram"
 STATE = "state"
 FACTS = "facts"
+BOOT_LOG = "console-boot.log"
 _REFUSED = "refused"
 
 OLDEST = (8, 2)

@@ -2,7 +2,8 @@
 """VM: a running Machine, from the first byte of QEMU's to its last.
 
 Everything a VM leaves behind is in one directory: `qemu.cmd` (paste it into a shell), `qemu.stderr`,
-`console.log`, the keys, the sockets and, when it was asked for, `diagnostics.txt`.
+`console.log`, the keys, the sockets and, when it was asked for, `diagnostics.txt`; for a restored VM also
+`console-boot.log`, the console of the boot that was saved.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import enum
 import os
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +36,7 @@ from harness.machine.machine import (
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.qmp import Qmp, QmpError
 from harness.machine.roots import RootParts
-from harness.machine.snapshot import RAM, STATE, Snapshot, copy_sparse, keep_host_key
+from harness.machine.snapshot import BOOT_LOG, RAM, STATE, Snapshot, copy_sparse, keep_host_key
 
 PANIC = "Kernel panic - not syncing: "
 COMMAND_FILE = "qemu.cmd"
@@ -254,8 +256,10 @@ class VM:
             copy_sparse(self._ram, target / RAM)
         finally:
             self.qmp.execute("cont")
-        (self.directory / STATE).rename(target / STATE)
+        # Last of all: a snapshot with a state is taken for whole.
         keep_host_key(self.directory, target)
+        shutil.copyfile(self.console.path, target / BOOT_LOG)
+        shutil.move(self.directory / STATE, target / STATE)
 
     def _restore(self, deadline: Deadline) -> None:
         """Take over the state that lies in the directory, and run."""
@@ -357,7 +361,7 @@ def start_vm(
     parts = parts or machine.parts()
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    for stale in (QMP_SOCKET, CONSOLE_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG, RAM, STATE):
+    for stale in (QMP_SOCKET, CONSOLE_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG, BOOT_LOG, RAM, STATE):
         (directory / stale).unlink(missing_ok=True)
     host_key = keys.make_keys(directory, restore.directory / keys.HOST_KEY if restore else None)
     # The machine from the start, however this VM came to be: that is what one wants to paste.
@@ -398,5 +402,6 @@ def _memory(ram: int | None, directory: Path, restore: Snapshot | None) -> Memor
         # Links, because the cache's path may hold what QEMU's option parser would take for its own.
         for name in (RAM, STATE):
             (directory / name).symlink_to(restore.directory / name)
+        shutil.copyfile(restore.directory / BOOT_LOG, directory / BOOT_LOG)
         return Memory(path=RAM, saved=True)
     return Memory(path=f"/proc/self/fd/{ram}", saved=False) if ram is not None else None

@@ -14,6 +14,7 @@ import pytest
 from harness import paths
 from harness.boot import Booted, Recipe, ask_facts, boot
 from harness.deadline import Deadline
+from harness.machine.keys import HOST_KEY
 from harness.machine.snapshot import FACTS, RAM, STATE, Snapshot, snapshot_of
 from harness.machine.topology import load_topology, shipped_topologies
 from harness.plan import Job
@@ -105,7 +106,11 @@ def break_facts(snapshot: Snapshot) -> None:
     (snapshot.directory / FACTS).write_text(json.dumps(told), encoding="utf-8")
 
 
-@pytest.mark.parametrize("spoil", [break_state, break_memory, break_facts])
+def lose_host_key(snapshot: Snapshot) -> None:
+    (snapshot.directory / HOST_KEY).unlink()
+
+
+@pytest.mark.parametrize("spoil", [break_state, break_memory, break_facts, lose_host_key])
 def test_bad_snapshot_is_made_anew(
     recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: object
 ) -> None:
