@@ -366,7 +366,7 @@ def _start_from_nearest(place: Path, name: str, config: ResolvedConfig) -> None:
 def _provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress) -> Path | None:
     """The tree's selftests, built once for all variants; None when the tree has none of those we run."""
     tree = plan.tree
-    key = _digest("selftests", str(RECIPE), tree.identity, str(plan.toolchain))
+    key = _digest("selftests", str(RECIPE), tree.selftest_identity, str(plan.toolchain))
     entry = paths.cache_dir() / "selftests" / key
     if not entry.is_dir():
         with (

@@ -28,6 +28,8 @@ _TARBALL = re.compile(r".*\.tar(\.\w+)?$|.*\.t[gx]z$")
 _TROUBLE = re.compile(r"[\s:]")
 _KCONFIG_INPUT = re.compile(r"(.*/)?(Kconfig[^/]*|Makefile|[^/]*\.config)$|scripts/.*")
 """Files that can change what olddefconfig makes of a fragment: Kconfig files, and the scripts they call."""
+_SELFTEST_INPUT = re.compile(r"tools/.*|.*(?<!\.c)(?<!\.S)")
+"""Files that can change a selftest: headers, scripts and makefiles anywhere, but no code outside tools/."""
 
 
 class TreeKind(enum.Enum):
@@ -49,6 +51,7 @@ class KernelTree:
     version: str  # as its Makefile says: "7.3.4", "7.3.0-rc2"
     identity: str  # digest of all that a build can see
     config_identity: str  # digest of all that a configuration can see
+    selftest_identity: str  # digest of all that the selftests can see
     label: str  # what a person calls it
     dirty: bool = False  # differs from the commit it is labelled with
     repository: Path | None = None  # of a WORKTREE: the user's repository
@@ -160,26 +163,31 @@ def _open_directory(path: Path) -> KernelTree:
     version = _require_usable(path)
     state = gittree.read_state(path)
     if state is None:
-        identity, config_identity = plain_digests(path)
+        identity, config_identity, selftest_identity = plain_digests(path)
         return KernelTree(
             path=path,
             kind=TreeKind.PLAIN,
             version=version,
             identity=identity,
             config_identity=config_identity,
+            selftest_identity=selftest_identity,
             label=f"{path.name} ({version})",
         )
-    inputs = {name: digest for name, digest in state.changes.items() if _KCONFIG_INPUT.fullmatch(name)}
     return KernelTree(
         path=path,
         kind=TreeKind.GIT,
         version=version,
         identity=_digest("git", state.commit, state.changes),
-        config_identity=_digest("git", state.commit, inputs),
+        config_identity=_digest("git", state.commit, _only(_KCONFIG_INPUT, state.changes)),
+        selftest_identity=_digest("git", state.commit, _only(_SELFTEST_INPUT, state.changes)),
         label=f"{state.name}{' with local changes' if state.changes else ''}",
         dirty=bool(state.changes),
         commit=state.commit,
     )
+
+
+def _only(inputs: re.Pattern[str], changes: dict[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in changes.items() if inputs.fullmatch(name)}
 
 
 def _digest(kind: str, base: str, changes: dict[str, str]) -> str:
@@ -187,12 +195,15 @@ def _digest(kind: str, base: str, changes: dict[str, str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def plain_digests(path: Path) -> tuple[str, str]:
-    """Digests of names, sizes and times below *path*: of all files, and of those that kconfig reads."""
+def plain_digests(path: Path) -> tuple[str, str, str]:
+    """Digests of names, sizes and times below *path*: of all files, those of kconfig, those of selftests."""
     files = sorted((name, facts) for name, facts in _walk(path) if not S_ISDIR(facts.st_mode))
     lines = {name: f"{name} {facts.st_size} {facts.st_mtime_ns}" for name, facts in files}
-    inputs = [line for name, line in lines.items() if _KCONFIG_INPUT.fullmatch(name)]
-    return _lines_digest(list(lines.values())), _lines_digest(inputs)
+    config, selftests = (
+        [line for name, line in lines.items() if inputs.fullmatch(name)]
+        for inputs in (_KCONFIG_INPUT, _SELFTEST_INPUT)
+    )
+    return _lines_digest(list(lines.values())), _lines_digest(config), _lines_digest(selftests)
 
 
 def _lines_digest(lines: list[str]) -> str:
@@ -248,6 +259,7 @@ def _open_ref(repository: Path, ref: str) -> KernelTree:
         version=version,
         identity=identity,
         config_identity=identity,
+        selftest_identity=identity,
         label=state.name,
         repository=root,
         commit=state.commit,
@@ -312,5 +324,6 @@ def _cached_tree(path: Path, kind: TreeKind, digest: str, label: str) -> KernelT
         version=_require_usable(path),
         identity=identity,
         config_identity=identity,
+        selftest_identity=identity,
         label=label,
     )

@@ -121,6 +121,7 @@ def test_git_identity_is_commit_and_changes(repository: Path) -> None:
     assert "local changes" in changed.label
     assert changed.identity != clean.identity
     assert changed.config_identity == clean.config_identity
+    assert changed.selftest_identity == clean.selftest_identity
     (repository / "init" / "new.c").touch()
     untracked = open_tree(str(repository))
     assert len({clean.identity, changed.identity, untracked.identity}) == 3
@@ -239,11 +240,23 @@ def test_directory_moved_into_place_is_found(tree: Path, tmp_path: Path) -> None
     assert tree / "Makefile" not in found
 
 
-def test_plain_digests_tell_configuration_from_code(tree: Path) -> None:
-    """A new file anywhere changes a plain tree; only what kconfig reads changes its configuration."""
-    whole, config = plain_digests(tree)
-    (tree / "drivers" / "vfio" / "x.c").touch()
-    assert plain_digests(tree)[0] != whole
-    assert plain_digests(tree)[1] == config
-    (tree / "drivers" / "vfio" / "Kconfig").touch()
-    assert plain_digests(tree)[1] != config
+@pytest.mark.parametrize(
+    ("name", "configuration", "selftests"),
+    [
+        ("drivers/vfio/x.c", False, False),
+        ("drivers/vfio/x.h", False, True),
+        ("drivers/vfio/Kconfig", True, True),
+        ("tools/testing/selftests/vfio/x.c", False, True),
+        ("arch/x86/entry/x.S", False, False),
+        ("arch/x86/entry/syscalls/syscall_64.tbl", False, True),
+    ],
+)
+def test_plain_digests_tell_what_an_edit_reaches(
+    tree: Path, name: str, configuration: bool, selftests: bool
+) -> None:
+    """A new file anywhere changes a plain tree; its configuration and selftests only if they can see it."""
+    before = plain_digests(tree)
+    (tree / name).parent.mkdir(parents=True, exist_ok=True)
+    (tree / name).touch()
+    changed = [old != new for old, new in zip(before, plain_digests(tree), strict=True)]
+    assert changed == [True, configuration, selftests]
