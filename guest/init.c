@@ -191,7 +191,7 @@ int main(int count, char **arguments)
 {
 	char *agent[] = { "python3", "-m", "guest.resident", NULL };
 	char *server[] = { "dropbear", "-F", "-E", "-s", "-r", FW_CFG "/dropbear_key/raw", "-p", "22", NULL };
-	pid_t ssh, ended;
+	pid_t ssh, resident, ended;
 
 	setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
 	setenv("HOME", "/root", 1);
@@ -202,12 +202,15 @@ int main(int count, char **arguments)
 	for_each("/sys/class/virtio-ports", name_port);
 	bring_up("lo", "127.0.0.1", "255.0.0.0");
 	for_each("/sys/class/net", bring_up_virtio);
-	start(RUN, agent);
+	resident = start(RUN, agent);
 	say("ssh: dropbear");
 	ssh = start("/", server);
-	while ((ended = wait(NULL)) > 0 || errno == EINTR)
+	while ((ended = wait(NULL)) > 0 || errno == EINTR) {
 		if (ended == ssh)
-			say("the SSH server ended");
+			say("init failed: the SSH server ended");
+		if (ended == resident)
+			say("init failed: the agent ended");
+	}
 	for (;;)
 		pause();
 }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """PCI devices as sysfs shows them: find, bind, unbind, and the VFIO nodes that come and go with a binding.
 
-Every sysfs write that can block (unbinding a device that is open waits until it is closed) happens in a
-process of its own, so that no caller can hang.  Knows nothing of ioctls.
+Every sysfs write that waits for a device's users (unbinding one that is open waits until it is closed)
+happens in a process of its own, so that it never waits for its own writer.  Knows nothing of ioctls.
 """
 
 from __future__ import annotations

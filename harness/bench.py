@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import shlex
 import statistics
 import sys
@@ -25,9 +26,11 @@ from harness.deadline import Deadline
 from harness.errors import InfraError
 from harness.machine.accel import Accel
 from harness.machine.roots import find_root
+from harness.machine.snapshot import snapshot_of
 from harness.plan import Job
 
 _COMMAND_SECONDS = 1800.0
+_BASELINE_SECONDS = 120.0
 
 Sample = Callable[[], float]
 """Does something once and returns the seconds that count."""
@@ -140,7 +143,7 @@ class Bench:
                 plain: self._virtme_run,
                 "virtme root, SSH": lambda: _to_ssh(virtme),
                 image: lambda: _to_ssh(cold),
-                restored: lambda: _to_ssh(recipe),
+                **({restored: lambda: _to_ssh(recipe)} if _is_saved(recipe) else {}),
             },
             self.repeat,
         )
@@ -207,11 +210,11 @@ class Bench:
         """From saving one file in drivers/vfio to the verdict of all probes, against make alone."""
         from harness.kernel.edits import EditedTree
 
-        with EditedTree.provide(self.tree) as edited:
+        with EditedTree.provide(self.tree, self.job.kernel.variant) as edited:
             taken = in_turn(
                 {
                     "make vmlinux": lambda: edited.make(),
-                    "edit to verdict": lambda: _edit_to_verdict(edited.path, edited.edit),
+                    "edit to verdict": lambda: self._edit_to_verdict(edited.path, edited.edit),
                 },
                 max(1, self.repeat // 2),
             )
@@ -227,6 +230,11 @@ class Bench:
                 target=target,
             ),
         ]
+
+    def _edit_to_verdict(self, tree: Path, edit: Callable[[], None]) -> float:
+        edit()
+        machine = ("--variant", self.job.kernel.variant, "--topology", self.job.topology)
+        return _seconds(lambda: _check(_cli("run", "--tree", os.fspath(tree), *machine, "--suite", "probes")))
 
     def _words(self) -> list[str]:
         return [*self._kernel_words(), "--topology", self.job.topology]
@@ -265,9 +273,13 @@ class Bench:
         argv += ["--show-boot-console"]
         began = time.monotonic()
         with process.spawn(argv, stdout=process.PIPE, stderr=process.STDOUT, whole_group=True) as child:
-            for line in child.stdout:
+            limit = Deadline.after(_BASELINE_SECONDS)
+            while select.select([child.stdout], [], [], limit.remaining)[0]:
+                line = child.stdout.readline()
                 if b"READY" in line:
                     return time.monotonic() - began
+                if not line:
+                    break
         raise InfraError(f"{shlex.join(argv)} printed no READY")
 
 
@@ -296,12 +308,6 @@ def _cpu_seconds(argv: Sequence[str]) -> float:
     return spent() - before
 
 
-def _edit_to_verdict(tree: Path, edit: Callable[[], None]) -> float:
-    edit()
-    words = ("run", "--tree", os.fspath(tree), "--suite", "probes")
-    return _seconds(lambda: _check(_cli(*words)))
-
-
 @contextlib.contextmanager
 def _booted(recipe: Recipe) -> Iterator[Path]:
     """Boot and stop a VM; yields a directory for another one."""
@@ -309,6 +315,12 @@ def _booted(recipe: Recipe) -> Iterator[Path]:
         with boot(recipe, Path(directory) / "first"):
             pass
         yield Path(directory) / "second"
+
+
+def _is_saved(recipe: Recipe) -> bool:
+    """Whether there is a snapshot: not every machine can be saved."""
+    snapshot = snapshot_of(recipe.machine, recipe.qemu, recipe.machine.parts())
+    return snapshot is not None and snapshot.exists()
 
 
 def _to_ssh(recipe: Recipe) -> float:

@@ -23,10 +23,11 @@ from harness.deadline import Deadline
 from harness.errors import BootCrash, InfraError, LostGuest
 from harness.kernel.elf import find_build_ids
 from harness.machine.accel import Accel
+from harness.machine.console import Console
 from harness.machine.found import Found, bdfs, mismatches, read_facts
-from harness.machine.machine import Machine
+from harness.machine.machine import CONSOLE_LOG, Machine
 from harness.machine.qemu import Qemu, find_qemu
-from harness.machine.qmp import QmpError
+from harness.machine.qmp import QmpRefused
 from harness.machine.roots import RootParts, find_root
 from harness.machine.snapshot import FACTS, Snapshot, snapshot_of, unsaved_devices
 from harness.machine.splat import Splat
@@ -166,14 +167,24 @@ class _Attempt:
                 if not found.same_machine(read_facts(snapshot.facts)):
                     raise InfraError("the guest sees another machine than when it was saved")
                 booted = self._prove(vm, guest, found, connected, restored=True)
-            except (InfraError, OSError) as error:
-                _log.warning("a snapshot is not used and made anew: %s", error)
+            except (InfraError, OSError, ValueError) as error:
+                self._blame_kernel(error)
+                _log.warning("a snapshot is bad (%s): the machine boots and is saved again", error)
             else:
                 snapshot.note_use()
                 stack.enter_context(own.pop_all())
                 return booted
         snapshot.drop()
         return None
+
+    def _blame_kernel(self, error: Exception) -> None:
+        """Raise BootCrash when it was the kernel's death that kept a restored guest from answering."""
+        console = Console(self.directory / CONSOLE_LOG)
+        console.finish()
+        fatal = next((splat for splat in console.splats() if splat.fatal), None)
+        if fatal is not None:
+            said = "\n".join(fatal.lines)
+            raise BootCrash(f"the kernel died when it was restored: {fatal.title}", splat=said) from error
 
     def start(self, snapshot: Snapshot | None, stack: contextlib.ExitStack) -> Booted:
         """The machine from its first instruction, saved as *snapshot* on the way."""
@@ -189,7 +200,8 @@ class _Attempt:
             vm.wait_agent(limit)
             found = ask_facts(guest, limit)
             booted = self._prove(vm, guest, found, connected)
-            if snapshot is not None:
+            # What the kernel complained of while booting must be heard in every run.
+            if snapshot is not None and not vm.console.splats():
                 booted = self._save(snapshot, booted, found, limit)
         except LostGuest as error:
             vm.diagnose()
@@ -230,30 +242,29 @@ class _Attempt:
 
         A machine that cannot be saved is no reason not to use it.
         """
-        refused = ""
         try:
             with snapshot.making() as target:
                 if target is None:
                     return booted
                 self._let_go(booted, limit)
                 (target / FACTS).write_text(found.text, encoding="utf-8")
-                try:
-                    booted.vm.save(target)
-                except QmpError as error:
-                    refused = error.message
-            if refused:
-                snapshot.drop()
-                snapshot.refuse(refused)
-        except OSError as error:
+                booted.vm.save(target)
+        except QmpRefused as error:
+            _log.warning("QEMU does not save this machine, so it boots every time: %s", error.description)
+            snapshot.refuse(error.description)
+        except (InfraError, OSError) as error:
             _log.warning("this machine could not be saved: %s", error)
         guest = Guest.connect(_endpoint(booted.vm), limit, lambda: booted.vm.alive)
-        ask_facts(guest, limit, rescan=True)
+        if not ask_facts(guest, limit, rescan=True).same_machine(found):
+            raise InfraError("the guest sees another machine than before it was saved")
         return Booted(booted.vm, guest, booted.bdfs)
 
     def _let_go(self, booted: Booted, limit: Deadline) -> None:
         """Have the guest forget the devices that are not saved, and hang up: a restored one has no peer."""
         unsaved = [booted.bdfs[name] for name in unsaved_devices(self.recipe.machine.topology)]
-        _ask(booted.guest, ["remove", *unsaved], limit)
+        said = _ask(booted.guest, ["remove", *unsaved], limit)
+        if said.strip() != "removed":
+            raise InfraError(f"the guest does not let go of {', '.join(unsaved)}: {said.strip()[-200:]}")
         booted.guest.close()
         booted.vm.console.wait_for("Exit (root)", limit.within(_GOODBYE_SECONDS))
 

@@ -60,7 +60,7 @@ class Finding:
 
 
 _NO_BOOT = "no VM can be booted"
-_NO_IMAGE = "no image root: every boot takes twice as long (--root virtme)"
+_NO_IMAGE = "the default root cannot be made; --root virtme boots half as fast"
 
 _BOOT_NEEDS = (
     HostNeed(name="setpriv", programs=("setpriv",), packages=("util-linux",), cost=_NO_BOOT),
@@ -68,7 +68,7 @@ _BOOT_NEEDS = (
         name="SSH server for the guest",
         programs=("dropbear",),
         packages=("dropbear-bin",),
-        cost="no guest on the image root; one on the virtme root needs sshd then",
+        cost="the default root cannot be reached; --root virtme can if sshd is there",
     ),
     HostNeed(
         name="mkfs.erofs",

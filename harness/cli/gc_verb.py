@@ -32,7 +32,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
 def command(max_size: int | None, max_age: float | None, as_json: bool) -> None:
-    """Prune kernels, selftests, objects and sources, the least recently used first.
+    """Prune kernels, objects, sources, images and snapshots, the least recently used first.
 
     What was used within the last hour, or is in use, stays.
 

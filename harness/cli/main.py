@@ -29,7 +29,7 @@ VERBS = {
     "report": "Show or convert the report of an earlier run.",
     "doctor": "Say what this host lacks and what that costs; --fix installs it.",
     "bench": "Measure what the harness costs, as ratios to what one would use otherwise.",
-    "gc": "Prune kernels, objects, sources and worktrees in the cache.",
+    "gc": "Prune kernels, objects, sources, images and snapshots in the cache.",
 }
 
 EPILOG = """\b

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,24 +25,25 @@ _EDITED = "drivers/vfio/vfio_main.c"
 class EditedTree:
     """The copy, and the objects that the store keeps of it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, variant: str) -> None:
         self.path = path
+        self._variant = variant
 
     @classmethod
     @contextlib.contextmanager
-    def provide(cls, spec: str) -> Iterator[Self]:
+    def provide(cls, spec: str, variant: str) -> Iterator[Self]:
         """A copy of the tree *spec*, its kernel built once: ten minutes the first time."""
-        path = paths.cache_dir() / "bench" / "linux"
+        source = open_tree(spec)
+        path = paths.cache_dir() / "bench" / f"linux-{source.identity[:12]}"
         with locked(path.name, "another process is measuring edits"):
             if not path.is_dir():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(".linux.partial")
-                with open_tree(spec).held():
-                    process.run(["cp", "-a", "--reflink=auto", open_tree(spec).path, partial]).check(
-                        "copying"
-                    )
+                partial = path.with_name(f".{path.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                with source.held():
+                    process.run(["cp", "-a", "--reflink=auto", source.path, partial]).check("copying")
                 partial.rename(path)
-            tree = cls(path)
+            tree = cls(path, variant)
             tree._build()
             yield tree
 
@@ -61,13 +63,14 @@ class EditedTree:
         place = build_place(tree)
         newest = max(find_build_trees(place), key=lambda objects: objects.built_since)
         self.edit()
-        with on_bench(place, newest.path.name) as objects:
+        busy = f"another process is building from {self.path}"
+        with locked(place.name, busy), on_bench(place, newest.path.name) as objects:
             words = [f"O={objects.path}", f"-j{_jobs()}", "LOCALVERSION=", "vmlinux"]
             return run_make(self.path, words, place / "bench.log", what="make vmlinux").seconds
 
     def _build(self) -> None:
         tree = open_tree(os.fspath(self.path))
-        provide_kernel(tree, load_catalogue().variant("group-cdev"), jobs=_jobs())
+        provide_kernel(tree, load_catalogue().variant(self._variant), jobs=_jobs())
 
 
 def _jobs() -> int:

@@ -209,13 +209,9 @@ class VM:
         Raises LostGuest when the VM ends, when init gives up, or at *deadline*.
         """
         while True:
-            said = self.console.text()
-            if _BOOTED in said:
+            if _BOOTED in self.console.text():
                 return
-            failure = _INIT_FAILED.search(said)
-            if failure is not None:
-                raise LostGuest(f"the guest's init gave up: {failure[1].strip()}")
-            self.check_alive()
+            self._check_coming_up()
             if deadline.expired:
                 last = next(iter(self.console.tail(1)), "nothing")
                 raise LostGuest(f"the guest did not boot in time; its last words: {last}", hint=self._see())
@@ -224,9 +220,16 @@ class VM:
     def wait_agent(self, deadline: Deadline) -> None:
         """Wait until guest/resident.py says that it listens; LostGuest when the VM ends or at *deadline*."""
         while not self.console.wait_for(_AGENT_READY, deadline.within(_AGENT_POLL_SECONDS)):
-            self.check_alive()
+            self._check_coming_up()
             if deadline.expired:
                 raise LostGuest("the agent in the guest did not come up in time", hint=self._see())
+
+    def _check_coming_up(self) -> None:
+        """Raise LostGuest when the guest's init says that it gave up, or the VM has ended."""
+        failure = _INIT_FAILED.search(self.console.text())
+        if failure is not None:
+            raise LostGuest(f"the guest's init gave up: {failure[1].strip()}")
+        self.check_alive()
 
     def pause(self) -> None:
         """Stop the processors, so that somebody can look."""

@@ -70,6 +70,8 @@ class JobVM:
         """Whether the VM has run anything but fresh cases; and whether it had when the last work began."""
         self.final = True
         """Whether the work at hand gets no other chance."""
+        self._unheard: tuple[Splat, ...] = ()
+        """What the kernels of ended VMs said after their last piece of work."""
         self._unit = ""
         """What the VM is for, where the isolation gives every such unit a VM of its own."""
         self._stack = contextlib.ExitStack()
@@ -107,15 +109,22 @@ class JobVM:
 
     def retire(self) -> Done:
         """Stop the VM, if there is one; return what the kernel still had to say."""
-        strays: tuple[Splat, ...] = ()
-        vm_dir = ""
+        vm_dir = self._directory_of(self._booted) if self._booted is not None else ""
+        self._end()
+        return Done(strays=self._heard(), vm_dir=vm_dir)
+
+    def _end(self) -> None:
+        """Stop the VM, if there is one, after its kernel's last words."""
         if self._booted is not None:
             if "debug" in self._job.features and self._booted.vm.alive:
                 self._look_for_leaks(self._booted, ("scan", "scan"))
-            strays = self._booted.splats()
-            vm_dir = self._directory_of(self._booted)
+            self._unheard += self._booted.splats()
         self.close()
-        return Done(strays=strays, vm_dir=vm_dir)
+
+    def _heard(self) -> tuple[Splat, ...]:
+        """What kernels said outside any case and is in no result yet."""
+        heard, self._unheard = self._unheard, ()
+        return heard
 
     def close(self) -> None:
         """Stop the VM, if there is one."""
@@ -135,7 +144,7 @@ class JobVM:
         if self._booted is not None and (
             not self._booted.vm.alive or unit != self._unit or (fresh and not self._is_fresh())
         ):
-            self.close()
+            self._end()
         self._unit = unit
         if self._broken is not None:
             raise self._broken
@@ -146,7 +155,8 @@ class JobVM:
                 self._boot()
             except (InfraError, BootCrash) as error:
                 self._stack.close()
-                if attempt == BOOT_TRIES:
+                # A kernel that says itself that it died had its chance.
+                if attempt == BOOT_TRIES or isinstance(error, BootCrash):
                     self._broken = error
                     raise
         assert self._booted is not None
@@ -251,7 +261,7 @@ class JobVM:
         seconds = time.monotonic() - attempt.began
         said = booted.splats(attempt.name)
         own = [splat for splat in said if splat.case == attempt.name]
-        strays = tuple(splat for splat in said if splat.case != attempt.name)
+        strays = (*self._heard(), *(splat for splat in said if splat.case != attempt.name))
         judged = _crashed(attempt.judged, own[0].title, attempt.is_program) if own else attempt.judged
         _keep(booted.directory, attempt)
         vm_dir = self._directory_of(booted)

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is saved and what is not, with a VM and a guest that do as told; the real thing: tests/integration."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from harness import boot as under_test
+from harness.boot import Recipe, boot
+from harness.errors import BootCrash, InfraError, LostGuest
+from harness.machine.accel import Accel
+from harness.machine.machine import CONSOLE_LOG, Machine
+from harness.machine.qemu import Qemu
+from harness.machine.qmp import QmpError, QmpRefused
+from harness.machine.roots import RootParts
+from harness.machine.snapshot import BOOT_LOG, RAM, STATE, Snapshot, snapshot_of
+from harness.machine.topology import load_topology
+from harness.remote import Guest
+
+QEMU = Qemu(path=Path("/usr/bin/qemu"), version=(10, 0, 2), devices=frozenset(), identity="x")
+BUILD_ID = "ab" * 20
+NOTES = bytes.fromhex("040000001400000003000000474e5500" + BUILD_ID)
+EDU: dict[str, object] = {
+    "bdf": "0000:00:05.0", "root": "0000:00", "path": ["05.0"], "pci": "1234:11e8",
+    "driver": None, "iommu_group": None, "noiommu": False, "vfio_dev": [],
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenRoot:
+    """A root that nothing outside can change."""
+
+    name: str = "frozen"
+    frozen: bool = True
+
+    def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
+        return RootParts()
+
+
+@dataclasses.dataclass
+class World:
+    """What happens, and what is to happen."""
+
+    removed: str = "removed"
+    trouble: Exception | None = None
+    splats: tuple[str, ...] = ()
+    after: Sequence[dict[str, object]] = (EDU,)
+    console: str = ""
+    restores: bool = True
+    saves: int = 0
+
+
+class FakeVM:
+    """A VM whose console and saving are told by the World."""
+
+    def __init__(self, world: World, machine: Machine, directory: Path, nonce: str) -> None:
+        self.world, self.machine, self.directory, self.nonce = world, machine, directory, nonce
+        self.alive, self.ending = True, "it runs"
+        self.console = self
+        self.path = directory / CONSOLE_LOG
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(world.console, encoding="utf-8")
+
+    ssh = type("Ssh", (), dict.fromkeys(("address", "port", "user", "client_key", "host_key"), "x"))
+
+    def splats(self) -> tuple[str, ...]:
+        return self.world.splats
+
+    def wait_for(self, text: str, deadline: object) -> bool:
+        return True
+
+    def wait_booted(self, deadline: object) -> None: ...
+
+    wait_agent = diagnose = wait = wait_booted
+
+    def save(self, target: Path) -> None:
+        self.world.saves += 1
+        if self.world.trouble is not None:
+            raise self.world.trouble
+        for name in (STATE, RAM, BOOT_LOG, "host_key"):
+            (target / name).write_text("x", encoding="utf-8")
+
+
+class FakeGuest:
+    """A guest that answers guest.resident's words."""
+
+    def __init__(self, world: World, vm: FakeVM) -> None:
+        self.world, self.vm = world, vm
+
+    def answer(self, words: Sequence[str]) -> str:
+        if words[0] == "remove":
+            return self.world.removed
+        devices = self.world.after if words[0] == "rescan" else (EDU,)
+        facts = {"nonce": self.vm.nonce, "notes": NOTES.hex(), "devices": devices, "vfio_nodes": ["vfio"]}
+        return json.dumps(facts)
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> FakeGuest:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    made = World()
+    vms: list[FakeVM] = []
+
+    @contextlib.contextmanager
+    def start_vm(
+        machine: Machine, directory: Path, *, nonce: str, restore: object, **rest: object
+    ) -> Iterator[FakeVM]:
+        vms.append(FakeVM(made, machine, directory, nonce))
+        if restore is not None and not made.restores:
+            raise InfraError("QEMU did not start")
+        yield vms[-1]
+
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(under_test, "start_vm", start_vm)
+    monkeypatch.setattr(Guest, "connect", lambda *_: FakeGuest(made, vms[-1]))
+    monkeypatch.setattr(under_test, "_ask", lambda guest, words, limit: guest.answer(words))
+    return made
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, world: World) -> Recipe:
+    vmlinux = tmp_path / "vmlinux"
+    vmlinux.touch()
+    machine = Machine(vmlinux=vmlinux, topology=load_topology("edu"), accel=Accel.KVM, root=FrozenRoot())
+    return Recipe(machine=machine, qemu=QEMU, build_id=BUILD_ID)
+
+
+def place(recipe: Recipe) -> Snapshot:
+    found = snapshot_of(recipe.machine, QEMU, RootParts())
+    assert found is not None
+    return found
+
+
+def test_a_quiet_machine_is_saved_once(recipe: Recipe, world: World, tmp_path: Path) -> None:
+    for _ in range(3):
+        with boot(recipe, tmp_path / "vm") as booted:
+            assert booted.bdfs == {"edu0": "0000:00:05.0"}
+    assert world.saves == 1
+    assert place(recipe).exists()
+
+
+def test_a_kernel_that_complains_at_boot_is_not_saved(recipe: Recipe, world: World, tmp_path: Path) -> None:
+    """Its complaint would be heard in the first run only."""
+    world.splats = ("WARNING",)
+    with boot(recipe, tmp_path / "vm"):
+        pass
+    assert not place(recipe).exists()
+    assert world.saves == 0
+
+
+@pytest.mark.parametrize(
+    ("trouble", "refused"),
+    [
+        (QmpRefused("migrate", "GenericError", "State blocked by non-migratable device"), True),
+        (QmpError("QMP: no answer in time"), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_what_cannot_be_saved_is_used_all_the_same(
+    recipe: Recipe, world: World, tmp_path: Path, trouble: Exception, refused: bool
+) -> None:
+    """Only QEMU's own no is remembered; a full disk or a busy host may be better next time."""
+    world.trouble = trouble
+    with boot(recipe, tmp_path / "vm") as booted:
+        assert booted.bdfs
+    assert not place(recipe).exists()
+    assert (place(recipe).refusal() is not None) is refused
+    world.trouble = None
+    with boot(recipe, tmp_path / "vm"):
+        pass
+    assert place(recipe).exists() is not refused
+
+
+def test_a_device_that_stays_is_not_saved(recipe: Recipe, world: World, tmp_path: Path) -> None:
+    """QEMU would save it without its state, and say nothing."""
+    world.removed = "Traceback\nStuckWrite: writing '1' is stuck"
+    with boot(recipe, tmp_path / "vm"):
+        pass
+    assert world.saves == 0
+    assert not place(recipe).exists()
+
+
+def test_a_device_that_does_not_come_back(recipe: Recipe, world: World, tmp_path: Path) -> None:
+    """The machine that goes on after saving is proven again."""
+    world.after = ()
+    with pytest.raises(InfraError, match="sees another machine"), boot(recipe, tmp_path / "vm"):
+        pass
+
+
+def test_a_bad_snapshot_goes(recipe: Recipe, world: World, tmp_path: Path) -> None:
+    with boot(recipe, tmp_path / "vm"):
+        pass
+    world.restores = False
+    with boot(recipe, tmp_path / "vm") as booted:
+        assert booted.bdfs
+    assert world.saves == 2
+
+
+def test_a_kernel_that_dies_when_restored_is_no_bad_snapshot(
+    recipe: Recipe, world: World, tmp_path: Path
+) -> None:
+    """By its own account it died: that is a result."""
+    with boot(recipe, tmp_path / "vm"):
+        pass
+    world.restores = False
+    world.console = "[    9.123456][    T1] Kernel panic - not syncing: sysrq triggered crash\n"
+    with pytest.raises(BootCrash, match="sysrq triggered crash"), boot(recipe, tmp_path / "vm"):
+        pass
+
+
+def test_the_wrong_kernel_is_refused(recipe: Recipe, world: World, tmp_path: Path) -> None:
+    other = dataclasses.replace(recipe, build_id="cd" * 20)
+    with pytest.raises(InfraError, match="is not the one built"), boot(other, tmp_path / "vm"):
+        pass
+    assert not issubclass(InfraError, LostGuest)
