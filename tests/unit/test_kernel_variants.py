@@ -143,7 +143,7 @@ def test_group_only_tree_has_the_group_variants(tmp_path: Path) -> None:
     """7.2: groups and `off` apply as they do elsewhere."""
     catalogue, symbols = load_catalogue(), symbols_of(tmp_path, GROUP_ONLY)
     for name in ("group", "group-compat", "off"):
-        plan_config(catalogue, catalogue.variant(name), symbols)
+        assert plan_config(catalogue, catalogue.variant(name), symbols).dialect is Dialect.GROUP_ONLY
 
 
 def test_tree_without_noiommu_has_off_only(tmp_path: Path) -> None:
