@@ -12,6 +12,7 @@ import importlib
 import os
 import pkgutil
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, NoReturn, Optional, TypeVar, Union
@@ -218,6 +219,14 @@ class Test:
         """Fail unless *got* equals *want*; *what* names the thing that was looked at."""
         if got != want:
             raise Failure(f"{what}: want {_show(want)}, got {_show(got)}")
+
+    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+        """Fail with *what* did not happen unless *condition* comes true within *seconds*."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                raise Failure(f"{what} did not happen within {seconds:g} s")
+            time.sleep(0.01)
 
     def errno(
         self,

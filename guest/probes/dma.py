@@ -74,7 +74,7 @@ def offset_within_a_page_counts(t: Test) -> None:
 @case(needs=CDEV, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys()", timeout=60)
 def each_page_has_its_own_address(t: Test) -> None:
     """Every page of a mapping is reached through its own GET_PA, whatever the pages' order in memory."""
-    pages = 8
+    pages = 4
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
         device = edu.Edu(bar)
         source, target = _mapped(user, pages), _mapped(user, pages, IOVA + 2 * pages * PAGE)

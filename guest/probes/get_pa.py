@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import struct
+import time
 
 from guest import forked, libc, memory, pci, vfio
 from guest import iommufd as api
@@ -21,6 +22,9 @@ from guest.opened import CdevUser, through_cdev
 BARE = ("noiommu-cdev", "edu", "!viommu")
 BASE = 0x1000_0000
 UNTOUCHED = 0x5A5A_5A5A_5A5A_5A5A
+
+STRESS = 1.5
+"""Seconds for which callers and changes race each other."""
 
 
 def _contiguous(buffer: memory.Buffer, offset: int, limit: int) -> int:
@@ -318,7 +322,8 @@ def concurrent_callers_see_sense(t: Test) -> None:
 
         def ask() -> int:
             answers = 0
-            for _ in range(20000):
+            end = time.monotonic() + STRESS
+            while time.monotonic() < end:
                 try:
                     got = user.iommufd.get_pa(user.ioas, BASE, PAGE)
                 except OSError as error:

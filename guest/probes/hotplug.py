@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Callable
 
 from guest import libc, pci, vfio
 from guest.case import Test, case
@@ -27,14 +26,6 @@ HOLDS = 8.0
 """Seconds after the request within which a removal that nothing holds up is over."""
 
 
-def _wait(t: Test, condition: Callable[[], bool], what: str, seconds: float = GOES) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            t.fail(f"{what} did not happen within {seconds:g} s")
-        time.sleep(0.05)
-
-
 @case(needs=SLOT, timeout=90, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); pciehp_ctrl.c")
 def unused_device_goes_with_its_nodes(t: Test) -> None:
     """Pulling out a bound device that nobody uses removes its nodes, and it comes back as a stranger."""
@@ -43,10 +34,10 @@ def unused_device_goes_with_its_nodes(t: Test) -> None:
         cdev = nodes.cdev
         assert cdev is not None
         t.host.unplug(PRESENT)
-        _wait(t, lambda: not pci.exists(bdf), "the removal")
+        t.wait_until(lambda: not pci.exists(bdf), "the removal", GOES)
         t.check(not cdev.exists(), f"{cdev} outlived its device")
         t.host.plug(PRESENT)
-        _wait(t, lambda: pci.exists(bdf), "the return")
+        t.wait_until(lambda: pci.exists(bdf), "the return", GOES)
         t.equal(pci.driver(bdf), None, "the driver after the return")
         t.equal(pci.vfio_dev_name(bdf), None, "the VFIO device after the return")
 
@@ -63,15 +54,15 @@ def used_device_waits_for_its_user(t: Test) -> None:
         event = libc.eventfd()
         user.device.set_eventfds(vfio.REQ, event)
         t.host.unplug(PRESENT)
-        _wait(t, lambda: libc.eventfd_count(event) > 0, "the request to the user")
+        t.wait_until(lambda: libc.eventfd_count(event) > 0, "the request to the user", GOES)
         time.sleep(HOLDS)
         t.check(pci.exists(bdf), "the device went although it was in use")
         t.check(user.device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer any more")
         user.device.close()
-        _wait(t, lambda: not pci.exists(bdf), "the removal after the close")
+        t.wait_until(lambda: not pci.exists(bdf), "the removal after the close", GOES)
         os.close(event)
     t.host.plug(PRESENT)
-    _wait(t, lambda: pci.exists(bdf), "the return")
+    t.wait_until(lambda: pci.exists(bdf), "the return", GOES)
 
 
 @case(needs=SLOT, timeout=90, cites="drivers/vfio/vfio_main.c __vfio_register_dev(); pciehp_ctrl.c")
@@ -79,11 +70,11 @@ def newcomer_is_a_noiommu_device_too(t: Test) -> None:
     """A device that is plugged in later is bound as a no-IOMMU device like one from boot."""
     before = set(pci.find("edu"))
     t.host.plug(ABSENT)
-    _wait(t, lambda: set(pci.find("edu")) != before, "the arrival")
+    t.wait_until(lambda: set(pci.find("edu")) != before, "the arrival", GOES)
     (bdf,) = set(pci.find("edu")) - before
     with through_cdev(bdf) as user:
         t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the newcomer's vendor")
         name = pci.vfio_dev_name(bdf)
         t.check(name is not None and name.startswith("noiommu-"), f"its VFIO device is called {name!r}")
     t.host.unplug(ABSENT)
-    _wait(t, lambda: not pci.exists(bdf), "the removal")
+    t.wait_until(lambda: not pci.exists(bdf), "the removal", GOES)

@@ -13,7 +13,7 @@ from pathlib import Path
 from guest import edu, igb, memory, vfio
 from guest.case import Test, case
 from guest.memory import PAGE
-from guest.opened import Event, opened, through_cdev
+from guest.opened import Event, opened, silent, through_cdev
 from guest.vfio import ERR, INTX, MSI, MSIX, REQ
 
 EDU = ("noiommu", "edu", "!viommu")
@@ -370,8 +370,8 @@ def msix_vectors_are_independent(t: Test) -> None:
         for vector in (2, 0, 3, 1):
             card.raise_causes(1 << vector)
             t.equal(events[vector].arrives(), 1, f"events of vector {vector}")
-            others = [n for n in range(4) if n != vector and not events[n].silent()]
-            t.equal(others, [], f"other vectors signalled with vector {vector}")
+            others = [event for event in events if event is not events[vector]]
+            t.check(silent(*others), f"another vector was signalled with vector {vector}")
         card.raise_causes(0b0101)
         t.equal([events[0].arrives(), events[2].arrives()], [1, 1], "events of two causes raised at once")
         card.disable_vectors()
@@ -416,7 +416,7 @@ def msix_refusals(t: Test) -> None:
         card.enable_vectors(0b111)
         t.errno(errno.ENOTTY, device.set_irqs, MSIX, NONE_MASK)
         device.trigger(MSIX, 1)
-        t.check(one.silent() and two.silent(), "the loopback of a vector without eventfd signalled another")
+        t.check(silent(one, two), "the loopback of a vector without eventfd signalled another")
         t.errno(errno.EINVAL, device.set_eventfds, MSIX, two.fd, null, start=2)
         card.raise_causes(0b100)
         t.check(two.silent(), "an event of a vector whose request was refused")
