@@ -8,7 +8,6 @@ virtual function exists, no process of the case lives.  Every step is bounded in
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import signal
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from guest import forked, memory, pci
+from guest import bounded, memory, pci
 
 REAP_TIMEOUT = 10.0
 """Seconds that killed processes may take to go: one in uninterruptible sleep may never do."""
@@ -72,18 +71,13 @@ class Ground:
         """Put everything back and say what it took; with *first* nothing but drivers is touched.
 
         At the agent's start the parameter keeps its boot value, for the case that looks at it.  All of it is
-        done in a child: even reading an attribute can block, on the lock that a blocked unbind holds
+        bounded: even reading an attribute can block, on the lock that a blocked unbind holds
         (sriov_numvfs_show(); up to Linux 7.2 driver_override_show() too).
         """
-        child = forked.Child(lambda: dataclasses.asdict(self._restore(first=first)))
         try:
-            answer = child.result(RESTORE_TIMEOUT)
-        except (TimeoutError, forked.ChildError) as error:
-            child.abandon()
+            return bounded.within(RESTORE_TIMEOUT, lambda: self._restore(first=first))
+        except Exception as error:
             return Cleaning(dirty=[f"the ground state was not restored: {error}"])
-        child.abandon()
-        assert isinstance(answer, dict)
-        return Cleaning(done=answer["done"], dirty=answer["dirty"])
 
     def _restore(self, *, first: bool) -> Cleaning:
         cleaning = Cleaning()

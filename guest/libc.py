@@ -15,6 +15,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PR_CAPBSET_DROP = 24
 
+# include/uapi/linux/sched.h
+CLONE_FILES = 0x400
+
 
 _shared: dict[int, int] = {}
 """Address and length of every file that is mapped shared."""
@@ -84,6 +87,12 @@ def prctl(option: int, argument: int = 0) -> None:
     """Operate on the calling process (prctl(2))."""
     if _libc().prctl(ctypes.c_int(option), ctypes.c_ulong(argument), 0, 0, 0):
         raise raise_errno(f"prctl({option}, {argument})")
+
+
+def unshare(what: int) -> None:
+    """Give the calling thread its own copy of *what* it shares with the others of its process."""
+    if _libc().unshare(what):
+        raise raise_errno(f"unshare({what:#x})")
 
 
 def syscall(number: int, *arguments: object) -> int:
