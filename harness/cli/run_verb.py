@@ -24,7 +24,14 @@ from harness.plan import Isolation
 @click.option("-k", "keyword", metavar="EXPR", help="pytest's -k: only items whose names match.")
 @click.option("-x", "exit_first", is_flag=True, help="Stop at the first bad result.")
 @click.option("--lf", "last_failed", is_flag=True, help="Only what failed last time.")
-@click.option("-n", "workers", metavar="N", help="Parallel workers (pytest-xdist), each with its own VM.")
+@click.option(
+    "-n",
+    "workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Parallel workers (pytest-xdist), each with its own VM; 0: none.  "
+    "[default: what the host has room for, none with -k, -x and --lf]",
+)
 @click.option(
     "--isolation",
     type=click.Choice([i.value for i in Isolation]),
@@ -67,7 +74,7 @@ def command(
     keyword: str | None,
     exit_first: bool,
     last_failed: bool,
-    workers: str | None,
+    workers: int | None,
     isolation: str,
     collect_only: bool,
     verbose: bool,

@@ -23,6 +23,7 @@ from harness.cli import planning
 from harness.cli.output import emit, tell, tolerant_stdout
 from harness.cli.planning import KernelWish, MachineWish, Provided
 from harness.cli.timing import phase_line
+from harness.cli.workers import default_workers
 from harness.errors import ExitCode, InfraError, UsageError
 from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
@@ -44,21 +45,35 @@ class PytestOptions:
     keyword: str | None
     exit_first: bool
     last_failed: bool
-    workers: str | None
+    workers: int | None
+    """None: as many as suit the plan and the host."""
     collect_only: bool
     verbose: bool
     extra: tuple[str, ...]
 
-    def arguments(self, plan: Path) -> list[str]:
-        """pytest's command line for *plan*."""
+    @property
+    def narrowed(self) -> bool:
+        """Whether pytest will choose, or behave, in a way that the plan does not tell."""
+        return bool(self.keyword or self.exit_first or self.last_failed or self.extra)
+
+    def workers_for(self, plan: Plan) -> int:
+        """How many workers *plan* gets; 0: it runs in this process."""
+        if self.workers is not None:
+            return self.workers
+        return 0 if self.narrowed or self.collect_only else default_workers(plan)
+
+    def arguments(self, plan: Plan, path: Path) -> list[str]:
+        """pytest's command line for *plan*, which is saved as *path*."""
         ini = Path(harness.__file__).parent / "plugin" / "pytest.ini"
         root = paths.guest_dir().parent
-        words = ["-p", "harness.plugin", f"--plan={plan}", f"--config-file={ini}", f"--rootdir={root}"]
+        words = ["-p", "harness.plugin", f"--plan={path}", f"--config-file={ini}", f"--rootdir={root}"]
         words += ["-o", f"cache_dir={paths.cache_dir() / 'pytest'}", "--tb=no", "-rN", "--no-header"]
         words += ["-k", self.keyword] if self.keyword else []
         words += ["-x"] if self.exit_first else []
         words += ["--lf"] if self.last_failed else []
-        words += ["-n", self.workers, "--dist", "loadgroup"] if self.workers else ["-p", "no:xdist"]
+        workers = self.workers_for(plan)
+        spread = ["-n", str(workers), "--dist", "loadgroup", "--no-loadscope-reorder"]
+        words += spread if workers else ["-p", "no:xdist"]
         words += ["--collect-only", "-q"] if self.collect_only else []
         words += ["-v"] if self.verbose else []
         return [*words, *self.extra]
@@ -190,7 +205,7 @@ class Session:
             self._store(Path(directory)).close()
             path = Path(directory) / PLAN_FILE
             plan.save(path)
-            status = _run_pytest(passed_on.arguments(path))
+            status = _run_pytest(passed_on.arguments(plan, path))
         if status is pytest.ExitCode.NO_TESTS_COLLECTED:
             raise UsageError("no case matches what was asked for", hint="see: vfio-harness list cases")
         return self._worst_problem() if status is pytest.ExitCode.OK else ExitCode.USAGE
@@ -213,7 +228,7 @@ class Session:
         status = pytest.ExitCode.OK
         if plan.jobs:
             with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout), tolerant_stdout():
-                status = _run_pytest(passed_on.arguments(self.run_dir / PLAN_FILE))
+                status = _run_pytest(passed_on.arguments(plan, self.run_dir / PLAN_FILE))
         self._phases["test"] = time.monotonic() - began
         if status is pytest.ExitCode.USAGE_ERROR:
             raise UsageError("pytest refused its options", hint="see what it said above")

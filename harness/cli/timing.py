@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a run's wall time went: fetch, build, boot, cases."""
+"""Where a run's wall time went: fetch, build, test."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def boot_seconds(run_dir: Path) -> tuple[float, ...]:
 
 
 def phase_line(phases: Mapping[str, float], run_dir: Path) -> str:
-    """One line with the seconds of each phase; with several workers boots overlap cases."""
+    """One line with the seconds of each phase, and how long the VMs took to be ready for their first case."""
+    words = [f"{name} {seconds:.1f} s" for name, seconds in phases.items()]
     boots = boot_seconds(run_dir)
-    spent = dict(phases)
-    test = spent.pop("test", 0.0)
-    words = [f"{name} {seconds:.1f} s" for name, seconds in spent.items()]
-    words.append(f"boot {sum(boots):.1f} s ({len(boots)} VMs)")
-    words.append(f"cases {max(0.0, test - sum(boots)):.1f} s")
+    if boots:
+        least, most = f"{min(boots):.1f}", f"{max(boots):.1f}"
+        span = least if least == most else f"{least} to {most}"
+        words[-1] += f" ({len(boots)} VM{'s' if len(boots) > 1 else ''}, ready in {span} s)"
     return "time: " + ", ".join(words)

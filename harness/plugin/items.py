@@ -41,7 +41,7 @@ class WorkItem(pytest.Item, Generic[W]):
         nodeid = f"{parent.nodeid}::{work.title}"
         item: Self = cls.from_parent(parent, name=work.title, nodeid=nodeid)
         item.work = work
-        item.add_marker(pytest.mark.xdist_group(work.job))
+        item.add_marker(pytest.mark.xdist_group(work.group))
         return item
 
     def runtest(self) -> None:

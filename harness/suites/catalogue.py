@@ -42,6 +42,11 @@ class ProbeWork:
     def title(self) -> str:
         return f"{self.case.name}[{self.job}]"
 
+    @property
+    def group(self) -> str:
+        """Work of one group runs in one worker, in order; what needs an unused VM makes do with one boot."""
+        return f"{self.job}/{'fresh' if self.case.fresh else self.case.module}"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramWork:
@@ -58,6 +63,10 @@ class ProgramWork:
     @property
     def title(self) -> str:
         return f"{self.program.title}[{self.job}]"
+
+    @property
+    def group(self) -> str:
+        return f"{self.job}/{self.program.title}"
 
 
 Work = ProbeWork | ProgramWork

@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from plan_jobs import job
 
 import harness
 from harness import paths, process
 from harness.boot import Booted
 from harness.deadline import Deadline
 from harness.errors import ExitCode, LostGuest, UsageError
-from harness.plan import Job, KernelRef, Plan, load_plan
+from harness.plan import Job, Plan, load_plan
 from harness.plugin.items import CaseFailed, conclude
 from harness.plugin.jobvm import JobVM, _crashed
 from harness.plugin.recorder import _key
@@ -36,36 +37,6 @@ from harness.results import (
     load,
 )
 from harness.suites.judging import Judged
-
-KERNEL = KernelRef(
-    digest="d" * 32,
-    release="7.3.4",
-    build_id="ab" * 20,
-    variant="group-cdev",
-    tree="a tree",
-    vmlinux="/nonexistent/vmlinux",
-    config="/nonexistent/config",
-    modules_dir=None,
-    selftests_dir=None,
-    programs=("vfio/vfio_pci_device_test",),
-)
-
-
-def job(topology: str = "edu") -> Job:
-    return Job(
-        name=f"7.3.4-group-cdev-{topology}",
-        kernel=KERNEL,
-        topology=topology,
-        root="virtme",
-        snapshots=False,
-        accel="tcg",
-        qemu=None,
-        cpus=1,
-        memory_mib=1024,
-        suites=("probes", "kselftest:vfio"),
-        features=("edu",),
-        rerun="vfio-harness run",
-    )
 
 
 def plan(directory: Path, *jobs: Job, cases: tuple[str, ...] = ()) -> Path:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How many workers a run gets by itself."""
+
+from __future__ import annotations
+
+import pytest
+from plan_jobs import job
+
+from harness.cli import workers
+from harness.plan import Plan
+
+BUSY = ("edu", "noiommu", "noiommu-cdev", "noiommu-group", "group", "cdev", "container")
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processors and 16 GiB."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(workers, "available_mib", lambda: 16 * 1024)
+
+
+def plan(*cases: str) -> Plan:
+    return Plan(run_id="r", run_dir="/nonexistent", seed=1, cases=cases, jobs=(job(features=BUSY),))
+
+
+def test_all_probes_use_the_host() -> None:
+    assert workers.default_workers(plan()) == 2 * workers.PER_PROCESSOR
+
+
+def test_few_cases_need_none() -> None:
+    assert workers.default_workers(plan("probes/taint/*")) == 0
+
+
+def test_one_group_needs_none() -> None:
+    """One group is one worker's, however many cases it has."""
+    assert workers.default_workers(plan("probes/cdev/*")) == 0
+
+
+@pytest.mark.parametrize(("mib", "number"), [(3 * 1024, 3), (1500, 0), (100, 0)])
+def test_memory_bounds_them(monkeypatch: pytest.MonkeyPatch, mib: int, number: int) -> None:
+    """Each has a VM of 1 GiB."""
+    monkeypatch.setattr(workers, "available_mib", lambda: mib)
+    assert workers.default_workers(plan()) == number
+
+
+def test_memory_is_read_from_the_kernel() -> None:
+    assert workers.available_mib() > 0
