@@ -168,22 +168,33 @@ class Bench:
 
     def run(self) -> list[Figure]:
         """A warm run of all probes against plain virtme-run that does next to nothing, and our part of it."""
-        plain = "plain virtme-run, python3 -c pass"
-        walls, overheads = [], []
-        virtme = []
-        for _ in range(max(1, self.repeat // 2)):
-            virtme.append(self._virtme_run("python3 -c pass && echo READY"))
-            wall, overhead = self._probes()
-            walls.append(wall)
-            overheads.append(overhead)
+        plain, one = "plain virtme-run, python3 -c pass", "all probes, one VM"
+        overheads: list[float] = []
+        taken = in_turn(
+            {
+                plain: lambda: self._virtme_run("python3 -c pass && echo READY"),
+                "all probes": lambda: _seconds(lambda: _check(self._probes())),
+                one: lambda: self._one_after_the_other(overheads),
+            },
+            max(1, self.repeat // 2),
+        )
+        baselines = {plain: "", "all probes": plain, one: plain}
         return [
-            Figure(name=plain, unit="s", samples=tuple(virtme)),
-            Figure(name="run of all probes", unit="s", samples=tuple(walls), baseline=plain, target=1.0),
+            *(
+                Figure(
+                    name=name,
+                    unit="s",
+                    samples=samples,
+                    baseline=baselines[name],
+                    target=1.0 if name == "all probes" else None,
+                )
+                for name, samples in taken.items()
+            ),
             Figure(
                 name="of it neither boot nor cases",
                 unit="s",
                 samples=tuple(overheads),
-                baseline="run of all probes",
+                baseline=one,
                 target=0.05,
             ),
         ]
@@ -242,19 +253,22 @@ class Bench:
     def _kernel_words(self) -> list[str]:
         return ["--tree", self.tree, "--variant", self.job.kernel.variant]
 
-    def _probes(self) -> tuple[float, float]:
-        """Wall seconds of a run of the probes, and those of them when no case ran and nothing booted."""
+    def _probes(self) -> list[str]:
+        return _cli("run", *self._words(), "--suite", "probes")
+
+    def _one_after_the_other(self, overheads: list[float]) -> float:
+        """Wall seconds of all probes in one VM; those when no case ran and nothing booted go to *overheads*."""
         with tempfile.TemporaryDirectory(prefix="vfio-harness-bench-") as directory:
-            command = _cli("run", *self._words(), "--suite", "probes", "--json")
             began = time.monotonic()
-            printed = _check(command, VFIO_HARNESS_RUNS=directory)
+            printed = _check([*self._probes(), "-n", "0", "--json"], VFIO_HARNESS_RUNS=directory)
             wall = time.monotonic() - began
             cases = sum(float(case["duration"]) for case in json.loads(printed)["cases"])
             boots = sum(
                 float(json.loads(path.read_text(encoding="utf-8"))["to_proof"])
                 for path in Path(directory).glob(f"*/vm/*/{paths.TIMING_FILE}")
             )
-        return wall, wall - cases - boots
+        overheads.append(wall - cases - boots)
+        return wall
 
     def _virtme_run(self, script: str = "echo READY") -> float:
         """Seconds from starting virtme-run until its guest has run *script*, which must end with READY."""
