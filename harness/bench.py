@@ -257,7 +257,7 @@ class Bench:
         return _cli("run", *self._words(), "--suite", "probes")
 
     def _one_after_the_other(self, overheads: list[float]) -> float:
-        """Wall seconds of all probes in one VM; those when no case ran and nothing booted go to *overheads*."""
+        """Wall seconds of all probes in one VM; of them neither boot nor cases goes to *overheads*."""
         with tempfile.TemporaryDirectory(prefix="vfio-harness-bench-") as directory:
             began = time.monotonic()
             printed = _check([*self._probes(), "-n", "0", "--json"], VFIO_HARNESS_RUNS=directory)
