@@ -61,13 +61,6 @@ class Case:
     fresh: bool
     """Whether it needs a just booted VM that no no-IOMMU device has tainted yet."""
 
-    known: str
-    """Why it is expected to fail (XFAIL) on trees with a documented defect; empty for the rest."""
-
-    racy: bool
-    """Whether the known defect is a race: a run may win it, so that PASS is as acceptable as XFAIL, and the
-    one after the other says nothing about the tree."""
-
     promise: str
     """The first paragraph of the docstring on one line."""
 
@@ -99,14 +92,8 @@ def case(
     cites: str,
     timeout: float = 30.0,
     fresh: bool = False,
-    known: str = "",
-    racy: bool = False,
 ) -> Callable[[Callable[[Test], None]], Callable[[Test], None]]:
-    """Declare the decorated function a case; raise BadCase when the declaration is incomplete.
-
-    *known* is a documented defect: the case is expected to fail (XFAIL), and passing means that the tree has
-    changed (XPASS).  With *racy* as well, the defect is a race that a run may lose or win: passing is a PASS.
-    """
+    """Declare the decorated function a case; raise BadCase when the declaration is incomplete."""
 
     def register(function: Callable[[Test], None]) -> Callable[[Test], None]:
         code = function.__code__
@@ -117,8 +104,6 @@ def case(
             cites=cites,
             timeout=timeout,
             fresh=fresh,
-            known=known,
-            racy=racy,
             promise=_promise(function.__doc__),
             path=code.co_filename,
             lineno=code.co_firstlineno,
@@ -149,8 +134,6 @@ def _check(declared: Case) -> None:
         raise BadCase(f"{where}: cites nothing")
     if declared.timeout <= 0:
         raise BadCase(f"{where}: its timeout must be a positive number of seconds")
-    if declared.racy and not declared.known:
-        raise BadCase(f"{where}: racy is about a known defect, and none is named (known=)")
     before = _registry.get(declared.address)
     if before is not None and before.path != declared.path:
         raise BadCase(f"{where}: {before.path}:{before.lineno} has this address already")

@@ -159,8 +159,6 @@ def _judge(
         return Verdict(kept=True, dirty=dirty)
     diagnose(f"why: {report['why']}")
     diagnose(f"at: {report['at']}")
-    if one.known:
-        diagnose(f"known: {one.known}")
     diagnose(report["traceback"])
     return Verdict(kept=False, dirty=dirty)
 

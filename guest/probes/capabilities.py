@@ -194,8 +194,6 @@ def _refused_without_rawio(t: Test, attempt: object) -> None:
 @case(
     needs=("noiommu-cdev", "edu", "!viommu"),
     cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd(); Documentation/driver-api/vfio.rst",
-    known="BIND_IOMMUFD does not ask for CAP_SYS_RAWIO, so a descriptor passed to an unprivileged task "
-    "gives it the device",
 )
 def bind_needs_rawio(t: Test) -> None:
     """A task without CAP_SYS_RAWIO that was handed an open no-IOMMU cdev cannot bind it."""

@@ -238,8 +238,6 @@ def other_pasids_are_refused(t: Test) -> None:
 @case(
     needs=BARE,
     cites="drivers/vfio/iommufd.c vfio_iommufd_physical_pasid_attach_ioas(); include/uapi/linux/vfio.h",
-    known="ATTACH with the PASID flag and pasid 0 (IOMMU_NO_PASID) takes the place of the device itself, "
-    "and a plain ATTACH is then EBUSY",
 )
 def pasid_zero_is_no_pasid(t: Test) -> None:
     """Attaching PASID 0 is refused or harmless: a plain attach afterwards works."""

@@ -252,7 +252,6 @@ def played_container_offers_type1(t: Test) -> None:
 @case(
     needs=("iommufd", "noiommu"),
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_check_extension()",
-    known="an iommufd offers no-IOMMU whatever the module parameter says",
 )
 def played_container_offers_noiommu_by_parameter(t: Test) -> None:
     """An iommufd used as a container offers no-IOMMU exactly while the module parameter is on, as VFIO's
@@ -370,8 +369,6 @@ def played_container_survives_the_parameter(t: Test) -> None:
 @case(
     needs=COMPAT,
     cites="drivers/vfio/group.c vfio_group_ioctl_unset_container()",
-    known="UNSET_CONTAINER does not look at open devices when the container is an iommufd (the way to a file "
-    "reference underflow)",
 )
 def unset_waits_for_open_devices(t: Test) -> None:
     """A group with a device open cannot leave its container, be that an iommufd or VFIO's own."""

@@ -368,7 +368,6 @@ def real_iommu_gives_no_address(t: Test) -> None:
 @case(
     needs=("mixed", "noiommu-cdev", "edu2"),
     cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(), iommufd_hwpt_attach_device()",
-    known="a no-IOMMU device attaches to a real IOMMU's page table without a word, and GET_PA then fails",
 )
 def attach_after_a_real_device_is_honest(t: Test) -> None:
     """A no-IOMMU device that joins a translated device's IOAS gets addresses, or is refused."""

@@ -169,9 +169,6 @@ def real_iommu_does_not_care(t: Test) -> None:
 @case(
     needs=("noiommu-group", "noiommu-cdev", "edu", "smp", "!viommu"),
     cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name(), group.c vfio_group_find_or_alloc()",
-    known="the parameter is read twice while a device registers, so a toggle in between gives a "
-    "no-IOMMU device the name of a protected one",
-    racy=True,
     timeout=40,
 )
 def name_tells_the_truth_while_it_toggles(t: Test) -> None:

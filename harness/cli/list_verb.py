@@ -11,6 +11,7 @@ import click
 
 from harness import paths
 from harness.cli.output import emit
+from harness.errors import UsageError
 
 Row = dict[str, str]
 
@@ -51,10 +52,26 @@ def _cases() -> list[Row]:
         {
             "name": f"{SUITE}/{case.address}",
             "what": case.promise,
+            "suite": SUITE,
             "needs": " ".join(case.needs),
             "cites": case.cites,
         }
         for case in probe_cases()
+    ]
+
+
+def _known_issues() -> list[Row]:
+    from harness.suites.known import shipped_issues
+
+    return [
+        {
+            "name": issue.case,
+            "what": f"{issue.kernels}: {issue.reason}",
+            "kernels": str(issue.kernels),
+            "evidence": issue.evidence,
+            "link": issue.link,
+        }
+        for issue in shipped_issues()
     ]
 
 
@@ -90,6 +107,7 @@ _KINDS: Mapping[str, Callable[[], list[Row]]] = {
     "topologies": _topologies,
     "suites": _suites,
     "cases": _cases,
+    "known-issues": _known_issues,
     "kernels": _kernels,
     "runs": _runs,
 }
@@ -108,14 +126,22 @@ def _print(rows: Sequence[Row]) -> None:
 @click.command("list")
 @click.argument("kind", type=click.Choice(list(_KINDS)))
 @click.option("--json", "as_json", is_flag=True, help="Everything that is known of each, as JSON.")
-def command(kind: str, as_json: bool) -> None:
-    """List variants, topologies, suites, cases, kernels in the store, or runs.
+@click.option("--markdown", "as_markdown", is_flag=True, help="The catalogue of cases as a document.")
+def command(kind: str, as_json: bool, as_markdown: bool) -> None:
+    """List variants, topologies, suites, cases, known issues, kernels in the store, or runs.
 
     \b
     Examples:
       vfio-harness list cases --json | jq -r '.[] | select(.needs | contains("igb")).name'
       vfio-harness list runs
     """
+    if as_markdown:
+        if kind != "cases":
+            raise UsageError(f"--markdown is for cases, not for {kind}")
+        from harness.suites.listing import markdown
+
+        emit(markdown().rstrip("\n"))
+        return
     rows = _KINDS[kind]()
     if as_json:
         emit(json.dumps(rows, indent=2))

@@ -27,7 +27,9 @@ from harness.plugin.done import Done, text_of
 from harness.results import WHOLE_PROGRAM, Outcome
 from harness.suites.agent import Agent
 from harness.suites.judging import Judged, judge_points, judge_probe, judge_program
+from harness.suites.known import KnownIssue, known_issue
 from harness.suites.model import Program
+from harness.suites.probes import SUITE as PROBES
 from harness.suites.programs import SELFTESTS, SetupFailed, run_program
 
 SERVICE_SECONDS = 20.0
@@ -86,7 +88,7 @@ class JobVM:
             agent = self._agent_of(booted)
             limit = case.timeout * self._factor
             report, attempt.spoilt = agent.run(case.address, limit, self._seed, attempt.raw)
-            attempt.judged = (judge_probe(case, report),)
+            attempt.judged = (judge_probe(case.address, report, self._known(case)),)
         return self._conclude(booted, attempt)
 
     def program(self, program: Program, features: frozenset[str]) -> Done:
@@ -134,6 +136,9 @@ class JobVM:
 
     def _service(self, extra: float = 0.0) -> Deadline:
         return Deadline.after((SERVICE_SECONDS + extra) * self._factor)
+
+    def _known(self, case: Case) -> KnownIssue | None:
+        return known_issue(f"{PROBES}/{case.address}", self._job.kernel.release)
 
     def _unit_of(self, program: str, case: str) -> str:
         """What must have a VM of its own: the *program* that the next work belongs to, or its *case*."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from guest.case import Case
 from harness.ktap import KtapCase, KtapReport, Status, why, why_program
 from harness.results import WHOLE_PROGRAM, Outcome
+from harness.suites.known import KnownIssue
 from harness.suites.model import Program
 
 KSFT_SKIP = 4
@@ -37,19 +37,18 @@ class Judged:
     diagnostics: tuple[str, ...] = ()
 
 
-def judge_probe(declared: Case, report: KtapReport) -> Judged:
-    """The outcome of a probe case from the agent's document, its documented defect taken into account.
+def judge_probe(address: str, report: KtapReport, known: KnownIssue | None = None) -> Judged:
+    """The outcome of the probe case *address* from the agent's document; *known* is the defect it shows here.
 
     A defect that is a race may fail to show itself: then PASS is no news.
     """
-    address = declared.address
     case = next((c for c in report.cases if c.name == address), None)
     if case is None:
         return Judged(case=address, outcome=Outcome.LOST, reason="the agent gave no result")
     outcome, reason = _OUTCOMES[case.status], why(case)
-    if declared.known and not (declared.racy and outcome is Outcome.PASS):
+    if known is not None and not (known.racy and outcome is Outcome.PASS):
         outcome = outcome.with_known_defect()
-        reason = declared.known if outcome in (Outcome.XFAIL, Outcome.XPASS) else reason
+        reason = known.reason if outcome in (Outcome.XFAIL, Outcome.XPASS) else reason
     return Judged(case=address, outcome=outcome, reason=reason, diagnostics=case.diagnostics)
 
 

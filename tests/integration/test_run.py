@@ -21,7 +21,7 @@ from harness.deadline import Deadline
 from harness.errors import ExitCode
 from harness.kernel.store import Kernel
 from harness.results import Outcome, Run, load
-from harness.suites.probes import probe_cases
+from harness.suites.known import shipped_issues
 
 TREE = "debian:7.3"
 
@@ -44,7 +44,7 @@ def told(done: process.Completed, run: Run | None) -> str:
 
 def probes_of(run: Run) -> dict[str, Outcome]:
     """The outcome of each probe, less those whose known defect is a race that a run may win."""
-    racy = {f"probes/{case.address}" for case in probe_cases() if case.racy}
+    racy = {issue.case for issue in shipped_issues() if issue.racy}
     outcomes = {str(c.address): c.outcome for c in run.cases if c.address.suite == "probes"}
     return {address: outcome for address, outcome in outcomes.items() if address not in racy}
 

@@ -32,7 +32,7 @@ def passes(t: Test) -> None:
     print("why: not a verdict")
     sys.stderr.write("no newline at the end")
 
-@case(cites="a.c f()", known="a documented defect")
+@case(cites="a.c f()")
 def fails(t: Test) -> None:
     """It fails."""
     t.equal(1, 2, "one")
@@ -133,7 +133,6 @@ def test_a_failure_says_why_and_where(package: str) -> None:
     lines = _ask(package, {"case": "fake_probes/fails"})
     assert lines[0] == "# why: one: want 2, got 1"
     assert lines[1].startswith("# at: fake_probes.py:15: t.equal(1, 2")
-    assert lines[2] == "# known: a documented defect"
     assert "# Traceback (most recent call last):" in lines
     assert lines[-1] == "not ok 1 fake_probes/fails"
 

@@ -29,7 +29,7 @@ def _test() -> Test:
         """Nothing."""
 
     declared = Case(
-        module="m", name="n", needs=(), cites="c", timeout=1, fresh=False, known="", racy=False, promise="p",
+        module="m", name="n", needs=(), cites="c", timeout=1, fresh=False, promise="p",
         path=__file__, lineno=1, function=nothing,
     )  # fmt: skip
     return Test(declared, features=frozenset({"edu"}), seed=7, kmsg=KernelLog())
@@ -53,7 +53,7 @@ def test_no_case_needs_a_thing_and_its_absence() -> None:
 
 
 def test_the_decorator_keeps_the_function_and_its_metadata() -> None:
-    @case(needs=("edu", "!viommu"), cites="drivers/vfio/x.c f()", timeout=5, fresh=True, known="B9")
+    @case(needs=("edu", "!viommu"), cites="drivers/vfio/x.c f()", timeout=5, fresh=True)
     def a_promise(t: Test) -> None:
         """One sentence,
         on two lines.
@@ -63,17 +63,9 @@ def test_the_decorator_keeps_the_function_and_its_metadata() -> None:
     declared = case_module._registry["test_guest_case/a_promise"]
     assert declared.function is a_promise
     assert declared.promise == "One sentence, on two lines."
-    assert (declared.timeout, declared.fresh, declared.known) == (5, True, "B9")
+    assert (declared.timeout, declared.fresh) == (5, True)
     assert declared.path == __file__
     assert declared.unmet(frozenset({"viommu"})) == ("edu", "!viommu")
-
-
-def test_a_known_defect_may_be_racy() -> None:
-    _declare(known="B9", racy=True)
-    declared = case_module._registry["test_guest_case/promised"]
-    assert (declared.known, declared.racy) == ("B9", True)
-    racy = [one.address for one in discover() if one.racy]
-    assert racy == ["parameter/name_tells_the_truth_while_it_toggles"]
 
 
 def _declare(**arguments: object) -> None:
@@ -92,7 +84,6 @@ def _declare(**arguments: object) -> None:
         ({"needs": "edu"}, "a comma is missing"),
         ({"cites": " "}, "cites nothing"),
         ({"timeout": 0}, "positive number of seconds"),
-        ({"racy": True}, "racy is about a known defect"),
     ],
 )
 def test_a_wrong_declaration_is_an_error_at_import(arguments: dict[str, object], message: str) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import re
 
-from guest.case import Case
+from packaging.specifiers import SpecifierSet
+
 from harness.ktap import parse
 from harness.results import WHOLE_PROGRAM, Outcome
 from harness.suites.judging import Judged, judge_probe, judge_program
+from harness.suites.known import KnownIssue
 from harness.suites.model import Expectation, Program
 
 NOIOMMU = frozenset({"noiommu", "cdev"})
@@ -102,53 +104,48 @@ def _probe(line: str, *diagnostics: str) -> list[str]:
     return ["KTAP version 1", "1..1", *(f"# {d}" for d in diagnostics), line, "# END get_pa/unmapped"]
 
 
-def declared(known: str = "", *, racy: bool = False) -> Case:
-    return Case(
-        module="get_pa",
-        name="unmapped",
-        needs=(),
-        cites="io_pagetable.c",
-        timeout=30.0,
-        fresh=False,
-        known=known,
+ADDRESS = "get_pa/unmapped"
+
+
+def known(*, racy: bool = False) -> KnownIssue:
+    return KnownIssue(
+        case=f"probes/{ADDRESS}",
+        kernels=SpecifierSet(">=7.3"),
+        reason="no RAWIO check in bind",
+        evidence="a mail",
         racy=racy,
-        promise="p",
-        path="get_pa.py",
-        lineno=1,
-        function=lambda t: None,
     )
 
 
 def test_probe_outcomes() -> None:
     """A probe passes only by its own result line, and its failure says why in one line."""
-    passed = judge_probe(declared(), parse(_probe("ok 1 get_pa/unmapped")))
+    passed = judge_probe(ADDRESS, parse(_probe("ok 1 get_pa/unmapped")))
     assert passed.outcome is Outcome.PASS
-    failed = judge_probe(declared(), parse(_probe("not ok 1 get_pa/unmapped", "why: got 22")))
+    failed = judge_probe(ADDRESS, parse(_probe("not ok 1 get_pa/unmapped", "why: got 22")))
     assert (failed.outcome, failed.reason) == (Outcome.FAIL, "got 22")
-    silent = judge_probe(declared(), parse(["KTAP version 1", "1..1"]))
+    silent = judge_probe(ADDRESS, parse(["KTAP version 1", "1..1"]))
     assert silent.outcome.is_bad
 
 
 def test_documented_defect_turns_failure_and_pass_round() -> None:
     """A case with a documented defect is XFAIL with it, XPASS once it is mended."""
-    known = declared("no RAWIO check in bind")
-    failed = judge_probe(known, parse(_probe("not ok 1 get_pa/unmapped")))
-    passed = judge_probe(known, parse(_probe("ok 1 get_pa/unmapped")))
+    failed = judge_probe(ADDRESS, parse(_probe("not ok 1 get_pa/unmapped")), known())
+    passed = judge_probe(ADDRESS, parse(_probe("ok 1 get_pa/unmapped")), known())
     assert (failed.outcome, failed.reason) == (Outcome.XFAIL, "no RAWIO check in bind")
     assert passed.outcome is Outcome.XPASS
 
 
 def test_a_race_that_was_not_lost_is_no_news() -> None:
     """A documented defect that is a race may stay hidden: a pass is a pass, a failure still XFAIL."""
-    racy = declared("the parameter is read twice", racy=True)
-    assert judge_probe(racy, parse(_probe("ok 1 get_pa/unmapped"))).outcome is Outcome.PASS
-    assert judge_probe(racy, parse(_probe("not ok 1 get_pa/unmapped"))).outcome is Outcome.XFAIL
+    racy = known(racy=True)
+    assert judge_probe(ADDRESS, parse(_probe("ok 1 get_pa/unmapped")), racy).outcome is Outcome.PASS
+    assert judge_probe(ADDRESS, parse(_probe("not ok 1 get_pa/unmapped")), racy).outcome is Outcome.XFAIL
 
 
 def test_timeout_is_not_excused() -> None:
     """A hang is never what a documented defect promised."""
     line = "not ok 1 get_pa/unmapped # TIMEOUT after 30s"
-    assert judge_probe(declared("known"), parse(_probe(line))).outcome is Outcome.TIMEOUT
+    assert judge_probe(ADDRESS, parse(_probe(line)), known()).outcome is Outcome.TIMEOUT
 
 
 def test_another_failure_is_not_the_one_that_was_reviewed() -> None:

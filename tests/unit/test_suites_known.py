@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Known issues: which kernels they concern, and files of them that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.suites.known import known_issue, load_issues
+
+CASE = "probes/cdev/pasid_zero_is_no_pasid"
+ENTRY = """issues:
+  - case: probes/a/b
+    kernels: ">=7.3,<7.5"
+    reason: it is
+      broken
+    evidence: a mail
+"""
+
+
+def load(tmp_path: Path, text: str) -> str:
+    """The one sentence with which *text* is refused; empty when it is not."""
+    path = tmp_path / "known.yaml"
+    path.write_text(text)
+    try:
+        load_issues(path, ("probes/a/b", "probes/a/c"))
+    except UsageError as error:
+        return f"{error.message} {error.hint}"
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("release", "concerned"),
+    [
+        ("7.2.12", False),
+        ("7.3.0-rc1", True),
+        ("7.3.4", True),
+        ("7.4.0-rc2-00012-g1234abc", True),
+        ("7.5.0", False),
+        ("next", False),
+    ],
+)
+def test_releases(tmp_path: Path, release: str, concerned: bool) -> None:
+    """What follows the numbers of a release does not count: a candidate has what the release has."""
+    path = tmp_path / "known.yaml"
+    path.write_text(ENTRY)
+    (issue,) = load_issues(path, ("probes/a/b",))
+    assert issue.reason == "it is broken"
+    assert issue.concerns("probes/a/b", release) is concerned
+    assert not issue.concerns("probes/a/c", release)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("probes/a/b", "probes/a/bb", "known.yaml:2: there is no case 'probes/a/bb' did you mean"),
+        (">=7.3,<7.5", "7.3 and up", "known.yaml:3: '7.3 and up' is no range of releases"),
+        ("a mail", '" "', "known.yaml:6: 'evidence' says nothing"),
+        ("    evidence: a mail\n", "", "lacks the key 'evidence'"),
+        ("evidence:", "evidnce:", "lacks the key 'evidence'"),
+        (
+            "    evidence: a mail\n",
+            "    evidence: x\n    link2: y\n",
+            "has no key 'link2' did you mean 'link'",
+        ),
+    ],
+)
+def test_wrong_files(tmp_path: Path, old: str, new: str, said: str) -> None:
+    """One sentence with file, line and what is wrong."""
+    assert said in load(tmp_path, ENTRY.replace(old, new))
+
+
+def test_twice(tmp_path: Path) -> None:
+    assert "is known already from" in load(tmp_path, ENTRY + ENTRY.partition("\n")[2])
+
+
+def test_known_on_the_kernel_at_hand_only() -> None:
+    assert known_issue(CASE, "7.3.4") is not None
+    assert known_issue(CASE, "7.2.12") is None
+    assert known_issue("probes/cdev/no_such_case", "7.3.4") is None

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The catalogue of cases in the tree is the one that the cases make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.suites.listing import markdown
+from harness.suites.probes import probe_cases
+
+CATALOGUE = Path(__file__).parents[2] / "guest" / "CATALOGUE.md"
+
+
+def test_catalogue_in_the_tree_is_up_to_date() -> None:
+    """After a change of a case: vfio-harness list cases --markdown > guest/CATALOGUE.md"""
+    assert CATALOGUE.read_text(encoding="utf-8") == markdown()
+
+
+def test_every_case_is_in_it_once() -> None:
+    text = markdown()
+    for case in probe_cases():
+        assert text.count(f"| `{case.name}` | {case.promise}") == 1, case.address
