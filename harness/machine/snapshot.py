@@ -40,6 +40,9 @@ FACTS = "facts"
 BOOT_LOG = "console-boot.log"
 _REFUSED = "refused"
 
+MOST = 24
+"""Snapshots that are kept, 60 to 150 MiB each: every edited kernel leaves one behind."""
+
 OLDEST = (8, 2)
 """The QEMU that brought migration to a file (its change log)."""
 
@@ -91,6 +94,7 @@ class Snapshot:
                 partial.rename(self.directory)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+        _forget_oldest(self.directory.parent)
 
     def refuse(self, reason: str) -> None:
         """Remember that this machine cannot be saved."""
@@ -111,6 +115,16 @@ class Snapshot:
     @property
     def _lock(self) -> str:
         return self.directory.name
+
+
+def _forget_oldest(place: Path) -> None:
+    """Remove all but the MOST snapshots that were used last; one that a VM starts from stays."""
+    with contextlib.suppress(OSError):
+        there = [path for path in place.iterdir() if not path.name.startswith(".")]
+        for path in sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)[MOST:]:
+            with try_locked(path.name) as ours:
+                if ours:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def snapshot_of(machine: Machine, qemu: Qemu, parts: RootParts) -> Snapshot | None:

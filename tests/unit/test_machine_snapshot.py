@@ -137,6 +137,19 @@ def test_a_refusal_is_remembered(snapshot: Snapshot) -> None:
     assert not snapshot.exists()
 
 
+def test_only_the_last_used_are_kept(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one takes the place of the one that was unused for longest, unless a VM starts from that."""
+    place = snapshot.directory.parent
+    others = [Snapshot(place / name) for name in ("oldest", "older", "old")]
+    for age, other in enumerate(others):
+        make(other)
+        os.utime(other.directory, (age, age))
+    monkeypatch.setattr("harness.machine.snapshot.MOST", 2)
+    with others[0].in_use():
+        make(snapshot)
+    assert [other.exists() for other in (*others, snapshot)] == [True, False, True, True]
+
+
 def test_memory_is_copied_with_its_holes(tmp_path: Path) -> None:
     """A gibibyte of guest memory that was never touched takes no room."""
     handle = os.memfd_create("test")
