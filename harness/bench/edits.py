@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from harness import paths, process
-from harness.kernel.build import find_build_trees, on_bench
+from harness.kernel.build import at_build_path, find_build_trees
 from harness.kernel.make import run_make
 from harness.kernel.store import build_place, provide_kernel
 from harness.kernel.trees import open_tree
@@ -64,7 +64,7 @@ class EditedTree:
         newest = max(find_build_trees(place), key=lambda objects: objects.built_since)
         self.edit()
         busy = f"another process is building from {self.path}"
-        with locked(place.name, busy), on_bench(place, newest.path.name) as objects:
+        with locked(place.name, busy), at_build_path(place, newest.path.name) as objects:
             words = [f"O={objects.path}", f"-j{_jobs()}", "LOCALVERSION=", "vmlinux"]
             return run_make(self.path, words, place / "bench.log", what="make vmlinux").seconds
 

@@ -219,7 +219,7 @@ class Bench:
 
     def edit(self) -> list[Figure]:
         """From saving one file in drivers/vfio to the verdict of all probes, against make alone."""
-        from harness.kernel.edits import EditedTree
+        from harness.bench.edits import EditedTree
 
         with EditedTree.provide(self.tree, self.job.kernel.variant) as edited:
             taken = in_turn(

@@ -21,7 +21,7 @@ _CONFIG = ".config"
 _UNDER_WAY = ".vfio-harness-under-way"
 _FACTS = ".vfio-harness-facts"
 _NAME = ".vfio-harness-name"
-_BENCH = "build"
+_BUILD_PATH = "build"
 _MARGIN_SECONDS = 5.0
 """Files this much older than the start of a killed build go too: file times are coarser than clocks."""
 
@@ -52,40 +52,40 @@ def profile_arguments(tree: Path, directories: Iterable[str]) -> tuple[str, ...]
 
 
 def find_build_trees(place: Path) -> tuple[BuildTree, ...]:
-    """The build trees kept in *place*, none of them on the bench."""
+    """The build trees kept in *place*, none of them being built."""
     return tuple(BuildTree(path) for path in sorted(place.glob("*/")) if (path / _NAME).is_file())
 
 
 @contextlib.contextmanager
-def on_bench(place: Path, name: str) -> Iterator[BuildTree]:
+def at_build_path(place: Path, name: str) -> Iterator[BuildTree]:
     """Move the build tree *name* of *place* to the one path where builds happen, and back afterwards.
 
     Some of kbuild's commands carry the absolute output path (objtool's, on which every object depends), so a
     copy that is built elsewhere than its original would be built from scratch.  The caller holds the place's
     lock.
     """
-    bench = place / _BENCH
-    clear_bench(place)
+    stable = place / _BUILD_PATH
+    clear_build_path(place)
     if not (place / name).is_dir():
         (place / name).mkdir(parents=True)
     (place / name / _NAME).write_text(name, encoding="utf-8")
-    (place / name).rename(bench)
+    (place / name).rename(stable)
     try:
-        yield BuildTree(bench)
+        yield BuildTree(stable)
     finally:
-        clear_bench(place)
+        clear_build_path(place)
 
 
-def clear_bench(place: Path) -> None:
-    """Put back the build tree on the bench, which a killed process may have left there."""
-    bench = place / _BENCH
-    if not bench.is_dir():
+def clear_build_path(place: Path) -> None:
+    """Put back the build tree that a killed process may have left there."""
+    stable = place / _BUILD_PATH
+    if not stable.is_dir():
         return
     try:
-        home = place / (bench / _NAME).read_text(encoding="utf-8").strip()
-        bench.rename(home)
+        home = place / (stable / _NAME).read_text(encoding="utf-8").strip()
+        stable.rename(home)
     except OSError:
-        shutil.rmtree(bench)
+        shutil.rmtree(stable)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

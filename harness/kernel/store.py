@@ -35,9 +35,9 @@ from harness.errors import InfraError, KernelError
 from harness.kernel import elf, selftests
 from harness.kernel.build import (
     BuildTree,
-    clear_bench,
+    at_build_path,
+    clear_build_path,
     find_build_trees,
-    on_bench,
     profile_arguments,
     resolve_config,
 )
@@ -267,13 +267,13 @@ def _build_entry(plan: KernelPlan, entry: Path, *, jobs: int, progress: Progress
     partial = _begin_entry(entry)
     place = build_place(plan.tree)
     place.mkdir(parents=True, exist_ok=True)
-    clear_bench(place)
+    clear_build_path(place)
     name = plan.config.digest[:16]
     if not (place / name).is_dir():
         _start_from_nearest(place, name, plan.config)
     log = place / f"{name}.log"
     log.unlink(missing_ok=True)
-    with on_bench(place, name) as objects:
+    with at_build_path(place, name) as objects:
         made = _make(plan, objects, log, jobs=jobs, progress=progress)
         objects.install(plan.tree.path, plan.config, partial, log)
         release = objects.release
