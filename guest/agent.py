@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
-    """Return the cases that match, those that need a fresh VM first; raise LookupError for no match."""
+    """Return the matching cases, fresh ones first and destructive ones last; raise LookupError for none."""
     chosen: dict[str, Case] = {}
     for pattern in patterns:
         found = [one for one in cases if fnmatch.fnmatchcase(one.address, pattern)]
@@ -96,7 +96,7 @@ def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
             hint = nearest(pattern, [one.address for one in cases])
             raise LookupError(f"no case is called {pattern!r}{hint}")
         chosen.update((one.address, one) for one in found)
-    return sorted(chosen.values(), key=lambda one: not one.fresh)
+    return sorted(chosen.values(), key=lambda one: one.turn)
 
 
 class Agent:
@@ -192,6 +192,9 @@ class Agent:
         verdict = run_forked(one, self._features, timeout, seed, writer.diagnostic)
         # Before anything that may take long: a verdict that has been reached is never lost.
         self._conclude(writer, one, verdict)
+        if one.destructive:
+            self._dirty = self._dirty or one.address
+            return verdict.kept
         cleaning = self._ground.restore()
         for what in cleaning.done:
             writer.diagnostic(f"cleaned: {what}")

@@ -61,6 +61,10 @@ class Case:
     fresh: bool
     """Whether it needs a just booted VM that no no-IOMMU device has tainted yet."""
 
+    destructive: bool
+    """Whether it is expected to damage the kernel it runs on: it gets a VM of its own, after all the others.
+    Where a known issue is what does the damage, the kernel's complaint is the expected failure."""
+
     promise: str
     """The first paragraph of the docstring on one line."""
 
@@ -78,6 +82,11 @@ class Case:
         """`module/name`, stable over time."""
         return f"{self.module}/{self.name}"
 
+    @property
+    def turn(self) -> int:
+        """When it runs: 0 for what wants an unused kernel, 1 for most, 2 for what damages it."""
+        return 2 if self.destructive else int(not self.fresh)
+
     def unmet(self, features: frozenset[str]) -> tuple[str, ...]:
         """Return the needs that *features* does not satisfy."""
         return _needs.unmet(self.needs, features)
@@ -92,8 +101,12 @@ def case(
     cites: str,
     timeout: float = 30.0,
     fresh: bool = False,
+    destructive: bool = False,
 ) -> Callable[[Callable[[Test], None]], Callable[[Test], None]]:
-    """Declare the decorated function a case; raise BadCase when the declaration is incomplete."""
+    """Declare the decorated function a case; raise BadCase when the declaration is incomplete.
+
+    A *destructive* case may leave a damaged kernel behind, which nothing else may run on.
+    """
 
     def register(function: Callable[[Test], None]) -> Callable[[Test], None]:
         code = function.__code__
@@ -104,6 +117,7 @@ def case(
             cites=cites,
             timeout=timeout,
             fresh=fresh,
+            destructive=destructive,
             promise=_promise(function.__doc__),
             path=code.co_filename,
             lineno=code.co_firstlineno,
@@ -134,6 +148,8 @@ def _check(declared: Case) -> None:
         raise BadCase(f"{where}: cites nothing")
     if declared.timeout <= 0:
         raise BadCase(f"{where}: its timeout must be a positive number of seconds")
+    if declared.destructive and declared.fresh:
+        raise BadCase(f"{where}: a destructive case comes last, a fresh one first")
     before = _registry.get(declared.address)
     if before is not None and before.path != declared.path:
         raise BadCase(f"{where}: {before.path}:{before.lineno} has this address already")

@@ -26,7 +26,14 @@ from harness.plan import Isolation, Job, Plan
 from harness.plugin.done import Done, text_of
 from harness.results import WHOLE_PROGRAM, Outcome
 from harness.suites.agent import Agent
-from harness.suites.judging import Judged, judge_points, judge_probe, judge_program
+from harness.suites.judging import (
+    Judged,
+    crash_reason,
+    judge_points,
+    judge_probe,
+    judge_program,
+    judge_splat,
+)
 from harness.suites.known import KnownIssue, known_issue
 from harness.suites.model import Program
 from harness.suites.probes import SUITE as PROBES
@@ -49,7 +56,8 @@ class _Attempt:
     """What is being collected while a piece of work runs."""
 
     name: str
-    is_program: bool
+    case: Case | None
+    """The probe case that runs; None for a program."""
     began: float = dataclasses.field(default_factory=time.monotonic)
     raw: list[str] = dataclasses.field(default_factory=list)
     judged: tuple[Judged, ...] = ()
@@ -83,8 +91,9 @@ class JobVM:
 
     def probe(self, case: Case) -> Done:
         """Run one probe case.  Raises HarnessError when no VM could be had for it."""
-        booted = self._ready(self._unit_of(case.module, case.address), fresh=case.fresh)
-        with self._watch(booted, case.address, is_program=False) as attempt:
+        unit = self._unit_of(case.module, case.address)
+        booted = self._ready(unit, fresh=case.fresh, alone=case.destructive)
+        with self._watch(booted, case.address, case) as attempt:
             agent = self._agent_of(booted)
             limit = case.timeout * self._factor
             report, attempt.spoilt = agent.run(case.address, limit, self._seed, attempt.raw)
@@ -94,7 +103,7 @@ class JobVM:
     def program(self, program: Program, features: frozenset[str]) -> Done:
         """Run one selftest program.  Raises HarnessError when no VM could be had for it."""
         booted = self._ready(self._unit_of(program.title, program.title), fresh=False)
-        with self._watch(booted, program.title, is_program=True) as attempt:
+        with self._watch(booted, program.title, None) as attempt:
             self._give_selftests(booted)
             limit = Deadline.after(program.seconds * self._factor)
             try:
@@ -144,10 +153,13 @@ class JobVM:
         """What must have a VM of its own: the *program* that the next work belongs to, or its *case*."""
         return {Isolation.VM: "", Isolation.PROGRAM: program, Isolation.CASE: case}[self._isolation]
 
-    def _ready(self, unit: str, *, fresh: bool) -> Booted:
-        """The VM to use next; a new one when there is none for *unit*, or *fresh* asks for an unused one."""
+    def _ready(self, unit: str, *, fresh: bool, alone: bool = False) -> Booted:
+        """The VM to use next; a new one when there is none for *unit*, or *fresh* asks for an unused one.
+
+        *alone* asks for one that nothing else has run in at all.
+        """
         if self._booted is not None and (
-            not self._booted.vm.alive or unit != self._unit or (fresh and not self._is_fresh())
+            alone or not self._booted.vm.alive or unit != self._unit or (fresh and not self._is_fresh())
         ):
             self._end()
         self._unit = unit
@@ -232,9 +244,9 @@ class JobVM:
             (booted.directory / "kmemleak.txt").write_text(found, encoding="utf-8")
 
     @contextlib.contextmanager
-    def _watch(self, booted: Booted, name: str, *, is_program: bool) -> Iterator[_Attempt]:
+    def _watch(self, booted: Booted, name: str, case: Case | None) -> Iterator[_Attempt]:
         """Turn the ways in which work can be cut off into outcomes."""
-        attempt = _Attempt(name, is_program)
+        attempt = _Attempt(name, case)
         try:
             yield attempt
         except TimeoutError:
@@ -267,10 +279,12 @@ class JobVM:
         said = booted.splats(attempt.name)
         own = [splat for splat in said if splat.case == attempt.name]
         strays = (*self._heard(), *(splat for splat in said if splat.case != attempt.name))
-        judged = _crashed(attempt.judged, own[0].title, attempt.is_program) if own else attempt.judged
+        known = self._known(attempt.case) if attempt.case is not None else None
+        judged = _crashed(attempt, own[0].title, known) if own else attempt.judged
         _keep(booted.directory, attempt)
         vm_dir = self._directory_of(booted)
-        if said or attempt.spoilt or booted.vm.hostlink.actions.altered:
+        damaged = attempt.case is not None and attempt.case.destructive
+        if said or damaged or attempt.spoilt or booted.vm.hostlink.actions.altered:
             self.close()
         return Done(
             judged=judged,
@@ -297,14 +311,14 @@ def _whole(outcome: Outcome, reason: str) -> Judged:
     return Judged(case=WHOLE_PROGRAM, outcome=outcome, reason=reason)
 
 
-def _crashed(judged: tuple[Judged, ...], title: str, is_program: bool) -> tuple[Judged, ...]:
-    """The same work when the kernel complained meanwhile: what was running is a CRASH.
+def _crashed(attempt: _Attempt, title: str, known: KnownIssue | None = None) -> tuple[Judged, ...]:
+    """What *attempt* came to when the kernel complained meanwhile: what was running is a CRASH.
 
     A probe is one case and takes the blame; a program's finished points keep their outcomes and the program
     as a whole takes it.
     """
-    crash = _whole(Outcome.CRASH, f"the kernel said: {title}")
-    if is_program:
-        return (*(j for j in judged if j.case != WHOLE_PROGRAM), crash)
-    before = judged[0] if judged else crash
-    return (dataclasses.replace(before, outcome=crash.outcome, reason=crash.reason),)
+    crash = _whole(Outcome.CRASH, crash_reason(title))
+    if attempt.case is None:
+        return (*(j for j in attempt.judged if j.case != WHOLE_PROGRAM), crash)
+    judged = attempt.judged[0] if attempt.judged else crash
+    return (judge_splat(judged, title, known if attempt.case.destructive else None),)

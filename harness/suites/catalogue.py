@@ -45,7 +45,12 @@ class ProbeWork:
     @property
     def group(self) -> str:
         """Work of one group runs in one worker, in order; what needs an unused VM makes do with one boot."""
-        return f"{self.job}/{'fresh' if self.case.fresh else self.case.module}"
+        return f"{self.job}/{('fresh', self.case.module, 'destructive')[self.case.turn]}"
+
+    @property
+    def turn(self) -> int:
+        """When it runs among all the work of its job."""
+        return self.case.turn
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,10 @@ class ProgramWork:
     @property
     def group(self) -> str:
         return f"{self.job}/{self.program.title}"
+
+    @property
+    def turn(self) -> int:
+        return 1
 
 
 Work = ProbeWork | ProgramWork
@@ -115,17 +124,20 @@ def _refusal(needs: Sequence[str], features: frozenset[str]) -> str | None:
 
 
 def work_of(job: Job) -> tuple[Work, ...]:
-    """All the work of *job*; cases that want a fresh VM come first, so that one boot serves the first."""
+    """All the work of *job*, in order.
+
+    Cases that want a fresh VM come first, so that one boot serves the first; those that damage the kernel
+    come after everything else.
+    """
     features = frozenset(job.features)
     work: list[Work] = []
     if PROBES in job.suites:
-        cases = sorted(probe_cases(), key=lambda case: not case.fresh)
-        work += [ProbeWork(job=job.name, case=c, refusal=_refusal(c.needs, features)) for c in cases]
+        work += [ProbeWork(job=job.name, case=c, refusal=_refusal(c.needs, features)) for c in probe_cases()]
     work += [
         ProgramWork(job=job.name, program=p, refusal=_refusal(p.needs, features_for(p, job)))
         for p in _programs(job)
     ]
-    return tuple(work)
+    return tuple(sorted(work, key=lambda one: one.turn))
 
 
 def selected(work: Work, patterns: Sequence[str]) -> bool:

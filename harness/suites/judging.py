@@ -52,6 +52,21 @@ def judge_probe(address: str, report: KtapReport, known: KnownIssue | None = Non
     return Judged(case=address, outcome=outcome, reason=reason, diagnostics=case.diagnostics)
 
 
+def judge_splat(judged: Judged, title: str, damage: KnownIssue | None = None) -> Judged:
+    """The outcome of a probe case during which the kernel complained, whatever it printed: a CRASH.
+
+    *damage* is the defect by which a destructive case damages the kernel here: a complaint is expected.
+    """
+    if damage is not None:
+        return dataclasses.replace(judged, outcome=Outcome.XFAIL, reason=damage.reason)
+    return dataclasses.replace(judged, outcome=Outcome.CRASH, reason=crash_reason(title))
+
+
+def crash_reason(title: str) -> str:
+    """Why work is a CRASH during which the kernel said *title*."""
+    return f"the kernel said: {title}"
+
+
 def judge_program(
     program: Program, features: frozenset[str], report: KtapReport, status: int
 ) -> tuple[Judged, ...]:

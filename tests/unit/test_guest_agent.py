@@ -55,6 +55,11 @@ def needs_edu(t: Test) -> None:
 def wants_a_fresh_vm(t: Test) -> None:
     """It needs a VM that nobody has used."""
 
+@case(cites="a.c f()", destructive=True)
+def does_damage(t: Test) -> None:
+    """It damages the kernel."""
+    t.fail("damaged")
+
 @case(cites="a.c f()")
 def hangs(t: Test) -> None:
     """It hangs, deaf to TERM, with a child that does too."""
@@ -272,6 +277,19 @@ def test_a_used_vm_skips_fresh_cases(package: str, monkeypatch: pytest.MonkeyPat
     used = Agent(cases, frozenset(), out, untouched=True)
     used.run_all(sorted(cases, key=lambda one: one.fresh), seed=1, scale=1)
     assert f"ok 2 fake_probes/wants_a_fresh_vm {skipped}" in out.getvalue()
+
+
+def test_nothing_runs_after_a_destructive_case(package: str) -> None:
+    """It comes last, its machine is not cleaned, and no other case follows on it."""
+    out = io.StringIO()
+    cases = select(discover(package), ["fake_probes/does_damage", "fake_probes/skips"])
+    assert [one.name for one in cases] == ["skips", "does_damage"]
+    agent = Agent(cases, frozenset(), out)
+    agent.run_all([cases[1], cases[0]], seed=1, scale=1)
+    assert "not ok 1 fake_probes/does_damage" in out.getvalue()
+    assert (
+        "ok 2 fake_probes/skips # SKIP the machine is dirty since fake_probes/does_damage" in out.getvalue()
+    )
 
 
 def test_the_console_hears_of_every_answer(package: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,8 @@ def _test() -> Test:
         """Nothing."""
 
     declared = Case(
-        module="m", name="n", needs=(), cites="c", timeout=1, fresh=False, promise="p",
-        path=__file__, lineno=1, function=nothing,
+        module="m", name="n", needs=(), cites="c", timeout=1, fresh=False, destructive=False,
+        promise="p", path=__file__, lineno=1, function=nothing,
     )  # fmt: skip
     return Test(declared, features=frozenset({"edu"}), seed=7, kmsg=KernelLog())
 
@@ -68,6 +68,12 @@ def test_the_decorator_keeps_the_function_and_its_metadata() -> None:
     assert declared.unmet(frozenset({"viommu"})) == ("edu", "!viommu")
 
 
+def test_fresh_comes_first_and_destructive_last() -> None:
+    for turn, arguments in enumerate(({"fresh": True}, {}, {"destructive": True})):
+        _declare(**arguments)
+        assert case_module._registry["test_guest_case/promised"].turn == turn
+
+
 def _declare(**arguments: object) -> None:
     def promised(t: Test) -> None:
         """A promise."""
@@ -84,6 +90,7 @@ def _declare(**arguments: object) -> None:
         ({"needs": "edu"}, "a comma is missing"),
         ({"cites": " "}, "cites nothing"),
         ({"timeout": 0}, "positive number of seconds"),
+        ({"fresh": True, "destructive": True}, "a destructive case comes last"),
     ],
 )
 def test_a_wrong_declaration_is_an_error_at_import(arguments: dict[str, object], message: str) -> None:

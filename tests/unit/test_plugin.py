@@ -11,18 +11,20 @@ import dataclasses
 import datetime
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from plan_jobs import job
 
 import harness
+from guest.case import discover
 from harness import paths, process
 from harness.boot import Booted
 from harness.deadline import Deadline
 from harness.errors import ExitCode, LostGuest, UsageError
 from harness.plan import Job, Plan, load_plan
 from harness.plugin.items import CaseFailed, conclude
-from harness.plugin.jobvm import JobVM, _crashed
+from harness.plugin.jobvm import JobVM, _Attempt, _crashed
 from harness.plugin.recorder import _key
 from harness.results import (
     WHOLE_PROGRAM,
@@ -36,7 +38,9 @@ from harness.results import (
     exit_code,
     load,
 )
+from harness.suites.catalogue import ProbeWork, work_of
 from harness.suites.judging import Judged
+from harness.suites.known import shipped_issues
 
 
 def plan(directory: Path, *jobs: Job, cases: tuple[str, ...] = ()) -> Path:
@@ -178,12 +182,68 @@ def test_pytest_hears_the_worst() -> None:
     conclude([result(Outcome.PASS), result(Outcome.SKIP)])
 
 
+def attempt(*judged: Judged, destructive: bool = False) -> _Attempt:
+    case = dataclasses.replace(discover()[0], destructive=destructive)
+    return _Attempt(case.address, case, judged=judged)
+
+
 def test_splat_outranks_what_was_printed() -> None:
     """A probe during which the kernel complained is a CRASH, whatever it printed."""
-    (crashed,) = _crashed(
-        (Judged(case="x", outcome=Outcome.PASS, reason=""),), "WARNING: ...", is_program=False
-    )
+    (crashed,) = _crashed(attempt(Judged(case="x", outcome=Outcome.PASS, reason="")), "WARNING: ...")
     assert crashed.outcome is Outcome.CRASH
+
+
+def test_splat_of_a_known_issue_is_excused_only_where_it_does_damage() -> None:
+    """A known issue of a case that does not say so is no excuse for a kernel that complains."""
+    printed = Judged(case="x", outcome=Outcome.XFAIL, reason="")
+    issue = shipped_issues()[0]
+    (excused,) = _crashed(attempt(printed, destructive=True), "WARNING: ...", issue)
+    (crashed,) = _crashed(attempt(printed), "WARNING: ...", issue)
+    assert (excused.outcome, crashed.outcome) == (Outcome.XFAIL, Outcome.CRASH)
+
+
+def test_damage_comes_after_everything_else_in_a_vm_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Destructive cases are the last work of a job; each gets a new VM, which ends with it."""
+    everything = work_of(job())
+    turns = [work.turn for work in everything]
+    assert turns == sorted(turns)
+    assert {turns[0], turns[-1]} == {0, 2}
+    damaging = everything[-1]
+    assert isinstance(damaging, ProbeWork)
+    jobvm = JobVM.__new__(JobVM)
+    happened: list[str] = []
+    jobvm._booted, jobvm._unit, jobvm._broken = Booted(None, None, {}), "", None  # type: ignore[arg-type]
+    jobvm._used = False
+
+    def end() -> None:
+        happened.append("end")
+        jobvm._booted = None
+
+    def start() -> None:
+        happened.append("boot")
+        jobvm._booted = Booted(None, None, {})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobvm, "_end", end)
+    monkeypatch.setattr(jobvm, "_boot", start)
+    jobvm._ready("", fresh=False, alone=True)
+    assert happened == ["end", "boot"]
+
+
+@pytest.mark.parametrize("destructive", [False, True])
+def test_a_vm_ends_with_the_case_that_damages_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destructive: bool
+) -> None:
+    """After any other quiet case it is used on."""
+    closed: list[bool] = []
+    jobvm = JobVM.__new__(JobVM)
+    jobvm._run_dir, jobvm._unheard, jobvm._job = tmp_path, (), job()
+    monkeypatch.setattr(jobvm, "close", lambda: closed.append(True))
+    unaltered = SimpleNamespace(hostlink=SimpleNamespace(actions=SimpleNamespace(altered=False)))
+    booted = Booted(unaltered, None, {})  # type: ignore[arg-type]
+    monkeypatch.setattr(Booted, "directory", tmp_path)
+    monkeypatch.setattr(Booted, "splats", lambda self, name=None: ())
+    jobvm._conclude(booted, attempt(destructive=destructive))
+    assert closed == [True] * destructive
 
 
 def test_finished_points_survive_a_crash() -> None:
@@ -193,7 +253,7 @@ def test_finished_points_survive_a_crash() -> None:
         Judged(case="b", outcome=Outcome.FAIL, reason=""),
         Judged(case=WHOLE_PROGRAM, outcome=Outcome.LOST, reason="gone"),
     )
-    judged = {j.case: j.outcome for j in _crashed(points, "Oops", is_program=True)}
+    judged = {j.case: j.outcome for j in _crashed(_Attempt("x", None, judged=points), "Oops")}
     assert judged == {"a": Outcome.PASS, "b": Outcome.FAIL, WHOLE_PROGRAM: Outcome.CRASH}
 
 

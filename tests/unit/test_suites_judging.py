@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from packaging.specifiers import SpecifierSet
 
 from harness.ktap import parse
 from harness.results import WHOLE_PROGRAM, Outcome
-from harness.suites.judging import Judged, judge_probe, judge_program
+from harness.suites.judging import Judged, judge_probe, judge_program, judge_splat
 from harness.suites.known import KnownIssue
 from harness.suites.model import Expectation, Program
 
@@ -125,6 +126,16 @@ def test_probe_outcomes() -> None:
     assert (failed.outcome, failed.reason) == (Outcome.FAIL, "got 22")
     silent = judge_probe(ADDRESS, parse(["KTAP version 1", "1..1"]))
     assert silent.outcome.is_bad
+
+
+@pytest.mark.parametrize("printed", [Outcome.PASS, Outcome.XFAIL, Outcome.TIMEOUT, Outcome.LOST])
+def test_splat_is_expected_only_of_a_defect_that_does_damage(printed: Outcome) -> None:
+    """With a known issue that damages the kernel a splat is XFAIL; anywhere else it is a CRASH."""
+    judged = Judged(case="x", outcome=printed, reason="")
+    expected = judge_splat(judged, "WARNING: at f", known())
+    assert (expected.outcome, expected.reason) == (Outcome.XFAIL, "no RAWIO check in bind")
+    crash = judge_splat(judged, "WARNING: at f")
+    assert (crash.outcome, crash.reason) == (Outcome.CRASH, "the kernel said: WARNING: at f")
 
 
 def test_documented_defect_turns_failure_and_pass_round() -> None:
