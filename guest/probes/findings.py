@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What breaks where no-IOMMU meets the rest: containers that change, page tables of others, answers that
+cannot be written.  Each defect is described in docs/findings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+
+from guest import libc, memory, pci, vfio
+from guest.case import Test, case
+from guest.iommufd import Iommufd
+from guest.memory import PAGE
+from guest.opened import CdevUser, through_cdev
+
+BARE = ("noiommu-cdev", "edu", "!viommu")
+MIXED = ("mixed", "noiommu-cdev", "edu2")
+
+# Linux's own mmap flag for x86: below 2 GiB, so that an address fits the int that fcntl.ioctl() takes.
+MAP_32BIT = 0x40
+# Where the processor takes interrupt messages: Intel SDM volume 3, "Message Address Register Format".
+MSI_WINDOW = 0xFEE0_0000
+
+
+@contextlib.contextmanager
+def _unwritable(argument: ctypes.Structure) -> Iterator[int]:
+    """The address of a copy of *argument* that the kernel can read and not write."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_32BIT
+    address = libc.mmap(PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags)
+    try:
+        ctypes.memmove(address, bytes(argument), ctypes.sizeof(argument))
+        libc.mprotect(address, PAGE, mmap.PROT_READ)
+        yield address
+    finally:
+        libc.munmap(address, PAGE)
+
+
+def _attach_unanswered(t: Test, device: vfio.Device, argument: vfio.AttachPt) -> None:
+    with _unwritable(argument) as address:
+        t.errno(errno.EFAULT, device.call, vfio.DEVICE_ATTACH_IOMMUFD_PT, address)
+
+
+@contextlib.contextmanager
+def _bound_cdev(bdf: str) -> Iterator[tuple[vfio.Device, Iommufd, int]]:
+    with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+        device.bind_iommufd(iommufd.fd)
+        yield device, iommufd, iommufd.ioas_alloc()
+
+
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (out_close_device)")
+def bind_without_an_answer_binds_nothing(t: Test) -> None:
+    """A BIND whose answer cannot be written is EFAULT and leaves device, iommufd and group as they were."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+        with _unwritable(vfio.BindIommufd(iommufd=iommufd.fd)) as address:
+            t.errno(errno.EFAULT, device.call, vfio.DEVICE_BIND_IOMMUFD, address)
+        t.errno(errno.EINVAL, device.info)
+        if "noiommu-group" in t.features:
+            vfio.open_group(bdf).close()
+        devid = device.bind_iommufd(iommufd.fd)
+        t.check(iommufd.hwpt_alloc(devid, iommufd.ioas_alloc()) > 0, "no page table for the device")
+
+
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt() (out_detach)")
+def first_attach_without_an_answer_attaches_nothing(t: Test) -> None:
+    """A first ATTACH whose answer cannot be written is EFAULT and pins nothing."""
+    with _bound_cdev(t.device("edu", iommu=False)) as (device, iommufd, ioas), memory.anonymous() as page:
+        page.touch()
+        iommufd.map(ioas, page.address, PAGE, PAGE)
+        _attach_unanswered(t, device, vfio.AttachPt(pt_id=ioas))
+        t.equal(memory.pinned_kib(), 0, "KiB pinned after the failed ATTACH")
+        device.attach(ioas)
+        t.equal(iommufd.get_pa(ioas, PAGE, PAGE)[0], page.physical(), "the address after a second ATTACH")
+
+
+@case(
+    needs=BARE,
+    cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt() (out_detach); iommufd/device.c "
+    "iommufd_device_replace()",
+)
+def replacement_without_an_answer_changes_nothing(t: Test) -> None:
+    """A replacing ATTACH whose answer cannot be written is EFAULT and leaves the device where it was."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, PAGE)
+        _attach_unanswered(t, user.device, vfio.AttachPt(pt_id=user.iommufd.ioas_alloc()))
+        t.equal(memory.pinned_kib(), PAGE // 1024, "KiB pinned by the IOAS that was attached")
+        t.equal(user.physical(PAGE, PAGE), page.physical(), "the address in it")
+
+
+@case(
+    needs=BARE,
+    cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt() (out_detach: detach_ioas())",
+)
+def pasid_attach_without_an_answer_attaches_nothing(t: Test) -> None:
+    """An ATTACH with the PASID flag whose answer cannot be written leaves nothing attached."""
+    with _bound_cdev(t.device("edu", iommu=False)) as (device, iommufd, ioas), memory.anonymous() as page:
+        page.touch()
+        iommufd.map(ioas, page.address, PAGE, PAGE)
+        argument = vfio.AttachPt(flags=vfio.PASID_FLAG, pasid=0, pt_id=ioas)
+        with _unwritable(argument) as address:
+            t.errno((errno.EFAULT, errno.EINVAL), device.call, vfio.DEVICE_ATTACH_IOMMUFD_PT, address)
+        t.equal(memory.pinned_kib(), 0, "KiB pinned after the failed ATTACH")
+
+
+@contextlib.contextmanager
+def _mixed(t: Test) -> Iterator[tuple[CdevUser, vfio.Device, int]]:
+    """A translated device in use, and beside it one without an IOMMU bound to the same iommufd."""
+    bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
+    with through_cdev(real) as user, pci.bound(bare), vfio.open_cdev(bare) as device:
+        yield user, device, device.bind_iommufd(user.iommufd.fd)
+
+
+@case(
+    needs=MIXED,
+    cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(); drivers/iommu/iommu.c "
+    "iommu_replace_group_handle()",
+)
+def attached_device_moves_to_an_ioas_in_noiommu_use(t: Test) -> None:
+    """A translated device joins the IOAS of a no-IOMMU device also when it is attached elsewhere already."""
+    with _mixed(t) as (user, bare, _):
+        shared = user.iommufd.ioas_alloc()
+        table = bare.attach(shared)
+        try:
+            t.check(user.device.attach(shared) != table, "both devices share one page table")
+        except OSError as error:
+            t.fail(f"a replacing ATTACH to an IOAS that a no-IOMMU device uses: {error}")
+
+
+@case(
+    needs=MIXED,
+    cites="drivers/iommu/iommufd/device.c iommufd_device_do_replace() (err_unresv)",
+)
+def failed_replacement_keeps_reserved_ranges(t: Test) -> None:
+    """A device whose replacement fails keeps the ranges reserved that it must not use for memory."""
+    with _mixed(t) as (user, _, devid), memory.anonymous() as page:
+        page.touch()
+        t.errno(errno.EINVAL, user.map, page, MSI_WINDOW)
+        before = user.iommufd.iova_ranges(user.ioas)[0]
+        foreign = user.iommufd.hwpt_alloc(devid, user.ioas)
+        t.errno((errno.EINVAL, errno.ENODEV), user.device.attach, foreign)
+        t.equal(user.iommufd.iova_ranges(user.ioas)[0], before, "usable ranges after the failed ATTACH")
+        t.errno(errno.EINVAL, user.map, page, MSI_WINDOW)
+
+
+@case(
+    needs=("noiommu-group", "iommufd", "container", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_group_ioctl_unset_container(); container.c vfio_group_unuse_container()",
+    destructive=True,
+)
+def group_file_lives_as_long_as_its_users(t: Test) -> None:
+    """However a group changes containers, closing its devices leaves it open and takes no reference too
+    many."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), Iommufd() as iommufd, vfio.open_container() as container:
+        group = vfio.open_group(bdf)
+        group.set_container(iommufd.fd)
+        first = group.device(bdf)
+        with contextlib.suppress(OSError):  # a kernel that keeps its promise refuses: EBUSY
+            group.unset_container()
+            group.set_container(container)
+            container.set_iommu(vfio.NOIOMMU_IOMMU)
+        second = group.device(bdf)
+        first.close()
+        second.close()
+        t.equal([line for line in t.dmesg() if "WARNING:" in line], [], "complaints of the kernel")
+        os.fstat(group.fd)
+        group.close()
