@@ -91,6 +91,18 @@ def raise_again(*capabilities: int) -> None:
     _set(effective, permitted, inheritable)
 
 
+def keep_only(capability: int, uid: int = NOBODY, gid: int = NOBODY) -> None:
+    """Become another user that has *capability* in effect and none besides."""
+    libc.prctl(libc.PR_SET_KEEPCAPS, 1)
+    become(uid, gid)
+    _set(1 << capability, 1 << capability, 1 << capability)
+
+
+def make_ambient(capability: int) -> None:
+    """Hand *capability*, permitted and inheritable, on to what this process executes (capabilities(7))."""
+    libc.prctl(libc.PR_CAP_AMBIENT, libc.PR_CAP_AMBIENT_RAISE, capability)
+
+
 def become(uid: int = NOBODY, gid: int = NOBODY) -> None:
     """Become another user for good; leaving root drops every capability with it."""
     os.setgroups([])

@@ -12,8 +12,11 @@ from typing import Optional
 
 # include/uapi/linux/prctl.h
 PR_SET_PDEATHSIG = 1
+PR_SET_KEEPCAPS = 8
 PR_SET_CHILD_SUBREAPER = 36
 PR_CAPBSET_DROP = 24
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
 
 # include/uapi/linux/sched.h
 CLONE_FILES = 0x400
@@ -83,9 +86,9 @@ def madvise(address: int, length: int, advice: int) -> None:
         raise raise_errno(f"madvise({address:#x}, {length:#x}, {advice})")
 
 
-def prctl(option: int, argument: int = 0) -> None:
+def prctl(option: int, argument: int = 0, second: int = 0) -> None:
     """Operate on the calling process (prctl(2))."""
-    if _libc().prctl(ctypes.c_int(option), ctypes.c_ulong(argument), 0, 0, 0):
+    if _libc().prctl(ctypes.c_int(option), ctypes.c_ulong(argument), ctypes.c_ulong(second), 0, 0):
         raise raise_errno(f"prctl({option}, {argument})")
 
 
