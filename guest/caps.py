@@ -10,6 +10,7 @@ import platform
 from guest import libc
 
 # include/uapi/linux/capability.h
+CAP_DAC_OVERRIDE = 1
 CAP_SYS_RAWIO = 17
 CAP_IPC_LOCK = 14
 CAP_SYS_ADMIN = 21

@@ -262,7 +262,7 @@ def rlimit_mode_needs_sys_resource(t: Test) -> None:
 
 
 def _open_errno(node: Path) -> int:
-    """Open *node* in a program just executed, with the capabilities that execve() leaves; return the errno."""
+    """Open *node* in a program just executed, with what execve() leaves it, and return the errno."""
     code = "import os, sys\ntry: os.open(sys.argv[1], os.O_RDWR)\nexcept OSError as e: sys.exit(e.errno)"
     return os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-I", "-S", "-c", code, str(node)])
 
@@ -482,7 +482,7 @@ def mapping_needs_no_rawio(t: Test) -> None:
 
 @case(
     needs=("noiommu-group", "edu", "!viommu"),
-    cites="drivers/vfio/group.c vfio_df_group_open(); container.c vfio_group_use_container() (first open only)",
+    cites="drivers/vfio/group.c vfio_df_group_open(); container.c vfio_group_use_container() (first open)",
     known="GET_DEVICE_FD asks for CAP_SYS_RAWIO only while nobody has the device open, so a group descriptor "
     "passed on gives an unprivileged task the device of its opener",
 )

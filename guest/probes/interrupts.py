@@ -7,17 +7,19 @@ import contextlib
 import errno
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from guest import edu, igb, memory, vfio
+from guest import edu, igb, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.memory import PAGE
-from guest.opened import Event, opened, silent, through_cdev
+from guest.opened import Event, opened, silent, through_cdev, through_group
 from guest.vfio import ERR, INTX, MSI, MSIX, REQ
 
 EDU = ("noiommu", "edu", "!viommu")
 IGB = ("noiommu", "igb", "!viommu")
+ANY = ("edu", "!mixed")
 INTX_ARRIVES = (*EDU, "!mixed")
 """A mixed machine has its edu behind a pxb-pcie, from where INTx never arrives (seen with QEMU 10.0.2)."""
 
@@ -31,6 +33,8 @@ EVENTFD_UNMASK = vfio.SET_DATA_EVENTFD | vfio.SET_ACTION_UNMASK
 
 # QEMU's igb: hw/net/igb.c IGB_MSIX_VEC_NUM
 IGB_VECTORS = 10
+
+TRIGGERS = 300
 
 
 @contextlib.contextmanager
@@ -436,3 +440,247 @@ def vectors_may_share_an_eventfd(t: Test) -> None:
         device.set_eventfds(MSIX, -1)
         card.raise_causes(0b11)
         t.equal(both.arrives(), 1, "events after one of the two vectors was taken away")
+
+
+@contextlib.contextmanager
+def _any_edu(t: Test) -> Iterator[tuple[vfio.Device, edu.Edu]]:
+    """An edu, whether or not an IOMMU stands before it, by whichever door the kernel offers."""
+    bdf = t.device("edu")
+    real = pci.has_iommu(bdf)
+    if not real and "noiommu" not in t.features:
+        t.skip("the device does not bind at all")
+    by_cdev = "cdev" if real else "noiommu-cdev"
+    kind = vfio.TYPE1V2_IOMMU if real else vfio.NOIOMMU_IOMMU
+    door = through_cdev(bdf) if by_cdev in t.features else through_group(bdf, kind)
+    with door as user, user.device.bar() as bar:
+        one = edu.Edu(bar)
+        one.ack_irq()
+        try:
+            yield user.device, one
+        finally:
+            one.ack_irq()
+
+
+@case(needs=ANY, cites="drivers/vfio/pci/vfio_pci_intrs.c __vfio_pci_intx_mask() (masked is no counter)")
+def intx_masks_do_not_nest(t: Test) -> None:
+    """Masking twice takes one unmask, and unmasking twice one mask."""
+    with _any_edu(t) as (device, one):
+        event = Event()
+        device.set_eventfds(INTX, event.fd)
+        device.set_irqs(INTX, NONE_MASK)
+        device.set_irqs(INTX, NONE_MASK)
+        one.raise_irq(1)
+        device.set_irqs(INTX, NONE_UNMASK)
+        t.equal(event.arrives(), 1, "events after two masks and one unmask")
+        one.ack_irq()
+        device.set_irqs(INTX, NONE_UNMASK)
+        device.set_irqs(INTX, NONE_UNMASK)
+        device.set_irqs(INTX, NONE_MASK)
+        one.raise_irq(1)
+        t.check(event.silent(), "an event through one mask after two unmasks")
+
+
+@case(needs=ANY, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_intx_enable() (virq_disabled)")
+def intx_enabled_behind_the_disable_bit_waits(t: Test) -> None:
+    """An INTx enabled while the command register's disable bit is set is held back until the bit is
+    cleared."""
+    with _any_edu(t) as (device, one):
+        event = Event()
+        command = device.read_config(vfio.PCI_COMMAND, 2)
+        device.write_config(vfio.PCI_COMMAND, 2, command | vfio.PCI_COMMAND_INTX_DISABLE)
+        device.set_eventfds(INTX, event.fd)
+        one.raise_irq(1)
+        t.check(event.silent(), "an event with INTx disabled before enabling")
+        device.write_config(vfio.PCI_COMMAND, 2, command)
+        t.equal(event.arrives(), 1, "events once the bit is cleared")
+
+
+@case(needs=ANY, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_intx_set_signal()")
+def intx_keeps_its_mask_with_a_new_eventfd(t: Test) -> None:
+    """A new eventfd for an INTx does not unmask it: nothing comes until the unmask, and then at the new one;
+    with none at all an interrupt is taken and told to nobody."""
+    with _any_edu(t) as (device, one):
+        old, new = Event(), Event()
+        device.set_eventfds(INTX, old.fd)
+        one.raise_irq(1)
+        t.equal(old.arrives(), 1, "events at the old eventfd")
+        device.set_eventfds(INTX, new.fd)
+        t.check(silent(old, new), "an event with the interrupt masked")
+        device.set_irqs(INTX, NONE_UNMASK)
+        t.equal(new.arrives(), 1, "events at the new eventfd after the unmask")
+        device.set_eventfds(INTX, -1)
+        device.set_irqs(INTX, NONE_UNMASK)
+        device.trigger(INTX)
+        t.check(silent(old, new), "an event after the eventfd was taken away")
+        device.set_eventfds(INTX, new.fd)
+        device.set_irqs(INTX, NONE_UNMASK)
+        t.equal(new.arrives(), 1, "events once there is an eventfd again")
+
+
+@case(needs=ANY, cites="drivers/vfio/virqfd.c vfio_virqfd_enable(); vfio_intx_disable()")
+def intx_has_one_resample_eventfd(t: Test) -> None:
+    """A second resample eventfd is EBUSY while one is set and leaves that one working; switching INTx off
+    takes it away."""
+    with _any_edu(t) as (device, one):
+        event, first, second = Event(), Event(), Event()
+        data = [struct.pack("<i", one_of.fd) for one_of in (first, second)]
+        device.set_eventfds(INTX, event.fd)
+        device.set_irqs(INTX, EVENTFD_UNMASK, data=data[0])
+        t.errno(errno.EBUSY, device.set_irqs, INTX, EVENTFD_UNMASK, data=data[1])
+        one.raise_irq(1)
+        t.equal(event.arrives(), 1, "events for one raise")
+        second.signal()
+        t.check(event.silent(), "the eventfd that was refused resamples")
+        first.signal()
+        t.equal(event.arrives(), 1, "events after the one that was taken")
+        device.disable_irqs(INTX)
+        one.ack_irq()
+        device.set_eventfds(INTX, event.fd)
+        one.raise_irq(1)
+        t.equal(event.arrives(), 1, "events for a raise after switching off and on")
+        first.signal()
+        t.check(event.silent(), "the resample eventfd outlived the interrupt it was for")
+        libc.eventfd_count(second.fd)
+        device.set_irqs(INTX, EVENTFD_UNMASK, data=data[1])
+        second.signal()
+        t.equal(event.arrives(), 1, "events after a resample eventfd set anew")
+
+
+@case(needs=ANY, cites="drivers/vfio/pci/vfio_pci_intrs.c eventfd_ctx_fdget(), eventfd_ctx_put()")
+def interrupt_keeps_its_own_reference(t: Test) -> None:
+    """An eventfd closed under a live interrupt costs nothing: its duplicate still hears, whoever gets its
+    number hears nothing, and a new one takes over."""
+    with _any_edu(t) as (device, _one):
+        for index in (INTX, MSI, REQ):
+            event = Event()
+            number, copy = event.fd, os.dup(event.fd)
+            device.set_eventfds(index, number)
+            os.close(number)
+            heir = Event()
+            t.equal(heir.fd, number, "the number of the next eventfd")
+            device.trigger(index)
+            t.equal(libc.eventfd_count(copy), 1, f"events at the duplicate through interrupt {index}")
+            os.close(copy)
+            device.trigger(index)
+            t.equal(libc.eventfd_count(heir.fd), 0, f"events at a stranger through interrupt {index}")
+            device.set_eventfds(index, heir.fd)
+            device.trigger(index)
+            t.equal(libc.eventfd_count(heir.fd), 1, f"events at the new eventfd of interrupt {index}")
+            device.disable_irqs(index)
+
+
+def _fire(device: vfio.Device, index: int) -> None:
+    for _ in range(TRIGGERS):
+        device.trigger(index)
+
+
+@case(needs=(*ANY, "smp"), cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_msi_trigger() (igate)")
+def signals_are_neither_lost_nor_doubled(t: Test) -> None:
+    """While one task moves a live interrupt between two eventfds another triggers it: every trigger is in
+    exactly one of them."""
+    with _any_edu(t) as (device, _one):
+        for index in (INTX, MSI):
+            events = (Event(), Event())
+            device.set_eventfds(index, events[0].fd)
+            thread = threading.Thread(target=_fire, args=(device, index))
+            thread.start()
+            moves = 0
+            while thread.is_alive():
+                moves += 1
+                device.set_eventfds(index, events[moves % 2].fd)
+            thread.join()
+            counts = [libc.eventfd_count(event.fd) for event in events]
+            t.equal(
+                sum(counts), TRIGGERS, f"signals of interrupt {index} in both after {moves} moves: {counts}"
+            )
+            device.disable_irqs(index)
+
+
+@case(needs=ANY, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_enable(), vfio_msi_disable()")
+def msi_survives_going_off_and_on(t: Test) -> None:
+    """However often MSI is switched off and on, with INTx in between, each raise reaches the eventfd of the
+    moment, and while it is off none does."""
+    with _any_edu(t) as (device, one):
+        last = Event()
+        device.set_bus_master()
+        for turn in range(3):
+            event, line = Event(), Event()
+            device.set_eventfds(MSI, event.fd)
+            one.raise_irq(1)
+            t.equal(event.arrives(), 1, f"MSIs in turn {turn}")
+            one.ack_irq()
+            device.disable_irqs(MSI)
+            device.set_eventfds(INTX, line.fd)
+            one.raise_irq(1)
+            t.equal(line.arrives(), 1, f"INTx in turn {turn}")
+            one.ack_irq()
+            device.disable_irqs(INTX)
+            t.check(silent(event, last), f"an event at an eventfd of the past in turn {turn}")
+            last = event
+
+
+@case(
+    needs=ANY,
+    cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); pci/vfio_pci_core.c vfio_pci_core_disable()",
+)
+def interrupts_go_on_while_an_unbind_waits(t: Test) -> None:
+    """An unbind that waits for the user takes no interrupt from him: what was set up fires, and can be set up
+    anew, until he closes the device."""
+    bdf = t.device("edu")
+    with _any_edu(t) as (device, one):
+        event, request, line = Event(), Event(), Event()
+        device.set_bus_master()
+        device.set_eventfds(MSI, event.fd)
+        device.set_eventfds(REQ, request.fd)
+        unbind = pci.start_unbind(bdf)
+        t.check(request.arrives(), "the unbind did not ask for the device")
+        one.raise_irq(1)
+        t.equal(event.arrives(), 1, "MSIs while the unbind waits")
+        one.ack_irq()
+        device.disable_irqs(MSI)
+        device.set_eventfds(INTX, line.fd)
+        one.raise_irq(1)
+        t.equal(line.arrives(), 1, "INTx set up while the unbind waits")
+        t.check(not unbind.done, "the unbind did not wait")
+    unbind.wait()
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_msi_trigger() (bools, start, count)")
+def loopback_picks_its_vectors(t: Test) -> None:
+    """A trigger of several vectors signals those in its range, and with bytes those whose byte is not zero;
+    one that leaves the table is refused and signals none."""
+    with _igb(t) as (device, _card):
+        events = [Event() for _ in range(IGB_VECTORS)]
+        device.set_eventfds(MSIX, *(event.fd for event in events))
+
+        def counts() -> list[int]:
+            return [libc.eventfd_count(event.fd) for event in events]
+
+        device.set_irqs(MSIX, NONE_TRIGGER, 2, 3)
+        t.equal(counts(), [0, 0, 1, 1, 1, 0, 0, 0, 0, 0], "events of vectors 2 to 4")
+        device.set_irqs(MSIX, BOOL_TRIGGER, 5, 4, b"\1\0\0\x80")
+        t.equal(counts(), [0, 0, 0, 0, 0, 1, 0, 0, 1, 0], "events of vectors 5 and 8")
+        t.errno(errno.EINVAL, device.set_irqs, MSIX, NONE_TRIGGER, 8, 3)
+        t.errno(errno.EINVAL, device.set_irqs, MSIX, BOOL_TRIGGER, 0, 4, b"\1\1\1")
+        t.equal(counts(), [0] * IGB_VECTORS, "events after two refusals")
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_enable(), vfio_msi_disable()", timeout=45)
+def msix_and_msi_take_turns(t: Test) -> None:
+    """MSI is refused while MSI-X is on and the other way round; switched over, the vectors of before are gone
+    and those set up anew fire."""
+    with _igb(t) as (device, card):
+        first, second, third = Event(), Event(), Event()
+        device.set_eventfds(MSIX, first.fd, second.fd)
+        t.errno(errno.EINVAL, device.set_eventfds, MSI, third.fd)
+        t.errno(errno.EINVAL, device.disable_irqs, MSI)
+        device.disable_irqs(MSIX)
+        device.set_eventfds(MSI, third.fd)
+        t.errno(errno.EINVAL, device.set_eventfds, MSIX, first.fd)
+        t.errno(errno.EINVAL, device.trigger, MSIX)
+        device.disable_irqs(MSI)
+        device.set_eventfds(MSIX, second.fd)
+        card.enable_vectors(0b11)
+        card.raise_causes(0b11)
+        t.equal(second.arrives(), 1, "events of the one vector that is set up")
+        t.check(silent(first, third), "an event at an eventfd of the past")

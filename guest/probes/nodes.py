@@ -211,3 +211,56 @@ def fdinfo_names_the_device(t: Test) -> None:
         text = Path(f"/proc/self/fdinfo/{user.device.fd}").read_text(encoding="ascii")
         want = f"vfio-device-syspath: {os.path.realpath(pci.path_of(bdf))}"
         t.check(want in text.splitlines(), f"no line {want!r} in {text!r}")
+
+
+def _uevent(node: Path, directory: Path) -> None:
+    """Raise AssertionError unless what udev is told in *directory* is the number and name of *node*."""
+    text = (directory / "uevent").read_text(encoding="ascii")
+    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    number = os.stat(node).st_rdev
+    want = {
+        "MAJOR": str(os.major(number)),
+        "MINOR": str(os.minor(number)),
+        "DEVNAME": str(node.relative_to("/dev")),
+    }
+    assert {key: fields.get(key) for key in want} == want, f"{directory}/uevent says {fields} about {want}"
+    told = (directory / "dev").read_text(encoding="ascii").strip()
+    assert told == f"{want['MAJOR']}:{want['MINOR']}", f"{directory}/dev says {told}, {node} is {want}"
+
+
+def _bound(t: Test) -> str:
+    bdf = t.device("edu")
+    if "noiommu" not in t.features and not pci.has_iommu(bdf):
+        t.skip("the device does not bind at all")
+    return bdf
+
+
+@case(
+    needs=("edu",),
+    cites="drivers/vfio/vfio_main.c vfio_device_devnode(), group.c vfio_devnode(); base/core.c",
+)
+def sysfs_leads_to_the_nodes(t: Test) -> None:
+    """What sysfs tells udev of a device, number and name, is what its nodes in /dev have."""
+    bdf = _bound(t)
+    with pci.bound(bdf) as nodes:
+        t.check(nodes.group or nodes.cdev, "the device has no node")
+        if nodes.cdev is not None:
+            _uevent(nodes.cdev, pci.path_of(bdf) / "vfio-dev" / nodes.cdev.name)
+            _uevent(nodes.cdev, Path("/sys/class/vfio-dev") / nodes.cdev.name)
+        if nodes.group is not None:
+            _uevent(nodes.group, Path("/sys/class/vfio") / nodes.group.name)
+
+
+@case(needs=("edu",), cites="drivers/base/devtmpfs.c; drivers/vfio/vfio_main.c vfio_device_devnode()")
+def permissions_do_not_outlive_the_binding(t: Test) -> None:
+    """A node that was opened to everyone is root's alone again after the device was bound anew."""
+    bdf = _bound(t)
+    with pci.bound(bdf) as nodes:
+        for node in (nodes.group, nodes.cdev):
+            if node is not None:
+                os.chmod(node, 0o666)
+                os.chown(node, 1, 1)
+    with pci.bound(bdf) as nodes:
+        for node in (nodes.group, nodes.cdev):
+            if node is not None:
+                t.equal(_describe(node)[1:], ("0o600", "0:0"), f"mode and owner of {node}")

@@ -10,9 +10,13 @@ import stat
 import time
 from pathlib import Path
 
-from guest import caps, forked, memory, pci, vfio
+from guest import caps, forked, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
+from guest.opened import opened
+
+# include/uapi/linux/sched.h
+CLONE_NEWUSER = 0x10000000
 
 TOGGLE_SECONDS = 12.0
 """How long the parameter is toggled against binding; a tenth of the binds or more hit the window (TCG)."""
@@ -206,3 +210,53 @@ def _toggle() -> None:
     while True:
         os.pwrite(fd, b"Y", 0)
         os.pwrite(fd, b"N", 0)
+
+
+@case(
+    needs=("noiommu",), cites="drivers/vfio/vfio_main.c module_param_named(); fs/namei.c (owner of the file)"
+)
+def user_namespace_root_cannot_switch_it(t: Test) -> None:
+    """Root of a user namespace of its own sees the unsafe mode and cannot switch it on."""
+    if not Path("/proc/self/ns/user").exists():
+        t.skip("this kernel has no user namespaces")
+
+    def inside() -> None:
+        caps.become()
+        libc.unshare(CLONE_NEWUSER)
+        t.check(caps.has(caps.CAP_DAC_OVERRIDE), "the new namespace gives no capabilities")
+        t.errno(errno.EACCES, _write, "Y")
+
+    t.in_child(inside)
+    t.equal(pci.read(pci.PARAMETER), "N", "the parameter afterwards")
+
+
+@case(
+    needs=("noiommu", "edu", "igb", "!viommu"),
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c: read at each registration",
+)
+def switching_off_concerns_newcomers_only(t: Test) -> None:
+    """With the mode switched off a device bound before stays in use, while the next one is refused."""
+    resident, newcomer = t.device("edu", iommu=False), t.device("igb", iommu=False)
+    with opened(t, resident) as device:
+        pci.set_parameter(False)
+        t.errno(errno.EINVAL, pci.bind, newcomer)
+        t.equal(pci.driver(newcomer), None, "the newcomer's driver")
+        t.equal(pci.vfio_dev_name(newcomer), None, "the newcomer's vfio-dev device")
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor id of the resident")
+    pci.release(newcomer)
+
+
+@case(
+    needs=("mixed", "noiommu", "edu2"),
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c vfio_device_set_noiommu_and_name()",
+)
+def is_asked_for_the_bare_device_only(t: Test) -> None:
+    """In a mixed machine with the mode off the device behind the IOMMU binds and works, and the other one is
+    refused."""
+    real, bare = t.device("edu", iommu=True), t.device("edu", iommu=False)
+    pci.set_parameter(False)
+    with pci.bound(real, noiommu=False) as nodes:
+        t.check(nodes.group or nodes.cdev, "the device behind the IOMMU has no node")
+        t.errno(errno.EINVAL, pci.bind, bare)
+        t.equal(pci.driver(bare), None, "the driver of the device without an IOMMU")
+    pci.release(bare)

@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from guest import caps, pci, taint, vfio
+from guest import caps, memory, pci, taint, vfio
 from guest import iommufd as api
 from guest.case import Test, case
 from guest.iommufd import Iommufd
@@ -171,3 +171,81 @@ def nodes_do_not_open_without_a_device(t: Test) -> None:
         t.errno(errno.ENXIO, os.open, kept, os.O_RDWR)
     finally:
         kept.unlink()
+
+
+def _symbols(*prefixes: str) -> list[str]:
+    """The kernel's functions whose names begin so, without what the compiler hangs on to them."""
+    text = Path("/proc/kallsyms").read_text(encoding="ascii")
+    names = {line.split()[2].partition(".")[0] for line in text.splitlines()}
+    return sorted(name for name in names if name.startswith(prefixes))
+
+
+# The group that mediated devices get without an IOMMU is made by a function of this name in every kernel.
+MEDIATED = "vfio_noiommu_group_alloc"
+
+
+@case(
+    needs=("!noiommu-cdev",),
+    cites="drivers/iommu/iommufd/Makefile hwpt_noiommu.o; Kconfig IOMMUFD_NOIOMMU",
+)
+def without_cdev_there_is_no_software_page_table(t: Test) -> None:
+    """Without CONFIG_IOMMUFD_NOIOMMU the kernel has no page table for devices without an IOMMU."""
+    t.check(_symbols("vfio_pci_"), "/proc/kallsyms does not know VFIO at all")
+    t.equal(_symbols("noiommu_", "iommufd_bind_noiommu"), [], "functions of the software page table")
+
+
+@case(
+    needs=("!noiommu",),
+    cites="drivers/vfio/container.c vfio_noiommu_ops (IS_ENABLED(CONFIG_VFIO_NOIOMMU))",
+)
+def without_noiommu_the_code_is_gone(t: Test) -> None:
+    """Without CONFIG_VFIO_NOIOMMU the kernel has no IOMMU driver for containers that could do without one."""
+    t.check(_symbols("vfio_pci_"), "/proc/kallsyms does not know VFIO at all")
+    found = [name for name in _symbols("vfio_noiommu_") if name != MEDIATED]
+    t.equal(found, [], "functions of VFIO's no-IOMMU driver")
+
+
+@case(
+    needs=("!noiommu", "iommufd"),
+    cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_check_extension(), iommufd_vfio_set_iommu()",
+)
+def without_noiommu_iommufds_do_not_offer_it(t: Test) -> None:
+    """Without CONFIG_VFIO_NOIOMMU an iommufd used as a container offers type1 alone and takes no other."""
+    with vfio.open_container(api.PATH) as container:
+        t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 0, "CHECK_EXTENSION(VFIO_NOIOMMU_IOMMU)")
+        t.equal(container.check_extension(vfio.TYPE1V2_IOMMU), 1, "CHECK_EXTENSION(VFIO_TYPE1v2_IOMMU)")
+        t.errno(errno.EINVAL, container.set_iommu, vfio.NOIOMMU_IOMMU)
+
+
+@case(
+    needs=("!noiommu", "!viommu", "edu"),
+    cites="drivers/vfio/vfio_main.c __vfio_register_dev(); drivers/base/dd.c",
+)
+def without_noiommu_nothing_is_made_of_a_refusal(t: Test) -> None:
+    """Without CONFIG_VFIO_NOIOMMU a refused device leaves no node, no class device and no word about noiommu,
+    and is refused as often as one tries."""
+    bdf = t.device("edu", iommu=False)
+    before = sorted(os.listdir("/dev/vfio"))
+    for _ in range(3):
+        t.errno(errno.EINVAL, pci.bind, bdf)
+    t.equal(sorted(os.listdir("/dev/vfio")), before, "names in /dev/vfio")
+    classes = [entry.name for place in Path("/sys/class").glob("vfio*") for entry in place.iterdir()]
+    t.equal([name for name in classes if "noiommu" in name], [], "class devices named noiommu")
+    t.equal([line for line in t.dmesg() if "noiommu" in line], [], "log lines about noiommu")
+    pci.release(bdf)
+
+
+@case(
+    needs=("viommu", "!noiommu", "cdev", "edu"),
+    cites="drivers/iommu/iommufd/iommufd_private.h; drivers/iommu/iommufd/device.c iommufd_device_bind()",
+)
+def without_noiommu_a_real_iommu_does_everything(t: Test) -> None:
+    """Without CONFIG_VFIO_NOIOMMU a device behind an IOMMU opens by its plain name, attaches and maps, and
+    GET_PA is not there."""
+    with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, 0x4000_0000)
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{user.device.fd}"))
+        t.check(name.startswith("vfio"), f"the device node is called {name}")
+        t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor id")
+        t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, 0x4000_0000, 1)

@@ -7,12 +7,14 @@ import errno
 import os
 from pathlib import Path
 
-from guest import pci, taint
+from guest import caps, pci, taint, vfio
 from guest.case import Test, case
+from guest.iommufd import Iommufd
 from guest.opened import through_group
 
 GROUP_LINE = "Adding kernel taint for vfio-noiommu group on device"
 CDEV_LINE = "Adding kernel taint for vfio-noiommu cdev"
+OPENED = "vfio-noiommu device opened by user"
 
 
 def _taint_lines(t: Test) -> list[str]:
@@ -107,3 +109,83 @@ def group_device_open_is_logged(t: Test) -> None:
         comm = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
         want = f"vfio-noiommu device opened by user ({comm}:{os.getpid()})"
         t.check(any(line.endswith(want) for line in t.dmesg()), f"no line {want!r}")
+
+
+@case(
+    needs=("noiommu-group", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_device_open_file() (after vfio_df_group_open())",
+)
+def refused_openers_are_not_logged(t: Test) -> None:
+    """Whoever is refused a device, for want of privilege, container or name, is not logged as its opener."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), vfio.open_container() as container, vfio.open_group(bdf) as group:
+        t.errno(errno.EINVAL, group.device, bdf)
+        group.set_container(container)
+        container.set_iommu(vfio.NOIOMMU_IOMMU)
+        t.errno(errno.ENODEV, group.device, f"{bdf}0")
+
+        def without() -> None:
+            caps.drop(caps.CAP_SYS_RAWIO)
+            t.errno(errno.EPERM, group.device, bdf)
+
+        t.in_child(without)
+        t.equal(
+            [line for line in t.dmesg() if OPENED in line], [], "lines about openers after three refusals"
+        )
+        group.device(bdf).close()
+        t.equal(len([line for line in t.dmesg() if OPENED in line]), 1, "lines about openers after success")
+
+
+@case(needs=("noiommu", "edu", "!viommu"), cites="drivers/vfio/vfio_main.c, group.c: at registration only")
+def using_adds_no_warning(t: Test) -> None:
+    """The warnings are about the binding: opening, refusing and closing a bound device adds none."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf) as nodes:
+        before = _taint_lines(t)
+        t.check(before, "the binding was not warned of")
+        for _ in range(2):
+            if nodes.group is not None:
+                vfio.open_group(bdf).close()
+            if nodes.cdev is not None:
+                with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+                    device.bind_iommufd(iommufd.fd)
+    t.equal(_taint_lines(t), before, "warnings after opening, closing and unbinding")
+
+
+@case(
+    needs=("noiommu-group", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_noiommu_group_alloc(), vfio_device_remove_group(); iommu/iommu.c",
+)
+def joining_and_leaving_the_group_is_logged(t: Test) -> None:
+    """The log says which made-up IOMMU group the device joins, before the warning, and that it leaves it."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf):
+        number = pci.iommu_group(bdf)
+        lines = [line for line in t.dmesg() if bdf in line]
+        joins = [at for at, line in enumerate(lines) if line.endswith(f"Adding to iommu group {number}")]
+        warns = [at for at, line in enumerate(lines) if GROUP_LINE in line]
+        t.equal((len(joins), len(warns)), (1, 1), "lines about joining, and warnings")
+        t.check(joins[0] < warns[0], "the warning comes before the group")
+    leaves = [line for line in t.dmesg() if f"Removing from iommu group {number}" in line]
+    t.equal(len(leaves), 1, "lines about leaving")
+
+
+@case(
+    needs=("mixed", "noiommu", "edu2"),
+    fresh=True,
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(), vfio_main.c vfio_device_is_noiommu()",
+)
+def only_the_bare_device_taints(t: Test) -> None:
+    """In a mixed machine with the mode on, binding and using the device behind the IOMMU taints nothing, and
+    binding the other one does."""
+    real, bare = t.device("edu", iommu=True), t.device("edu", iommu=False)
+    pci.set_parameter(True)
+    with pci.bound(real):
+        t.equal((taint.mask(), _taint_lines(t)), (0, []), "taint and warnings with the first one bound")
+        with pci.bound(bare):
+            t.equal(taint.mask(), taint.USER, "the taint with the second one bound")
+            t.check(
+                all(bare in line for line in t.dmesg() if "kernel taint for vfio-noiommu" in line),
+                "a warning names another device",
+            )
+    pci.set_parameter(False)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from guest import caps, edu, memory, pci, taint, vfio
+from guest import iommufd as api
 from guest.case import Test, case
 from guest.forked import call
 from guest.iommufd import Iommufd
@@ -27,6 +28,8 @@ GROUP = ("viommu", "group", "edu")
 IOVA = 0x40_0000_0000
 # Where the processor takes interrupt messages: Intel SDM volume 3, "Message Address Register Format".
 MSI_WINDOW = 0xFEE00000
+# include/uapi/linux/iommufd.h IOMMU_HW_CAP_DIRTY_TRACKING
+HW_CAP_DIRTY_TRACKING = 1
 
 
 def _pattern(t: Test, length: int) -> bytes:
@@ -280,3 +283,112 @@ def unsafe_interrupts_need_a_word(t: Test) -> None:
             device.bind_iommufd(iommufd.fd)
     finally:
         allow.write_text(before, encoding="ascii")
+
+
+@case(needs=CDEV, cites="drivers/iommu/iommufd/device.c iommufd_get_hw_info(); hw_pagetable.c")
+def dirty_tracking_is_as_announced(t: Test) -> None:
+    """GET_HW_INFO of a device behind an IOMMU answers, and a page table that tracks dirty pages can be had
+    exactly when it says so; one that does not track refuses to be switched on."""
+    with through_cdev(t.device("edu", iommu=True)) as user:
+        iommufd = user.iommufd
+        announced = iommufd.get_hw_info(user.devid).out_capabilities & HW_CAP_DIRTY_TRACKING
+        flags = api.HWPT_DIRTY_TRACKING
+        if announced:
+            table = iommufd.hwpt_alloc(user.devid, user.ioas, flags=flags)
+            iommufd.set_dirty_tracking(table)
+        else:
+            t.errno(errno.EOPNOTSUPP, iommufd.hwpt_alloc, user.devid, user.ioas, flags=flags)
+        plain = iommufd.hwpt_alloc(user.devid, user.ioas)
+        t.errno(errno.EOPNOTSUPP, iommufd.set_dirty_tracking, plain)
+
+
+@case(needs=(*CDEV, "noiommu-cdev"), cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (owner)")
+def no_page_table_gives_an_address(t: Test) -> None:
+    """Neither a page table made by hand, nor one more, nor none makes GET_PA answer for a translated address
+    space; the device goes on reaching the memory."""
+    pci.set_parameter(True)
+    with _edu(t) as (user, device, buffer):
+        user.map(buffer, IOVA)
+        refused = (errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, IOVA, PAGE)
+        table = user.iommufd.hwpt_alloc(user.devid, user.ioas)
+        t.errno(*refused)
+        user.device.attach(table)
+        t.errno(*refused)
+        _round_trip(t, device, buffer, IOVA)
+        user.device.detach()
+        user.iommufd.destroy(table)
+        t.errno(*refused)
+
+
+@case(
+    needs=(*GROUP, "iommufd"),
+    cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_set_iommu(), iommufd_vfio_compat_ioas_create()",
+)
+def played_container_is_a_type1_one(t: Test) -> None:
+    """An iommufd with a group behind an IOMMU offers type1, refuses the no-IOMMU type with the parameter on,
+    and maps for its device."""
+    bdf = t.device("edu", iommu=True)
+    on = pci.parameter() is not None
+    with (
+        pci.bound(bdf, noiommu=on),
+        vfio.open_container(api.PATH) as container,
+        vfio.open_group(bdf) as group,
+    ):
+        group.set_container(container)
+        t.equal(container.check_extension(vfio.TYPE1V2_IOMMU), 1, "CHECK_EXTENSION(3)")
+        t.errno(errno.EINVAL, container.set_iommu, vfio.NOIOMMU_IOMMU)
+        container.set_iommu(vfio.TYPE1V2_IOMMU)
+        with group.device(bdf) as device, device.bar() as bar, memory.anonymous(2 * PAGE) as buffer:
+            buffer.fill(0)
+            container.map_dma(buffer.address, IOVA, buffer.length)
+            device.set_bus_master()
+            _round_trip(t, edu.Edu(bar), buffer, IOVA)
+
+
+@case(
+    needs=(*CDEV, "noiommu"),
+    cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name(); iommufd/device.c: dev->iommu",
+)
+def parameter_changes_nothing_in_use(t: Test) -> None:
+    """Switching the parameter on and off under a device behind an IOMMU that is in use changes neither its
+    name nor its translation, and lets nobody learn an address."""
+    bdf = t.device("edu", iommu=True)
+    with _edu(t) as (user, device, buffer):
+        before = (pci.vfio_nodes(bdf), pci.vfio_dev_name(bdf), pci.iommu_group(bdf))
+        user.map(buffer, IOVA)
+        for on in (True, False, True, False):
+            pci.set_parameter(on)
+            _round_trip(t, device, buffer, IOVA)
+            user.device.detach()
+            user.device.attach(user.ioas)
+            t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, IOVA, PAGE)
+            now = (pci.vfio_nodes(bdf), pci.vfio_dev_name(bdf), pci.iommu_group(bdf))
+            t.equal(now, before, f"nodes, name and group with the parameter {on}")
+
+
+@case(
+    needs=(*CDEV, "igb"),
+    cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(); io_pagetable.c",
+    timeout=45,
+)
+def address_spaces_isolate_devices(t: Test) -> None:
+    """Two devices behind an IOMMU in address spaces of their own: the one does not reach what is mapped for
+    the other at the same IOVA."""
+    second = t.device("igb", iommu=True)
+    with _edu(t) as (user, device, buffer), pci.bound(second), vfio.open_cdev(second) as other:
+        other.bind_iommufd(user.iommufd.fd)
+        theirs = user.iommufd.ioas_alloc()
+        other.attach(theirs)
+        user.iommufd.map(user.ioas, buffer.address, PAGE, IOVA)
+        user.iommufd.map(theirs, buffer.address + PAGE, PAGE, IOVA)
+        user.iommufd.map(theirs, buffer.address + 2 * PAGE, PAGE, IOVA + PAGE)
+        data, mark = _pattern(t, 64), _pattern(t, 64)
+        buffer.write(data)
+        buffer.write(mark, PAGE)
+        buffer.write(mark, 2 * PAGE)
+        device.copy_from_ram(IOVA, 64)
+        buffer.write(bytes(64))
+        device.copy_to_ram(IOVA, 64)
+        device.copy_to_ram(IOVA + PAGE, 64)
+        t.equal(buffer.read(0, 64), data, "the device's own page")
+        t.equal([buffer.read(at, 64) for at in (PAGE, 2 * PAGE)], [mark, mark], "the other device's pages")
