@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
@@ -12,11 +13,12 @@ import uuid
 from collections.abc import Iterator
 from typing import Callable
 
+from guest import brink, memory, pci, vfio
 from guest import iommufd as api
-from guest import memory, pci, vfio
+from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
 from guest.iommufd import Iommufd
-from guest.opened import through_cdev
+from guest.opened import Event, through_cdev
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
 NOBODY_HAS_THIS_ID = 0xDEAD
@@ -426,3 +428,260 @@ def iommufd_checks_every_structure(t: Test) -> None:
         t.errno(errno.EOPNOTSUPP, iommufd.call, api.IOAS_ALLOC, api.IoasAlloc(flags=1))
         t.errno(errno.ENOTTY, iommufd.call, 0x3BFF, api.IoasAlloc())
         t.errno(errno.ENOTTY, iommufd.call, 0xC0003B00 | api.IOAS_ALLOC & 0xFF, api.IoasAlloc())
+
+
+def _refuses_growth(t: Test, fd: int, request: int, argument: ctypes.Structure) -> None:
+    """Fail unless a byte behind *argument* is E2BIG when it is set, and EFAULT when there is no such byte."""
+    known = ctypes.sizeof(argument)
+    setattr(argument, argument._fields_[0][0], known + 1)
+    with Brink() as edge:
+        t.errno(errno.E2BIG, brink.ioctl, fd, request, edge.put(bytes(argument) + b"\1"))
+        t.errno(errno.EFAULT, brink.ioctl, fd, request, edge.put(argument))
+
+
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (copy_struct_from_user())")
+def bind_takes_a_longer_structure(t: Test) -> None:
+    """BIND_IOMMUFD ignores zeros behind the structure that it knows and refuses anything else there, memory
+    that ends too early, and an argsz that lies about it."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
+        request = vfio.DEVICE_BIND_IOMMUFD
+        _refuses_growth(t, device.fd, request, vfio.BindIommufd(iommufd=iommufd.fd))
+        whole = vfio.BindIommufd(iommufd=iommufd.fd)
+        t.errno(errno.EFAULT, brink.ioctl, device.fd, request, edge.put(whole, 23))
+        t.errno(errno.EFAULT, brink.ioctl, device.fd, request, edge.put(vfio.BindIommufd(argsz=0xFFFFFFFF)))
+        for size in (0, 4, 12):
+            t.errno(errno.EINVAL, brink.ioctl, device.fd, request, edge.put(vfio.BindIommufd(argsz=size), 4))
+        t.errno(errno.EINVAL, device.info)
+        longer = bytearray(bytes(vfio.BindIommufd(argsz=64, iommufd=iommufd.fd)) + bytes(40))
+        device.call(request, longer)
+        t.check(struct.unpack_from("<I", longer, 12)[0] > 0, "no device id in the longer structure")
+
+
+@case(
+    needs=BARE,
+    cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd(), vfio_df_ioctl_attach_pt(), "
+    "vfio_df_ioctl_detach_pt() (minsz)",
+)
+def structures_may_end_where_memory_does(t: Test) -> None:
+    """BIND, ATTACH and DETACH take their shortest structures although no memory follows, and a byte less is
+    EFAULT."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
+        ioas = iommufd.ioas_alloc()
+        shortest: tuple[tuple[int, ctypes.Structure, int], ...] = (
+            (vfio.DEVICE_BIND_IOMMUFD, vfio.BindIommufd(argsz=16, iommufd=iommufd.fd), 16),
+            (vfio.DEVICE_ATTACH_IOMMUFD_PT, vfio.AttachPt(argsz=12, pt_id=ioas), 12),
+            (vfio.DEVICE_DETACH_IOMMUFD_PT, vfio.DetachPt(argsz=8), 8),
+        )
+        for request, argument, least in shortest:
+            t.log(f"ioctl {request:#x} with {least} bytes")
+            t.errno(errno.EFAULT, brink.ioctl, device.fd, request, edge.put(argument, least - 1))
+            brink.ioctl(device.fd, request, edge.put(argument, least))
+
+
+@case(
+    needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt(), vfio_df_ioctl_detach_pt() (xend)"
+)
+def pasid_flag_wants_the_pasid(t: Test) -> None:
+    """With the PASID flag ATTACH and DETACH want the structure with the PASID in it, and all of it in
+    memory."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
+        device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        longer: tuple[tuple[int, type[ctypes.Structure], int], ...] = (
+            (vfio.DEVICE_ATTACH_IOMMUFD_PT, vfio.AttachPt, 16),
+            (vfio.DEVICE_DETACH_IOMMUFD_PT, vfio.DetachPt, 12),
+        )
+        for request, kind, size in longer:
+            short = edge.put(kind(argsz=size - 1, flags=vfio.PASID_FLAG))
+            t.errno(errno.EINVAL, brink.ioctl, device.fd, request, short)
+            cut = edge.put(kind(argsz=size, flags=vfio.PASID_FLAG), size - 1)
+            t.errno(errno.EFAULT, brink.ioctl, device.fd, request, cut)
+        device.detach(pasid=1)
+        t.check(device.attach(ioas) > 0, "a plain attach after a detach of a PASID never attached")
+
+
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (out_close_device)")
+def bind_that_cannot_answer_binds_nothing(t: Test) -> None:
+    """A BIND whose answer cannot be written is EFAULT and undone: the file is as before, the iommufd holds no
+    device, and the next bind has its way."""
+    bdf = t.device("edu", iommu=False)
+    with _open_pair(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
+        for _ in range(2):
+            edge, where = brink.frozen(vfio.BindIommufd(iommufd=iommufd.fd))
+            with edge:
+                t.errno(errno.EFAULT, brink.ioctl, device.fd, vfio.DEVICE_BIND_IOMMUFD, where)
+        t.errno(errno.EINVAL, device.info)
+        iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # EBUSY if a device were there
+        if "noiommu-group" in t.features:
+            vfio.open_group(bdf).close()
+        second.bind_iommufd(iommufd.fd)
+        second.close()
+        device.bind_iommufd(iommufd.fd)
+
+
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt() (out_detach)")
+def attach_that_cannot_answer_attaches_nothing(t: Test) -> None:
+    """An ATTACH whose answer cannot be written is EFAULT and leaves the device detached: nothing is pinned,
+    its IOAS can be destroyed, and the next attach has its way."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+        page.touch()
+        device.bind_iommufd(iommufd.fd)
+        ioas, other = iommufd.ioas_alloc(), iommufd.ioas_alloc()
+        iommufd.map(ioas, page.address, page.length, 0x10000)
+        edge, where = brink.frozen(vfio.AttachPt(pt_id=ioas))
+        with edge:
+            t.errno(errno.EFAULT, brink.ioctl, device.fd, vfio.DEVICE_ATTACH_IOMMUFD_PT, where)
+        t.equal(memory.pinned_kib(), 0, "KiB pinned after the refusal")
+        t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0x10000, 1)
+        iommufd.destroy(ioas)
+        t.check(device.attach(other) > 0, "attach afterwards")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_ctx_from_fd()")
+def only_an_iommufd_is_an_iommufd(t: Test) -> None:
+    """BIND takes no device file, eventfd, memfd or directory for an iommufd (EBADFD), no closed one (EBADF),
+    and after all that still the real one."""
+    bdf = t.device("edu", iommu=False)
+    with _open_pair(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second, Iommufd() as closed:
+        number = closed.fd
+        closed.close()
+        t.errno(errno.EBADF, device.bind_iommufd, number)
+        t.errno(errno.EBADF, device.bind_iommufd, (1 << 31) - 1)
+        t.errno(errno.EINVAL, device.bind_iommufd, -(1 << 31))
+        directory = os.open("/dev", os.O_RDONLY | os.O_CLOEXEC)
+        path = os.open("/dev/iommu", os.O_PATH | os.O_CLOEXEC)
+        for fd in (device.fd, second.fd, Event().fd, memory.memfd(), directory):
+            t.errno(errno.EBADFD, device.bind_iommufd, fd)
+        t.errno(errno.EBADF, device.bind_iommufd, path)
+        device.bind_iommufd(iommufd.fd)
+
+
+@case(needs=("edu2", "!mixed", *BARE), cites="drivers/iommu/iommufd/main.c iommufd_get_object() (ictx)")
+def ids_belong_to_one_iommufd(t: Test) -> None:
+    """An id of one iommufd says nothing to another: a device attaches only to objects of the one that it is
+    bound to."""
+    one, other = t.devices("edu", iommu=False)[:2]
+    with (
+        through_cdev(one) as user,
+        pci.bound(other),
+        vfio.open_cdev(other) as second,
+        Iommufd() as strange,
+    ):
+        strange.ioas_alloc()
+        devid = second.bind_iommufd(strange.fd)
+        foreign = [strange.ioas_alloc() for _ in range(8)][-1]
+        t.errno(errno.ENOENT, user.device.attach, foreign)
+        t.errno(errno.ENOENT, user.iommufd.hwpt_alloc, user.devid, foreign + NOBODY_HAS_THIS_ID)
+        t.errno(errno.ENOENT, user.iommufd.get_hw_info, foreign)
+        t.errno(errno.ENOENT, user.iommufd.destroy, foreign)
+        t.errno(errno.EBUSY, strange.destroy, devid)
+        t.check(second.attach(foreign) > 0, "attach to the object in its own iommufd")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_alloc()")
+def page_table_refuses_user_data(t: Test) -> None:
+    """HWPT_ALLOC wants data type and length both or neither, takes neither for a no-IOMMU device, nests
+    nothing in a no-IOMMU page table, and reports what it made or makes nothing."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+        page.touch()
+        devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
+        iommufd.map(ioas, page.address, page.length, 0)
+
+        def alloc(pt_id: int = ioas, **fields: int) -> None:
+            iommufd.call(api.HWPT_ALLOC, api.HwptAlloc(dev_id=devid, pt_id=pt_id, **fields))
+
+        t.errno(errno.EINVAL, alloc, data_type=1)
+        t.errno(errno.EINVAL, alloc, data_len=16)
+        t.errno(errno.EOPNOTSUPP, alloc, data_type=1, data_len=16, data_uptr=page.address)
+        t.errno(errno.EOPNOTSUPP, alloc, data_type=0xFFFF, data_len=1, data_uptr=NOWHERE)
+        t.errno(errno.EINVAL, alloc, pt_id=NOBODY_HAS_THIS_ID)
+        hwpt = iommufd.hwpt_alloc(devid, ioas)
+        t.errno(errno.EOPNOTSUPP, alloc, pt_id=hwpt)
+        t.errno(errno.EOPNOTSUPP, alloc, pt_id=hwpt, data_type=1, data_len=16, data_uptr=page.address)
+        iommufd.destroy(hwpt)
+        edge, where = brink.frozen(api.HwptAlloc(dev_id=devid, pt_id=ioas))
+        with edge:
+            t.errno(errno.EFAULT, brink.ioctl, iommufd.fd, api.HWPT_ALLOC, where)
+        t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
+        iommufd.destroy(ioas)
+
+
+@case(
+    needs=BARE,
+    cites="include/uapi/linux/iommufd.h struct iommu_hwpt_alloc (__reserved2, must be 0); hw_pagetable.c",
+    known="HWPT_ALLOC never looks at its second reserved field, which must be 0",
+)
+def second_reserved_field_is_refused(t: Test) -> None:
+    """HWPT_ALLOC with anything in its second reserved field, which must be 0, is EOPNOTSUPP."""
+    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+        devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
+        wrong = api.HwptAlloc(dev_id=devid, pt_id=ioas, reserved2=0xFFFFFFFF)
+        t.errno(errno.EOPNOTSUPP, iommufd.call, api.HWPT_ALLOC, wrong)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_paging_destroy(); device.c")
+def page_table_by_hand_outlives_its_device(t: Test) -> None:
+    """A page table made by HWPT_ALLOC keeps its pages pinned and answers after its device is closed; it keeps
+    its IOAS, and takes the device when that comes back."""
+    bdf = t.device("edu", iommu=False)
+    with _open_pair(bdf) as (device, iommufd), memory.anonymous() as page:
+        page.touch()
+        devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
+        iommufd.map(ioas, page.address, page.length, 0)
+        hwpt = iommufd.hwpt_alloc(devid, ioas)
+        device.attach(hwpt)
+        device.close()
+        t.errno(errno.ENOENT, iommufd.destroy, devid)
+        t.equal(memory.pinned_kib(), 4, "KiB pinned without the device")
+        t.equal(iommufd.get_pa(ioas, 0, 1)[0], page.physical(), "the address without the device")
+        t.errno(errno.EBUSY, iommufd.destroy, ioas)
+        with vfio.open_cdev(bdf) as again:
+            again.bind_iommufd(iommufd.fd)
+            t.equal(again.attach(hwpt), hwpt, "the id given back by attach")
+            t.errno(errno.EBUSY, iommufd.destroy, hwpt)
+        iommufd.destroy(hwpt)
+        t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
+        iommufd.destroy(ioas)
+
+
+@case(
+    needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_do_replace(), iommufd_device_change_pt()"
+)
+def refused_replacement_leaves_the_device_attached(t: Test) -> None:
+    """An attach to something else that fails, for whatever reason, leaves the device where it was."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * 4096) as buffer:
+        buffer.touch()
+        iommufd = user.iommufd
+        user.map(buffer, 0x10000)
+        hwpt = user.device.attach(user.ioas)
+        bad = iommufd.ioas_alloc()
+        user.device.detach()
+        iommufd.map(bad, buffer.address, 512, 0)
+        user.device.attach(user.ioas)
+        unmapped = iommufd.ioas_alloc()
+        iommufd.map(unmapped, NOWHERE, 4096, 0)
+        t.errno(errno.EADDRINUSE, user.device.attach, bad)
+        t.errno(errno.EFAULT, user.device.attach, unmapped)
+        t.errno(errno.ENOENT, user.device.attach, NOBODY_HAS_THIS_ID)
+        t.errno(errno.EINVAL, user.device.attach, user.devid)
+        t.equal(user.physical(0x10000, 1), buffer.physical(), "the address after refused replacements")
+        t.equal(memory.pinned_kib(), 8, "KiB pinned after refused replacements")
+        t.equal(user.device.attach(user.ioas), hwpt, "the page table in the end")
+        iommufd.destroy(bad)
+        iommufd.destroy(unmapped)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_do_replace() (same hwpt)")
+def replacing_by_the_same_changes_nothing(t: Test) -> None:
+    """Attaching again to the same IOAS or page table gives back the same id and neither pins twice nor needs
+    a second detach."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, 0x10000)
+        hwpt = user.device.attach(user.ioas)
+        for target in (user.ioas, hwpt, hwpt, user.ioas):
+            t.equal(user.device.attach(target), hwpt, f"the page table by attaching to {target}")
+        t.equal(memory.pinned_kib(), 4, "KiB pinned after attaching five times")
+        user.device.detach()
+        t.equal(memory.pinned_kib(), 0, "KiB pinned after one detach")
+        t.errno(errno.ENOENT, user.device.attach, hwpt)
