@@ -12,8 +12,10 @@ import signal
 import struct
 import time
 from collections.abc import Iterator
+from typing import Callable
 
-from guest import edu, libc, pci, vfio
+from guest import brink, edu, libc, pci, vfio
+from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
 from guest.forked import Child
 from guest.opened import SETTLE, Event, opened
@@ -33,6 +35,13 @@ MIGRATION, VF_TOKEN = 1, 0
 GET, SET, PROBE = vfio.FEATURE_GET, vfio.FEATURE_SET, vfio.FEATURE_PROBE
 
 INDEX_SHIFT = 40
+
+IGB = ("noiommu", "igb", "!viommu")
+TABLE_BAR = vfio.BAR3
+"""The BAR in which QEMU's igb keeps its MSI-X table, from the start of it."""
+
+IOEVENTFDS = 1000
+"""How many a device may have (drivers/vfio/pci/vfio_pci_rdwr.c, VFIO_PCI_IOEVENTFD_MAX)."""
 
 
 class Ioeventfd(Struct):
@@ -381,3 +390,384 @@ def ioeventfd_refusals(t: Test) -> None:
         t.errno(errno.EINVAL, attempt, 4, device.region(vfio.BAR1).offset)
         t.errno(errno.ENODEV, attempt, 4, bar + 4, -1)
         t.errno(errno.EBADF, attempt, 4, bar + 4, 999)
+
+
+def _kills(t: Test, access: Callable[[], object], what: str) -> None:
+    """Fail unless *access* is a SIGBUS for the process that does it."""
+    with Child(access) as child:
+        status = child.wait()
+    t.check(os.WIFSIGNALED(status), f"{what} did not kill its process: wait status {status:#x}")
+    t.equal(os.WTERMSIG(status), int(signal.SIGBUS), f"the signal for {what}")
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/vfio_main.c vfio_get_region_info(), vfio_ioctl_device_feature(); "
+    "pci/vfio_pci_core.c (minsz)",
+)
+def structures_may_end_where_memory_does(t: Test) -> None:
+    """Every device ioctl takes the shortest structure that it promises to although no memory follows, with a
+    byte less of memory it is EFAULT, and with a byte less of argsz EINVAL."""
+    with _edu(t) as device, Brink() as edge:
+        event = Event()
+        device.set_eventfds(vfio.REQ, event.fd)
+        where = device.region(BAR0).offset + edu.REG_LIVENESS
+        off = vfio.IrqSet(flags=vfio.SET_DATA_NONE | vfio.SET_ACTION_TRIGGER, index=vfio.REQ)
+        shortest: tuple[tuple[int, bytes], ...] = (
+            (vfio.DEVICE_GET_INFO, bytes(vfio.DeviceInfo(argsz=16))[:16]),
+            (vfio.DEVICE_GET_INFO, bytes(vfio.DeviceInfo(argsz=20))[:20]),
+            (vfio.DEVICE_GET_REGION_INFO, bytes(vfio.RegionInfo(index=CONFIG))),
+            (vfio.DEVICE_GET_IRQ_INFO, bytes(vfio.IrqInfo(index=vfio.REQ))),
+            (vfio.DEVICE_SET_IRQS, bytes(off)),
+            (vfio.DEVICE_IOEVENTFD, bytes(Ioeventfd(argsz=28, flags=4, offset=where, fd=event.fd))[:28]),
+            (vfio.DEVICE_FEATURE, struct.pack("<II", 8, PROBE | SET | LOW_POWER_ENTRY)),
+        )
+        for request, data in shortest:
+            t.log(f"ioctl {request:#x} with {len(data)} bytes")
+            least = 16 if request == vfio.DEVICE_GET_INFO else len(data)
+            t.errno(errno.EFAULT, brink.ioctl, device.fd, request, edge.put(data, least - 1))
+            small = struct.pack("<I", least - 1) + data[4:]
+            t.errno(errno.EINVAL, brink.ioctl, device.fd, request, edge.put(small))
+            brink.ioctl(device.fd, request, edge.put(data))
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_info(); vfio_get_region_info()")
+def unwritable_answers_are_faults(t: Test) -> None:
+    """Information that cannot be written to its caller is EFAULT, and so is a missing argument."""
+    with _edu(t) as device:
+        for request, argument in (
+            (vfio.DEVICE_GET_INFO, vfio.DeviceInfo()),
+            (vfio.DEVICE_GET_REGION_INFO, vfio.RegionInfo(index=BAR0)),
+            (vfio.DEVICE_GET_IRQ_INFO, vfio.IrqInfo()),
+        ):
+            edge, where = brink.frozen(argument)
+            with edge:
+                t.errno(errno.EFAULT, brink.ioctl, device.fd, request, where)
+        for request in (
+            vfio.DEVICE_GET_REGION_INFO,
+            vfio.DEVICE_GET_IRQ_INFO,
+            vfio.DEVICE_SET_IRQS,
+            vfio.DEVICE_IOEVENTFD,
+            vfio.DEVICE_FEATURE,
+            vfio.DEVICE_GET_PCI_HOT_RESET_INFO,
+            vfio.DEVICE_PCI_HOT_RESET,
+        ):
+            for nowhere in (0, NOWHERE):
+                t.errno(errno.EFAULT, brink.ioctl, device.fd, request, nowhere)
+
+
+@case(needs=IGB, cites="drivers/vfio/vfio_main.c vfio_get_region_info() (caps); include/uapi/linux/vfio.h")
+def region_info_tells_the_room_it_needs(t: Test) -> None:
+    """For a region with a capability GET_REGION_INFO says in argsz how much room it needs; with less it gives
+    no offset and writes nothing behind the structure, with as much it gives both."""
+    with opened(t, t.device("igb")) as device, Brink() as edge:
+        for size, offset in ((32, 0), (39, 0), (40, 32)):
+            argument = bytes(vfio.RegionInfo(argsz=size, index=TABLE_BAR, cap_offset=77))
+            where = edge.put(argument + b"\xa5" * (size - 32))
+            brink.ioctl(device.fd, vfio.DEVICE_GET_REGION_INFO, where)
+            told = edge.tail(size)
+            info = vfio.RegionInfo.from_buffer_copy(told[:32])
+            t.check(info.flags & vfio.REGION_CAPS, f"no capability is told with argsz {size}")
+            t.equal((info.argsz, info.cap_offset), (40, offset), f"argsz and offset with argsz {size}")
+            if not offset:
+                t.equal(told[32:], b"\xa5" * (size - 32), "what lies behind the structure")
+        plain = vfio.RegionInfo(argsz=4000, index=BAR0)
+        device.call(vfio.DEVICE_GET_REGION_INFO, plain)
+        t.equal((plain.argsz, plain.cap_offset), (4000, 0), "argsz and offset of a region without any")
+
+
+@case(needs=EDU, cites="drivers/vfio/vfio_main.c vfio_set_irqs_validate_and_prepare()")
+def set_irqs_counts_in_32_bits(t: Test) -> None:
+    """SET_IRQS refuses every start and count that leave the interrupts there are, also where their sum
+    overflows, and data that argsz or memory cuts short; the interrupt set up before stays."""
+    with _edu(t) as device, Brink() as edge:
+        event = Event()
+        fd = struct.pack("<i", event.fd)
+        device.set_eventfds(vfio.MSI, event.fd)
+        eventfd = vfio.SET_DATA_EVENTFD | vfio.SET_ACTION_TRIGGER
+        none = vfio.SET_DATA_NONE | vfio.SET_ACTION_TRIGGER
+        most = 0xFFFFFFFF
+        for start, count in (
+            (0, 2),
+            (1, 0),
+            (1, 1),
+            (0, most),
+            (most, 0),
+            (most, 1),
+            (1, most),
+            (2, most - 1),
+        ):
+            t.errno(errno.EINVAL, device.set_irqs, vfio.MSI, none, start, count)
+            t.errno(errno.EINVAL, device.set_irqs, vfio.MSI, eventfd, start, count, fd * 2)
+        for index in (5, 6, 1 << 31, most):
+            t.errno(errno.EINVAL, device.set_irqs, index, none)
+        for flags in (vfio.SET_ACTION_TRIGGER, 3 | vfio.SET_ACTION_TRIGGER, 7, none | 1 << 31):
+            t.errno(errno.EINVAL, device.set_irqs, vfio.MSI, flags, 0, 1, fd)
+        t.errno(errno.ENOTTY, device.set_irqs, vfio.MSI, vfio.SET_DATA_NONE)
+        t.errno(errno.EINVAL, device.set_irqs, vfio.MSI, eventfd, 0, 1, fd[:3])
+        cut = edge.put(vfio.IrqSet(argsz=24, flags=eventfd, index=vfio.MSI, count=1))
+        t.errno(errno.EFAULT, brink.ioctl, device.fd, vfio.DEVICE_SET_IRQS, cut)
+        device.trigger(vfio.MSI)
+        t.equal(event.arrives(), 1, "events by loopback after all refusals")
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_read(), vfio_pci_rw(); vfio_pci_rdwr.c "
+    "vfio_pci_bar_rw()",
+)
+def transfers_end_with_the_bar(t: Test) -> None:
+    """A transfer over the end of a BAR is cut short, one of nothing succeeds anywhere, and one from or to
+    where no memory is is EFAULT and reaches no register."""
+    with _edu(t) as device, device.bar() as bar, Brink() as edge:
+        start, config = device.region(BAR0).offset, device.region(CONFIG).offset
+        end = start + edu.BAR_SIZE
+        t.equal(os.pwrite(device.fd, bytes(16), end - 8), 8, "bytes written across the end of the BAR")
+        t.equal(len(os.pread(device.fd, 1 << 20, end - 4)), 4, "bytes of a long read at the end")
+        t.errno(errno.EINVAL, os.pwrite, device.fd, bytes(4), end)
+        t.errno(errno.EINVAL, os.pread, device.fd, 1, start + (1 << INDEX_SHIFT) - 1)
+        for offset in (start, end, config + 256, vfio.BAR1 << INDEX_SHIFT, 9 << INDEX_SHIFT):
+            t.equal(os.pread(device.fd, 0, offset), b"", f"a read of nothing at {offset:#x}")
+            t.equal(os.pwrite(device.fd, b"", offset), 0, f"a write of nothing at {offset:#x}")
+        bar.write32(edu.REG_LIVENESS, 0x01020304)
+        for offset in (start + edu.REG_LIVENESS, config + PCI_BAR0):
+            t.errno(errno.EFAULT, brink.pread, device.fd, NOWHERE, 4, offset)
+            t.errno(errno.EFAULT, brink.pwrite, device.fd, NOWHERE, 4, offset)
+            t.errno(errno.EFAULT, brink.pwrite, device.fd, edge.put(bytes(3)), 4, offset)
+            t.errno(errno.EFAULT, brink.pread, device.fd, edge.put(bytes(3)), 4, offset)
+        t.equal(bar.read32(edu.REG_LIVENESS), 0xFEFDFCFB, "the register after faults")
+        t.equal(brink.pread(device.fd, edge.put(bytes(4)), 4, start), 4, "bytes read to the last of memory")
+        t.equal(edge.tail(4), struct.pack("<I", 0x010000ED), "what was read there")
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap(); Documentation/driver-api/vfio.rst",
+)
+def bar_may_be_mapped_while_it_is_off(t: Test) -> None:
+    """A BAR can be mapped with memory decoding off; using it is a SIGBUS until decoding is on, and then
+    works, in a child that inherits it as well."""
+    with _edu(t) as device:
+        command = device.read_config(PCI_COMMAND, 2)
+        device.write_config(PCI_COMMAND, 2, command & ~vfio.PCI_COMMAND_MEMORY)
+        with device.bar() as bar:
+            _kills(t, lambda: bar.read32(0), "a load")
+            device.write_config(PCI_COMMAND, 2, command)
+            t.equal(t.in_child(lambda: bar.read32(0)), 0x010000ED, "identification read by a child")
+            t.equal(bar.read32(0), 0x010000ED, "identification")
+            device.write_config(PCI_COMMAND, 1, command & 0xFF & ~vfio.PCI_COMMAND_MEMORY)
+            _kills(t, lambda: bar.write32(edu.REG_LIVENESS, 1), "a store after a write of the low byte alone")
+            device.write_config(PCI_COMMAND, 1, command & 0xFF)
+            t.equal(bar.read32(0), 0x010000ED, "identification in the end")
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset()", timeout=45)
+def reset_switches_no_memory_on(t: Test) -> None:
+    """After a reset with memory decoding off it is still off, for file and mapping; then switched on, old and
+    new mappings show the reset device."""
+    with opened(t, t.device("igb")) as device, device.bar() as bar:
+        offset = device.region(BAR0).offset
+        command = device.read_config(PCI_COMMAND, 2)
+        status = bar.read32(8)
+        device.write_config(PCI_COMMAND, 2, command & ~vfio.PCI_COMMAND_MEMORY)
+        device.reset()
+        t.check(not device.read_config(PCI_COMMAND, 2) & vfio.PCI_COMMAND_MEMORY, "the reset enabled memory")
+        t.errno(errno.EIO, os.pread, device.fd, 4, offset + 8)
+        _kills(t, lambda: bar.read32(8), "a load after the reset")
+        device.write_config(PCI_COMMAND, 2, command)
+        with device.bar() as fresh:
+            t.equal(fresh.read32(8), bar.read32(8), "the status register by the new and the old mapping")
+            t.equal(fresh.read32(8) & 0xF, status & 0xF, "duplex, link and function id after the reset")
+        t.equal(len(os.pread(device.fd, 4, offset)), 4, "bytes read from the BAR")
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_runtime_pm_entry(), vfio_pci_vmf_insert_pfn() "
+    "(pm_runtime_engaged)",
+)
+def low_power_takes_the_mapping_away(t: Test) -> None:
+    """In low power a mapped BAR is a SIGBUS, while ioctls and the file wake the device and work; after
+    leaving it, and for the next user who finds it left in low power, mappings work."""
+    bdf = t.device("edu")
+    with pci.bound(bdf):
+        with opened(t, bdf) as device, device.bar() as bar:
+            offset = device.region(BAR0).offset
+            device.feature(SET | LOW_POWER_ENTRY)
+            _kills(t, lambda: bar.read32(0), "a load in low power")
+            t.equal(os.pread(device.fd, 4, offset), struct.pack("<I", 0x010000ED), "identification by file")
+            t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "vendor id in low power")
+            _kills(t, lambda: bar.read32(0), "a load in low power after the device was used")
+            device.feature(SET | LOW_POWER_EXIT)
+            t.equal(bar.read32(0), 0x010000ED, "identification after low power")
+            device.feature(SET | LOW_POWER_ENTRY)
+        with opened(t, bdf) as device, device.bar() as bar:
+            t.equal(bar.read32(0), 0x010000ED, "identification for the next user")
+            device.feature(SET | LOW_POWER_ENTRY)
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_pm_entry_with_wakeup()")
+def wakeup_needs_an_eventfd(t: Test) -> None:
+    """Low power with a wakeup wants a whole payload with an eventfd in it; every refusal leaves the device
+    awake, and leaving it again works; a payload too long is ignored."""
+    with _edu(t) as device, device.bar() as bar, Brink() as edge:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+        def enter(fd: int, size: int = 8) -> None:
+            device.feature(SET | LOW_POWER_ENTRY_WAKEUP, struct.pack("<ii", fd, 0)[:size])
+
+        event = Event()
+        t.errno(errno.EINVAL, enter, event.fd, 7)
+        t.errno(errno.EINVAL, enter, event.fd, 0)
+        t.errno(errno.EINVAL, enter, -1)
+        t.errno(errno.EBADF, enter, 999)
+        t.errno(errno.EINVAL, enter, null)
+        cut = edge.put(struct.pack("<II", 16, SET | LOW_POWER_ENTRY_WAKEUP))
+        t.errno(errno.EFAULT, brink.ioctl, device.fd, vfio.DEVICE_FEATURE, cut)
+        t.equal(bar.read32(0), 0x010000ED, "identification after the refusals")
+        enter(event.fd)
+        device.feature(SET | LOW_POWER_EXIT)
+        t.equal(bar.read32(0), 0x010000ED, "identification after low power")
+        device.feature(SET | LOW_POWER_ENTRY, bytes(64))
+        device.feature(SET | LOW_POWER_EXIT, bytes(64))
+
+
+@case(
+    needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_runtime_resume() (pm_wake_eventfd_ctx)"
+)
+def wakeup_is_told(t: Test) -> None:
+    """A device that was suspended in low power with a wakeup signals its eventfd once when it is woken, and
+    has left low power by that: its mapping works."""
+    bdf = t.device("igb")
+    with opened(t, bdf) as device, device.bar() as bar:
+        status = pci.path_of(bdf) / "power" / "runtime_status"
+        if not status.exists():
+            t.skip("this kernel has no runtime power management")
+        event = Event()
+        before = bar.read32(8)
+        device.feature(SET | LOW_POWER_ENTRY_WAKEUP, struct.pack("<ii", event.fd, 0))
+        t.wait_until(lambda: pci.read(status) == "suspended", "the suspend of the device")
+        t.equal(libc.eventfd_count(event.fd), 0, "wakeups before the device was woken")
+        t.equal(
+            device.read_config(vfio.PCI_VENDOR_ID, 2), 0x8086, "vendor id of the device, woken by reading it"
+        )
+        t.equal(event.arrives(), 1, "wakeups told")
+        t.equal(bar.read32(8), before, "the status register by the mapping")
+        device.feature(SET | LOW_POWER_ENTRY)
+        device.feature(SET | LOW_POWER_EXIT)
+        t.check(event.silent(), "a wakeup was told for a low power without one")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_pci_hot_reset()")
+def hot_reset_checks_its_arguments(t: Test) -> None:
+    """HOT_RESET and its information refuse a short argsz and any flag before they look at the topology."""
+    with _edu(t) as device, Brink() as edge:
+        count = 0 if "noiommu-cdev" in t.features else 1
+        for data in (
+            struct.pack("<IIIi", 11, 0, count, -1),
+            struct.pack("<IIIi", 0, 0, count, -1),
+            struct.pack("<IIIi", 16, 1, count, -1),
+            struct.pack("<IIIi", 16, 1 << 31, count, -1),
+            struct.pack("<IIIi", 16, 0, 1 - count, -1),
+        ):
+            t.errno(errno.EINVAL, device.call, vfio.DEVICE_PCI_HOT_RESET, bytearray(data))
+        short = struct.pack("<III", 11, 0, 0)
+        t.errno(errno.EINVAL, brink.ioctl, device.fd, vfio.DEVICE_GET_PCI_HOT_RESET_INFO, edge.put(short))
+        for request in (vfio.DEVICE_GET_PCI_HOT_RESET_INFO, vfio.DEVICE_PCI_HOT_RESET):
+            t.errno(
+                errno.EFAULT, brink.ioctl, device.fd, request, edge.put(struct.pack("<III", 12, 0, 0), 11)
+            )
+
+
+@case(
+    needs=("noiommu", "hotplug", "edu"),
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_pci_hot_reset_info() (ENOSPC)",
+)
+def hot_reset_info_counts_what_it_cannot_tell(t: Test) -> None:
+    """Without room for the devices that a hot reset hits, their number is told with ENOSPC and nothing is
+    written behind the header; with just enough room, all of them are."""
+    with _edu(t) as device, Brink() as edge:
+        request = vfio.DEVICE_GET_PCI_HOT_RESET_INFO
+        for size in (12, 13, 19):
+            where = edge.put(struct.pack("<III", size, 99, 99) + b"\xa5" * (size - 12))
+            t.errno(errno.ENOSPC, brink.ioctl, device.fd, request, where)
+            told = edge.tail(size)
+            t.equal(struct.unpack_from("<II", told, 4), (0, 1), f"flags and count with {size} bytes")
+            t.equal(told[12:], b"\xa5" * (size - 12), "what lies behind the header")
+        brink.ioctl(device.fd, request, edge.put(struct.pack("<III", 20, 0, 0) + bytes(8)))
+        told = edge.tail(20)
+        t.equal(struct.unpack_from("<I", told, 8)[0], 1, "the devices told")
+        _owner, segment, bus, devfn = struct.unpack_from("<IHBB", told, 12)
+        name = f"{segment:04x}:{bus:02x}:{devfn >> 3:02x}.{devfn & 7}"
+        t.equal(name, t.device("edu"), "the device told")
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_rdwr.c vfio_pci_ioeventfd() (VFIO_PCI_IOEVENTFD_MAX)",
+    timeout=45,
+)
+def ioeventfds_are_limited(t: Test) -> None:
+    """A device has a thousand ioeventfds and no more (ENOSPC): taking one away makes room for another, and
+    the next user has all of them again."""
+    bdf = t.device("edu")
+    with pci.bound(bdf):
+        for user in ("first", "second"):
+            with opened(t, bdf) as device:
+                event = Event()
+                where = device.region(BAR0).offset + edu.REG_LIVENESS
+
+                def call(number: int, fd: int, device: vfio.Device = device, where: int = where) -> None:
+                    argument = Ioeventfd(flags=4, offset=where, data=number, fd=fd)
+                    device.call(vfio.DEVICE_IOEVENTFD, argument)
+
+                for number in range(IOEVENTFDS):
+                    call(number, event.fd)
+                t.errno(errno.ENOSPC, call, IOEVENTFDS, event.fd)
+                t.errno(errno.EEXIST, call, 7, event.fd)
+                call(7, -1)
+                t.errno(errno.ENODEV, call, 7, -1)
+                call(IOEVENTFDS, event.fd)
+                t.errno(errno.ENOSPC, call, 7, event.fd)
+                t.log(f"the {user} user is done")
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_rdwr.c vfio_pci_ioeventfd() (msix_offset)")
+def ioeventfd_stays_off_the_vector_table(t: Test) -> None:
+    """An ioeventfd may not touch the MSI-X table, not even with its last or first byte; behind it, up to the
+    very end of the BAR, it may lie."""
+    with opened(t, t.device("igb")) as device:
+        fd = Event().fd
+        region = device.region(TABLE_BAR)
+        table_size = 16 * device.irq_info(vfio.MSIX).count
+
+        def attempt(size: int, offset: int) -> None:
+            argument = Ioeventfd(flags=size, offset=region.offset + offset, data=0, fd=fd)
+            device.call(vfio.DEVICE_IOEVENTFD, argument)
+
+        for size, offset in ((4, 0), (1, table_size - 1), (8, table_size - 4), (2, 6), (8, table_size - 8)):
+            t.errno(errno.EINVAL, attempt, size, offset)
+        attempt(4, table_size)
+        attempt(1, region.size - 1)
+        attempt(8, region.size - 8)
+        for size in (2, 4, 8):
+            t.errno(errno.EINVAL, attempt, size, region.size - size + 1)
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_rdwr.c vfio_pci_ioeventfd_handler() (test_mem)")
+def ioeventfd_does_nothing_while_memory_is_off(t: Test) -> None:
+    """An ioeventfd that is signalled with memory decoding off writes nothing, then or later; on again, it
+    writes for the next signal."""
+    with _edu(t) as device, device.bar() as bar:
+        event = Event()
+        command = device.read_config(PCI_COMMAND, 2)
+        where = device.region(BAR0).offset + edu.REG_LIVENESS
+        device.call(vfio.DEVICE_IOEVENTFD, Ioeventfd(flags=4, offset=where, data=5, fd=event.fd))
+        bar.write32(edu.REG_LIVENESS, 0)
+        device.write_config(PCI_COMMAND, 2, command & ~vfio.PCI_COMMAND_MEMORY)
+        event.signal()
+        time.sleep(SETTLE)
+        device.write_config(PCI_COMMAND, 2, command)
+        t.equal(bar.read32(edu.REG_LIVENESS), 0xFFFFFFFF, "the register after the signal")
+        event.signal()
+        t.wait_until(lambda: bar.read32(edu.REG_LIVENESS) == 0xFFFFFFFA, "the write of the register")

@@ -1,0 +1,450 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Configuration space: which bits are the device's own, which are made up, and which nobody may touch.
+
+The second opinion on the device itself is sysfs, whose `config` goes past VFIO.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import struct
+from typing import Callable
+
+from guest import edu, igb, pci, vfio
+from guest.case import Test, case
+from guest.forked import Child
+from guest.opened import Event, opened
+from guest.vfio import CONFIG, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY
+
+EDU = ("noiommu", "edu", "!viommu")
+IGB = ("noiommu", "igb", "!viommu")
+
+# include/uapi/linux/pci_regs.h
+PCI_COMMAND_IO = 1
+CACHE_LINE_SIZE = 0x0C
+BAR0, ROM_ADDRESS = 0x10, 0x30
+CAP_LIST = 0x34
+CAP_PM, CAP_MSI, CAP_EXPRESS, CAP_MSIX = 0x01, 0x05, 0x10, 0x11
+EXT_CAPS, EXT_CAP_SRIOV = 0x100, 0x10
+PM_PMC, PM_CTRL = 2, 4
+PMCSR_PME_ENABLE, PMCSR_STATE = 0x100, 3
+D0, D1, D3HOT = 0, 1, 3
+EXPRESS_DEVCTL, EXPRESS_LNKCTL = 8, 0x10
+DEVCTL_PAYLOAD, DEVCTL_READ_REQUEST = 0xE0, 0x7000
+MSI_FLAGS = 2
+MSI_CAPABLE, MSI_ENABLED_VECTORS, MSI_64BIT = 0x0E, 0x70, 0x80
+MSIX_ENABLE, MSIX_MASK_ALL = 0x8000, 0x4000
+SRIOV_CTRL, SRIOV_NUM_VF, SRIOV_PAGE_SIZE = 0x08, 0x10, 0x20
+SRIOV_ENABLE = 0x19  # VF enable, VF memory enable, ARI
+
+HEADER = 0x40
+
+
+def _hardware(bdf: str, offset: int, size: int) -> bytes:
+    with open(pci.path_of(bdf) / "config", "rb", buffering=0) as config:
+        return os.pread(config.fileno(), size, offset)
+
+
+def _number(bdf: str, offset: int, size: int) -> int:
+    return int.from_bytes(_hardware(bdf, offset, size), "little")
+
+
+def _read(device: vfio.Device, offset: int, size: int) -> bytes:
+    return os.pread(device.fd, size, device.region(CONFIG).offset + offset)
+
+
+def _write(device: vfio.Device, offset: int, data: bytes) -> int:
+    return os.pwrite(device.fd, data, device.region(CONFIG).offset + offset)
+
+
+def _capabilities(space: bytes) -> list[tuple[int, int]]:
+    """(id, offset) of each capability in the list of *space*."""
+    found: list[tuple[int, int]] = []
+    offset = space[CAP_LIST]
+    while offset and len(found) < 48:
+        found.append((space[offset], offset))
+        offset = space[offset + 1]
+    return found
+
+
+def _extended(space: bytes) -> list[tuple[int, int]]:
+    """(id, offset) of each extended capability of *space*."""
+    found: list[tuple[int, int]] = []
+    offset = EXT_CAPS
+    while offset and len(found) < 960:
+        (header,) = struct.unpack_from("<I", space, offset)
+        found.append((header & 0xFFFF, offset))
+        offset = header >> 20
+    return found
+
+
+def _find(t: Test, bdf: str, wanted: int) -> int:
+    offsets = dict(_capabilities(_hardware(bdf, 0, 256)))
+    t.check(wanted in offsets, f"the device has no capability {wanted:#x}")
+    return offsets[wanted]
+
+
+def _slices_agree(t: Test, kind: str) -> None:
+    with opened(t, t.device(kind)) as device:
+        size = device.region(CONFIG).size
+        whole = _read(device, 0, size)
+        t.equal(len(whole), size, "bytes of one read of everything")
+        for _ in range(60):
+            start = t.random.randrange(size)
+            length = min(t.random.choice((1, 2, 3, 4, 5, 8, 13, 64)), size - start)
+            t.equal(_read(device, start, length), whole[start : start + length], f"{length} at {start:#x}")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pci_config_rw(), vfio_pci_config_rw_single()")
+def slices_agree_with_the_whole(t: Test) -> None:
+    """Whatever part of configuration space is read, aligned or not, is that part of the whole."""
+    _slices_agree(t, "edu")
+
+
+@case(
+    needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pci_config_rw(), vfio_pci_cap_remaining_dword()"
+)
+def slices_of_extended_space_agree(t: Test) -> None:
+    """Whatever part of a PCI Express device's 4096 bytes is read, aligned or not, is that part of the
+    whole."""
+    _slices_agree(t, "igb")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_config_init(), vfio_cap_init()")
+def plain_device_is_shown_as_it_is(t: Test) -> None:
+    """Of a device with nothing to hide, every byte of configuration space is the device's own."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        shown, real = _read(device, 0, 256), _hardware(bdf, 0, 256)
+        t.equal([offset for offset in range(256) if shown[offset] != real[offset]], [], "offsets that differ")
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_cap_init(), vfio_ecap_init()")
+def capabilities_are_shown_as_they_are(t: Test) -> None:
+    """Both capability lists of a card are the card's own, and so is every byte but those of its power
+    management that tell of wake events."""
+    bdf = t.device("igb")
+    with opened(t, bdf) as device:
+        shown, real = _read(device, 0, 4096), _hardware(bdf, 0, 4096)
+        capabilities, extended = _capabilities(real), _extended(real)
+        t.check({CAP_PM, CAP_MSI, CAP_EXPRESS, CAP_MSIX} <= {one for one, _at in capabilities}, "an odd card")
+        t.equal(_capabilities(shown), capabilities, "the capabilities")
+        t.equal(_extended(shown), extended, "the extended capabilities")
+        pm = dict(capabilities)[CAP_PM]
+        wake = {pm + PM_PMC + 1, pm + PM_CTRL + 1}
+        differ = {offset for offset in range(4096) if shown[offset] != real[offset]}
+        t.equal(sorted(differ - wake), [], "other offsets that differ")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_basic_perm()")
+def header_is_out_of_reach(t: Test) -> None:
+    """No write to the header changes the device's, but for the command register and the cache line size; what
+    is neither a BAR nor the interrupt line does not even seem to change."""
+    bdf = t.device("edu")
+    free = {*range(PCI_COMMAND, PCI_COMMAND + 2), CACHE_LINE_SIZE, 0x0D, 0x0F}
+    virtual = {*range(BAR0, BAR0 + 24), *range(ROM_ADDRESS, ROM_ADDRESS + 4), 0x3C}
+    with opened(t, bdf) as device:
+        real, shown = _hardware(bdf, 0, HEADER), _read(device, 0, HEADER)
+        for offset in sorted(set(range(HEADER)) - free):
+            _write(device, offset, bytes([shown[offset] ^ 0xFF]))
+            if offset not in virtual:
+                t.equal(
+                    _read(device, offset, 1), shown[offset : offset + 1], f"the byte shown at {offset:#x}"
+                )
+        _write(device, 8, b"\xff" * 4)
+        _write(device, 0x28, b"\xff" * 8)
+        t.equal(_hardware(bdf, 0, HEADER), real, "the device's own header")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_basic_config_write()")
+def command_bits_reach_the_device(t: Test) -> None:
+    """What a user writes to the command register is what he reads and what the device has: port and memory
+    decoding, bus mastering, and the interrupt disable bit also without an interrupt set up."""
+    bdf = t.device("edu")
+    bits = (PCI_COMMAND_IO, PCI_COMMAND_MEMORY, PCI_COMMAND_MASTER, vfio.PCI_COMMAND_INTX_DISABLE)
+    with opened(t, bdf) as device:
+        first = device.read_config(PCI_COMMAND, 2)
+        for value in (*bits, 0, sum(bits), first):
+            device.write_config(PCI_COMMAND, 2, value)
+            got = device.read_config(PCI_COMMAND, 2) & sum(bits)
+            t.equal(got, value & sum(bits), f"bits shown after writing {value:#x}")
+            t.equal(_number(bdf, PCI_COMMAND, 2) & sum(bits), got, f"the device's bits after {value:#x}")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable() (pci_restore_state())")
+def next_user_finds_the_old_configuration(t: Test) -> None:
+    """What a user wrote to the cache line size reaches the device, and is gone, like his BARs and interrupt
+    line, for the next one."""
+    bdf = t.device("edu")
+    with pci.bound(bdf):
+        with opened(t, bdf) as device:
+            before = _read(device, 0, HEADER)
+            size = before[CACHE_LINE_SIZE] ^ 0x10
+            _write(device, CACHE_LINE_SIZE, bytes([size]))
+            t.equal(_number(bdf, CACHE_LINE_SIZE, 1), size, "the device's own cache line size")
+            _write(device, BAR0, b"\xff" * 24)
+            _write(device, 0x3C, b"\x99")
+            command = device.read_config(PCI_COMMAND, 2)
+            device.write_config(PCI_COMMAND, 2, command & ~PCI_COMMAND_MEMORY | vfio.PCI_COMMAND_INTX_DISABLE)
+        with opened(t, bdf) as device:
+            t.equal(_read(device, 0, HEADER), before, "the header for the next user")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pci_config_rw_single() (cfg_size)")
+def write_over_the_end_writes_nothing(t: Test) -> None:
+    """The space between capabilities is the device's own, to the last byte, and a write that goes over the
+    end is refused whole."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        last = _hardware(bdf, 252, 4)
+        other = bytes(byte ^ 0x5A for byte in last)
+        t.errno(errno.EFAULT, _write, device, 252, other + b"\0\0\0\0")
+        t.errno(errno.EFAULT, _write, device, 252, other + b"\0")
+        t.errno(errno.EFAULT, _write, device, 256, other)
+        t.equal(_hardware(bdf, 252, 4), last, "the last bytes after refused writes")
+        t.equal(_write(device, 252, other), 4, "bytes written at the end")
+        t.equal(_hardware(bdf, 252, 4), other, "the device's last bytes")
+        t.equal(_read(device, 252, 4), other, "the last bytes shown")
+        t.equal(_write(device, 253, last[1:]), 3, "three bytes written unaligned")
+        t.equal(_hardware(bdf, 252, 4), other[:1] + last[1:], "the device's last bytes after that")
+        _write(device, 252, last)
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_default_config_write(), vfio_bar_fixup()")
+def bars_are_written_by_the_byte(t: Test) -> None:
+    """A write of any width and alignment to a virtual BAR changes the bytes written and no others, as far as
+    the BAR's size lets it."""
+    with opened(t, t.device("edu")) as device:
+        for offset, data, want in (
+            (BAR0, b"\xff\xff\xff\xff", 0xFFF00000),
+            (BAR0 + 3, b"\xd0", 0xD0F00000),
+            (BAR0 + 1, b"\xff\xa0\xb0", 0xB0A00000),
+            (BAR0 + 1, b"\xff\xcf", 0xB0C00000),
+            (BAR0 - 1, b"\xff\xff\xff\x10\xc0\xff", 0xC0100000),
+            (BAR0 - 4, b"\0\0\0\0\0\0\0\0", 0),
+        ):
+            t.equal(_write(device, offset, data), len(data), f"bytes written at {offset:#x}")
+            t.equal(device.read_config(BAR0, 4), want, f"the BAR after {data.hex()} at {offset:#x}")
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_bar_fixup(), vfio_generate_bar_flags()")
+def bars_of_every_kind_are_sized(t: Test) -> None:
+    """Ones written to all BARs at once read back as the size and kind of each, memory, port and 64 bits wide,
+    and the card's own stay."""
+    bdf = t.device("igb")
+    with opened(t, bdf) as device:
+        real = struct.unpack("<6I", _hardware(bdf, BAR0, 24))
+        t.equal(_write(device, BAR0, b"\xff" * 24), 24, "bytes written")
+        want, upper = [], False
+        for index, bar in enumerate(real):
+            size = device.region(index).size
+            if upper:
+                want.append(0xFFFFFFFF)
+                upper = False
+                continue
+            kind = bar & (3 if bar & 1 else 0xF)
+            want.append(-size & 0xFFFFFFFF | kind if size else 0)
+            upper = bool(size) and kind & 7 == 4
+        t.equal(list(struct.unpack("<6I", _read(device, BAR0, 24))), want, "the BARs after writing ones")
+        t.equal(struct.unpack("<6I", _hardware(bdf, BAR0, 24)), real, "the card's own BARs")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_need_bar_restore(), vfio_bar_restore()")
+def lost_bars_are_put_back(t: Test) -> None:
+    """When a device has lost its BARs behind VFIO's back, the next write to the command register puts them
+    back, and its registers answer."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device, device.bar() as bar:
+        real = _hardware(bdf, BAR0, 4)
+        with open(pci.path_of(bdf) / "config", "r+b", buffering=0) as config:
+            os.pwrite(config.fileno(), bytes(4), BAR0)
+        t.equal(_number(bdf, BAR0, 4), 0, "the device's own BAR, lost")
+        device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2))
+        t.equal(_hardware(bdf, BAR0, 4), real, "the device's own BAR after the write")
+        t.check(edu.Edu(bar).is_edu(), "the mapped BAR no longer leads to the device")
+        t.check(any("restoring BARs" in line for line in t.dmesg()), "the kernel did not say so")
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_config.c vfio_msi_config_read(); PCI Local Bus 3.0 section 6.8.1.3",
+    known="the read-only bits of the MSI message control register keep what a user writes to them, for "
+    "vfio_msi_config_read() puts their true value at the start of the capability and not in its register",
+)
+def msi_capabilities_cannot_be_written(t: Test) -> None:
+    """How many MSI vectors a device can have, and whether it takes 64-bit addresses, are not the user's to
+    write."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        flags = _find(t, bdf, CAP_MSI) + MSI_FLAGS
+        before = device.read_config(flags, 2)
+        device.write_config(flags, 2, before ^ (MSI_CAPABLE | MSI_64BIT))
+        got = device.read_config(flags, 2)
+        t.equal(
+            got & MSI_CAPABLE, before & MSI_CAPABLE, "the number of vectors that the device is capable of"
+        )
+        t.equal(got & MSI_64BIT, before & MSI_64BIT, "the 64-bit bit")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_msi_config_write() (msi_qmax)")
+def msi_vectors_are_enabled_by_set_irqs_alone(t: Test) -> None:
+    """More MSI vectors than SET_IRQS has enabled cannot be enabled in configuration space, and clearing the
+    enable bit there leaves what SET_IRQS enabled to be disabled by it."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        flags = _find(t, bdf, CAP_MSI) + MSI_FLAGS
+        for enabled in (False, True):
+            if enabled:
+                device.set_eventfds(vfio.MSI, Event().fd)
+            for vectors in (0x10, 0x70):
+                before = device.read_config(flags, 2) & ~MSI_ENABLED_VECTORS
+                device.write_config(flags, 2, before | vectors)
+                t.equal(device.read_config(flags, 2) & MSI_ENABLED_VECTORS, 0, "vectors shown")
+                t.equal(_number(bdf, flags, 2) & MSI_ENABLED_VECTORS, 0, "vectors enabled in the device")
+        device.disable_irqs(vfio.MSI)
+        t.equal(_number(bdf, flags, 2) & 1, 0, "the device's enable bit after SET_IRQS")
+
+
+def _survives(access: Callable[[], object]) -> int:
+    """Run *access* in a process of its own and return the signal that ended it, 0 for none."""
+    with Child(access) as child:
+        status = child.wait()
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+@case(
+    needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pm_config_write(); vfio_pci_set_power_state()"
+)
+def sleeping_device_has_no_memory(t: Test) -> None:
+    """In D3hot the card's state reads so, its BAR is EIO by file and a SIGBUS by mapping; back in D0
+    everything is as before, BARs and command register too. A state that the card does not have is ignored."""
+    bdf = t.device("igb")
+    with opened(t, bdf) as device, device.bar() as bar:
+        pmcsr, offset = _find(t, bdf, CAP_PM) + PM_CTRL, device.region(vfio.BAR0).offset
+        device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2) | PCI_COMMAND_MASTER)
+        header, status = _hardware(bdf, 4, 0x30), bar.read32(8)
+        device.write_config(pmcsr, 2, D1)
+        t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after writing D1")
+        device.write_config(pmcsr, 2, D3HOT)
+        t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D3HOT, "the state after writing D3hot")
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), igb.DEVICE_ID << 16 | igb.VENDOR_ID, "ids asleep")
+        t.errno(errno.EIO, os.pread, device.fd, 4, offset + 8)
+        t.errno(errno.EIO, os.pwrite, device.fd, bytes(4), offset)
+        t.equal(_survives(lambda: bar.read32(8)), int(signal.SIGBUS), "the signal of a load")
+        device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2) | PCI_COMMAND_MEMORY)
+        t.errno(errno.EIO, os.pread, device.fd, 4, offset + 8)
+        device.write_config(pmcsr, 2, D0)
+        t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after writing D0")
+        t.equal(_hardware(bdf, 4, 0x30), header, "the card's own header")
+        t.equal(bar.read32(8) & 0xF, status & 0xF, "duplex, link and function id by the mapping")
+
+
+@case(
+    needs=IGB,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset(), vfio_pci_core_disable()",
+    timeout=45,
+)
+def sleeping_device_is_woken(t: Test) -> None:
+    """A reset wakes a card from D3hot, and a user who leaves it there leaves it awake for the next."""
+    bdf = t.device("igb")
+    with pci.bound(bdf):
+        with opened(t, bdf) as device, device.bar() as bar:
+            pmcsr = _find(t, bdf, CAP_PM) + PM_CTRL
+            device.write_config(pmcsr, 2, D3HOT)
+            device.reset()
+            t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after a reset")
+            t.check(bar.read32(8) != 0xFFFFFFFF, "the status register reads as ones after the reset")
+            device.write_config(pmcsr, 2, D3HOT)
+        with opened(t, bdf) as device, device.bar() as bar:
+            t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state for the next user")
+            t.check(bar.read32(8) != 0xFFFFFFFF, "the status register reads as ones for the next user")
+            t.equal(len(os.pread(device.fd, 4, device.region(vfio.BAR0).offset)), 4, "bytes read by file")
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_pm_perm()")
+def wake_events_are_not_the_users(t: Test) -> None:
+    """The bit that enables wake events reads as zero whatever the card or the user writes, and the user can
+    neither set nor clear the card's."""
+    bdf = t.device("igb")
+    with opened(t, bdf) as device, open(pci.path_of(bdf) / "config", "r+b", buffering=0) as config:
+        pmcsr = _find(t, bdf, CAP_PM) + PM_CTRL
+        for real in (0, PMCSR_PME_ENABLE):
+            os.pwrite(config.fileno(), struct.pack("<H", real), pmcsr)
+            t.equal(_number(bdf, pmcsr, 2) & PMCSR_PME_ENABLE, real, "the card's own bit, set past VFIO")
+            for size, offset, value in (
+                (2, 0, real ^ PMCSR_PME_ENABLE),
+                (4, 0, PMCSR_PME_ENABLE),
+                (1, 1, 0),
+                (1, 1, 1),
+            ):
+                device.write_config(pmcsr + offset, size, value)
+                t.equal(device.read_config(pmcsr, 2) & PMCSR_PME_ENABLE, 0, "the bit shown")
+                t.equal(_number(bdf, pmcsr, 2) & PMCSR_PME_ENABLE, real, "the card's own bit")
+        os.pwrite(config.fileno(), bytes(2), pmcsr)
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_exp_perm(), vfio_exp_config_write()")
+def payload_size_is_virtual(t: Test) -> None:
+    """A user sees the payload and read request sizes that he writes, the card keeps the payload size that
+    suits its bus, and the next user sees the card's again; the link is out of reach."""
+    bdf = t.device("igb")
+    with pci.bound(bdf):
+        express = _find(t, bdf, CAP_EXPRESS)
+        control, link = express + EXPRESS_DEVCTL, express + EXPRESS_LNKCTL
+        with opened(t, bdf) as device:
+            before, real = device.read_config(control, 2), _number(bdf, control, 2)
+            wanted = before ^ (DEVCTL_PAYLOAD | DEVCTL_READ_REQUEST & 0x5000)
+            device.write_config(control, 2, wanted)
+            t.equal(device.read_config(control, 2), wanted, "what the user sees of his own write")
+            got = _number(bdf, control, 2) & DEVCTL_PAYLOAD
+            t.equal(got, real & DEVCTL_PAYLOAD, "the card's payload size")
+            wide = _number(bdf, link, 2)
+            device.write_config(link, 2, wide ^ 0x43)
+            t.equal((device.read_config(link, 2), _number(bdf, link, 2)), (wide, wide), "link control")
+        with opened(t, bdf) as device:
+            t.equal(device.read_config(control, 2), before, "what the next user sees")
+            t.equal(_number(bdf, control, 2), real, "the card's own register for the next user")
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c cap_perms (read only by default)")
+def msix_capability_is_read_only(t: Test) -> None:
+    """A user can neither enable nor mask MSI-X in configuration space, nor switch off there what SET_IRQS
+    switched on, nor move the table."""
+    bdf = t.device("igb")
+    with opened(t, bdf) as device:
+        cap = _find(t, bdf, CAP_MSIX)
+        control = _number(bdf, cap + 2, 2)
+        t.check(not control & MSIX_ENABLE, "MSI-X is enabled after open")
+        for value in (control | MSIX_ENABLE, control | MSIX_MASK_ALL, 0xFFFF):
+            device.write_config(cap + 2, 2, value)
+            t.equal(device.read_config(cap + 2, 2), control, f"message control shown after {value:#x}")
+            t.equal(_number(bdf, cap + 2, 2), control, f"the card's message control after {value:#x}")
+        for offset in (cap + 4, cap + 8):
+            place = _number(bdf, offset, 4)
+            device.write_config(offset, 4, place ^ 0x1FFF)
+            t.equal((device.read_config(offset, 4), _number(bdf, offset, 4)), (place, place), "table and PBA")
+        device.set_eventfds(vfio.MSIX, Event().fd)
+        device.write_config(cap + 2, 2, control)
+        t.check(_number(bdf, cap + 2, 2) & MSIX_ENABLE, "the user switched MSI-X off")
+        t.check(device.read_config(cap + 2, 2) & MSIX_ENABLE, "MSI-X is not shown as enabled")
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c ecap_perms (read only by default)")
+def user_makes_no_virtual_functions(t: Test) -> None:
+    """Nothing that a user writes to the SR-IOV capability reaches the card: no virtual function appears."""
+    bdf = t.device("igb")
+    with opened(t, bdf) as device:
+        caps = dict(_extended(_hardware(bdf, 0, 4096)))
+        t.check(EXT_CAP_SRIOV in caps, "the card has no SR-IOV capability")
+        cap = caps[EXT_CAP_SRIOV]
+        before = _hardware(bdf, cap, 0x40)
+        _write(device, cap + SRIOV_NUM_VF, struct.pack("<H", 2))
+        _write(device, cap + SRIOV_PAGE_SIZE, b"\xff" * 4)
+        _write(device, cap + 0x24, b"\xff" * 24)
+        _write(device, cap + SRIOV_CTRL, struct.pack("<H", SRIOV_ENABLE))
+        t.equal(_hardware(bdf, cap, 0x40), before, "the card's own capability")
+        t.equal(_read(device, cap, 0x40), before, "the capability shown")
+        _write(device, cap, before)
+        t.equal(len(t.devices("igb-vf")), 0, "virtual functions")
