@@ -12,7 +12,7 @@ import os
 import struct
 import time
 
-from guest import forked, libc, memory, pci, vfio
+from guest import brink, forked, libc, memory, pci, vfio
 from guest import iommufd as api
 from guest.case import Failure, Test, case
 from guest.iommufd import LAST_IOVA, Iommufd
@@ -248,6 +248,59 @@ def structure_may_grow(t: Test) -> None:
                 t.equal(struct.unpack_from("<QQ", longer, 24), (PAGE, page.physical()), "length and address")
             else:
                 t.errno(errno.E2BIG, user.iommufd.call, api.IOAS_NOIOMMU_GET_PA, longer)
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl(); ioas.c iommufd_ioas_noiommu_get_pa()",
+)
+def structure_may_end_where_memory_does(t: Test) -> None:
+    """The structure may be the last of memory; one that memory cuts short, whose size lies about what
+    follows, or that cannot take the answer is EFAULT, and the mapping does not suffer."""
+    with (
+        through_cdev(t.device("edu", iommu=False)) as user,
+        memory.anonymous() as page,
+        brink.Brink() as edge,
+    ):
+        page.touch()
+        user.map(page, BASE)
+        fd, request = user.iommufd.fd, api.IOAS_NOIOMMU_GET_PA
+        whole = api.NoiommuGetPa(ioas_id=user.ioas, iova=BASE, length=PAGE)
+        for short in (3, 4, 39):
+            t.errno(errno.EFAULT, brink.ioctl, fd, request, edge.put(whole, short))
+        for size in (0, 4, 39):
+            short_one = api.NoiommuGetPa(size=size, ioas_id=user.ioas, iova=BASE, length=PAGE)
+            t.errno(errno.EINVAL, brink.ioctl, fd, request, edge.put(short_one, 39))
+        for size in (41, PAGE + 1, 0xFFFFFFFF):
+            liar = api.NoiommuGetPa(size=size, ioas_id=user.ioas, iova=BASE, length=PAGE)
+            t.errno(errno.EFAULT, brink.ioctl, fd, request, edge.put(liar))
+        readable, where = brink.frozen(whole)
+        with readable:
+            t.errno(errno.EFAULT, brink.ioctl, fd, request, where)
+        brink.ioctl(fd, request, edge.put(whole))
+        answer = api.NoiommuGetPa.from_buffer_copy(edge.tail(40))
+        t.equal((answer.out_phys, answer.length), (page.physical(), PAGE), "address and length")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); iopt_get_phys()")
+def longest_question_is_answered(t: Test) -> None:
+    """Any length may be asked for, up to 2^64-1, from any byte, and the input fields come back as they were;
+    what out_phys held before does not matter."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, BASE)
+        for offset in (0, 1, PAGE - 1):
+            for length in (PAGE - offset, PAGE + 1, LAST_IOVA - 1, LAST_IOVA):
+                ask = api.NoiommuGetPa(
+                    ioas_id=user.ioas, iova=BASE + offset, length=length, out_phys=UNTOUCHED
+                )
+                user.iommufd.call(api.IOAS_NOIOMMU_GET_PA, ask)
+                got = (ask.out_phys, ask.length)
+                t.equal(
+                    got, (page.physical() + offset, PAGE - offset), f"answer for {length:#x} at {offset:#x}"
+                )
+                kept = (ask.size, ask.flags, ask.ioas_id, ask.reserved, ask.iova)
+                t.equal(kept, (40, 0, user.ioas, 0, BASE + offset), "the fields that are only input")
 
 
 @case(
