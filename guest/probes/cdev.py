@@ -571,7 +571,8 @@ def ids_belong_to_one_iommufd(t: Test) -> None:
         devid = second.bind_iommufd(strange.fd)
         foreign = [strange.ioas_alloc() for _ in range(8)][-1]
         t.errno(errno.ENOENT, user.device.attach, foreign)
-        t.errno(errno.ENOENT, user.iommufd.hwpt_alloc, user.devid, foreign + NOBODY_HAS_THIS_ID)
+        t.errno(errno.ENOENT, user.iommufd.hwpt_alloc, foreign, user.ioas)
+        t.errno(errno.EINVAL, user.iommufd.hwpt_alloc, user.devid, foreign)
         t.errno(errno.ENOENT, user.iommufd.get_hw_info, foreign)
         t.errno(errno.ENOENT, user.iommufd.destroy, foreign)
         t.errno(errno.EBUSY, strange.destroy, devid)
