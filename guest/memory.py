@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import struct
 from pathlib import Path
 from types import TracebackType
 from typing import Optional
@@ -16,6 +17,8 @@ from guest import libc
 PAGE = 4096
 HUGE = 2 * 1024 * 1024
 NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+STAT_REFRESH = Path("/proc/sys/vm/stat_refresh")
+VMSTAT = Path("/proc/vmstat")
 
 # include/uapi/asm-generic/mman-common.h, include/uapi/asm-generic/hugetlb_encode.h
 MAP_FIXED = 0x10
@@ -118,9 +121,9 @@ def shared_file(fd: int, length: int) -> Buffer:
     return Buffer(libc.mmap(length, READ_WRITE, mmap.MAP_SHARED, fd), length)
 
 
-def memfd(length: int = PAGE) -> int:
-    """Return a memfd of *length* bytes."""
-    fd = os.memfd_create("vfio-harness", os.MFD_CLOEXEC)
+def memfd(length: int = PAGE, *, huge: bool = False) -> int:
+    """Return a memfd of *length* bytes, *huge* for one of 2 MiB pages."""
+    fd = os.memfd_create("vfio-harness", os.MFD_CLOEXEC | (os.MFD_HUGETLB if huge else 0))
     os.ftruncate(fd, length)
     return fd
 
@@ -152,9 +155,45 @@ def physical(address: int) -> int:
     return frame * PAGE + address % PAGE
 
 
+def frames(address: int, length: int) -> list[int]:
+    """Return the physical address of each page from *address* on, 0 for a page that is not there."""
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(address // PAGE * 8)
+        entries = struct.unpack(f"<{length // PAGE}Q", pagemap.read(length // PAGE * 8))
+    return [(entry & _PFN_MASK) * PAGE if entry & _PRESENT else 0 for entry in entries]
+
+
 def pinned_kib() -> int:
     """Return VmPin of this process in KiB: what drivers hold of its memory."""
+    return _status_kib("VmPin")
+
+
+def locked_kib() -> int:
+    """Return VmLck of this process in KiB: what counts against its own limit of locked memory."""
+    return _status_kib("VmLck")
+
+
+def _status_kib(name: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmPin:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1])
     return 0
+
+
+def statistics(*names: str) -> list[int]:
+    """Return what /proc/vmstat says of *names*, with every processor's share counted in."""
+    STAT_REFRESH.write_text("1", encoding="ascii")
+    lines = VMSTAT.read_text(encoding="ascii").splitlines()
+    values = {name: int(value) for name, value in (line.split() for line in lines)}
+    return [values[name] for name in names]
+
+
+def held_pins() -> int:
+    """Return how many times pages of memory are pinned in the whole machine (mm/gup.c)."""
+    acquired, released = statistics("nr_foll_pin_acquired", "nr_foll_pin_released")
+    return acquired - released
+
+
+def table_pages() -> int:
+    """Return how many pages IOMMU page tables take in the whole machine (drivers/iommu/iommu-pages.c)."""
+    return statistics("nr_iommu_pages")[0]
