@@ -90,6 +90,27 @@ class Child:
         os.close(self._report)
 
 
+class Gate:
+    """A gate between processes that were forked after it was made: shut until one of them opens it."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+
+    def open(self) -> None:
+        """Let everybody pass, now and later."""
+        os.write(self._writer, b"x")
+
+    def wait(self, timeout: float = 20.0) -> None:
+        """Return when it is open; raise TimeoutError."""
+        if not select.select([self._reader], [], [], timeout)[0]:
+            raise TimeoutError(f"nobody opened the gate within {timeout:g} s")
+
+    def close(self) -> None:
+        """Give its descriptors back."""
+        os.close(self._reader)
+        os.close(self._writer)
+
+
 def _run(function: Callable[[], object], report: int) -> NoReturn:
     try:
         try:

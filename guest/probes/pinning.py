@@ -1,0 +1,513 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Pinned memory: whose limit it counts against, what it survives, and that all of it is given back.
+
+Limits are lowered and privileges dropped in children alone; the iommufd is inherited, the memory is the
+child's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from guest import caps, forked, libc, memory, pci, vfio
+from guest import iommufd as api
+from guest.case import Test, case
+from guest.iommufd import LAST_IOVA, Iommufd
+from guest.memory import HUGE, PAGE
+from guest.opened import CdevUser, through_cdev
+
+BARE = ("noiommu-cdev", "edu", "!viommu")
+ACCOUNTING = "drivers/iommu/iommufd/pages.c iopt_pages_update_pinned()"
+
+BASE = 0x1000_0000
+PER_USER, PER_PROCESS = 0, 1
+LIMIT = 16
+"""Pages that a child may lock."""
+
+MADV_DONTNEED = 4  # include/uapi/asm-generic/mman-common.h
+
+CYCLES, REBINDS = 200, 30
+WARM_UP = 0.15
+SLAB_NOISE_KIB = 32
+"""What unreclaimable slabs may grow by without any leak, one slab of order 3; so many cycles of so small an
+object as a struct vfio_device_file are more."""
+
+
+@contextlib.contextmanager
+def _counted(bdf: str, mode: int) -> Iterator[CdevUser]:
+    """Open *bdf* as through_cdev() does, pinned memory being counted by *mode*."""
+    with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+        iommufd.option_set(api.OPTION_RLIMIT_MODE, mode)
+        devid = device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        device.attach(ioas)
+        yield CdevUser(device=device, iommufd=iommufd, ioas=ioas, devid=devid)
+
+
+def _limit(limit: int) -> None:
+    """Let this process lock *limit* bytes and no more; what is above a whole page cannot be used."""
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+    caps.drop(caps.CAP_IPC_LOCK)
+
+
+def _map(user: CdevUser, pages: int, iova: int) -> None:
+    """Map *pages* of fresh memory of this process, which stay until it ends."""
+    buffer = memory.anonymous(pages * PAGE)
+    buffer.touch()
+    user.map(buffer, iova)
+
+
+def _expect_room(t: Test, user: CdevUser, pages: int, iova: int) -> None:
+    """Fail unless exactly *pages* can be pinned; leave nothing mapped."""
+    t.errno(errno.ENOMEM, _map, user, pages + 1, iova)
+    if pages:
+        _map(user, pages, iova)
+        user.iommufd.unmap(user.ioas, iova, pages * PAGE)
+
+
+@contextlib.contextmanager
+def _holder(use: Callable[[], object], *, killed: bool = False) -> Iterator[None]:
+    """A child that has done *use* and stays until the end of the block, where it exits or is *killed*."""
+    ready, done = forked.Gate(), forked.Gate()
+
+    def hold() -> None:
+        use()
+        ready.open()
+        done.wait(60)
+
+    with forked.Child(hold) as child:
+        while not child.ended():
+            with contextlib.suppress(TimeoutError):
+                ready.wait(0.05)
+                break
+        yield
+        if killed:
+            child.kill()
+            child.wait()
+        else:
+            done.open()
+            child.result()
+    ready.close()
+    done.close()
+
+
+@case(needs=BARE, cites=f"{ACCOUNTING}, incr_user_locked_vm()")
+def processes_of_a_user_share_a_limit(t: Test) -> None:
+    """Counted per user, what one process pinned is missing to the next, even after its end."""
+    with _counted(t.device("edu"), PER_USER) as user:
+
+        def first() -> None:
+            _limit(LIMIT * PAGE)
+            _map(user, 12, BASE)
+            t.equal((memory.pinned_kib(), memory.locked_kib()), (48, 0), "KiB pinned and locked")
+
+        def second(room: int) -> None:
+            _limit(LIMIT * PAGE)
+            _expect_room(t, user, room, BASE + HUGE)
+
+        with _holder(first):
+            t.in_child(lambda: second(4))
+        t.in_child(lambda: second(4))
+        user.iommufd.unmap(user.ioas, 0, LAST_IOVA)
+        t.in_child(lambda: second(16))
+
+
+@case(needs=BARE, cites=f"{ACCOUNTING}, update_mm_locked_vm()")
+def processes_have_limits_of_their_own(t: Test) -> None:
+    """Counted per process, each may pin up to its limit, and VmLck shows it until somebody unmaps."""
+    with _counted(t.device("edu"), PER_PROCESS) as user:
+        unmapped = forked.Gate()
+
+        def first() -> None:
+            _limit(LIMIT * PAGE)
+            _map(user, LIMIT, BASE)
+            ready.open()
+            t.equal((memory.pinned_kib(), memory.locked_kib()), (64, 64), "KiB pinned and locked")
+            unmapped.wait()
+            t.equal((memory.pinned_kib(), memory.locked_kib()), (0, 0), "KiB when another has unmapped")
+            _expect_room(t, user, LIMIT, BASE)
+
+        def second() -> None:
+            _limit(LIMIT * PAGE)
+            _expect_room(t, user, LIMIT, BASE + HUGE)
+
+        ready = forked.Gate()
+        with forked.Child(first) as child:
+            ready.wait()
+            t.in_child(second)
+            user.iommufd.unmap(user.ioas, BASE, LIMIT * PAGE)
+            unmapped.open()
+            child.result()
+
+
+@case(needs=BARE, cites=f"{ACCOUNTING}, iopt_alloc_pages() (source_user)")
+def users_have_limits_of_their_own(t: Test) -> None:
+    """Counted per user, what one user has pinned takes nothing from another."""
+    with _counted(t.device("edu"), PER_USER) as user:
+
+        def as_root() -> None:
+            _limit(LIMIT * PAGE)
+            _map(user, LIMIT, BASE)
+
+        def as_nobody() -> None:
+            _limit(LIMIT * PAGE)
+            caps.become()
+            _expect_room(t, user, LIMIT, BASE + HUGE)
+
+        with _holder(as_root):
+            t.in_child(as_nobody)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/pages.c iopt_alloc_pages() (CAP_IPC_LOCK)")
+def ipc_lock_lifts_the_limit(t: Test) -> None:
+    """With CAP_IPC_LOCK memory is pinned beyond any limit and counts against none, in either mode."""
+    for mode in (PER_USER, PER_PROCESS):
+        with _counted(t.device("edu"), mode) as user:
+
+            def privileged() -> None:
+                resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+                _map(user, 2 * LIMIT, BASE)
+                t.equal((memory.pinned_kib(), memory.locked_kib()), (128, 0), "KiB pinned and locked")
+
+            def limited() -> None:
+                _limit(LIMIT * PAGE)
+                _expect_room(t, user, LIMIT, BASE + HUGE)
+
+            with _holder(privileged):
+                t.in_child(limited)
+
+
+@case(needs=BARE, cites=f"{ACCOUNTING}, incr_user_locked_vm(), iopt_area_fill_domains() (unwinding)")
+def refused_map_pins_nothing(t: Test) -> None:
+    """A map of one page too many is undone to the last page: what it had counted is free again."""
+    pages = t.random.randrange(600, 1500)
+    t.log(f"seed {t.seed}, {pages} pages")
+    for mode in (PER_USER, PER_PROCESS):
+        with _counted(t.device("edu"), mode) as user:
+            before = memory.held_pins()
+
+            def limited() -> None:
+                _limit(pages * PAGE + PAGE - 1)
+                for _ in range(2):
+                    t.errno(errno.ENOMEM, _map, user, pages + 1, BASE)
+                    t.equal((memory.pinned_kib(), memory.locked_kib()), (0, 0), "KiB pinned and locked")
+                _expect_room(t, user, pages, BASE)
+
+            t.in_child(limited)
+            t.equal(memory.held_pins(), before, "pins in the machine")
+
+
+@case(needs=BARE, cites=f"{ACCOUNTING} (source_task); pages.c pfn_reader_user_pin() pin_user_pages_remote()")
+def attach_charges_who_mapped(t: Test) -> None:
+    """Whoever attaches, the limit is that of the process that mapped, as it is now, and so are the pages."""
+    with _counted(t.device("edu"), PER_USER) as user:
+        user.device.detach()
+        mapped, refused, attached, raised = (forked.Gate() for _ in range(4))
+
+        def owner() -> list[int]:
+            caps.drop(caps.CAP_IPC_LOCK)
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (LIMIT * PAGE, 4 * LIMIT * PAGE))
+            buffer = memory.anonymous(2 * LIMIT * PAGE)
+            buffer.touch()
+            user.map(buffer, BASE)
+            mapped.open()
+            refused.wait()
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (2 * LIMIT * PAGE, 4 * LIMIT * PAGE))
+            raised.open()
+            attached.wait()
+            t.equal(memory.pinned_kib(), 8 * LIMIT, "KiB pinned of the owner")
+            return memory.frames(buffer.address, buffer.length)
+
+        with forked.Child(owner) as child:
+            mapped.wait()
+            t.errno(errno.ENOMEM, user.device.attach, user.ioas)
+            refused.open()
+            raised.wait()
+            user.device.attach(user.ioas)
+            t.equal(memory.pinned_kib(), 0, "KiB pinned of who attached")
+            got = [user.iommufd.get_pa(user.ioas, BASE + page * PAGE, 1)[0] for page in range(2 * LIMIT)]
+            attached.open()
+            t.equal(got, child.result(), "the addresses, and the frames of the owner")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin() (mmget_not_zero)")
+def memory_of_the_dead_cannot_be_attached(t: Test) -> None:
+    """Memory whose process has ended unattached is EFAULT to attach; without it the IOAS attaches."""
+    with through_cdev(t.device("edu")) as user:
+        user.device.detach()
+        before = memory.held_pins()
+        t.in_child(lambda: _map(user, 8, BASE))
+        t.errno(errno.EFAULT, user.device.attach, user.ioas)
+        t.equal(memory.held_pins(), before, "pins in the machine after the refusal")
+        t.equal(user.iommufd.unmap(user.ioas, 0, LAST_IOVA), 8 * PAGE, "bytes still mapped")
+        user.device.attach(user.ioas)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pin_memfd_pages(), pfn_reader_user_pin() (user->file)")
+def file_needs_no_living_owner(t: Test) -> None:
+    """A memfd that a process mapped before its end attaches all the same, for the pages are the file's."""
+    fd = memory.memfd(8 * PAGE)
+    with through_cdev(t.device("edu")) as user, memory.shared_file(fd, 8 * PAGE) as view:
+        view.touch()
+        user.device.detach()
+        t.in_child(lambda: user.iommufd.map_file(user.ioas, fd, 8 * PAGE, BASE))
+        os.close(fd)
+        user.device.attach(user.ioas)
+        got = [user.iommufd.get_pa(user.ioas, BASE + page * PAGE, 1)[0] for page in range(8)]
+        t.equal(got, memory.frames(view.address, view.length), "the addresses, and the frames of the file")
+
+
+@case(needs=BARE, cites=f"{ACCOUNTING}; pages.c iopt_area_unfill_domain(), update_mm_locked_vm()")
+def pages_outlive_their_owner(t: Test) -> None:
+    """Pages of a killed process stay pinned where they are until somebody unmaps them, without complaint."""
+    for mode in (PER_USER, PER_PROCESS):
+        with _counted(t.device("edu"), mode) as user:
+            before = memory.held_pins()
+
+            def owner() -> None:
+                _limit(LIMIT * PAGE)
+                _map(user, LIMIT, BASE)
+
+            with _holder(owner, killed=True):
+                addresses = [user.physical(BASE + page * PAGE, PAGE) for page in range(LIMIT)]
+            got = [user.physical(BASE + page * PAGE, PAGE) for page in range(LIMIT)]
+            t.equal(got, addresses, "the addresses after the kill")
+            t.equal(memory.held_pins() - before, LIMIT, "pins in the machine after the kill")
+            user.iommufd.unmap(user.ioas, 0, LAST_IOVA)
+            t.equal(memory.held_pins(), before, "pins in the machine after the unmap")
+    _no_complaint(t)
+
+
+def _no_complaint(t: Test) -> None:
+    words = ("WARNING:", "BUG:", "refcount_t:", "Time out waiting for iommufd")
+    t.equal(
+        [line for line in t.dmesg() if any(word in line for word in words)], [], "the kernel's complaints"
+    )
+
+
+@case(needs=BARE, cites=f"{ACCOUNTING}; pages.c iopt_area_fill_domains(), iopt_area_unfill_domain()")
+def copy_and_second_table_pin_nothing(t: Test) -> None:
+    """Pages are pinned once for all copies and page tables; what a copy still uses stays, the rest goes."""
+    with through_cdev(t.device("edu")) as user, memory.anonymous(64 * PAGE) as buffer:
+        buffer.touch()
+        before = memory.held_pins()
+        user.map(buffer, BASE)
+        other = user.iommufd.ioas_alloc()
+        for ioas in (user.ioas, other):
+            user.iommufd.hwpt_alloc(user.devid, ioas)
+        user.iommufd.copy(other, user.ioas, 16 * PAGE, BASE + 24 * PAGE, BASE)
+        user.iommufd.copy(user.ioas, user.ioas, 8 * PAGE, BASE + 36 * PAGE, BASE + HUGE)
+        t.equal((memory.held_pins() - before, memory.pinned_kib()), (64, 256), "pins and KiB with all of it")
+        user.iommufd.unmap(user.ioas, BASE, buffer.length)
+        # Pages 24 to 39 and 36 to 43 are left: twenty.
+        t.equal((memory.held_pins() - before, memory.pinned_kib()), (20, 80), "pins and KiB of the copies")
+        user.iommufd.unmap(other, 0, LAST_IOVA)
+        t.equal((memory.held_pins() - before, memory.pinned_kib()), (8, 32), "pins and KiB of the last copy")
+        user.iommufd.unmap(user.ioas, 0, LAST_IOVA)
+        t.equal((memory.held_pins() - before, memory.pinned_kib()), (0, 0), "pins and KiB in the end")
+
+
+@case(needs=BARE, cites="mm/gup.c (FOLL_LONGTERM, FOLL_PIN); drivers/iommu/iommufd/pages.c")
+def pinned_pages_survive_munmap(t: Test) -> None:
+    """After munmap the pages are the device's still: same addresses, and nobody else is given them."""
+    with through_cdev(t.device("edu")) as user:
+        buffer = memory.anonymous(64 * PAGE)
+        buffer.touch()
+        user.map(buffer, BASE)
+        old = memory.frames(buffer.address, buffer.length)
+        buffer.close()
+        with memory.anonymous(8 * HUGE) as other:
+            other.touch()
+            shared = set(old) & set(memory.frames(other.address, other.length))
+        t.equal(shared, set(), "pinned frames that were given to other memory")
+        got = [user.iommufd.get_pa(user.ioas, BASE + page * PAGE, 1)[0] for page in range(64)]
+        t.equal(got, old, "the addresses after munmap")
+        t.equal(memory.pinned_kib(), 256, "KiB pinned after munmap")
+
+
+@case(needs=BARE, cites="mm/madvise.c madvise_dontneed_single_vma(); drivers/iommu/iommufd/pages.c")
+def dontneed_parts_process_and_device(t: Test) -> None:
+    """After MADV_DONTNEED the process has new, empty pages, and the device keeps the old ones."""
+    with through_cdev(t.device("edu")) as user, memory.anonymous(8 * PAGE) as buffer:
+        buffer.fill(0x5A)
+        user.map(buffer, BASE)
+        old = memory.frames(buffer.address, buffer.length)
+        libc.madvise(buffer.address, buffer.length, MADV_DONTNEED)
+        t.check(not any(buffer.read()), "the process still sees the old bytes")
+        buffer.touch()
+        t.equal(set(old) & set(memory.frames(buffer.address, buffer.length)), set(), "frames in both hands")
+        got = [user.iommufd.get_pa(user.ioas, BASE + page * PAGE, 1)[0] for page in range(8)]
+        t.equal(got, old, "the device's addresses")
+
+
+@case(needs=BARE, cites="mm/shmem.c shmem_undo_range(); drivers/iommu/iommufd/pages.c pin_memfd_pages()")
+def truncation_leaves_the_pinned_pages(t: Test) -> None:
+    """A memfd truncated while mapped gets new pages when it grows again; the device keeps the old ones."""
+    fd = memory.memfd(8 * PAGE)
+    with through_cdev(t.device("edu")) as user, memory.shared_file(fd, 8 * PAGE) as view:
+        view.touch()
+        user.iommufd.map_file(user.ioas, fd, 8 * PAGE, BASE)
+        old = memory.frames(view.address, view.length)
+        os.ftruncate(fd, 0)
+        os.ftruncate(fd, 8 * PAGE)
+        view.touch()
+        t.equal(set(old) & set(memory.frames(view.address, view.length)), set(), "frames in both hands")
+        got = [user.iommufd.get_pa(user.ioas, BASE + page * PAGE, 1)[0] for page in range(8)]
+        t.equal(got, old, "the device's addresses")
+    os.close(fd)
+
+
+@case(needs=BARE, cites="mm/gup.c gup_must_unshare() (FOLL_LONGTERM breaks copy-on-write in advance)")
+def read_only_pin_holds_through_a_write(t: Test) -> None:
+    """Memory mapped for reading before its first write has no shared zero page: a write moves nothing."""
+    with through_cdev(t.device("edu")) as user, memory.anonymous(8 * PAGE) as buffer:
+        for page in range(0, 8, 2):
+            t.equal(buffer.read(page * PAGE, 1), b"\0", "the first byte")  # read in: the zero page is there
+        user.iommufd.map(user.ioas, buffer.address, buffer.length, BASE, flags=api.MAP_READABLE)
+        got = [user.iommufd.get_pa(user.ioas, BASE + page * PAGE, 1)[0] for page in range(8)]
+        t.equal(len(set(got)), 8, "different pages")
+        buffer.touch()
+        t.equal(memory.frames(buffer.address, buffer.length), got, "the frames after the write")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_disable_large_pages()")
+def large_pages_save_a_table(t: Test) -> None:
+    """A 2 MiB page takes one more page of tables with large pages off, and as many pins as it has pages."""
+    if memory.set_hugepages(1) < 1:
+        t.skip("the kernel cannot reserve a page of 2 MiB")
+    with through_cdev(t.device("edu")) as user, memory.hugetlb() as buffer:
+        buffer.touch(HUGE)
+        sizes, pins = [], memory.held_pins()
+        for large in (1, 0):
+            before = memory.table_pages()
+            ioas = user.iommufd.ioas_alloc()
+            user.iommufd.option_set(api.OPTION_HUGE_PAGES, large, ioas)
+            table = user.iommufd.hwpt_alloc(user.devid, ioas)
+            user.iommufd.map(ioas, buffer.address, HUGE, 16 * HUGE)
+            sizes.append(memory.table_pages() - before)
+            t.equal(memory.held_pins() - pins, HUGE // PAGE, "pins of a 2 MiB page")
+            t.equal(memory.pinned_kib(), HUGE // 1024, "KiB pinned of a 2 MiB page")
+            user.iommufd.destroy(table)
+            user.iommufd.destroy(ioas)
+            t.equal(memory.table_pages(), before, "pages of tables after their end")
+        t.equal(sizes[1] - sizes[0], 1, f"pages of tables saved (with and without large pages: {sizes})")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); hw_pagetable.c; iommu-pages.c")
+def every_end_gives_everything_back(t: Test) -> None:
+    """Unmap, detach, close, exit and kill each give back all pins and, with the table, all of its pages."""
+    bdf = t.device("edu")
+    with pci.bound(bdf):
+        before = (memory.held_pins(), memory.table_pages())
+        for end in ("unmap", "detach", "close", "exit", "kill"):
+            t.log(f"end by {end}")
+            ready = forked.Gate()
+
+            def use(how: str = end, ready: forked.Gate = ready) -> None:
+                _use_until(bdf, how, ready)
+
+            with forked.Child(use) as child:
+                ready.wait()
+                if end != "exit":
+                    left = (memory.held_pins() - before[0], memory.table_pages() > before[1])
+                    want = {"kill": (64, True), "unmap": (0, True)}.get(end, (0, False))
+                    t.equal(left, want, f"pins, and whether tables are left, at {end}")
+                    child.kill()
+                child.wait()
+            t.equal((memory.held_pins(), memory.table_pages()), before, f"pins and table pages after {end}")
+
+
+def _use_until(bdf: str, how: str, ready: forked.Gate) -> None:
+    """Map 64 pages, end that in the way *how*, and stay, or end as a process."""
+    device, iommufd = vfio.open_cdev(bdf), Iommufd()
+    devid = device.bind_iommufd(iommufd.fd)
+    user = CdevUser(device=device, iommufd=iommufd, ioas=iommufd.ioas_alloc(), devid=devid)
+    device.attach(user.ioas)
+    _map(user, 64, BASE)
+    if how == "unmap":
+        iommufd.unmap(user.ioas, 0, LAST_IOVA)
+    elif how == "detach":
+        device.detach()
+    elif how == "close":
+        device.close()
+        iommufd.close()
+    ready.open()
+    if how != "exit":
+        forked.Gate().wait(60)
+
+
+def _meminfo(*names: str) -> list[int]:
+    values = {}
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, value = line.split()[:2]
+        values[name.rstrip(":")] = int(value)
+    return [values[name] for name in names]
+
+
+def _level() -> list[int]:
+    """What must be the same before and after: pins, table pages, pages that cannot go, open files."""
+    files = int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
+    return [memory.held_pins(), memory.table_pages(), *_meminfo("Unevictable", "Mlocked"), files]
+
+
+def _expect_no_growth(t: Test, cycle: Callable[[], None], turns: int) -> None:
+    """Run *cycle* till caches are warm, and then see that *turns* more of it leave nothing behind."""
+    for _ in range(int(turns * WARM_UP)):
+        cycle()
+    level, (slab,) = _level(), _meminfo("SUnreclaim")
+    for _ in range(turns):
+        cycle()
+    t.wait_until(lambda: _level() == level, f"return to {level} (now {_level()})", 2)
+    growth = _meminfo("SUnreclaim")[0] - slab
+    t.log(f"{turns} turns, slabs grew by {growth} KiB")
+    t.check(growth <= SLAB_NOISE_KIB, f"{turns} turns left {growth} KiB in unreclaimable slabs")
+
+
+@case(
+    needs=(*BARE, "!debug"),
+    cites="drivers/vfio/device_cdev.c; drivers/iommu/iommufd/main.c, pages.c iopt_release_pages()",
+    timeout=60,
+)
+def cycles_of_use_leave_nothing(t: Test) -> None:
+    """Open, bind, attach, map, ask, unmap and close, 200 times: no page, pin, file or slab is left."""
+    bdf = t.device("edu")
+    with pci.bound(bdf), memory.anonymous(4 * PAGE) as buffer:
+        buffer.touch()
+
+        def cycle() -> None:
+            with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+                device.bind_iommufd(iommufd.fd)
+                ioas = iommufd.ioas_alloc()
+                device.attach(ioas)
+                for page in range(4):
+                    iova = iommufd.map(ioas, buffer.address + page * PAGE, PAGE)
+                    iommufd.get_pa(ioas, iova, PAGE)
+                    if page % 2:
+                        iommufd.unmap(ioas, iova, PAGE)
+
+        _expect_no_growth(t, cycle, CYCLES)
+
+
+@case(
+    needs=("noiommu", "edu", "!viommu", "!debug"),
+    cites="drivers/vfio/vfio_main.c vfio_device_release()",
+    timeout=60,
+)
+def cycles_of_binding_leave_nothing(t: Test) -> None:
+    """Bound and unbound 30 times, a device leaves no file, page or slab behind."""
+    bdf = t.device("edu")
+    pci.set_parameter(True)
+    pci.set_override(bdf, pci.VFIO_PCI)
+
+    def cycle() -> None:
+        pci.write(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", bdf)
+        pci.write(pci.path_of(bdf) / "driver" / "unbind", bdf)
+
+    _expect_no_growth(t, cycle, REBINDS)
+    pci.release(bdf)
+    pci.set_parameter(False)
