@@ -1,0 +1,560 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Users of a device against each other, against unbinding, removal and the parameter, and against death.
+
+Each process draws what it does from the case's seed, which is in the log; when the processes meet is the
+scheduler's choice.  What must hold is the same for any schedule: only the errnos that the kernel's code gives
+for a lost race, not a word from the kernel, no pin, no page table and no file left, and a device that works
+afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Optional, TypeVar
+
+from guest import edu, forked, libc, memory, pci, vfio
+from guest.case import Test, case
+from guest.iommufd import LAST_IOVA, Iommufd
+from guest.memory import PAGE
+from guest.opened import CdevUser, opened, through_cdev
+
+SMP = ("noiommu-cdev", "edu", "smp", "!viommu")
+GROUP_SMP = ("noiommu-group", "container", "edu", "smp", "!viommu")
+
+STRESS = 1.2
+"""Seconds for which processes race each other."""
+
+BASE = 0x1000_0000
+PAUSE = 0.06
+"""Seconds, at most, that whoever rebinds a device leaves to its users."""
+
+PLACES = 4
+AREA = 4 * PAGE
+ROUNDS = 8
+IDS = 6
+"""Object ids that are used and destroyed at random."""
+
+# include/uapi/asm-generic/mman-common.h
+PROT_NONE, MADV_DONTNEED = 0, 4
+
+GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+"""The device is not there, no longer there, or its number is free (fs/char_dev.c chrdev_open())."""
+
+TAKEN = (errno.EINVAL, errno.EBUSY)
+"""Another has bound the device (vfio_df_open()), or has its group open (vfio_device_block_group())."""
+
+UNMAPPED = (errno.ENOENT, errno.EOPNOTSUPP)
+"""GET_PA without a mapping, or without a page table."""
+
+COMPLAINTS = ("WARNING:", "BUG:", "refcount_t:", "Time out waiting for iommufd", "Oops", "general protection")
+
+T = TypeVar("T")
+Act = Callable[[random.Random], None]
+
+
+class Tally:
+    """What a racing process has met: successes, and refusals by what was tried."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def attempt(self, what: str, allowed: Sequence[int], call: Callable[[], T]) -> Optional[T]:
+        """Count *what* and return what *call* does; None when refused with one of the errnos *allowed*."""
+        try:
+            result = call()
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, str(error.errno))
+            if error.errno not in allowed:
+                raise AssertionError(f"{what} is refused with {name}, which no race explains") from error
+            self._count(f"{what} {name}")
+            return None
+        self._count(f"{what} ok")
+        return result
+
+    def _count(self, key: str) -> None:
+        self.counts[key] = self.counts.get(key, 0) + 1
+
+
+def _until(seconds: float, seed: int, act: Act) -> None:
+    """Do *act* again and again with one source of choices."""
+    choices, end = random.Random(seed), time.monotonic() + seconds
+    while time.monotonic() < end:
+        act(choices)
+
+
+def _race(
+    t: Test, makes: Sequence[Callable[[Tally], Act]], *met: str, meanwhile: Optional[Act] = None
+) -> None:
+    """Let processes race, and do *meanwhile* in this one, till each of *met* has happened, or it fails.
+
+    A race in which nobody got anywhere shows nothing; on a busy host that may need another round.
+    """
+    t.log(f"seed {t.seed}")
+    total: dict[str, int] = {}
+    missing = list(met)
+    for number in range(ROUNDS):
+        seeds = random.Random(t.seed * ROUNDS + number)
+        for key, count in _round(makes, meanwhile, seeds).items():
+            total[key] = total.get(key, 0) + count
+        missing = [key for key in met if key not in total]
+        if not missing:
+            break
+    t.log(", ".join(f"{key} {total[key]}" for key in sorted(total)))
+    t.equal(missing, [], f"what never happened in {ROUNDS} rounds")
+
+
+def _round(
+    makes: Sequence[Callable[[Tally], Act]], meanwhile: Optional[Act], seeds: random.Random
+) -> dict[str, int]:
+    """Let processes race for a while, and add up what they met."""
+    start = forked.Gate()
+    total: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        racers = [stack.enter_context(_racer(make, start, seeds.getrandbits(32))) for make in makes]
+        start.open()
+        if meanwhile is not None:
+            _until(STRESS, seeds.getrandbits(32), meanwhile)
+        for racer in racers:
+            counts = racer.result(40)
+            assert isinstance(counts, dict)
+            for key, count in counts.items():
+                total[key] = total.get(key, 0) + count
+    start.close()
+    return total
+
+
+def _racer(make: Callable[[Tally], Act], start: forked.Gate, seed: int) -> forked.Child:
+    """A process that does what *make* makes, from when *start* opens."""
+
+    def run() -> dict[str, int]:
+        tally = Tally()
+        act = make(tally)
+        start.wait()
+        _until(STRESS, seed, act)
+        return tally.counts
+
+    return forked.Child(run)
+
+
+@contextlib.contextmanager
+def _no_trace(t: Test, bdf: str) -> Iterator[None]:
+    """See that the block leaves no pin, table or file, a silent kernel, and a device that works."""
+    before = _level()
+    yield
+    complaints = [line for line in t.dmesg() if any(word in line for word in COMPLAINTS)]
+    t.equal(complaints, [], "the kernel's complaints")
+    t.wait_until(lambda: _level() == before, f"return to {before} pins, table pages and files", 5)
+    with opened(t, bdf) as device, device.bar() as bar:
+        t.equal(edu.Edu(bar).factorial(5), 120, "5! by the device afterwards")
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "its vendor")
+
+
+def _level() -> tuple[int, int, int]:
+    files = int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
+    return memory.held_pins(), memory.table_pages(), files
+
+
+def _session(bdf: str) -> Callable[[Tally], Act]:
+    """Make a user that opens *bdf*, goes as far as it is let, and closes, at any point."""
+
+    def make(tally: Tally) -> Act:
+        buffer = memory.anonymous(PLACES * AREA)
+        buffer.touch()
+        return lambda choices: _use_once(tally, choices, bdf, buffer)
+
+    return make
+
+
+def _use_once(tally: Tally, choices: random.Random, bdf: str, buffer: memory.Buffer) -> None:
+    with contextlib.ExitStack() as stack:
+        device = tally.attempt("open", GONE, lambda: stack.enter_context(vfio.open_cdev(bdf)))
+        if device is None or choices.random() < 0.2:
+            return
+        iommufd = stack.enter_context(Iommufd())
+        devid = tally.attempt("bind", TAKEN, lambda: device.bind_iommufd(iommufd.fd))
+        if devid is None:
+            return
+        ioas = iommufd.ioas_alloc()
+        if choices.random() < 0.8:
+            device.attach(ioas)
+            iommufd.map(ioas, buffer.address, AREA, 0)
+            iommufd.get_pa(ioas, 0, AREA)
+        _use(choices, CdevUser(device=device, iommufd=iommufd, ioas=ioas, devid=devid), buffer)
+        if choices.random() < 0.5:
+            iommufd.close()
+
+
+def _use(choices: random.Random, user: CdevUser, buffer: memory.Buffer) -> None:
+    """Map, unmap, and look at the device, which nobody else has: nothing here may be refused."""
+    for place in choices.sample(range(PLACES), choices.randint(0, PLACES)):
+        user.iommufd.map(user.ioas, buffer.address + place * AREA, AREA, BASE + place * AREA)
+        if choices.random() < 0.3:
+            user.iommufd.unmap(user.ioas, BASE + place * AREA, AREA)
+    if choices.random() < 0.3:
+        assert user.device.read_config(vfio.PCI_VENDOR_ID, 2) == edu.VENDOR_ID, "another vendor"
+    if choices.random() < 0.2:
+        user.device.detach()
+
+
+def _rebinder(bdf: str) -> Act:
+    """Unbind the device and bind it again, and leave its users a moment."""
+
+    def rebind(choices: random.Random) -> None:
+        pci.unbind(bdf)
+        pci.write(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", bdf)
+        time.sleep(choices.random() * PAUSE)
+
+    return rebind
+
+
+@case(needs=SMP, timeout=60, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); device_cdev.c")
+def users_against_unbinding(t: Test) -> None:
+    """Users that come and go while the device is unbound and bound again lose cleanly or use it fully."""
+    bdf = t.device("edu")
+    with _no_trace(t, bdf), pci.bound(bdf):
+        _race(t, [_session(bdf)] * 2, "open ok", "bind ok", meanwhile=_rebinder(bdf))
+
+
+@case(needs=SMP, timeout=60, cites="drivers/pci/pci-sysfs.c remove_store(), dev_rescan_store(); vfio_main.c")
+def users_against_removal(t: Test) -> None:
+    """Users that come and go while the device is removed and found again lose cleanly or use it fully."""
+    bdf = t.device("edu")
+
+    def replug(choices: random.Random) -> None:
+        pci.remove(bdf)
+        pci.rescan()
+        pci.bind(bdf)
+        time.sleep(choices.random() * PAUSE)
+
+    with _no_trace(t, bdf), pci.bound(bdf):
+        _race(t, [_session(bdf)] * 2, "open ok", "bind ok", meanwhile=replug)
+
+
+@case(needs=SMP, timeout=60, cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name(); group.c")
+def users_against_the_parameter(t: Test) -> None:
+    """While the unsafe mode is toggled a new bind works or is EINVAL, and whoever opens has all of it."""
+    bdf = t.device("edu")
+
+    def toggle(choices: random.Random) -> None:
+        pci.set_parameter(choices.random() < 0.5)
+        time.sleep(choices.random() * PAUSE / 10)
+
+    def rebind(tally: Tally) -> Act:
+        return lambda choices: _rebind_if_allowed(tally, choices, bdf)
+
+    with _no_trace(t, bdf), pci.bound(bdf):
+        _race(t, [_session(bdf), rebind], "open ok", "rebind ok", "rebind EINVAL", meanwhile=toggle)
+        pci.set_parameter(True)
+        pci.bind(bdf)
+
+
+def _rebind_if_allowed(tally: Tally, choices: random.Random, bdf: str) -> None:
+    pci.unbind(bdf)
+    bind = pci.BUS / "drivers" / pci.VFIO_PCI / "bind"
+    tally.attempt("rebind", (errno.EINVAL,), lambda: pci.write(bind, bdf))
+    if pci.driver(bdf) is not None:
+        time.sleep(choices.random() * PAUSE)
+
+
+@case(needs=SMP, timeout=60, cites="drivers/vfio/vfio_main.c vfio_df_open() (open_count); device_cdev.c")
+def one_binder_wins(t: Test) -> None:
+    """Of processes that bind one device at once one has it, alone, until it closes; the others get EINVAL."""
+    bdf = t.device("edu")
+    with memory.shared_file(memory.memfd(), PAGE) as owner, _no_trace(t, bdf), pci.bound(bdf):
+
+        def make(tally: Tally) -> Act:
+            return lambda _: _bind_alone(tally, bdf, owner)
+
+        _race(t, [make] * 3, "bind ok", "bind EINVAL")
+
+
+def _bind_alone(tally: Tally, bdf: str, owner: memory.Buffer) -> None:
+    """Bind, and hold the device for a moment under one's own name, which must stay there."""
+    with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
+        if tally.attempt("bind", (errno.EINVAL,), lambda: device.bind_iommufd(iommufd.fd)) is None:
+            return
+        mine = os.getpid().to_bytes(4, "little")
+        other = owner.read(0, 4)
+        owner.write(mine)
+        time.sleep(0.002)
+        assert other == bytes(4), f"bound although {int.from_bytes(other, 'little')} has it"
+        assert owner.read(0, 4) == mine, "another process bound the device meanwhile"
+        owner.write(bytes(4))
+
+
+@case(
+    needs=(*GROUP_SMP, "noiommu-cdev"),
+    timeout=60,
+    cites="drivers/vfio/group.c vfio_group_fops_open(), vfio_device_block_group() (group_lock)",
+)
+def group_and_cdev_exclude_each_other(t: Test) -> None:
+    """Whoever has the group open bars binding (EBUSY), whoever has bound bars the group: never both."""
+    bdf = t.device("edu")
+    with memory.shared_file(memory.memfd(), PAGE) as owner, _no_trace(t, bdf), pci.bound(bdf):
+
+        def bind(tally: Tally) -> Act:
+            return lambda _: _hold_cdev(tally, bdf, owner)
+
+        def group(tally: Tally) -> Act:
+            return lambda _: _hold_group(tally, bdf, owner)
+
+        _race(t, [bind, group], "bind ok", "bind EBUSY", "group ok", "group EBUSY")
+
+
+def _hold_cdev(tally: Tally, bdf: str, flags: memory.Buffer) -> None:
+    with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
+        if tally.attempt("bind", (errno.EBUSY,), lambda: device.bind_iommufd(iommufd.fd)) is not None:
+            _hold(flags, 0)
+
+
+def _hold_group(tally: Tally, bdf: str, flags: memory.Buffer) -> None:
+    group = tally.attempt("group", (errno.EBUSY,), lambda: vfio.open_group(bdf))
+    if group is not None:
+        with group:
+            _hold(flags, 1)
+
+
+def _hold(flags: memory.Buffer, mine: int) -> None:
+    """Hold the device, saying so in one byte, and see that the other byte stays clear."""
+    flags.write(b"\1", mine)
+    time.sleep(0.003)
+    other = flags.read(1 - mine, 1)
+    flags.write(b"\0", mine)
+    assert other == b"\0", "group and device file both have the device"
+
+
+@case(needs=GROUP_SMP, timeout=60, cites="drivers/vfio/group.c vfio_group_ioctl_get_device_fd(); container.c")
+def group_users_against_unbinding(t: Test) -> None:
+    """Users of the group come and go while the device is unbound and bound again, and lose cleanly."""
+    bdf = t.device("edu")
+    with _no_trace(t, bdf), pci.bound(bdf):
+
+        def make(tally: Tally) -> Act:
+            return lambda choices: _use_group_once(tally, choices, bdf)
+
+        _race(t, [make] * 2, "group ok", "device ok", meanwhile=_rebinder(bdf))
+
+
+def _use_group_once(tally: Tally, choices: random.Random, bdf: str) -> None:
+    with contextlib.ExitStack() as stack:
+        busy = (errno.EBUSY, *GONE)
+        group = tally.attempt("group", busy, lambda: stack.enter_context(vfio.open_group(bdf)))
+        if group is None:
+            return
+        container = stack.enter_context(vfio.open_container())
+        device = tally.attempt(
+            "device", (errno.ENODEV,), lambda: stack.enter_context(_device_of(group, container, bdf))
+        )
+        if device is not None:
+            assert device.read_config(vfio.PCI_VENDOR_ID, 2) == edu.VENDOR_ID, "another vendor"
+            if choices.random() < 0.5:
+                device.bar(length=PAGE).close()
+
+
+def _device_of(group: vfio.Group, container: vfio.Container, bdf: str) -> vfio.Device:
+    group.set_container(container)
+    container.set_iommu(vfio.NOIOMMU_IOMMU)
+    return group.device(bdf)
+
+
+@case(
+    needs=SMP,
+    timeout=60,
+    cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); vfio_device_fops_release()",
+)
+def killed_users_leave_nothing(t: Test) -> None:
+    """Users killed at any moment of opening, mapping and closing free device and memory; an unbind ends."""
+    bdf = t.device("edu")
+    t.log(f"seed {t.seed}")
+    with _no_trace(t, bdf), pci.bound(bdf):
+        end, turn, rebind = time.monotonic() + STRESS, 0, _rebinder(bdf)
+        while time.monotonic() < end:
+            turn += 1
+            with contextlib.ExitStack() as stack:
+                seeds = (t.random.getrandbits(32) for _ in range(2))
+                users = [stack.enter_context(_endless(_session(bdf), seed)) for seed in seeds]
+                time.sleep(t.random.random() * PAUSE)
+                for user in users:
+                    t.check(not user.ended(), "a user ended by himself")
+                    user.kill()
+                rebind(t.random)
+        t.log(f"{turn} times two users killed")
+
+
+def _endless(make: Callable[[Tally], Act], seed: int) -> forked.Child:
+    return forked.Child(lambda: _until(60, seed, make(Tally())))
+
+
+@case(
+    needs=SMP,
+    timeout=60,
+    cites="drivers/iommu/iommufd/io_pagetable.c (iova_rwsem, domains_rwsem), device.c",
+)
+def changes_of_one_space_race_cleanly(t: Test) -> None:
+    """Maps, copies, unmaps, questions, replacements and page tables at once on two IOAS keep to the rules."""
+    bdf = t.device("edu")
+    # A file: its pages can be pinned anew after the process that mapped them has ended its part.
+    fd = memory.memfd(PLACES * AREA)
+    with memory.shared_file(fd, PLACES * AREA) as buffer, _no_trace(t, bdf), through_cdev(bdf) as user:
+        buffer.touch()
+        spaces = (user.ioas, user.iommufd.ioas_alloc())
+        frames = memory.frames(buffer.address, buffer.length)
+
+        def change(tally: Tally) -> Act:
+            return lambda choices: _change(tally, choices, user.iommufd, spaces, fd)
+
+        def ask(tally: Tally) -> Act:
+            return lambda choices: _ask(tally, choices, user, spaces, frames)
+
+        def replace(tally: Tally) -> Act:
+            return lambda choices: _replace(tally, choices, user, spaces)
+
+        met = ("map ok", "unmap ok", "copy ok", "ask ok", "attach ok", "table ok")
+        _race(t, [change, change, ask, replace], *met)
+
+
+def _change(tally: Tally, choices: random.Random, iommufd: Iommufd, spaces: Sequence[int], fd: int) -> None:
+    """Map, copy or unmap a place, which always holds the same pages."""
+    one, other = choices.sample(spaces, 2)
+    start = choices.randrange(PLACES) * AREA
+    iova = BASE + start
+    kind = choices.choice(("map", "map", "map", "copy", "copy", "copy", "unmap", "unmap", "all"))
+    if kind == "map":
+        tally.attempt(kind, (errno.EEXIST,), lambda: iommufd.map_file(one, fd, AREA, iova, start=start))
+    elif kind == "copy":
+        allowed = (errno.EEXIST, errno.ENOENT)
+        tally.attempt(kind, allowed, lambda: iommufd.copy(one, other, AREA, iova, iova))
+    elif kind == "unmap":
+        tally.attempt(kind, (errno.ENOENT, errno.EBUSY), lambda: iommufd.unmap(one, iova, AREA))
+    else:
+        tally.attempt(kind, (errno.EBUSY,), lambda: iommufd.unmap(one, 0, LAST_IOVA))
+
+
+def _ask(
+    tally: Tally, choices: random.Random, user: CdevUser, spaces: Sequence[int], frames: Sequence[int]
+) -> None:
+    """Ask for a page: an answer must be the page's frame, whatever goes on."""
+    page, ioas = choices.randrange(len(frames)), choices.choice(spaces)
+    got = tally.attempt("ask", UNMAPPED, lambda: user.iommufd.get_pa(ioas, BASE + page * PAGE, PAGE))
+    assert got in (None, (frames[page], PAGE)), f"page {page} is said to be at {got}, not {frames[page]:#x}"
+
+
+def _replace(tally: Tally, choices: random.Random, user: CdevUser, spaces: Sequence[int]) -> None:
+    """Move the device to another IOAS, or make a page table by hand and destroy it."""
+    ioas = choices.choice(spaces)
+    kind = choices.choice(("attach", "attach", "attach", "detach", "table", "table"))
+    if kind == "attach":
+        tally.attempt(kind, (), lambda: user.device.attach(ioas))
+    elif kind == "detach":
+        tally.attempt(kind, (), user.device.detach)
+    else:
+        table = tally.attempt(kind, (), lambda: user.iommufd.hwpt_alloc(user.devid, ioas))
+        assert table is not None
+        user.iommufd.destroy(table)
+
+
+@case(
+    needs=SMP,
+    timeout=60,
+    cites="drivers/iommu/iommufd/main.c iommufd_object_remove(), iommufd_destroy(), iommufd_get_object()",
+)
+def destroying_races_with_use(t: Test) -> None:
+    """An IOAS destroyed under its users is EBUSY for the destroyer or ENOENT for them, nothing between."""
+    bdf = t.device("edu")
+    fd = memory.memfd()
+    with _no_trace(t, bdf), through_cdev(bdf) as user:
+        user.device.detach()
+        first = user.ioas
+
+        def use(tally: Tally) -> Act:
+            return lambda choices: _use_any(tally, choices, user, first, fd)
+
+        def destroy(tally: Tally) -> Act:
+            return lambda choices: _destroy_any(tally, choices, user, first)
+
+        _race(t, [use, use, destroy], "destroy ok", "alloc ok", "map ok", "attach ok")
+
+
+def _use_any(tally: Tally, choices: random.Random, user: CdevUser, first: int, fd: int) -> None:
+    """Use an id that may be an IOAS, a page table, or nothing at all by now."""
+    some = choices.randrange(first, first + IDS)
+    none = (errno.ENOENT,)
+    kind = choices.choice(("alloc", "map", "map", "ask", "ask", "attach", "attach", "detach"))
+    if kind == "alloc":
+        tally.attempt(kind, (), user.iommufd.ioas_alloc)
+    elif kind == "map":
+        allowed = (*none, errno.EEXIST)
+        tally.attempt(kind, allowed, lambda: user.iommufd.map_file(some, fd, PAGE, BASE))
+    elif kind == "ask":
+        tally.attempt(kind, UNMAPPED, lambda: user.iommufd.get_pa(some, BASE, PAGE))
+    elif kind == "attach":
+        tally.attempt(kind, none, lambda: user.device.attach(some))
+    else:
+        tally.attempt(kind, (), user.device.detach)
+
+
+def _destroy_any(tally: Tally, choices: random.Random, user: CdevUser, first: int) -> None:
+    some = choices.randrange(first, first + IDS)
+    tally.attempt("destroy", (errno.ENOENT, errno.EBUSY), lambda: user.iommufd.destroy(some))
+
+
+@case(
+    needs=SMP,
+    timeout=60,
+    cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin(); mm/gup.c (against munmap and madvise)",
+)
+def pinning_races_with_the_address_space(t: Test) -> None:
+    """Memory that is unmapped, dropped and mapped anew while it is pinned is pinned whole or EFAULT."""
+    bdf = t.device("edu")
+    t.log(f"seed {t.seed}")
+    with _no_trace(t, bdf), through_cdev(bdf) as user, memory.anonymous(PLACES * AREA) as buffer:
+        stop = threading.Event()
+        upheaval = threading.Thread(target=_upheave, args=(random.Random(t.seed), buffer, stop))
+        upheaval.start()
+        tally = Tally()
+        try:
+            _until(STRESS, t.seed + 1, lambda choices: _pin(tally, choices, user, buffer))
+        finally:
+            stop.set()
+            upheaval.join()
+        t.log(tally.counts)
+        t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
+        t.equal(sorted(tally.counts), ["map EFAULT", "map ok"], "what happened")
+
+
+def _pin(tally: Tally, choices: random.Random, user: CdevUser, buffer: memory.Buffer) -> None:
+    offset = choices.randrange(PLACES) * AREA
+    start, iova = buffer.address + offset, BASE + offset
+    if tally.attempt("map", (errno.EFAULT,), lambda: user.iommufd.map(user.ioas, start, AREA, iova)) is None:
+        return
+    frames = [user.physical(iova + page * PAGE, PAGE) for page in range(AREA // PAGE)]
+    assert len(set(frames)) == len(frames), f"one frame twice: {frames}"
+    assert 0 not in frames, f"no frame: {frames}"
+    user.iommufd.unmap(user.ioas, iova, AREA)
+
+
+def _upheave(choices: random.Random, buffer: memory.Buffer, stop: threading.Event) -> None:
+    """Take away pages, drop them and put new ones there."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | memory.MAP_FIXED
+    while not stop.is_set():
+        address = buffer.address + choices.randrange(buffer.length // PAGE) * PAGE
+        kind = choices.randrange(4)
+        if kind == 0:
+            # Nothing may come to lie in the hole: inaccessible instead of unmapped.
+            libc.mmap(PAGE, 0, flags, address=address)
+        elif kind == 1:
+            libc.mmap(PAGE, memory.READ_WRITE, flags, address=address)
+        elif kind == 2:
+            libc.madvise(address, PAGE, 4)
+        else:
+            libc.mmap(
+                AREA, memory.READ_WRITE, flags, address=buffer.address + choices.randrange(PLACES) * AREA
+            )
