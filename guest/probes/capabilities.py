@@ -483,8 +483,6 @@ def mapping_needs_no_rawio(t: Test) -> None:
 @case(
     needs=("noiommu-group", "edu", "!viommu"),
     cites="drivers/vfio/group.c vfio_df_group_open(); container.c vfio_group_use_container() (first open)",
-    known="GET_DEVICE_FD asks for CAP_SYS_RAWIO only while nobody has the device open, so a group descriptor "
-    "passed on gives an unprivileged task the device of its opener",
 )
 def device_in_use_needs_rawio_again(t: Test) -> None:
     """A task without CAP_SYS_RAWIO gets no device from a no-IOMMU group that it was handed, whether or not a

@@ -610,7 +610,6 @@ def page_table_refuses_user_data(t: Test) -> None:
 @case(
     needs=BARE,
     cites="include/uapi/linux/iommufd.h struct iommu_hwpt_alloc (__reserved2, must be 0); hw_pagetable.c",
-    known="HWPT_ALLOC never looks at its second reserved field, which must be 0",
 )
 def second_reserved_field_is_refused(t: Test) -> None:
     """HWPT_ALLOC with anything in its second reserved field, which must be 0, is EOPNOTSUPP."""

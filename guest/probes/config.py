@@ -270,8 +270,6 @@ def lost_bars_are_put_back(t: Test) -> None:
 @case(
     needs=EDU,
     cites="drivers/vfio/pci/vfio_pci_config.c vfio_msi_config_read(); PCI Local Bus 3.0 section 6.8.1.3",
-    known="the read-only bits of the MSI message control register keep what a user writes to them, for "
-    "vfio_msi_config_read() puts their true value at the start of the capability and not in its register",
 )
 def msi_capabilities_cannot_be_written(t: Test) -> None:
     """How many MSI vectors a device can have, and whether it takes 64-bit addresses, are not the user's to

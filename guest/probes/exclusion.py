@@ -420,7 +420,6 @@ def translated_device_takes_no_software_table(t: Test) -> None:
 @case(
     needs=MIXED,
     cites="drivers/iommu/iommufd/device.c iommufd_hwpt_attach_device(), iommufd_hwpt_replace_device()",
-    known="a no-IOMMU device attaches to a page table that was made for a device behind an IOMMU",
 )
 def bare_device_takes_no_translated_table(t: Test) -> None:
     """A device without an IOMMU is refused the page table of one behind an IOMMU, which cannot serve it."""

@@ -527,7 +527,6 @@ def refused_map_leaves_the_iova_free(t: Test) -> None:
 @case(
     needs=BARE,
     cites="drivers/iommu/iommufd/io_pagetable.c iopt_unmap_iova_range()",
-    known="an UNMAP that ends inside a mapping is ENOENT but has already taken the mappings before that one",
 )
 def refused_unmap_takes_nothing(t: Test) -> None:
     """An UNMAP that is refused, because it would split the last mapping it meets, leaves all others."""
@@ -629,7 +628,6 @@ def map_file_refuses_nonsense(t: Test) -> None:
 @case(
     needs=BARE,
     cites="mm/gup.c memfd_pin_folios(); drivers/iommu/iommufd/io_pagetable.c iopt_map_file_pages()",
-    known="MAP_FILE for writing takes a memfd that is open for reading only",
 )
 def read_only_file_is_not_mapped_for_writing(t: Test) -> None:
     """A memfd open for reading only maps by MAP_FILE for reading, and not for writing."""
