@@ -33,6 +33,9 @@ MADV_DONTNEED = 4  # include/uapi/asm-generic/mman-common.h
 
 CYCLES, REBINDS = 200, 30
 WARM_UP = 0.15
+ROUNDS = 4
+"""How often slabs may grow by more than noise before that is a leak."""
+
 SLAB_NOISE_KIB = 32
 """What unreclaimable slabs may grow by without any leak, one slab of order 3; so many cycles of so small an
 object as a struct vfio_device_file are more."""
@@ -456,16 +459,24 @@ def _level() -> list[int]:
 
 
 def _expect_no_growth(t: Test, cycle: Callable[[], None], turns: int) -> None:
-    """Run *cycle* till caches are warm, and then see that *turns* more of it leave nothing behind."""
+    """Run *cycle* till caches are warm, and then see that *turns* more of it leave nothing behind.
+
+    Slabs of others come and go; a leak grows in every round.
+    """
     for _ in range(int(turns * WARM_UP)):
         cycle()
-    level, (slab,) = _level(), _meminfo("SUnreclaim")
-    for _ in range(turns):
-        cycle()
-    t.wait_until(lambda: _level() == level, f"return to {level} (now {_level()})", 2)
-    growth = _meminfo("SUnreclaim")[0] - slab
-    t.log(f"{turns} turns, slabs grew by {growth} KiB")
-    t.check(growth <= SLAB_NOISE_KIB, f"{turns} turns left {growth} KiB in unreclaimable slabs")
+    level, least = _level(), SLAB_NOISE_KIB + 1
+    for _ in range(ROUNDS):
+        (slab,) = _meminfo("SUnreclaim")
+        for _ in range(turns):
+            cycle()
+        t.wait_until(lambda: _level() == level, f"return to {level} (now {_level()})", 2)
+        growth = _meminfo("SUnreclaim")[0] - slab
+        t.log(f"{turns} turns, slabs grew by {growth} KiB")
+        least = min(least, growth)
+        if least <= SLAB_NOISE_KIB:
+            return
+    t.fail(f"{turns} turns left {least} KiB or more in unreclaimable slabs, {ROUNDS} times in a row")
 
 
 @case(
