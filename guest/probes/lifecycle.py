@@ -14,7 +14,7 @@ import time
 from guest import forked, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
-from guest.opened import through_cdev, through_group
+from guest.opened import Event, opened, through_cdev, through_group
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
 
@@ -282,3 +282,226 @@ def unbind_waits_behind_an_iommu_too(t: Test) -> None:
         t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the vendor read during the unbind")
         user.device.close()
         writer.wait(5)
+
+
+@case(needs=BARE, timeout=60, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev() (HZ * 10)")
+def request_is_repeated(t: Test) -> None:
+    """A user who does not let go is asked again about every ten seconds, and the log tells the first only."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        event = Event()
+        user.device.set_eventfds(vfio.REQ, event.fd)
+        writer = pci.start_unbind(bdf)
+        t.equal(event.arrives(), 1, "requests at once")
+        start = time.monotonic()
+        t.equal(event.arrives(25), 1, "requests after about ten seconds")
+        waited = time.monotonic() - start
+        t.check(8 < waited < 20, f"the second request came {waited:.1f} s after the first")
+        told = [line for line in t.dmesg() if "Relaying device request to user" in line]
+        t.equal(len(told), 1, "lines about requests")
+        user.device.close()
+        writer.wait(5)
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release(), vfio_unregister_group_dev()")
+def killed_user_ends_the_wait(t: Test) -> None:
+    """An unbind that waits for a user ends as soon as that user is killed."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf):
+        reader, writer = os.pipe()
+
+        def use() -> None:
+            device, iommufd = vfio.open_cdev(bdf), Iommufd()
+            device.bind_iommufd(iommufd.fd)
+            device.attach(iommufd.ioas_alloc())
+            device.bar().read32(0)
+            os.write(writer, b"x")
+            time.sleep(60)
+
+        with forked.Child(use) as child:
+            os.read(reader, 1)
+            unbind = _start_blocked_unbind(t, bdf)
+            child.kill()
+            child.wait()
+            unbind.wait(5)
+        t.equal(pci.driver(bdf), None, "the driver afterwards")
+
+
+@case(needs=BARE, cites="drivers/vfio/iommufd.c vfio_iommufd_physical_unbind(); vfio_main.c vfio_df_close()")
+def memory_and_eventfds_do_not_hold_the_device(t: Test) -> None:
+    """What a user keeps beside the device's file, his iommufd with memory pinned in it and his eventfds,
+    lets the device be unbound, and the iommufd goes on serving."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user, memory.anonymous(4 * memory.PAGE) as buffer:
+        user.map(buffer, 0)
+        request, interrupt = Event(), Event()
+        user.device.set_eventfds(vfio.REQ, request.fd)
+        user.device.set_eventfds(vfio.INTX, interrupt.fd)
+        user.device.close()
+        pci.unbind(bdf, timeout=5)
+        t.check(request.silent(), "somebody was asked although nobody used the device")
+        t.errno(errno.ENOENT, user.iommufd.destroy, user.devid)
+        t.equal(user.iommufd.unmap(user.ioas, 0, buffer.length), buffer.length, "bytes unmapped afterwards")
+        user.map(buffer, 0)
+        pci.set_parameter(True)
+        pci.bind(bdf)
+        with vfio.open_cdev(bdf) as again:
+            again.bind_iommufd(user.iommufd.fd)
+            again.attach(user.ioas)
+            t.equal(user.physical(0, memory.PAGE), buffer.physical(), "physical address for the next device")
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release()")
+def every_copy_of_the_file_holds_the_device(t: Test) -> None:
+    """An unbind waits for the last copy of the device's file, and the copies work until then; closing the
+    iommufd before changes nothing."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        copy = vfio.Device(os.dup(user.device.fd))
+        user.iommufd.close()
+        user.device.close()
+        writer = _start_blocked_unbind(t, bdf)
+        t.equal(copy.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the vendor by the copy")
+        copy.close()
+        writer.wait(5)
+
+
+@case(
+    needs=("noiommu", "edu", "igb", "!viommu"),
+    cites="drivers/vfio/vfio_main.c vfio_init_device(), vfio_device_release() (ida)",
+)
+def names_are_free_once_their_owner_is_gone(t: Test) -> None:
+    """While an unbind waits, nobody else gets the names of the device that leaves; afterwards they are the
+    next ones to be given."""
+    bdf, other = t.device("edu", iommu=False), t.device("igb")
+    with opened(t, bdf) as device:
+        name, number = pci.vfio_dev_name(bdf), pci.iommu_group(bdf)
+        event = Event()
+        device.set_eventfds(vfio.REQ, event.fd)
+        writer = pci.start_unbind(bdf)
+        t.equal(event.arrives(), 1, "requests to the user")
+        with pci.bound(other):
+            t.check(pci.vfio_dev_name(other) != name, f"{name} was given away while its owner is in use")
+            if number is not None:
+                t.check(pci.iommu_group(other) != number, f"group {number} was given away")
+        device.close()
+        writer.wait(5)
+    with pci.bound(other):
+        t.equal((pci.vfio_dev_name(other), pci.iommu_group(other)), (name, number), "the next names given")
+
+
+@case(needs=("noiommu", "edu", "!viommu"), cites="drivers/pci/pci-sysfs.c driver_override; drivers/base/dd.c")
+def override_does_not_move_a_bound_device(t: Test) -> None:
+    """Changing or clearing the override of a bound device leaves it bound and in use; the next bind obeys."""
+    bdf = t.device("edu", iommu=False)
+    with opened(t, bdf) as device:
+        for name in ("no-such-driver", ""):
+            pci.set_override(bdf, name)
+            pci.write(pci.BUS / "drivers_probe", bdf)
+            t.equal((pci.driver(bdf), pci.override(bdf)), (pci.VFIO_PCI, name), "driver and override")
+            t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the vendor")
+        device.close()
+        pci.unbind(bdf)
+        t.errno(errno.ENODEV, pci.write, pci.BUS / "drivers" / pci.VFIO_PCI / "bind", bdf)
+
+
+@case(needs=("noiommu", "edu", "!viommu"), cites="drivers/pci/pci-driver.c new_id_store(), remove_id_store()")
+def new_id_takes_devices_without_override(t: Test) -> None:
+    """An id given to vfio-pci has it take the free devices of that id at once, as no-IOMMU devices, until
+    the id is removed; with the mode off nothing is taken and no error told."""
+    bdf = t.device("edu", iommu=False)
+    new, gone = (pci.BUS / "drivers" / pci.VFIO_PCI / name for name in ("new_id", "remove_id"))
+    bind = pci.BUS / "drivers" / pci.VFIO_PCI / "bind"
+    pci.write(new, "1234 11e8")
+    try:
+        t.equal(pci.driver(bdf), None, "the driver with the mode off")
+        t.errno(errno.EEXIST, pci.write, new, "1234 11e8")
+        t.errno(errno.EINVAL, pci.write, bind, bdf)
+        pci.set_parameter(True)
+        pci.write(bind, bdf)
+        t.equal(
+            (pci.driver(bdf), pci.override(bdf)), (pci.VFIO_PCI, ""), "driver and override with the mode on"
+        )
+        nodes = [node for node in vars(pci.vfio_nodes(bdf)).values() if node is not None]
+        names = [node.name for node in nodes if not node.name.startswith("noiommu-")]
+        t.equal(names, [], "names without noiommu-")
+    finally:
+        pci.write(gone, "1234 11e8")
+    t.equal(pci.driver(bdf), pci.VFIO_PCI, "the driver of a bound device whose id was removed")
+    pci.unbind(bdf)
+    t.errno(errno.ENODEV, pci.write, bind, bdf)
+    t.errno(errno.ENODEV, pci.write, gone, "1234 11e8")
+    pci.set_parameter(False)
+
+
+@case(needs=BARE, cites="drivers/pci/pci-sysfs.c remove_store(); vfio_main.c vfio_unregister_group_dev()")
+def removal_waits_for_a_user(t: Test) -> None:
+    """Removing a device from its bus asks its user and waits for him; a rescan then finds the device free."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        event = Event()
+        user.device.set_eventfds(vfio.REQ, event.fd)
+        writer = pci.PendingWrite(pci.path_of(bdf) / "remove", "1")
+        t.equal(event.arrives(), 1, "requests to the user")
+        time.sleep(BLOCKED)
+        t.check(pci.exists(bdf) and not writer.done, "the device went although it is in use")
+        t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the vendor during the removal")
+        user.device.close()
+        writer.wait(5)
+        t.check(not pci.exists(bdf), "the device is still there")
+    pci.rescan()
+    t.equal((pci.driver(bdf), pci.override(bdf)), (None, ""), "driver and override of what a rescan found")
+    with through_cdev(bdf) as user:
+        t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the vendor for the next user")
+
+
+@case(
+    needs=("noiommu-group", "container", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_device_remove_group(), vfio_group_find_or_alloc()",
+)
+def dead_group_file_stays_dead(t: Test) -> None:
+    """A group file from before an unbind is ENODEV for good: binding again makes another group, which the
+    old file does not occupy, and works."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf) as nodes, vfio.open_group(bdf) as stale:
+        pci.unbind(bdf, timeout=5)
+        pci.bind(bdf)
+        t.equal(pci.vfio_nodes(bdf), nodes, "the nodes of the next binding")
+        with vfio.open_container() as container, vfio.open_group(bdf) as group:
+            group.set_container(container)
+            container.set_iommu(vfio.NOIOMMU_IOMMU)
+            t.errno(errno.ENODEV, stale.status)
+            t.errno(errno.ENODEV, stale.device, bdf)
+            with group.device(bdf) as device:
+                t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the vendor by the new group")
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name() (read at registration)")
+def mode_matters_at_binding_alone(t: Test) -> None:
+    """Switched to and fro before each step of its life, the mode decides nothing but whether a device may be
+    bound."""
+    bdf = t.device("edu", iommu=False)
+    for first in (False, True):
+        pci.set_parameter(True)
+        pci.bind(bdf)
+        pci.set_parameter(first)
+        with vfio.open_cdev(bdf) as device, Iommufd() as iommufd, memory.anonymous() as buffer:
+            buffer.touch()
+            pci.set_parameter(not first)
+            device.bind_iommufd(iommufd.fd)
+            pci.set_parameter(first)
+            ioas = iommufd.ioas_alloc()
+            device.attach(ioas)
+            pci.set_parameter(not first)
+            iommufd.map(ioas, buffer.address, buffer.length, 0)
+            pci.set_parameter(first)
+            got = iommufd.get_pa(ioas, 0, memory.PAGE)
+            t.equal(got, (buffer.physical(), memory.PAGE), f"GET_PA with the mode {first}")
+            pci.set_parameter(not first)
+            device.detach()
+            pci.set_parameter(first)
+            device.attach(ioas)
+        pci.unbind(bdf, timeout=5)
+        pci.set_parameter(False)
+        t.errno(errno.EINVAL, pci.bind, bdf)
+    pci.release(bdf)
