@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from pathlib import Path
 
 from guest import edu, igb, libc, memory, pci, vfio
 from guest.case import Test, case
@@ -22,14 +23,25 @@ CARD = "igb0"
 ABSENT = "edu1"
 
 GOES = 30.0
-"""Seconds that pciehp may take: it waits 5 after the attention button (drivers/pci/hotplug/pciehp_ctrl.c)."""
+"""Seconds that pciehp may take: it waits 5 after the attention button (drivers/pci/hotplug/pciehp_ctrl.c).
+
+In topology hotplug the slots are ACPI's, which wait for nothing; those of topology pciehp are Linux's own."""
 
 # include/uapi/linux/pci_regs.h
-CAP_LIST, CAP_EXPRESS = 0x34, 0x10
-SLOT_CONTROL, SLOT_OFF, SLOT_LED_OFF = 24, 0x0400, 0x0300
+CLASS, CAP_LIST, CAP_EXPRESS = 0x0A, 0x34, 0x10
+SLOT_CONTROL, SLOT_TELL_PRESENCE, SLOT_TELL, SLOT_OFF = 24, 0x0008, 0x0020, 0x0700
 
 HOLDS = 8.0
 """Seconds after the request within which a removal that nothing holds up is over."""
+
+
+def _wait_for_return(t: Test, bdf: str) -> None:
+    """Wait until *bdf* is there and may have a driver.
+
+    It may have none (ENODEV) while the slot's driver still sets it up, under the lock that a rescan takes.
+    """
+    t.wait_until(lambda: pci.exists(bdf), "the return", GOES)
+    pci.rescan()
 
 
 @case(needs=SLOT, timeout=90, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); pciehp_ctrl.c")
@@ -43,7 +55,7 @@ def unused_device_goes_with_its_nodes(t: Test) -> None:
         t.wait_until(lambda: not pci.exists(bdf), "the removal", GOES)
         t.check(not cdev.exists(), f"{cdev} outlived its device")
         t.host.plug(PRESENT)
-        t.wait_until(lambda: pci.exists(bdf), "the return", GOES)
+        _wait_for_return(t, bdf)
         t.equal(pci.driver(bdf), None, "the driver after the return")
         t.equal(pci.vfio_dev_name(bdf), None, "the VFIO device after the return")
 
@@ -68,7 +80,7 @@ def used_device_waits_for_its_user(t: Test) -> None:
         t.wait_until(lambda: not pci.exists(bdf), "the removal after the close", GOES)
         os.close(event)
     t.host.plug(PRESENT)
-    t.wait_until(lambda: pci.exists(bdf), "the return", GOES)
+    _wait_for_return(t, bdf)
 
 
 @case(needs=SLOT, timeout=90, cites="drivers/vfio/vfio_main.c __vfio_register_dev(); pciehp_ctrl.c")
@@ -78,6 +90,7 @@ def newcomer_is_a_noiommu_device_too(t: Test) -> None:
     t.host.plug(ABSENT)
     t.wait_until(lambda: set(pci.find("edu")) != before, "the arrival", GOES)
     (bdf,) = set(pci.find("edu")) - before
+    _wait_for_return(t, bdf)
     with through_cdev(bdf) as user:
         t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the newcomer's vendor")
         name = pci.vfio_dev_name(bdf)
@@ -111,22 +124,51 @@ def leaving_device_works_on(t: Test) -> None:
         time.sleep(0.5)
         t.check(pci.exists(bdf), "the device went although its registers are mapped")
         t.check(card.is_edu(), "the registers do not answer")
-    t.wait_until(lambda: not pci.exists(bdf), "the removal after the unmapping", GOES)
+        bar.close()
+        t.wait_until(lambda: not pci.exists(bdf), "the removal after the unmapping", GOES)
     t.host.plug(PRESENT)
-    t.wait_until(lambda: pci.exists(bdf), "the return", GOES)
+    _wait_for_return(t, bdf)
 
 
-def _tear_out(bdf: str) -> None:
-    """Cut the power of the slot that *bdf* is in, past its driver: the device is gone before anybody asks."""
-    with open(pci.path_of(bdf).resolve().parent / "config", "r+b", buffering=0) as config:
-        space = os.pread(config.fileno(), 256, 0)
+class _Slot:
+    """A slot that pciehp drives, by the Slot Control register of its port.  ACPI's slots are not such."""
+
+    def __init__(self, t: Test, bdf: str) -> None:
+        port = pci.path_of(bdf).resolve().parent
+        if not Path(f"/sys/bus/pci_express/drivers/pciehp/{port.name}:pcie004").exists():
+            t.skip(f"pciehp does not drive the port {port.name}; topology pciehp has such ports")
+        self._config = port / "config"
+        space = self._config.read_bytes()
         cap = space[CAP_LIST]
         while space[cap] != CAP_EXPRESS:
             cap = space[cap + 1]
-        control = int.from_bytes(space[cap + SLOT_CONTROL : cap + SLOT_CONTROL + 2], "little")
-        os.pwrite(
-            config.fileno(), (control | SLOT_OFF | SLOT_LED_OFF).to_bytes(2, "little"), cap + SLOT_CONTROL
-        )
+        self._where = cap + SLOT_CONTROL
+
+    def _control(self) -> int:
+        return int.from_bytes(self._config.read_bytes()[self._where : self._where + 2], "little")
+
+    def _set_control(self, value: int) -> None:
+        with open(self._config, "r+b", buffering=0) as config:
+            os.pwrite(config.fileno(), value.to_bytes(2, "little"), self._where)
+
+    def tear_out(self, t: Test, asked: Event) -> None:
+        """Cut the power past the slot's driver, and wait until the user of what was in it is *asked*.
+
+        QEMU removes the device at once.  With the power back on pciehp does not take the slot for one that it
+        has switched off itself, and for that moment it hears about presence, of which it asks nothing where
+        there is an attention button (pcie_enable_notification()).
+        """
+        control = self._control()
+        self._set_control(control & ~SLOT_TELL | SLOT_OFF)
+        self._set_control(control | SLOT_TELL_PRESENCE)
+        t.equal(asked.arrives(GOES), 1, "requests to the user")
+        self._set_control(control)
+
+    def refill(self, t: Test, device: str, bdf: str) -> None:
+        """Put *device* back once pciehp has switched the slot off: that would remove a newcomer as well."""
+        t.wait_until(lambda: self._control() & SLOT_OFF == SLOT_OFF, "the slot's power-off", GOES)
+        t.host.plug(device)
+        _wait_for_return(t, bdf)
 
 
 @case(needs=SLOT, timeout=120, cites="drivers/pci/hotplug/pciehp_ctrl.c; drivers/vfio/pci/vfio_pci_core.c")
@@ -134,25 +176,27 @@ def torn_out_device_lets_its_user_go(t: Test) -> None:
     """The user of a device that was torn out is asked for it; its configuration reads as ones, its memory
     can be unmapped, and closing it ends the removal."""
     bdf = t.device("edu", iommu=False)
+    slot = _Slot(t, bdf)
     with through_cdev(bdf) as user, user.device.bar() as bar, memory.anonymous() as buffer:
         user.map(buffer, 0)
         user.device.set_bus_master()
         asked, interrupt = Event(), Event()
         user.device.set_eventfds(vfio.REQ, asked.fd)
         user.device.set_eventfds(vfio.MSI, interrupt.fd)
-        _tear_out(bdf)
-        t.equal(asked.arrives(GOES), 1, "requests to the user")
+        slot.tear_out(t, asked)
         t.check(pci.exists(bdf), "the device's entry went before its user")
-        t.log(f"vendor {user.device.read_config(0, 4):#x} bar {bar.read32(0):#x}")
-        t.log(os.pread(user.device.fd, 4, user.device.region(vfio.BAR0).offset))
+        t.equal(user.device.read_config(CLASS, 2), 0xFFFF, "the class that is read from what is gone")
+        t.check(not edu.Edu(bar).is_edu(), "the registers answer as if nothing had happened")
+        t.equal(
+            len(os.pread(user.device.fd, 4, user.device.region(vfio.BAR0).offset)), 4, "bytes read by file"
+        )
         t.check(user.device.info().flags & vfio.DEVICE_FLAGS_PCI, "GET_INFO does not answer")
         t.equal(user.iommufd.unmap(user.ioas, 0, buffer.length), buffer.length, "bytes unmapped")
         user.device.disable_irqs(vfio.MSI)
         bar.close()
         user.device.close()
         t.wait_until(lambda: not pci.exists(bdf), "the removal after the close", GOES)
-    t.host.plug(PRESENT)
-    t.wait_until(lambda: pci.exists(bdf), "the return", GOES)
+    slot.refill(t, PRESENT, bdf)
     with through_cdev(bdf) as user:
         t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "the vendor after the return")
 
@@ -163,9 +207,10 @@ def torn_out_device_lets_its_user_go(t: Test) -> None:
     cites="drivers/pci/hotplug/pciehp_ctrl.c; drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable()",
 )
 def torn_out_card_comes_back_fresh(t: Test) -> None:
-    """A card torn out with its interrupts on and its user killed afterwards comes back as one that nobody
-    has touched."""
+    """A card torn out with its interrupts on refuses a reset while its user has it (EAGAIN), and comes back
+    as one that nobody has touched."""
     bdf = t.device("igb")
+    slot = _Slot(t, bdf)
     with through_cdev(bdf) as user, user.device.bar() as bar:
         default = bar.read32(igb.RDLEN)
         bar.write32(igb.RDLEN, 4096)
@@ -173,18 +218,13 @@ def torn_out_card_comes_back_fresh(t: Test) -> None:
         user.device.set_bus_master()
         user.device.set_eventfds(vfio.REQ, asked.fd)
         user.device.set_eventfds(vfio.MSIX, interrupt.fd)
-        _tear_out(bdf)
-        t.equal(asked.arrives(GOES), 1, "requests to the user")
-        t.log(user.device.read_config(0, 4))
-        try:
-            user.device.reset()
-        except OSError as error:
-            t.log(errno.errorcode[error.errno or 0])
+        slot.tear_out(t, asked)
+        t.equal(user.device.read_config(CLASS, 2), 0xFFFF, "the class that is read from what is gone")
+        t.errno(errno.EAGAIN, user.device.reset)
         bar.close()
         user.device.close()
         t.wait_until(lambda: not pci.exists(bdf), "the removal after the close", GOES)
-    t.host.plug(CARD)
-    t.wait_until(lambda: pci.exists(bdf), "the return", GOES)
+    slot.refill(t, CARD, bdf)
     with through_cdev(bdf) as user, user.device.bar() as bar:
         t.equal(bar.read32(igb.RDLEN), default, "a register after the return")
         user.device.reset()

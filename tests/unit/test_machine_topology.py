@@ -58,7 +58,7 @@ def test_what_is_shipped() -> None:
     """The names that users and the matrix rely on."""
     assert set(topology.shipped_topologies()) >= {
         "edu", "igb", "edu-igb", "edu-edu", "iommu-intel", "iommu-amd", "iommu-virtio", "nvme", "hotplug",
-        "sriov", "mixed",
+        "pciehp", "sriov", "mixed",
     }  # fmt: skip
 
 
@@ -70,6 +70,7 @@ def test_what_is_shipped() -> None:
         ("edu-igb", {"edu", "igb", "link-peer"}),
         ("nvme", {"nvme"}),
         ("hotplug", {"edu", "igb", "link-peer", "hotplug"}),
+        ("pciehp", {"edu", "igb", "link-peer", "hotplug"}),
         ("sriov", {"igb", "link-peer", "sriov"}),
         ("iommu-amd", {"edu", "igb", "link-peer", "viommu", "viommu-amd"}),
         ("mixed", {"edu", "edu2", "mixed"}),
