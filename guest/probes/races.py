@@ -521,7 +521,11 @@ def pinning_races_with_the_address_space(t: Test) -> None:
         upheaval.start()
         tally = Tally()
         try:
-            _until(STRESS, t.seed + 1, lambda choices: _pin(tally, choices, user, buffer))
+            for number in range(ROUNDS):
+                seed = t.seed * ROUNDS + number
+                _until(STRESS, seed, lambda choices: _pin(tally, choices, user, buffer))
+                if len(tally.counts) == 2:
+                    break
         finally:
             stop.set()
             upheaval.join()
