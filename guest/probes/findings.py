@@ -12,11 +12,11 @@ import mmap
 import os
 from collections.abc import Iterator
 
-from guest import caps, libc, memory, pci, vfio
+from guest import libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
-from guest.opened import CdevUser, through_cdev, through_group
+from guest.opened import CdevUser, through_cdev
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
 MIXED = ("mixed", "noiommu-cdev", "edu2")
@@ -146,22 +146,6 @@ def failed_replacement_keeps_reserved_ranges(t: Test) -> None:
         t.errno((errno.EINVAL, errno.ENODEV), user.device.attach, foreign)
         t.equal(user.iommufd.iova_ranges(user.ioas)[0], before, "usable ranges after the failed ATTACH")
         t.errno(errno.EINVAL, user.map, page, MSI_WINDOW)
-
-
-@case(
-    needs=("noiommu-group", "edu", "!viommu"),
-    cites="drivers/vfio/group.c vfio_df_group_open(); container.c vfio_group_use_container()",
-)
-def device_in_use_is_handed_out_with_rawio_only(t: Test) -> None:
-    """A group gives no task without CAP_SYS_RAWIO its device, whether that is open already or not."""
-    bdf = t.device("edu", iommu=False)
-    with through_group(bdf) as user:
-
-        def without() -> None:
-            caps.drop(caps.CAP_SYS_RAWIO)
-            t.errno(errno.EPERM, user.group.device, bdf)
-
-        t.in_child(without)
 
 
 @case(

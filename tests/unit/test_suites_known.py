@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.suites.known import known_issue, load_issues
+from harness.suites.known import known_issue, load_issues, shipped_issues
 
 CASE = "probes/cdev/pasid_zero_is_no_pasid"
 ENTRY = """issues:
@@ -74,6 +74,14 @@ def test_wrong_files(tmp_path: Path, old: str, new: str, said: str) -> None:
 
 def test_twice(tmp_path: Path) -> None:
     assert "is known already from" in load(tmp_path, ENTRY + ENTRY.partition("\n")[2])
+
+
+def test_shipped_ones_have_their_evidence() -> None:
+    """Every shipped issue points at a file that is there."""
+    root = Path(__file__).parents[2]
+    assert shipped_issues()
+    for issue in shipped_issues():
+        assert (root / issue.evidence).is_file(), issue.where
 
 
 def test_known_on_the_kernel_at_hand_only() -> None:
