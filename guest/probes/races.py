@@ -39,6 +39,8 @@ PAUSE = 0.06
 PLACES = 4
 AREA = 4 * PAGE
 ROUNDS = 8
+LATE = 20.0
+"""Seconds after the end of a race in which every process is back, also on a busy host."""
 IDS = 6
 """Object ids that are used and destroyed at random."""
 
@@ -48,8 +50,9 @@ PROT_NONE, MADV_DONTNEED = 0, 4
 GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 """The device is not there, no longer there, or its number is free (fs/char_dev.c chrdev_open())."""
 
-TAKEN = (errno.EINVAL, errno.EBUSY)
-"""Another has bound the device (vfio_df_open()), or has its group open (vfio_device_block_group())."""
+TAKEN = (errno.EINVAL, errno.EAGAIN)
+"""Another has bound the device (vfio_df_open()), or whoever unbinds a device that can be reset holds its lock
+(vfio_pci_core_enable(), pci_try_reset_function())."""
 
 UNMAPPED = (errno.ENOENT, errno.EOPNOTSUPP)
 """GET_PA without a mapping, or without a page table."""
@@ -123,12 +126,24 @@ def _round(
         if meanwhile is not None:
             _until(STRESS, seeds.getrandbits(32), meanwhile)
         for racer in racers:
-            counts = racer.result(40)
+            if not racer.ended() and not forked.wait_for_end(racer.pid, STRESS + LATE):
+                raise AssertionError(f"a racer did not come back: {_whereabouts(racer.pid)}")
+            counts = racer.result()
             assert isinstance(counts, dict)
             for key, count in counts.items():
                 total[key] = total.get(key, 0) + count
     start.close()
     return total
+
+
+def _whereabouts(pid: int) -> str:
+    """Say where in the kernel a process is: its system call and its stack there."""
+    where = Path("/proc") / str(pid)
+    texts = []
+    for name in ("wchan", "syscall", "stack"):
+        with contextlib.suppress(OSError):
+            texts.append(f"{name}: {' '.join((where / name).read_text(encoding='ascii').split())}")
+    return "; ".join(texts)
 
 
 def _racer(make: Callable[[Tally], Act], start: forked.Gate, seed: int) -> forked.Child:
@@ -351,7 +366,9 @@ def _use_group_once(tally: Tally, choices: random.Random, bdf: str) -> None:
             return
         container = stack.enter_context(vfio.open_container())
         device = tally.attempt(
-            "device", (errno.ENODEV,), lambda: stack.enter_context(_device_of(group, container, bdf))
+            "device",
+            (errno.ENODEV, errno.EAGAIN),
+            lambda: stack.enter_context(_device_of(group, container, bdf)),
         )
         if device is not None:
             assert device.read_config(vfio.PCI_VENDOR_ID, 2) == edu.VENDOR_ID, "another vendor"
