@@ -179,6 +179,19 @@ def intx_disable_bit_masks(t: Test) -> None:
         t.equal(event.arrives(), 1, "events once INTx is enabled again")
 
 
+@case(needs=INTX_ARRIVES, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable() (virq_disabled)")
+def next_user_inherits_no_disable_bit(t: Test) -> None:
+    """An INTx that one user disabled in the command register arrives at the next one, who touches nothing."""
+    with opened(t, t.device("edu")) as device:
+        command = device.read_config(vfio.PCI_COMMAND, 2)
+        device.write_config(vfio.PCI_COMMAND, 2, command | vfio.PCI_COMMAND_INTX_DISABLE)
+    with _edu(t) as (device, one):
+        event = Event()
+        device.set_eventfds(INTX, event.fd)
+        one.raise_irq(1)
+        t.equal(event.arrives(), 1, "events for one raise")
+
+
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_intx_trigger(), vfio_intx_enable()")
 def intx_refusals(t: Test) -> None:
     """What is no request for an INTx is refused with its own errno: masking by eventfd, a second vector, a
