@@ -13,6 +13,7 @@ from pathlib import Path
 
 from guest import edu, igb, libc, memory, pci, vfio
 from guest.case import Test, case
+from guest.iommufd import Iommufd
 from guest.memory import PAGE
 from guest.opened import Event, opened, silent, through_cdev, through_group
 from guest.vfio import ERR, INTX, MSI, MSIX, REQ
@@ -179,17 +180,26 @@ def intx_disable_bit_masks(t: Test) -> None:
         t.equal(event.arrives(), 1, "events once INTx is enabled again")
 
 
-@case(needs=INTX_ARRIVES, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable() (virq_disabled)")
+@case(
+    needs=(*INTX_ARRIVES, "noiommu-cdev"),
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable() (virq_disabled)",
+)
 def next_user_inherits_no_disable_bit(t: Test) -> None:
     """An INTx that one user disabled in the command register arrives at the next one, who touches nothing."""
-    with opened(t, t.device("edu")) as device:
-        command = device.read_config(vfio.PCI_COMMAND, 2)
-        device.write_config(vfio.PCI_COMMAND, 2, command | vfio.PCI_COMMAND_INTX_DISABLE)
-    with _edu(t) as (device, one):
-        event = Event()
-        device.set_eventfds(INTX, event.fd)
-        one.raise_irq(1)
-        t.equal(event.arrives(), 1, "events for one raise")
+    bdf = t.device("edu")
+    with pci.bound(bdf):
+        with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+            device.bind_iommufd(iommufd.fd)
+            command = device.read_config(vfio.PCI_COMMAND, 2)
+            device.write_config(vfio.PCI_COMMAND, 2, command | vfio.PCI_COMMAND_INTX_DISABLE)
+        with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+            device.bind_iommufd(iommufd.fd)
+            with device.bar() as bar:
+                event = Event()
+                device.set_eventfds(INTX, event.fd)
+                edu.Edu(bar).raise_irq(1)
+                t.equal(event.arrives(), 1, "events for one raise")
+                edu.Edu(bar).ack_irq()
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_intx_trigger(), vfio_intx_enable()")
