@@ -5,6 +5,7 @@ Asked for before anything else in the guest, once a boot (guest/resident.py, or 
 The shape, which the host reads again:
 
     {"nonce": "c0ffee",                         what QEMU was given for this VM alone
+     "uptime": 1.5,                             seconds since the kernel began, by the guest's own clock
      "notes": "040000001400...",                the running kernel's ELF notes in hex: its build-id is in them
      "devices": [{"bdf": "0000:01:00.0",        address in the guest
                   "root": "0000:00",            domain and number of the root bus
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any, Optional
 
 
@@ -77,6 +79,7 @@ def gather(sys_dir: str = "/sys", dev_dir: str = "/dev") -> dict[str, Any]:
     nodes += [f"devices/{name}" for name in _list(f"{dev_dir}/vfio/devices")]
     devices = [_device(sys_dir, bdf) for bdf in _list(f"{sys_dir}/bus/pci/devices")]
     return {
+        "uptime": time.monotonic(),
         "nonce": _read(f"{sys_dir}/firmware/qemu_fw_cfg/by_name/opt/vfio-harness/nonce/raw"),
         "notes": _read_bytes(f"{sys_dir}/kernel/notes").hex(),
         "devices": devices,

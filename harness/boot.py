@@ -42,6 +42,9 @@ BOOT_SECONDS = 30.0
 RESTORE_SECONDS = 10.0
 """The same from a snapshot: on TCG half a second is usual."""
 
+_CLOCK_SLACK = 1.2
+"""How much faster than ours a guest's clock may run: measured by the PIT it is good to some percent."""
+
 _GOODBYE_SECONDS = 1.0
 """For the guest's SSH server to notice that we hung up, before the guest is saved."""
 
@@ -136,8 +139,7 @@ def boot(recipe: Recipe, directory: Path) -> Iterator[Booted]:
     snapshot = snapshot_of(recipe.machine, recipe.qemu, parts) if recipe.snapshots else None
     with contextlib.ExitStack() as stack:
         attempt = _Attempt(recipe, directory, parts)
-        booted = attempt.restore(snapshot, stack) if snapshot else None
-        yield booted or attempt.start(snapshot, stack)
+        yield attempt.restore(snapshot, stack) or attempt.start_in_turn(snapshot, stack)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,9 +152,9 @@ class _Attempt:
     nonce: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
     began: float = dataclasses.field(default_factory=time.monotonic)
 
-    def restore(self, snapshot: Snapshot, stack: contextlib.ExitStack) -> Booted | None:
+    def restore(self, snapshot: Snapshot | None, stack: contextlib.ExitStack) -> Booted | None:
         """The machine from *snapshot*; None when there is none, or when it is bad: then it goes."""
-        if not snapshot.exists():
+        if snapshot is None or not snapshot.exists():
             return None
         limit = Deadline.after(RESTORE_SECONDS * self.recipe.accel.timeout_factor)
         with contextlib.ExitStack() as own:
@@ -186,11 +188,19 @@ class _Attempt:
             said = "\n".join(fatal.lines)
             raise BootCrash(f"the kernel died when it was restored: {fatal.title}", splat=said) from error
 
+    def start_in_turn(self, snapshot: Snapshot | None, stack: contextlib.ExitStack) -> Booted:
+        """Boot the machine, or restore it if another process has saved it while we waited to boot it."""
+        if snapshot is None:
+            return self.start(None, stack)
+        with snapshot.first_boot():
+            return self.restore(snapshot, stack) or self.start(snapshot, stack)
+
     def start(self, snapshot: Snapshot | None, stack: contextlib.ExitStack) -> Booted:
         """The machine from its first instruction, saved as *snapshot* on the way."""
         if snapshot is not None and snapshot.refusal() is not None:
             snapshot = None
         limit = Deadline.after(BOOT_SECONDS * self.recipe.accel.timeout_factor)
+        began = time.monotonic()
         vm = stack.enter_context(self._vm(limit, savable=snapshot is not None))
         try:
             # slirp accepts before the guest listens; the console tells sooner when it does.
@@ -199,6 +209,7 @@ class _Attempt:
             connected = time.monotonic()
             vm.wait_agent(limit)
             found = ask_facts(guest, limit)
+            _check_clock(found, time.monotonic() - began)
             booted = self._prove(vm, guest, found, connected)
             # What the kernel complained of while booting must be heard in every run.
             if snapshot is not None and not vm.console.splats():
@@ -305,6 +316,20 @@ def _ask(guest: Guest, words: Sequence[str], limit: Deadline) -> str:
             return "\n".join(stream.lines(limit))
         except TimeoutError as error:
             raise LostGuest(f"the guest did not answer in time when asked for {words[0]}") from error
+
+
+def _check_clock(found: Found, passed: float) -> None:
+    """Refuse a guest by whose clock more time went by since its kernel began than the *passed* seconds.
+
+    The kernel measures its processor's TSC against the PIT while it boots.  An emulated processor that its
+    busy host takes away meanwhile counts too little: clocks 30 times too fast were seen, and every time limit
+    in such a guest is as much too short.
+    """
+    if found.uptime > passed * _CLOCK_SLACK + 1:
+        raise InfraError(
+            f"the guest's clock is wrong: {found.uptime:.0f} s since it began, {passed:.0f} s by the host's",
+            hint="the host was too busy while the guest booted",
+        )
 
 
 def _prove_kernel(found: Found, recipe: Recipe, nonce: str) -> None:

@@ -39,6 +39,8 @@ class Found:
     """All of it as the guest said it."""
     nonce: str = dataclasses.field(compare=False)
     """What the VM that answers was given."""
+    uptime: float = dataclasses.field(compare=False)
+    """Seconds since its kernel began, by its own clock."""
     notes: bytes
     """The ELF notes of the kernel that runs."""
     devices: tuple[FoundDevice, ...]
@@ -59,6 +61,7 @@ def read_facts(text: str) -> Found:
         return Found(
             text=text,
             nonce=facts["nonce"],
+            uptime=float(facts["uptime"]),
             notes=bytes.fromhex(facts["notes"]),
             devices=tuple(_device(device) for device in facts["devices"]),
             vfio_nodes=tuple(facts["vfio_nodes"]),

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness import paths
+from harness.errors import InfraError
 from harness.locks import locked, shared, try_locked
 from harness.machine import keys
 from harness.machine.accel import Accel
@@ -31,7 +32,7 @@ from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu
 from harness.machine.roots import RootParts
 
-RECIPE = 2
+RECIPE = 3
 """Raise it when saving or restoring changes: older snapshots are not found then."""
 
 RAM = "ram"
@@ -77,6 +78,19 @@ class Snapshot:
         """Keep the snapshot for as long as a VM starts from it; yields whether it is there."""
         with shared(self._lock, f"another process is saving {self.directory}"):
             yield self.exists()
+
+    @contextlib.contextmanager
+    def first_boot(self) -> Iterator[None]:
+        """Let one process at a time boot this machine: it saves it, and the others restore what it saved.
+
+        Where that would be in vain nobody waits: QEMU refuses, or the cache cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.refusal() is None:
+                busy = "another process is booting the same machine"
+                with contextlib.suppress(InfraError):
+                    stack.enter_context(locked(f"{self.directory.name}.boot", busy))
+            yield
 
     @contextlib.contextmanager
     def making(self) -> Iterator[Path | None]:

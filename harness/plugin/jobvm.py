@@ -42,8 +42,8 @@ from harness.suites.programs import SELFTESTS, SetupFailed, run_program
 SERVICE_SECONDS = 20.0
 """How long the guest may take, on KVM, for what the harness itself asks of it."""
 
-BOOT_TRIES = 2
-"""A VM that does not come up is tried once more: the host may have been busy."""
+BOOT_TRIES = 3
+"""A VM that does not come up is tried again: the host may have been busy."""
 
 _log = logging.getLogger("harness.plugin")
 

@@ -54,6 +54,7 @@ class World:
     console: str = ""
     restores: bool = True
     saves: int = 0
+    uptime: float = 0.5
 
 
 class FakeVM:
@@ -98,7 +99,7 @@ class FakeGuest:
             return self.world.removed
         devices = self.world.after if words[0] == "rescan" else (EDU,)
         facts = {"nonce": self.vm.nonce, "notes": NOTES.hex(), "devices": devices, "vfio_nodes": ["vfio"]}
-        return json.dumps(facts)
+        return json.dumps({"uptime": self.world.uptime, **facts})
 
     def close(self) -> None: ...
 
@@ -218,6 +219,37 @@ def test_a_kernel_that_dies_when_restored_is_no_bad_snapshot(
     world.console = "[    9.123456][    T1] Kernel panic - not syncing: sysrq triggered crash\n"
     with pytest.raises(BootCrash, match="sysrq triggered crash"), boot(recipe, tmp_path / "vm"):
         pass
+
+
+def test_a_guest_whose_clock_races_is_neither_used_nor_saved(
+    recipe: Recipe, world: World, tmp_path: Path
+) -> None:
+    """Its kernel took its processor for a slower one: everything in it would be late."""
+    world.uptime = 90.0
+    wrong = pytest.raises(InfraError, match=r"clock is wrong: 90 s since it began, 0 s")
+    with wrong, boot(recipe, tmp_path / "vm"):
+        pass
+    assert world.saves == 0
+
+
+def test_whoever_waits_for_a_first_boot_restores(
+    recipe: Recipe, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process saves the machine while this one waits for its turn to boot it."""
+
+    @contextlib.contextmanager
+    def others_turn(snapshot: Snapshot) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(Snapshot, "first_boot", lambda _: contextlib.nullcontext())
+            with boot(recipe, tmp_path / "other"):
+                pass
+        yield
+
+    monkeypatch.setattr(Snapshot, "first_boot", others_turn)
+    with boot(recipe, tmp_path / "vm"):
+        pass
+    assert world.saves == 1
+    assert json.loads((tmp_path / "vm" / "timing.json").read_text())["restored"]
 
 
 def test_the_wrong_kernel_is_refused(recipe: Recipe, world: World, tmp_path: Path) -> None:

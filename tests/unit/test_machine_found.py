@@ -24,7 +24,9 @@ def judge(topology: str, *devices: dict[str, Any]) -> tuple[str, ...]:
 
 def told(*devices: dict[str, Any]) -> str:
     """What a guest with these devices says."""
-    return json.dumps({"nonce": "1", "notes": "0400", "devices": devices, "vfio_nodes": ["vfio"]})
+    return json.dumps(
+        {"uptime": 1, "nonce": "1", "notes": "0400", "devices": devices, "vfio_nodes": ["vfio"]}
+    )
 
 
 IGB = device("0000:00:04.0", "8086:10c9", "04.0")
