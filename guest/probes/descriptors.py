@@ -29,6 +29,9 @@ GROUP = ("noiommu-group", "edu", "!viommu")
 BASE = 0x1000_0000
 EDU_IDENTIFICATION = 0x010000ED
 
+WORD = 20.0
+"""Seconds after which the word of another process will not come any more."""
+
 
 def _send(through: socket.socket, word: bytes, *fds: int) -> None:
     through.sendmsg([word], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
@@ -46,6 +49,8 @@ def _receive(through: socket.socket) -> tuple[bytes, int]:
 def _sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
     one, other = socket.socketpair()
     with one, other:
+        for end in (one, other):
+            end.settimeout(WORD)
         yield one, other
 
 
