@@ -291,12 +291,12 @@ def request_is_repeated(t: Test) -> None:
     with through_cdev(bdf) as user:
         event = Event()
         user.device.set_eventfds(vfio.REQ, event.fd)
-        writer = pci.start_unbind(bdf)
-        t.equal(event.arrives(), 1, "requests at once")
         start = time.monotonic()
-        t.equal(event.arrives(25), 1, "requests after about ten seconds")
+        writer = pci.start_unbind(bdf)
+        t.equal(event.arrives(8), 1, "requests at once")
+        t.equal(event.arrives(30), 1, "requests after about ten seconds")
         waited = time.monotonic() - start
-        t.check(8 < waited < 20, f"the second request came {waited:.1f} s after the first")
+        t.check(waited > 9.9, f"the second request came {waited:.1f} s after the beginning")
         told = [line for line in t.dmesg() if "Relaying device request to user" in line]
         t.equal(len(told), 1, "lines about requests")
         user.device.close()
