@@ -54,6 +54,10 @@ TAKEN = (errno.EINVAL, errno.EAGAIN)
 """Another has bound the device (vfio_df_open()), or whoever unbinds a device that can be reset holds its lock
 (vfio_pci_core_enable(), pci_try_reset_function())."""
 
+GROUP_GONE = (errno.ENODEV, errno.EAGAIN, errno.EINVAL)
+"""The group has lost its device, and so its place in the container: empty, it takes no SET_IOMMU (EINVAL,
+vfio_ioctl_set_iommu()).  EAGAIN as above."""
+
 UNMAPPED = (errno.ENOENT, errno.EOPNOTSUPP)
 """GET_PA without a mapping, or without a page table."""
 
@@ -367,7 +371,7 @@ def _use_group_once(tally: Tally, choices: random.Random, bdf: str) -> None:
         container = stack.enter_context(vfio.open_container())
         device = tally.attempt(
             "device",
-            (errno.ENODEV, errno.EAGAIN),
+            GROUP_GONE,
             lambda: stack.enter_context(_device_of(group, container, bdf)),
         )
         if device is not None:
