@@ -16,6 +16,7 @@ from pathlib import Path
 
 from harness import process
 from harness.errors import InfraError
+from harness.host import available_mib
 from harness.kernel import debian
 from harness.kernel.hostneeds import KERNEL_NEEDS, HostNeed
 from harness.locks import locked
@@ -166,10 +167,7 @@ def _cache() -> Finding:
 
 
 def _memory() -> Finding:
-    fields = dict(
-        line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    )
-    available = int(fields["MemAvailable"].split()[0]) / 2**20
+    available = available_mib() / 1024
     state = State.OK if available >= MEMORY_GIB else State.WARNING
     cost = "" if state is State.OK else f"a VM beside a build wants {MEMORY_GIB} GiB"
     return Finding(name="memory", state=state, detail=f"{available:.1f} GiB available", cost=cost)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+from harness.host import available_mib
 from harness.plan import Plan
 from harness.suites.catalogue import selected, work_of
 
@@ -29,12 +29,3 @@ def default_workers(plan: Plan) -> int:
     room = available_mib() // max(job.memory_mib for job in plan.jobs)
     wanted = min(PER_PROCESSOR * len(os.sched_getaffinity(0)), groups, room, MOST)
     return wanted if wanted > 1 else 0
-
-
-def available_mib() -> int:
-    """Memory that can be had without swapping (proc_meminfo(5) MemAvailable), in MiB."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) // 1024
-    return 0

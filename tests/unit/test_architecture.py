@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = {
     "errors": 0,
     "deadline": 0,
+    "host": 0,
     "paths": 0,
     "locks": 1,
     "process": 1,
