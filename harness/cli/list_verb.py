@@ -136,8 +136,8 @@ def command(kind: str, as_json: bool, as_markdown: bool) -> None:
       vfio-harness list runs
     """
     if as_markdown:
-        if kind != "cases":
-            raise UsageError(f"--markdown is for cases, not for {kind}")
+        if kind != "cases" or as_json:
+            raise UsageError("--markdown is for cases alone, and is not JSON")
         from harness.suites.listing import markdown
 
         emit(markdown().rstrip("\n"))
