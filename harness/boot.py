@@ -179,6 +179,9 @@ class _Attempt:
         snapshot.drop()
         return None
 
+    def _boot_limit(self) -> Deadline:
+        return Deadline.after(BOOT_SECONDS * self.recipe.accel.timeout_factor)
+
     def _blame_kernel(self, error: Exception) -> None:
         """Raise BootCrash when it was the kernel's death that kept a restored guest from answering."""
         console = Console(self.directory / CONSOLE_LOG)
@@ -192,14 +195,14 @@ class _Attempt:
         """Boot the machine, or restore it if another process has saved it while we waited to boot it."""
         if snapshot is None:
             return self.start(None, stack)
-        with snapshot.first_boot():
+        with snapshot.first_boot(self._boot_limit()):
             return self.restore(snapshot, stack) or self.start(snapshot, stack)
 
     def start(self, snapshot: Snapshot | None, stack: contextlib.ExitStack) -> Booted:
         """The machine from its first instruction, saved as *snapshot* on the way."""
         if snapshot is not None and snapshot.refusal() is not None:
             snapshot = None
-        limit = Deadline.after(BOOT_SECONDS * self.recipe.accel.timeout_factor)
+        limit = self._boot_limit()
         began = time.monotonic()
         vm = stack.enter_context(self._vm(limit, savable=snapshot is not None))
         try:

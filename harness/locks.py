@@ -12,13 +12,17 @@ import errno
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness import paths
+from harness.deadline import Deadline
 from harness.errors import InfraError
 
 _log = logging.getLogger("harness.locks")
+
+_POLL_SECONDS = 0.05
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -95,9 +99,32 @@ def try_locked(name: str) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         try:
             handle = stack.enter_context(_opened(_lock_path(name)))
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            stack.close()
             yield False
             return
-        yield True
+        yield _try(handle)
+
+
+@contextlib.contextmanager
+def locked_by(name: str, deadline: Deadline) -> Iterator[bool]:
+    """Hold the lock *name* alone, waiting for it until *deadline*; yields whether we have it.
+
+    For an order that is good to have and not needed: without it things go on.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            handle = stack.enter_context(_opened(_lock_path(name)))
+        except OSError:
+            yield False
+            return
+        while not (ours := _try(handle)) and not deadline.expired:
+            time.sleep(_POLL_SECONDS)
+        yield ours
+
+
+def _try(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

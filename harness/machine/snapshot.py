@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness import paths
-from harness.errors import InfraError
-from harness.locks import locked, shared, try_locked
+from harness.deadline import Deadline
+from harness.locks import locked, locked_by, shared, try_locked
 from harness.machine import keys
 from harness.machine.accel import Accel
 from harness.machine.devices import Topology
@@ -80,16 +80,15 @@ class Snapshot:
             yield self.exists()
 
     @contextlib.contextmanager
-    def first_boot(self) -> Iterator[None]:
+    def first_boot(self, limit: Deadline) -> Iterator[None]:
         """Let one process at a time boot this machine: it saves it, and the others restore what it saved.
 
-        Where that would be in vain nobody waits: QEMU refuses, or the cache cannot be written.
+        Where that would be in vain, for QEMU refuses, nobody waits; and nobody waits longer than until
+        *limit*, for a kernel that hangs would keep everybody as often as it is tried.
         """
         with contextlib.ExitStack() as stack:
             if self.refusal() is None:
-                busy = "another process is booting the same machine"
-                with contextlib.suppress(InfraError):
-                    stack.enter_context(locked(f"{self.directory.name}.boot", busy))
+                stack.enter_context(locked_by(f"{self.directory.name}.boot", limit))
             yield
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ import pytest
 
 from harness import boot as under_test
 from harness.boot import Recipe, boot
+from harness.deadline import Deadline
 from harness.errors import BootCrash, InfraError, LostGuest
 from harness.machine.accel import Accel
 from harness.machine.machine import CONSOLE_LOG, Machine
@@ -238,9 +239,9 @@ def test_whoever_waits_for_a_first_boot_restores(
     """Another process saves the machine while this one waits for its turn to boot it."""
 
     @contextlib.contextmanager
-    def others_turn(snapshot: Snapshot) -> Iterator[None]:
+    def others_turn(snapshot: Snapshot, limit: Deadline) -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(Snapshot, "first_boot", lambda _: contextlib.nullcontext())
+            patch.setattr(Snapshot, "first_boot", lambda *_: contextlib.nullcontext())
             with boot(recipe, tmp_path / "other"):
                 pass
         yield
