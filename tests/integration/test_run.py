@@ -122,6 +122,24 @@ def test_variants_keep_their_promises(variant: str) -> None:
     assert done.status == ExitCode.GOOD, told(done, run)
 
 
+@pytest.mark.parametrize(
+    ("variant", "topology", "modules"),
+    [
+        ("modules", "sriov", ("modules", "sriov")),
+        ("group-cdev", "pciehp", ("hotplug", "power")),
+        ("group-cdev", "mixed", ("exclusion", "findings", "get_pa")),
+    ],
+)
+def test_promises_of_special_machines(variant: str, topology: str, modules: tuple[str, ...]) -> None:
+    """What only modules, virtual functions, slots or a second kind of device can show is shown there."""
+    words = [word for module in modules for word in ("--case", f"probes/{module}/*")]
+    done, run = harness("run", "--tree", TREE, "--variant", variant, "--topology", topology, *words)
+    assert done.status == ExitCode.GOOD, told(done, run)
+    assert run is not None
+    passed = {case.address.program for case in run.cases if case.outcome is Outcome.PASS}
+    assert passed == set(modules)
+
+
 def test_blocked_variants_are_proved_without_a_build() -> None:
     """Kconfig itself refuses no-IOMMU mode without a container; the reason is told."""
     done, run = harness(
