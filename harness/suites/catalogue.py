@@ -188,5 +188,6 @@ def check_cases(plan: Plan) -> None:
 
 
 def _nearest_address(pattern: str, addresses: set[str]) -> str:
-    hint = nearest(pattern, addresses)
+    programs = {f"{address.rpartition('/')[0]}/*" for address in addresses if address.count("/") == 2}
+    hint = nearest(pattern, addresses | programs)
     return hint if hint.startswith("did") else "see: vfio-harness list cases"

@@ -37,6 +37,10 @@ RUN = ("run", "--accel", "tcg", "--tree", "/nonexistent")
         ((*RUN, "--topology", "edu-ibg"), "there is no topology 'edu-ibg'\n  did you mean 'edu-igb'?"),
         ((*RUN, "--suite", "probs"), "there is no suite 'probs'\n  did you mean 'probes'?"),
         ((*RUN, "--case", "probes/get_pa/zero_lenth"), "no case matches 'probes/get_pa/zero_lenth'"),
+        (
+            (*RUN, "--case", "probes/pinnning/*"),
+            "no case matches 'probes/pinnning/*'\n  did you mean 'probes/pinning/*'?",
+        ),
         ((*RUN, "--case", "get_pa"), "no case matches 'get_pa'\n  here addresses begin with probes/"),
         ((*RUN, "--with", "kasan"), "there is no add-on 'kasan'"),
         ((*RUN, "--config", "/nonexistent.config"), "/nonexistent.config"),
