@@ -27,6 +27,7 @@ FEATURES: dict[str, str] = {
     # The topology: which devices there are, and what stands before them.
     "edu": "one QEMU `edu` device",
     "edu2": "two QEMU `edu` devices",
+    "intx": "INTx of every edu arrives; from behind a pxb-pcie it does not (seen with QEMU 10.0.2)",
     "igb": "a QEMU `igb` network card",
     "nvme": "a QEMU `nvme` controller",
     "viommu": "every device sits behind an emulated IOMMU that the kernel drives",

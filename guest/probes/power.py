@@ -296,7 +296,7 @@ def wakeup_needs_an_eventfd(t: Test) -> None:
 
 
 @case(
-    needs=(*EDU, "!mixed"),  # a mixed machine's edu is behind a pxb-pcie: no INTx arrives from there
+    needs=(*EDU, "intx"),
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_runtime_suspend() (pm_intx_masked)",
 )
 def interrupts_survive_low_power(t: Test) -> None:

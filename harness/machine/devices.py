@@ -183,6 +183,9 @@ class Topology:
         yield from {"edu", "igb", "nvme"} & set(drivers)
         if drivers.count("edu") >= 2:
             yield "edu2"
+        roots = {self.location(device).root for device in present if device.driver == "edu"}
+        if roots == {0}:
+            yield "intx"
         if any(device.driver == "igb" and "netdev" in device.props for device in present):
             yield "link-peer"
 

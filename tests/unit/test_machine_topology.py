@@ -65,14 +65,14 @@ def test_what_is_shipped() -> None:
 @pytest.mark.parametrize(
     ("name", "features"),
     [
-        ("edu", {"edu"}),
-        ("edu-edu", {"edu", "edu2"}),
-        ("edu-igb", {"edu", "igb", "link-peer"}),
+        ("edu", {"edu", "intx"}),
+        ("edu-edu", {"edu", "edu2", "intx"}),
+        ("edu-igb", {"edu", "igb", "intx", "link-peer"}),
         ("nvme", {"nvme"}),
-        ("hotplug", {"edu", "igb", "link-peer", "hotplug"}),
+        ("hotplug", {"edu", "igb", "intx", "link-peer", "hotplug"}),
         ("pciehp", {"edu", "igb", "link-peer", "hotplug"}),
         ("sriov", {"igb", "link-peer", "sriov"}),
-        ("iommu-amd", {"edu", "igb", "link-peer", "viommu", "viommu-amd"}),
+        ("iommu-amd", {"edu", "igb", "intx", "link-peer", "viommu", "viommu-amd"}),
         ("mixed", {"edu", "edu2", "mixed"}),
     ],
 )
