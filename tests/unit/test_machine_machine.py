@@ -86,7 +86,7 @@ def test_kvm_and_gdb() -> None:
     assert "nokaslr" in words
     assert "no_timer_check" not in words
     assert words.endswith('"a=b c" ro virtme.exec=`eA==` init=/init')
-    assert made.features == {"edu", "smp", "mem-4g"}
+    assert made.features == {"edu", "intx", "smp", "mem-4g"}
 
 
 def test_too_little_memory() -> None:
