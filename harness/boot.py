@@ -22,6 +22,7 @@ from harness import paths
 from harness.deadline import Deadline
 from harness.errors import BootCrash, InfraError, LostGuest
 from harness.kernel.elf import find_build_ids
+from harness.kernel.store import find_built
 from harness.machine.accel import Accel
 from harness.machine.console import Console
 from harness.machine.found import Found, bdfs, mismatches, read_facts
@@ -70,11 +71,17 @@ class Recipe:
 
     @classmethod
     def of(cls, job: Job, *, gdb: bool = False) -> Recipe:
-        """What *job* wants booted.  Raises UsageError or InfraError when this host cannot."""
+        """What *job* wants booted, whose kernel is in the store.
+
+        Raises UsageError or InfraError when this host cannot.
+        """
         qemu = find_qemu(Path(job.qemu) if job.qemu else None)
+        kernel = find_built(job.kernel.digest)
+        if kernel is None:
+            raise InfraError(f"the kernel of job {job.name} is not in the store", hint="run it again")
         machine = Machine(
-            vmlinux=Path(job.kernel.vmlinux),
-            modules_dir=Path(job.kernel.modules_dir) if job.kernel.modules_dir else None,
+            vmlinux=kernel.vmlinux,
+            modules_dir=kernel.modules_dir,
             selftests_dir=Path(job.kernel.selftests_dir) if job.kernel.selftests_dir else None,
             topology=load_topology(job.topology, qemu),
             cpus=job.cpus,
@@ -83,7 +90,7 @@ class Recipe:
             root=find_root(job.root),
             gdb=gdb,
         )
-        return cls(machine=machine, qemu=qemu, build_id=job.kernel.build_id, snapshots=job.snapshots)
+        return cls(machine=machine, qemu=qemu, build_id=kernel.build_id, snapshots=job.snapshots)
 
 
 class Booted:

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.errors import UsageError
 
-PLAN_FORMAT = 2
+PLAN_FORMAT = 3
 """Grows when a field changes meaning; a plan of another format is refused."""
 
 
@@ -32,21 +32,17 @@ class Isolation(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRef:
-    """The Kernel of a job, by path and digest."""
+    """The Kernel of a job by its digest in the store, where it may not be yet while the job is planned."""
 
     digest: str
-    release: str
-    build_id: str
-    """GNU build-id in hex: what the booted kernel must have."""
+    version: str
+    """What the tree's Makefile says, `7.3.4`."""
     variant: str
     tree: str
     """What a person calls the source tree."""
-    vmlinux: str
-    config: str
-    modules_dir: str | None
     selftests_dir: str | None
     programs: tuple[str, ...]
-    """The selftests that were built for it, as `collection/name`."""
+    """The selftests that were built from its tree, as `collection/name`."""
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
     """Program -> SHA-256 of its C file, which tells whether the recorded manifest is about this program."""
 
@@ -56,7 +52,7 @@ class Job:
     """One Kernel on one Topology with its Suites: the unit that is scheduled."""
 
     name: str
-    """`release-variant-topology`, unique in its plan."""
+    """`version-variant-topology`, unique in its plan."""
     kernel: KernelRef
     topology: str
     """Name of a shipped topology or absolute path of a user's file."""

@@ -279,7 +279,7 @@ class Bench:
             "-m",
             "virtme.commands.run",
             "--kimg",
-            self.job.kernel.vmlinux,
+            os.fspath(Recipe.of(self.job).machine.vmlinux),
             "--mods",
             "none",
         ]

@@ -46,26 +46,26 @@ def command(
     done = []
     code = ExitCode.GOOD
     for wish in wishes:
-        provided = planning.provide(source, wish)
-        if provided.problem is not None:
-            raise provided.problem
-        if provided.proof is not None:
-            tell(f"{wish.variant}: {provided.proof.outcome.value}: {provided.proof.reason}")
-            code = code if provided.proof.outcome is Outcome.PASS else ExitCode.CASE_FAILED
-        if provided.kernel is not None:
-            kernel = provided.kernel
-            done.append(
-                {
-                    "variant": kernel.variant,
-                    "release": kernel.release,
-                    "digest": kernel.digest,
-                    "vmlinux": os.fspath(kernel.vmlinux),
-                    "config": os.fspath(kernel.config),
-                    "build_seconds": kernel.build_seconds,
-                }
-            )
-            if not as_json:
-                emit(f"{kernel.variant} {kernel.release} {kernel.vmlinux}")
+        planned = planning.plan_wished_kernel(source, wish, with_selftests=True)
+        if planned.problem is not None:
+            raise planned.problem
+        if planned.proof is not None:
+            tell(f"{wish.variant}: {planned.proof.outcome.value}: {planned.proof.reason}")
+            code = code if planned.proof.outcome is Outcome.PASS else ExitCode.CASE_FAILED
+            continue
+        built = planning.build_planned(planned)
+        done.append(
+            {
+                "variant": wish.variant,
+                "release": built.release,
+                "digest": built.digest,
+                "vmlinux": os.fspath(built.vmlinux),
+                "config": os.fspath(built.config),
+                "build_seconds": built.build_seconds,
+            }
+        )
+        if not as_json:
+            emit(f"{wish.variant} {built.release} {built.vmlinux}")
     if as_json:
         emit(json.dumps(done, indent=2))
     return code

@@ -10,15 +10,23 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.cli.options import DEFAULT_CPUS, DEFAULT_SUITES
 from harness.cli.output import tell
-from harness.errors import ExitCode, KernelError, NotApplicable, UsageError
+from harness.cli.progress import build_progress
+from harness.errors import ExitCode, HarnessError, KernelError, NotApplicable, UsageError
 from harness.kernel.kconfig import Fragment, read_fragment
 from harness.kernel.selftests import list_programs
-from harness.kernel.store import Kernel, prove_blocked, provide_kernel
+from harness.kernel.store import (
+    Built,
+    KernelPlan,
+    build_kernel,
+    plan_kernel,
+    prove_blocked,
+    provide_selftests,
+)
 from harness.kernel.trees import DEFAULT_SPEC, KernelTree, is_linux, open_tree
 from harness.kernel.variants import Variant, load_catalogue
 from harness.machine.accel import Choice, choose_accel
@@ -53,14 +61,22 @@ class KernelWish:
     addons: tuple[str, ...] = ()
     configs: tuple[Path, ...] = ()
     jobs: int | None = None
-    seed: int = DEFAULT_SEED
+
+    @property
+    def name(self) -> str:
+        """The variant with its add-ons."""
+        return "-".join([self.variant, *self.addons])
+
+    @property
+    def compilers(self) -> int:
+        """How many compilers to run at once."""
+        return self.jobs or (os.cpu_count() or 1) + 1
 
     def options(self) -> list[str]:
         """The options that say it again."""
         words = ["--tree", self.tree or default_tree(), "--variant", self.variant]
         words += [word for addon in self.addons for word in ("--with", addon)]
         words += [word for config in self.configs for word in ("--config", os.fspath(config.absolute()))]
-        words += ["--seed", str(self.seed)] if self.seed != DEFAULT_SEED else []
         return words
 
 
@@ -92,6 +108,24 @@ class MachineWish:
             words.append("--no-snapshots")
         if self.qemu is not None:
             words += ["--qemu", os.fspath(find_qemu(self.qemu).path)]
+        return words
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobWish:
+    """Which job a verb was asked for."""
+
+    kernel: KernelWish
+    machine: MachineWish
+    suites: tuple[str, ...] = ()
+    seed: int = DEFAULT_SEED
+
+    def options(self) -> list[str]:
+        """The options of `run` that say it again, defaults left out."""
+        words = [*self.kernel.options(), *self.machine.options()]
+        if self.suites != DEFAULT_SUITES:
+            words += [word for suite in self.suites for word in ("--suite", suite)]
+        words += ["--seed", str(self.seed)] if self.seed != DEFAULT_SEED else []
         return words
 
 
@@ -133,22 +167,51 @@ def check_machine(machine: MachineWish, qemu: Qemu) -> Topology:
     return topology
 
 
-def kernel_ref(kernel: Kernel, tree: KernelTree) -> KernelRef:
-    """The Kernel as a Job carries it."""
-    programs = list_programs(kernel.selftests) if kernel.selftests else ()
-    paths = tuple(f"{p.collection}/{p.name}" for p in programs)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What became of one wished kernel before it is built: its plan, or why there is none."""
+
+    wish: KernelWish
+    tree: KernelTree
+    plan: KernelPlan | None = None
+    selftests: Path | None = None
+    proof: Result | None = None
+    """For a blocked variant: that Kconfig refuses no-IOMMU mode, or does not."""
+    problem: HarnessError | None = None
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the store has it."""
+        return self.plan is not None and self.plan.cached
+
+    def record(self, topology: str, job: Job | None, problem: HarnessError | None = None) -> JobRecord:
+        """How this kernel's job on *topology* goes into the results; *problem* is one of its build."""
+        problem = problem or self.problem
+        name = "-".join(word for word in (self.wish.variant, *self.wish.addons, topology) if word)
+        return JobRecord(
+            name=job.name if job else name,
+            kernel=f"{job.kernel.version} {job.kernel.digest[:12]}" if job else "",
+            variant=self.wish.variant,
+            topology=topology,
+            features=job.features if job else (),
+            problem=str(problem) if problem else "",
+            problem_code=problem.exit_code if problem else ExitCode.GOOD,
+            applicable=not isinstance(problem, NotApplicable),
+        )
+
+
+def kernel_ref(plan: KernelPlan, selftests: Path | None) -> KernelRef:
+    """The Kernel of *plan* as a Job carries it."""
+    programs = tuple(f"{p.collection}/{p.name}" for p in list_programs(selftests)) if selftests else ()
+    tree = plan.tree
     return KernelRef(
-        digest=kernel.digest,
-        release=kernel.release,
-        build_id=kernel.build_id,
-        variant=kernel.variant,
-        tree=kernel.tree_label,
-        vmlinux=os.fspath(kernel.vmlinux),
-        config=os.fspath(kernel.config),
-        modules_dir=os.fspath(kernel.modules_dir) if kernel.modules_dir else None,
-        selftests_dir=os.fspath(kernel.selftests) if kernel.selftests else None,
-        programs=paths,
-        sources={path: digest for path in paths if (digest := source_digest(tree.path, path))},
+        digest=plan.key,
+        version=tree.version,
+        variant=plan.variant.name,
+        tree=tree.label,
+        selftests_dir=os.fspath(selftests) if selftests else None,
+        programs=programs,
+        sources={path: digest for path in programs if (digest := source_digest(tree.path, path))},
     )
 
 
@@ -163,30 +226,28 @@ def _memory(
     return max(*wanted, *(suite.memory_for(ref.programs, features) for suite in known))
 
 
-def make_job(
-    kernel: Kernel,
-    tree: KernelTree,
-    wish: KernelWish,
-    machine: MachineWish,
-    accel: Choice,
-    suites: tuple[str, ...],
-) -> Job:
-    """The Job of one kernel on one topology."""
+def needs_selftests(suites: Iterable[str]) -> bool:
+    """Whether one of *suites* consists of the tree's own selftests."""
+    return any(suite in shipped_suites() for suite in suites)
+
+
+def make_job(planned: Planned, wish: JobWish, accel: Choice) -> Job:
+    """The Job of *wish*, whose kernel is built or will be."""
+    plan, machine = planned.plan, wish.machine
+    assert plan is not None
     topology = load_topology(machine.topology)
-    ref = kernel_ref(kernel, tree)
-    memory = _memory(machine, topology, suites, ref, kernel.features | topology.features)
+    ref = kernel_ref(plan, planned.selftests)
+    memory = _memory(machine, topology, wish.suites, ref, plan.features | topology.features)
     value = Machine(
-        vmlinux=kernel.vmlinux,
-        modules_dir=kernel.modules_dir,
+        vmlinux=plan.vmlinux,
         topology=topology,
         cpus=machine.cpus,
         memory_mib=memory,
         accel=accel.accel,
         root=find_root(machine.root),
     )
-    extra = [word for suite in suites for word in ("--suite", suite)] if suites != DEFAULT_SUITES else []
     return Job(
-        name="-".join([kernel.release, kernel.variant, *wish.addons, topology.name]),
+        name="-".join([ref.version, wish.kernel.name, topology.name]),
         kernel=ref,
         topology=os.fspath(topology.path.absolute()) if topology.name != machine.topology else topology.name,
         root=machine.root,
@@ -195,62 +256,36 @@ def make_job(
         qemu=os.fspath(find_qemu(machine.qemu).path) if machine.qemu else None,
         cpus=machine.cpus,
         memory_mib=memory,
-        suites=suites,
-        features=tuple(sorted(kernel.features | value.features)),
-        rerun=shlex.join(["vfio-harness", "run", *wish.options(), *machine.options(), *extra]),
+        suites=wish.suites,
+        features=tuple(sorted(plan.features | value.features)),
+        rerun=shlex.join(["vfio-harness", "run", *wish.options()]),
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Provided:
-    """What became of one wished kernel: it, or why there is none."""
+def plan_wished_kernel(tree: KernelTree, wish: KernelWish, *, with_selftests: bool) -> Planned:
+    """Resolve and prove the configuration of *wish*, and build its tree's selftests, but not the kernel.
 
-    wish: KernelWish
-    kernel: Kernel | None = None
-    proof: Result | None = None
-    """For a blocked variant: that Kconfig refuses no-IOMMU mode, or does not."""
-    problem: KernelError | None = None
-
-    def record(self, topology: str, job: Job | None) -> JobRecord:
-        """How this kernel's job on *topology* goes into the results."""
-        if job is not None and self.kernel is not None:
-            return JobRecord(
-                name=job.name,
-                kernel=f"{self.kernel.release} {self.kernel.digest[:12]}",
-                variant=self.wish.variant,
-                topology=topology,
-                features=job.features,
-            )
-        return JobRecord(
-            name=f"{self.wish.variant}-{topology}" if topology else self.wish.variant,
-            variant=self.wish.variant,
-            topology=topology,
-            problem=str(self.problem) if self.problem else "",
-            problem_code=self.problem.exit_code if self.problem else ExitCode.GOOD,
-            applicable=not isinstance(self.problem, NotApplicable),
-        )
-
-
-def provide(tree: KernelTree, wish: KernelWish) -> Provided:
-    """Get the kernel of *wish* from the store or build it; a KernelError is kept, not raised."""
-    from harness.cli.progress import build_progress
-
+    A KernelError is kept, not raised.
+    """
     variant = wished_variant(wish.variant)
     if variant.blocked:
-        return Provided(wish=wish, proof=_proof(tree, variant))
-    with build_progress(variant.name, sys.stderr) as progress:
-        try:
-            kernel = provide_kernel(
-                tree,
-                variant,
-                wish.addons,
-                read_configs(wish.configs),
-                jobs=wish.jobs or (os.cpu_count() or 1) + 1,
-                progress=progress,
-            )
-        except KernelError as error:
-            return Provided(wish=wish, problem=error)
-    return Provided(wish=wish, kernel=kernel)
+        return Planned(wish=wish, tree=tree, proof=_proof(tree, variant))
+    try:
+        plan = plan_kernel(tree, variant, wish.addons, read_configs(wish.configs))
+        selftests = None
+        if with_selftests:
+            with build_progress(variant.name, sys.stderr) as progress:
+                selftests = provide_selftests(plan, jobs=wish.compilers, progress=progress)
+    except KernelError as error:
+        return Planned(wish=wish, tree=tree, problem=error)
+    return Planned(wish=wish, tree=tree, plan=plan, selftests=selftests)
+
+
+def build_planned(planned: Planned) -> Built:
+    """Get a planned kernel from the store or build it, for all to see.  Raises KernelError and InfraError."""
+    assert planned.plan is not None
+    with build_progress(planned.wish.variant, sys.stderr) as progress:
+        return build_kernel(planned.plan, jobs=planned.wish.compilers, progress=progress)
 
 
 def provide_job(wish: KernelWish, machine: MachineWish) -> Job:
@@ -263,13 +298,13 @@ def provide_job(wish: KernelWish, machine: MachineWish) -> Job:
     qemu, choice = choose(machine)
     tell(f"accelerator: {choice.reason}")
     check_machine(machine, qemu)
-    tree = open_wished_tree(wish.tree)
-    provided = provide(tree, wish)
-    if provided.kernel is None:
-        assert provided.problem is not None
-        raise provided.problem
-    _, choice = choose(machine, provided.kernel.vmlinux)
-    return make_job(provided.kernel, tree, wish, machine, choice, ())
+    planned = plan_wished_kernel(open_wished_tree(wish.tree), wish, with_selftests=True)
+    if planned.plan is None:
+        assert planned.problem is not None
+        raise planned.problem
+    built = build_planned(planned)
+    _, choice = choose(machine, built.vmlinux)
+    return make_job(planned, JobWish(kernel=wish, machine=machine), choice)
 
 
 def _proof(tree: KernelTree, variant: Variant) -> Result:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from harness.cli import options
-from harness.cli.planning import DEFAULT_SEED, KernelWish, MachineWish
+from harness.cli.planning import DEFAULT_SEED, JobWish, KernelWish, MachineWish
 from harness.cli.session import PytestOptions, Session
 from harness.plan import Isolation
 
@@ -93,7 +93,7 @@ def command(
       vfio-harness run --tree ~/linux --variant group-cdev --variant cdev -n 2
       vfio-harness run --topology iommu-intel --suite probes -k viommu -- --durations=5
     """
-    wishes = [
+    kernels = [
         KernelWish(tree=tree, variant=v, addons=addons, configs=configs, jobs=jobs)
         for v in dict.fromkeys(variants)
     ]
@@ -102,6 +102,11 @@ def command(
             topology=t, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu, snapshots=snapshots
         )
         for t in dict.fromkeys(topologies)
+    ]
+    wishes = [
+        JobWish(kernel=kernel, machine=machine, suites=tuple(dict.fromkeys(suites)), seed=seed)
+        for kernel in kernels
+        for machine in machines
     ]
     passed_on = PytestOptions(
         keyword=keyword,
@@ -112,9 +117,10 @@ def command(
         verbose=verbose,
         extra=pytest_args,
     )
-    session = Session(wishes, machines, suites, cases, seed, junit=junit, isolation=Isolation(isolation))
+    session = Session(wishes, cases, seed, junit=junit, isolation=Isolation(isolation))
     session.check()
     session.prepare()
     if collect_only:
         return session.collect(passed_on)
+    session.build()
     return session.test(passed_on, as_json)

@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import re
 import secrets
-import shutil
 import sys
 import tempfile
 import time
@@ -19,12 +19,14 @@ import pytest
 
 import harness
 from harness import paths
+from harness.builder import Builder
 from harness.cli import planning
 from harness.cli.output import emit, tell, tolerant_stdout
-from harness.cli.planning import KernelWish, MachineWish, Provided
+from harness.cli.planning import JobWish, KernelWish, MachineWish, Planned
 from harness.cli.timing import phase_line
 from harness.cli.workers import default_workers
-from harness.errors import ExitCode, InfraError, UsageError
+from harness.errors import ExitCode, HarnessError, InfraError, KernelError, UsageError
+from harness.kernel.store import Built, KernelPlan
 from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
@@ -84,18 +86,14 @@ class Session:
 
     def __init__(
         self,
-        wishes: Sequence[KernelWish],
-        machines: Sequence[MachineWish],
-        suites: tuple[str, ...],
+        wishes: Sequence[JobWish],
         cases: tuple[str, ...],
         seed: int,
         *,
         junit: Path | None,
         isolation: Isolation = Isolation.VM,
     ) -> None:
-        self._wishes = wishes
-        self._machines = machines
-        self._suites = tuple(dict.fromkeys(suites))
+        self._wishes = tuple(wishes)
         self._cases = cases
         self._seed = seed
         self._isolation = isolation
@@ -104,19 +102,33 @@ class Session:
         self._started = datetime.datetime.now(datetime.UTC)
         self.run_id = f"{self._started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         self.run_dir = paths.runs_dir() / self.run_id
-        self._provided: list[Provided] = []
-        self._jobs: dict[tuple[str, str], Job] = {}
+        self._planned: dict[KernelWish, Planned] = {}
+        self._jobs: dict[JobWish, Job] = {}
+        self._failed: dict[JobWish, Job] = {}
+        """Jobs whose kernel did not build before any test ran."""
 
     def say(self, line: str) -> None:
         """Progress goes to stderr, so that stdout carries results only."""
         tell(line)
+
+    @property
+    def _suites(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(suite for wish in self._wishes for suite in wish.suites))
+
+    @property
+    def _machines(self) -> tuple[MachineWish, ...]:
+        return tuple(dict.fromkeys(wish.machine for wish in self._wishes))
+
+    @property
+    def _kernels(self) -> tuple[KernelWish, ...]:
+        return tuple(dict.fromkeys(wish.kernel for wish in self._wishes))
 
     def check(self) -> None:
         """Refuse everything that is wrong before anything slow begins; announce the accelerator first."""
         check_suites(self._suites)
         check_patterns(self._cases, self._suites)
         self._check_outputs()
-        for wish in self._wishes:
+        for wish in self._kernels:
             planning.wished_variant(wish.variant)
             planning.check_addons(wish.addons)
             planning.read_configs(wish.configs)
@@ -145,45 +157,89 @@ class Session:
         self.say(f"accelerator: {choice.reason}{scaled}")
 
     def prepare(self) -> None:
-        """Open the tree, provide the kernels, plan the jobs."""
+        """Open the trees, plan the kernels, plan the jobs."""
         began = time.monotonic()
-        tree = planning.open_wished_tree(self._wishes[0].tree)
+        trees = {spec: self._open(spec) for spec in dict.fromkeys(wish.tree for wish in self._kernels)}
         self._phases["fetch"] = time.monotonic() - began
-        self._tree = tree
+        began = time.monotonic()
+        for kernel in self._kernels:
+            self._planned[kernel] = self._plan_kernel(trees[kernel.tree], kernel)
+        for wish in self._wishes:
+            self._plan_job(wish)
+        self._phases["plan"] = time.monotonic() - began
+
+    def _open(self, spec: str | None) -> KernelTree:
+        tree = planning.open_wished_tree(spec)
         self.say(f"tree: {tree.label} ({tree.path})")
-        began = time.monotonic()
-        self._provided = [self._provide(tree, wish) for wish in self._wishes]
-        self._phases["build"] = time.monotonic() - began
-        for provided in self._provided:
-            self._plan_jobs(provided)
+        return tree
 
-    def _provide(self, tree: KernelTree, wish: KernelWish) -> Provided:
-        began = time.monotonic()
-        provided = planning.provide(tree, wish)
-        seconds = time.monotonic() - began
-        if provided.kernel is not None:
-            self.say(f"kernel: {wish.variant} {provided.kernel.release} ready in {seconds:.1f} s")
-        elif provided.proof is not None:
-            self.say(f"kernel: {wish.variant} {provided.proof.outcome.value}: {provided.proof.reason}")
-        elif provided.problem is not None:
-            self.say(f"kernel: {wish.variant}: {provided.problem}")
-        return provided
+    def _plan_kernel(self, tree: KernelTree, wish: KernelWish) -> Planned:
+        suites = [suite for job in self._wishes if job.kernel == wish for suite in job.suites]
+        planned = planning.plan_wished_kernel(tree, wish, with_selftests=planning.needs_selftests(suites))
+        if planned.proof is not None:
+            self.say(f"kernel: {wish.name} {planned.proof.outcome.value}: {planned.proof.reason}")
+        elif planned.problem is not None:
+            self.say(f"kernel: {wish.name}: {planned.problem}")
+        return planned
 
-    def _plan_jobs(self, provided: Provided) -> None:
-        if provided.kernel is None:
+    def _plan_job(self, wish: JobWish) -> None:
+        planned = self._planned[wish.kernel]
+        if planned.plan is None:
             return
-        _, choice = planning.choose(self._machines[0], provided.kernel.vmlinux)
+        job = planning.make_job(planned, wish, self._accel)
+        if self._is_taken(job.name):
+            # Two trees of one version: what they are called tells them apart.
+            job = dataclasses.replace(job, name=f"{_slug(planned.tree.label)}-{job.name}")
+        if self._is_taken(job.name):
+            raise UsageError(f"two jobs would be called {job.name!r}", hint="rename one of the topologies")
+        self._jobs[wish] = job
+
+    def _is_taken(self, name: str) -> bool:
+        return any(name == job.name for job in self._jobs.values())
+
+    def build(self) -> None:
+        """Build until one kernel is there to be tested; the others are built while the tests run.
+
+        A kernel that does not build costs its own jobs only.
+        """
+        began = time.monotonic()
+        while not self._ready() and (waiting := self._waiting()):
+            self._build_now(waiting[0])
+        ready = self._ready()
+        for planned in ready:
+            self.say(f"kernel: {planned.wish.name} {planned.tree.version} is ready")
+        if ready:
+            self._prove_accel(ready[0])
+        self._phases["build"] = time.monotonic() - began
+
+    def _with_jobs(self) -> list[Planned]:
+        """The kernels that jobs wait for, those that the store has first."""
+        wanted = dict.fromkeys(wish.kernel for wish in self._jobs)
+        return sorted((self._planned[wish] for wish in wanted), key=lambda planned: not planned.is_built)
+
+    def _ready(self) -> list[Planned]:
+        return [planned for planned in self._with_jobs() if planned.is_built]
+
+    def _waiting(self) -> list[Planned]:
+        return [planned for planned in self._with_jobs() if not planned.is_built]
+
+    def _build_now(self, planned: Planned) -> None:
+        try:
+            planning.build_planned(planned)
+        except KernelError as error:
+            self.say(f"kernel: {planned.wish.name}: {error}")
+            self._planned[planned.wish] = dataclasses.replace(planned, problem=error)
+            self._failed |= {w: self._jobs.pop(w) for w in tuple(self._jobs) if w.kernel == planned.wish}
+
+    def _prove_accel(self, planned: Planned) -> None:
+        """Settle on an accelerator by a real kernel."""
+        assert planned.plan is not None
+        _, choice = planning.choose(self._machines[0], planned.plan.vmlinux)
         if choice.accel is not self._accel.accel:
             self._announce(choice)
+            for wish, job in self._jobs.items():
+                self._jobs[wish] = dataclasses.replace(job, accel=choice.accel.value)
         self._accel = choice
-        for machine in self._machines:
-            wish = dataclasses.replace(provided.wish, seed=self._seed)
-            job = planning.make_job(provided.kernel, self._tree, wish, machine, choice, self._suites)
-            if any(job.name == other.name for other in self._jobs.values()):
-                raise UsageError(
-                    f"two jobs would be called {job.name!r}", hint="rename one of the topologies"
-                )
-            self._jobs[wish.variant, machine.topology] = job
 
     def _plan(self) -> Plan:
         return Plan(
@@ -192,8 +248,13 @@ class Session:
             seed=self._seed,
             cases=self._cases,
             isolation=self._isolation,
-            jobs=tuple(self._jobs.values()),
+            jobs=self._jobs_in_order(),
         )
+
+    def _jobs_in_order(self) -> tuple[Job, ...]:
+        """Jobs whose kernel is there come first."""
+        place = {planned.wish: number for number, planned in enumerate(self._with_jobs())}
+        return tuple(job for _, job in sorted(self._jobs.items(), key=lambda pair: place[pair[0].kernel]))
 
     def collect(self, passed_on: PytestOptions) -> int:
         """Show what would run; the exit code tells whether all of it could."""
@@ -211,7 +272,7 @@ class Session:
         return self._worst_problem() if status is pytest.ExitCode.OK else ExitCode.USAGE
 
     def _worst_problem(self) -> ExitCode:
-        problems = (p.problem.exit_code for p in self._provided if p.problem is not None)
+        problems = (p.problem.exit_code for p in self._planned.values() if p.problem is not None)
         return max(problems, default=ExitCode.GOOD)
 
     def test(self, passed_on: PytestOptions, as_json: bool) -> int:
@@ -227,7 +288,11 @@ class Session:
         began = time.monotonic()
         status = pytest.ExitCode.OK
         if plan.jobs:
-            with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout), tolerant_stdout():
+            with (
+                contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout),
+                tolerant_stdout(),
+                self._builder(),
+            ):
                 status = _run_pytest(passed_on.arguments(plan, self.run_dir / PLAN_FILE))
         self._phases["test"] = time.monotonic() - began
         if status is pytest.ExitCode.USAGE_ERROR:
@@ -236,12 +301,35 @@ class Session:
             raise UsageError("no case matches what was asked for", hint="see: vfio-harness list cases")
         return self._report(as_json)
 
+    def _builder(self) -> contextlib.AbstractContextManager[object]:
+        """Builds, in the background, the kernels that are not there yet."""
+        waiting = {planned.plan.key: planned for planned in self._waiting() if planned.plan is not None}
+        if not waiting:
+            return contextlib.nullcontext()
+        plans = [planned.plan for planned in waiting.values() if planned.plan is not None]
+        jobs = next(iter(waiting.values())).wish.compilers
+        return Builder(plans, self.run_dir, jobs=jobs, finished=self._note_build)
+
+    def _note_build(self, plan: KernelPlan, came_of_it: Built | HarnessError, seconds: float) -> None:
+        """Say, from the builder's thread, what became of a kernel; a failure is its jobs' problem."""
+        name = plan.variant.name
+        if isinstance(came_of_it, Built):
+            self.say(f"\nkernel: {name} {came_of_it.release} built in {seconds:.1f} s")
+            return
+        self.say(f"\nkernel: {name}: {came_of_it}")
+        with RunStore.open(self.run_dir) as store:
+            for wish, job in self._jobs.items():
+                if job.kernel.digest == plan.key:
+                    store.add_job(self._planned[wish.kernel].record(_topology_of(wish), job, came_of_it))
+
     def _make_run_dir(self, plan: Plan) -> None:
         try:
             self.run_dir.mkdir(parents=True)
             plan.save(self.run_dir / PLAN_FILE)
-            for job in plan.jobs:
-                shutil.copy2(job.kernel.config, self.run_dir / f"{job.kernel.variant}.config")
+            for planned in self._planned.values():
+                if planned.plan is not None:
+                    config = self.run_dir / f"{_slug(self._kernel_name(planned))}.config"
+                    config.write_text(planned.plan.config.text, encoding="utf-8")
         except OSError as error:
             raise InfraError(
                 f"cannot write the run's directory {self.run_dir}: {error.strerror}",
@@ -250,14 +338,16 @@ class Session:
 
     def _store(self, directory: Path) -> RunStore:
         qemu: Qemu = self._qemu
-        kernels = {p.wish.variant: p.kernel.digest for p in self._provided if p.kernel}
+        planned = self._planned.values()
+        trees = dict.fromkeys(f"{one.tree.label} {one.tree.identity}" for one in planned)
+        kernels = {self._kernel_name(one): one.plan.key for one in planned if one.plan}
         inputs = Inputs(
-            tree=f"{self._tree.label} {self._tree.identity}",
+            tree="; ".join(trees),
             kernels=kernels,
             qemu=qemu.version_text,
             accel=self._accel.accel.value,
             timeout_factor=self._accel.accel.timeout_factor,
-            topologies=tuple(machine.topology for machine in self._machines),
+            topologies=tuple(dict.fromkeys(machine.topology for machine in self._machines)),
             root=self._machines[0].root,
             seed=self._seed,
             extra={"acceleration": self._accel.reason},
@@ -271,16 +361,21 @@ class Session:
         )
         return RunStore.create(directory, info)
 
+    def _kernel_name(self, planned: Planned) -> str:
+        """What tells a kernel from the others of this run."""
+        several = len({one.tree.path for one in self._planned.values()}) > 1
+        return f"{planned.tree.label} {planned.wish.name}" if several else planned.wish.name
+
     def _record_jobs(self, store: RunStore) -> None:
-        for provided in self._provided:
-            if provided.proof is not None:
-                store.add_job(provided.record("", None))
-                store.add(provided.proof)
-                continue
-            for machine in self._machines:
-                name = load_topology(machine.topology).name
-                job = self._jobs.get((provided.wish.variant, machine.topology))
-                store.add_job(provided.record(name, job))
+        for planned in self._planned.values():
+            if planned.proof is not None:
+                store.add_job(planned.record("", None))
+                store.add(planned.proof)
+        for wish in self._wishes:
+            planned = self._planned[wish.kernel]
+            if planned.proof is None:
+                job = self._jobs.get(wish) or self._failed.get(wish)
+                store.add_job(planned.record(_topology_of(wish), job))
 
     def _report(self, as_json: bool) -> int:
         from harness.report import FORMATS, show, write
@@ -298,6 +393,15 @@ class Session:
         if self._junit is not None:
             write(run, "junit", self._junit)
         return int(exit_code(run))
+
+
+def _slug(text: str) -> str:
+    """*text* as part of a file's or a job's name."""
+    return re.sub(r"[^\w.+~-]+", "-", text)
+
+
+def _topology_of(wish: JobWish) -> str:
+    return load_topology(wish.machine.topology).name
 
 
 def _run_pytest(arguments: list[str]) -> pytest.ExitCode:

@@ -58,22 +58,28 @@ _log = logging.getLogger("harness.kernel")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
-    """A finished build and what decided it."""
+class Built:
+    """What a build left in the store."""
 
     digest: str  # its key in the store
     release: str  # what `uname -r` says
     vmlinux: Path
     config: Path
     modules_dir: Path | None  # the directory lib/modules/RELEASE, None when nothing is modular
-    selftests: Path | None  # one directory of programs per collection; see selftests.list_programs()
     build_id: str  # GNU build-id, in hex
+    build_seconds: float  # what the build took, whenever it was
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel(Built):
+    """A finished build and what decided it."""
+
+    selftests: Path | None  # one directory of programs per collection; see selftests.list_programs()
     variant: str
     features: frozenset[str]
     tree_label: str
     tree_identity: str
     toolchain: str
-    build_seconds: float  # what the build took, whenever it was
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +91,25 @@ class KernelPlan:
     config: ResolvedConfig
     toolchain: Toolchain
     key: str
-    cached: bool
+
+    @property
+    def cached(self) -> bool:
+        """Whether the store has it already."""
+        return _is_whole(_entry(self.key))
+
+    @property
+    def vmlinux(self) -> Path:
+        """Where it will be once it is built."""
+        return _entry(self.key) / "vmlinux"
+
+    @property
+    def variant(self) -> Variant:
+        return self.config_plan.variant
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The facts of guest/needs.py that hold in this kernel."""
+        return self.config_plan.features
 
     @property
     def undefined(self) -> tuple[str, ...]:
@@ -144,8 +168,7 @@ def plan_kernel(
         prove(plan, config, symbols)
     profile = sorted(directory for addon in plan.addons for directory in addon.profile)
     key = _digest("kernel", str(RECIPE), tree.identity, config.digest, str(toolchain), *profile)
-    cached = _is_whole(_entry(key))
-    return KernelPlan(tree=tree, config_plan=plan, config=config, toolchain=toolchain, key=key, cached=cached)
+    return KernelPlan(tree=tree, config_plan=plan, config=config, toolchain=toolchain, key=key)
 
 
 def _symbols_memo(tree: KernelTree) -> Path:
@@ -214,14 +237,50 @@ def provide_kernel(
             hint="its proof is prove_blocked()",
         )
     plan = plan_kernel(tree, variant, addons, extra_fragments)
+    built = build_kernel(plan, jobs=jobs, progress=progress)
+    programs = provide_selftests(plan, jobs=jobs, progress=progress) if with_selftests else None
+    return Kernel(
+        **{field.name: getattr(built, field.name) for field in dataclasses.fields(built)},
+        selftests=programs,
+        variant=plan.variant.name,
+        features=plan.features,
+        tree_label=tree.label,
+        tree_identity=tree.identity,
+        toolchain=str(plan.toolchain),
+    )
+
+
+def build_kernel(plan: KernelPlan, *, jobs: int, progress: Progress = ignore_progress) -> Built:
+    """The kernel of *plan*: from the store, or built now.  Raises BuildError and InfraError."""
     entry = _entry(plan.key)
     if not _is_whole(entry):
-        with locked(plan.key, f"another process is building the {variant.name} kernel of {tree.label}"):
+        busy = f"another process is building the {plan.variant.name} kernel of {plan.tree.label}"
+        with locked(plan.key, busy):
             if not _is_whole(entry):
-                with _building(tree), _writing(entry):
+                with _building(plan.tree), _writing(entry):
                     _build_entry(plan, entry, jobs=jobs, progress=progress)
-    programs = _provide_selftests(plan, jobs=jobs, progress=progress) if with_selftests else None
-    return _load(plan, entry, programs)
+    built = find_built(plan.key)
+    assert built is not None
+    return built
+
+
+def find_built(digest: str) -> Built | None:
+    """The kernel that the store has as *digest*, None when it has none; InfraError when it is damaged."""
+    entry = _entry(digest)
+    if not _is_whole(entry):
+        return None
+    facts = read_facts(entry)
+    modules = entry / "lib" / "modules" / str(facts["release"])
+    _note_use(entry)
+    return Built(
+        digest=digest,
+        release=str(facts["release"]),
+        vmlinux=entry / "vmlinux",
+        config=entry / "config",
+        modules_dir=modules if modules.is_dir() else None,
+        build_id=str(facts["build_id"]),
+        build_seconds=float(facts["build_seconds"]),
+    )
 
 
 def _entry(key: str) -> Path:
@@ -363,8 +422,11 @@ def _start_from_nearest(place: Path, name: str, config: ResolvedConfig) -> None:
     partial.rename(place / name)
 
 
-def _provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress) -> Path | None:
-    """The tree's selftests, built once for all variants; None when the tree has none of those we run."""
+def provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress = ignore_progress) -> Path | None:
+    """The tree's selftests, built once for all variants; None when the tree has none of those we run.
+
+    Raises BuildError and InfraError.
+    """
     tree = plan.tree
     key = _digest("selftests", str(RECIPE), tree.selftest_identity, str(plan.toolchain))
     entry = paths.cache_dir() / "selftests" / key
@@ -392,27 +454,6 @@ def _begin_entry(entry: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
-
-
-def _load(plan: KernelPlan, entry: Path, programs: Path | None) -> Kernel:
-    facts = read_facts(entry)
-    modules = entry / "lib" / "modules" / str(facts["release"])
-    _note_use(entry)
-    return Kernel(
-        digest=plan.key,
-        release=str(facts["release"]),
-        vmlinux=entry / "vmlinux",
-        config=entry / "config",
-        modules_dir=modules if modules.is_dir() else None,
-        selftests=programs,
-        build_id=str(facts["build_id"]),
-        variant=plan.config_plan.variant.name,
-        features=plan.config_plan.features,
-        tree_label=plan.tree.label,
-        tree_identity=plan.tree.identity,
-        toolchain=str(plan.toolchain),
-        build_seconds=float(facts["build_seconds"]),
-    )
 
 
 def list_kernels() -> tuple[Mapping[str, Any], ...]:

@@ -17,10 +17,12 @@ from pathlib import Path
 from guest.case import Case
 from guest.ground import RESTORE_TIMEOUT
 from harness.boot import Booted, Recipe, boot
+from harness.builder import wait_for_kernel
 from harness.deadline import Deadline
-from harness.errors import BootCrash, HarnessError, InfraError, LostGuest
+from harness.errors import HarnessError, InfraError, KernelError, LostGuest
 from harness.kernel.store import hold
 from harness.ktap import parse
+from harness.machine.accel import Accel
 from harness.machine.splat import Splat
 from harness.plan import Isolation, Job, Plan
 from harness.plugin.done import Done, text_of
@@ -74,8 +76,8 @@ class JobVM:
         self._isolation = plan.isolation
         self._job = job
         self._worker = worker
-        self._recipe = Recipe.of(job)
-        self._factor = self._recipe.accel.timeout_factor
+        self._recipe: Recipe | None = None
+        self._factor = Accel(job.accel).timeout_factor
         self._used = self._used_before = False
         """Whether the VM has run anything but fresh cases; and whether it had when the last work began."""
         self.final = True
@@ -147,7 +149,7 @@ class JobVM:
         return Deadline.after((SERVICE_SECONDS + extra) * self._factor)
 
     def _known(self, case: Case) -> KnownIssue | None:
-        return known_issue(f"{PROBES}/{case.address}", self._job.kernel.release)
+        return known_issue(f"{PROBES}/{case.address}", self._job.kernel.version)
 
     def _unit_of(self, program: str, case: str) -> str:
         """What must have a VM of its own: the *program* that the next work belongs to, or its *case*."""
@@ -170,10 +172,10 @@ class JobVM:
                 break
             try:
                 self._boot()
-            except (InfraError, BootCrash) as error:
+            except (InfraError, KernelError) as error:
                 self._stack.close()
-                # A kernel that says itself that it died had its chance.
-                if attempt == BOOT_TRIES or isinstance(error, BootCrash):
+                # A kernel that says itself that it died had its chance, and one that does not compile too.
+                if attempt == BOOT_TRIES or isinstance(error, KernelError):
                     self._broken = error
                     raise
         assert self._booted is not None
@@ -192,8 +194,11 @@ class JobVM:
 
     def _boot(self) -> None:
         self._stack = contextlib.ExitStack()
+        wait_for_kernel(self._job.kernel.digest, self._run_dir)
         # Nobody may prune the kernel from under a running VM.
         self._stack.enter_context(hold(self._job.kernel.digest, _path(self._job.kernel.selftests_dir)))
+        if self._recipe is None:
+            self._recipe = Recipe.of(self._job)
         self._booted = self._stack.enter_context(boot(self._recipe, self._new_directory()))
         if "debug" in self._job.features:
             self._look_for_leaks(self._booted, ("scan", "scan", "clear"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.planning import KernelWish, MachineWish, choose, make_job
+from harness.cli.planning import JobWish, KernelWish, MachineWish, choose, make_job, plan_wished_kernel
 from harness.kernel.store import Kernel, provide_kernel
 from harness.kernel.trees import KernelTree, open_tree
 from harness.kernel.variants import load_catalogue
@@ -46,7 +46,9 @@ def accel(group_cdev: Kernel, machine_wish: MachineWish) -> Choice:
 def edu_job(tree: KernelTree, group_cdev: Kernel, machine_wish: MachineWish, accel: Choice) -> Job:
     """group-cdev on the topology edu, with the vfio selftests' suite."""
     wish = KernelWish(tree=TREE, variant="group-cdev")
-    return make_job(group_cdev, tree, wish, machine_wish, accel, ("kselftest:vfio",))
+    planned = plan_wished_kernel(tree, wish, with_selftests=True)
+    assert planned.is_built
+    return make_job(planned, JobWish(kernel=wish, machine=machine_wish, suites=("kselftest:vfio",)), accel)
 
 
 @pytest.fixture(scope="session", autouse=True)

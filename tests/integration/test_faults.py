@@ -6,10 +6,14 @@ The programs are shell scripts in the place of upstream's binaries; everything e
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import json
+import os
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -155,12 +159,26 @@ def test_verdict_and_evidence(run: Run) -> None:
         assert "-machine" in (vm / "qemu.cmd").read_text()
 
 
+@contextlib.contextmanager
+def impostor_of(digest: str) -> Iterator[str]:
+    """A kernel in the store whose facts claim another build than its bytes are."""
+    kernels = paths.cache_dir() / "kernels"
+    entry = kernels / f"impostor{os.getpid()}"
+    shutil.copytree(kernels / digest, entry, copy_function=os.link)
+    facts = json.loads((entry / "kernel.json").read_text())
+    (entry / "kernel.json").unlink()
+    (entry / "kernel.json").write_text(json.dumps({**facts, "build_id": "00" * 20}))
+    try:
+        yield entry.name
+    finally:
+        shutil.rmtree(entry)
+
+
 def test_wrong_kernel_is_no_result(edu_job: Job, tmp_path: Path) -> None:
     """A kernel that is not the one built gets no case: everything is NOT_RUN and the exit code is 3."""
-    impostor = dataclasses.replace(
-        edu_job.kernel, build_id="00" * 20, programs=("vfio/vfio_pci_device_test",)
-    )
-    run = run_plan(dataclasses.replace(edu_job, kernel=impostor), tmp_path / "run")
+    with impostor_of(edu_job.kernel.digest) as digest:
+        kernel = dataclasses.replace(edu_job.kernel, digest=digest, programs=("vfio/vfio_pci_device_test",))
+        run = run_plan(dataclasses.replace(edu_job, kernel=kernel), tmp_path / "run")
     assert {r.outcome for r in run.cases} == {Outcome.NOT_RUN}
     assert "is not the one built" in run.cases[0].reason
     assert exit_code(run) is ExitCode.INFRA

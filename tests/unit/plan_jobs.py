@@ -7,13 +7,9 @@ from harness.plan import Job, KernelRef
 
 KERNEL = KernelRef(
     digest="d" * 32,
-    release="7.3.4",
-    build_id="ab" * 20,
+    version="7.3.4",
     variant="group-cdev",
     tree="a tree",
-    vmlinux="/nonexistent/vmlinux",
-    config="/nonexistent/config",
-    modules_dir=None,
     selftests_dir=None,
     programs=("vfio/vfio_pci_device_test",),
 )

@@ -94,7 +94,7 @@ def test_without_a_vm_nothing_passes_and_every_case_is_accounted_for(tmp_path: P
     assert outcomes(run) == {Outcome.SKIP, Outcome.NOT_RUN}
     assert exit_code(run) is ExitCode.INFRA
     lost = [case for case in run.cases if case.outcome is Outcome.NOT_RUN]
-    assert all("was removed from the cache" in case.reason for case in lost)
+    assert all("is not in the store and nobody is building it" in case.reason for case in lost)
     collected = run_pytest(plan(tmp_path / "again"), "--collect-only", "-q").stdout.count("::")
     assert len(run.cases) == collected
     assert done.status != 0

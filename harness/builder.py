@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kernels that are built while others of the same run are tested already.
+
+The process that talks to the user builds them, one after the other.  Whoever needs one waits until the store
+has it, or until the run's directory says why it never will.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from harness.errors import ExitCode, HarnessError, InfraError, KernelError
+from harness.kernel.make import BuildProgress
+from harness.kernel.store import Built, KernelPlan, build_kernel, find_built
+
+_POLL_SECONDS = 0.2
+
+Finished = Callable[[KernelPlan, Built | HarnessError, float], None]
+"""Told, from the builder's thread, of every kernel that is there or will not be, and the seconds it took."""
+
+
+class _Stopped(Exception):
+    """Raised inside a build that nobody waits for any more."""
+
+
+class Builder:
+    """Builds kernels in a thread of its own for the length of a with block."""
+
+    def __init__(self, plans: Sequence[KernelPlan], run_dir: Path, *, jobs: int, finished: Finished) -> None:
+        self._plans = tuple(plans)
+        self._notes = _notes_in(run_dir)
+        self._jobs = jobs
+        self._finished = finished
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._build_all, name="builder", daemon=True)
+
+    def __enter__(self) -> Builder:
+        self._notes.mkdir(parents=True, exist_ok=True)
+        (self._notes / _PID).write_text(f"{os.getpid()}\n", encoding="ascii")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop a build that is under way, for the tests that wanted it are over."""
+        self._stop.set()
+        self._thread.join()
+        (self._notes / _PID).unlink(missing_ok=True)
+
+    def _build_all(self) -> None:
+        for plan in self._plans:
+            began = time.monotonic()
+            try:
+                came_of_it: Built | HarnessError = build_kernel(
+                    plan, jobs=self._jobs, progress=self._check_stop
+                )
+            except _Stopped:
+                return
+            except HarnessError as error:
+                came_of_it = error
+            except Exception as error:
+                came_of_it = InfraError(f"the build broke off: {error!r}")
+            if isinstance(came_of_it, HarnessError):
+                _note_failure(self._notes, plan.key, came_of_it)
+            self._finished(plan, came_of_it, time.monotonic() - began)
+
+    def _check_stop(self, _progress: BuildProgress) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+
+_PID = "pid"
+
+
+def _notes_in(run_dir: Path) -> Path:
+    return run_dir / "builds"
+
+
+def _note_failure(notes: Path, digest: str, error: HarnessError) -> None:
+    note = {"message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
+    partial = notes / f".{digest}.json"
+    partial.write_text(json.dumps(note) + "\n", encoding="utf-8")
+    partial.rename(notes / f"{digest}.json")
+
+
+def wait_for_kernel(digest: str, run_dir: Path) -> Built:
+    """The kernel *digest*, once it is in the store.
+
+    Raises KernelError or InfraError, as its build did, when that failed; InfraError when nobody builds it.
+    """
+    notes = _notes_in(run_dir)
+    while True:
+        # Asked first: a builder that ends between the two questions has left a kernel or a note.
+        at_work = _at_work(notes)
+        built = find_built(digest)
+        if built is not None:
+            return built
+        with contextlib.suppress(FileNotFoundError):
+            _raise_noted(json.loads((notes / f"{digest}.json").read_text(encoding="utf-8")))
+        if not at_work:
+            raise InfraError(
+                f"the kernel {digest[:12]} is not in the store and nobody is building it",
+                hint="vfio-harness run builds it",
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _raise_noted(note: dict[str, str | int | None]) -> None:
+    kind = KernelError if note["exit_code"] == ExitCode.KERNEL else InfraError
+    hint = note["hint"]
+    raise kind(str(note["message"]), hint=str(hint) if hint else None)
+
+
+def _at_work(notes: Path) -> bool:
+    try:
+        os.kill(int((notes / _PID).read_text(encoding="ascii")), 0)
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kernels built in the background: who waits gets the kernel, or the reason why there is none."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from kernel_fake_tree import make_fake_tree
+
+from harness.builder import Builder, wait_for_kernel
+from harness.errors import BuildError, HarnessError, InfraError, KernelError
+from harness.kernel.store import Built, KernelPlan, build_kernel, plan_kernel
+from harness.kernel.trees import open_tree
+from harness.kernel.variants import load_catalogue
+
+TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
+pytestmark = pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in TOOLS), reason="the tools of a kernel build are missing"
+)
+
+Told = queue.Queue[tuple[str, Built | HarnessError]]
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    return make_fake_tree(tmp_path / "linux")
+
+
+def plan(source: Path, name: str = "group-cdev") -> KernelPlan:
+    return plan_kernel(open_tree(str(source)), load_catalogue().variant(name))
+
+
+def builder(told: Told, run_dir: Path, *plans: KernelPlan) -> Builder:
+    def note(plan: KernelPlan, came_of_it: Built | HarnessError, seconds: float) -> None:
+        assert seconds >= 0
+        told.put((plan.variant.name, came_of_it))
+
+    return Builder(plans, run_dir, jobs=1, finished=note)
+
+
+def test_who_waits_gets_the_kernel(source: Path, tmp_path: Path) -> None:
+    """Kernels come one after the other, in the order given."""
+    told: Told = queue.Queue()
+    plans = plan(source, "group-cdev"), plan(source, "cdev")
+    with builder(told, tmp_path, *plans):
+        built = [wait_for_kernel(one.key, tmp_path) for one in reversed(plans)]
+    assert [one.digest for one in built] == [plans[1].key, plans[0].key]
+    assert all(one.vmlinux.is_file() for one in built)
+    assert [told.get_nowait()[0] for _ in plans] == ["group-cdev", "cdev"]
+
+
+def test_failure_reaches_who_waits(source: Path, tmp_path: Path) -> None:
+    """A kernel that does not compile is told to all, and the next one is built all the same."""
+    told: Told = queue.Queue()
+    good = plan(source)
+    (source / "init" / "main.c").write_text("void start(void) { wrong }\n", encoding="utf-8")
+    bad = plan(source)
+    with builder(told, tmp_path, bad):
+        for _ in range(2):
+            with pytest.raises(KernelError, match="'wrong' undeclared"):
+                wait_for_kernel(bad.key, tmp_path)
+    assert isinstance(told.get_nowait()[1], BuildError)
+    assert good.key != bad.key
+
+
+def test_nobody_waits_for_ever(source: Path, tmp_path: Path) -> None:
+    """Without a builder at work a kernel that is not there is trouble, and one that is there is had."""
+    wanted = plan(source)
+    with pytest.raises(InfraError, match="nobody is building it"):
+        wait_for_kernel(wanted.key, tmp_path)
+    build_kernel(wanted, jobs=1)
+    assert wait_for_kernel(wanted.key, tmp_path).digest == wanted.key
+
+
+def test_end_of_the_block_stops_the_build(source: Path, tmp_path: Path) -> None:
+    """Nobody waits for a build whose tests are over: make is stopped, and nothing is told of its kernel."""
+    told: Told = queue.Queue()
+    (source / "hook.mk").write_text("HOOK := sleep 60\n", encoding="utf-8")
+    began = time.monotonic()
+    with builder(told, tmp_path, plan(source)):
+        while not list((tmp_path / "cache" / "objects").glob("*/*/mark*")) and time.monotonic() < began + 2:
+            time.sleep(0.05)
+    assert time.monotonic() - began < 20
+    assert told.empty()
+    assert not [thread for thread in threading.enumerate() if thread.name == "builder"]
