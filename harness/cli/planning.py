@@ -44,6 +44,15 @@ def default_tree() -> str:
     return os.fspath(Path.cwd()) if is_linux(Path.cwd()) else DEFAULT_SPEC
 
 
+def line_of(spec: str | None) -> str:
+    """The line of development that `--tree SPEC` names; a directory by its absolute path."""
+    spec = spec or default_tree()
+    if spec.startswith("debian:"):
+        return spec
+    path, at, ref = (spec, "", "") if Path(spec).exists() else spec.rpartition("@")
+    return f"{Path(path).absolute()}{at}{ref}" if path else spec
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KernelWish:
     """Which kernel a verb was asked for."""
@@ -210,21 +219,24 @@ class Provided:
     proof: Result | None = None
     """For a blocked variant: that Kconfig refuses no-IOMMU mode, or does not."""
     problem: KernelError | None = None
+    tree: str = ""
+    """Identity of the source."""
 
     def record(self, topology: str, job: Job | None) -> JobRecord:
         """How this kernel's job on *topology* goes into the results."""
-        if job is not None and self.kernel is not None:
-            return JobRecord(
-                name=job.name,
-                kernel=f"{self.kernel.release} {self.kernel.digest[:12]}",
-                variant=self.wish.variant,
-                topology=topology,
-                features=job.features,
-            )
-        return JobRecord(
+        identity = JobRecord(
             name=f"{self.wish.variant}-{topology}" if topology else self.wish.variant,
             variant=self.wish.variant,
             topology=topology,
+            addons=(*self.wish.addons, *(config.name for config in self.wish.configs)),
+            tree=self.tree,
+            line=line_of(self.wish.tree),
+        )
+        if job is not None and self.kernel is not None:
+            kernel = f"{self.kernel.release} {self.kernel.digest[:12]}"
+            return dataclasses.replace(identity, name=job.name, kernel=kernel, features=job.features)
+        return dataclasses.replace(
+            identity,
             problem=str(self.problem) if self.problem else "",
             problem_code=self.problem.exit_code if self.problem else ExitCode.GOOD,
             applicable=not isinstance(self.problem, NotApplicable),
@@ -236,8 +248,9 @@ def provide(tree: KernelTree, wish: KernelWish) -> Provided:
     from harness.cli.progress import build_progress
 
     variant = wished_variant(wish.variant)
+    identity = f"{tree.label} {tree.identity}"
     if variant.blocked:
-        return Provided(wish=wish, proof=_proof(tree, variant))
+        return Provided(wish=wish, proof=_proof(tree, variant), tree=identity)
     with build_progress(variant.name, sys.stderr) as progress:
         try:
             kernel = provide_kernel(
@@ -249,8 +262,8 @@ def provide(tree: KernelTree, wish: KernelWish) -> Provided:
                 progress=progress,
             )
         except KernelError as error:
-            return Provided(wish=wish, problem=error)
-    return Provided(wish=wish, kernel=kernel)
+            return Provided(wish=wish, problem=error, tree=identity)
+    return Provided(wish=wish, kernel=kernel, tree=identity)
 
 
 def provide_job(wish: KernelWish, machine: MachineWish) -> Job:

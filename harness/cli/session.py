@@ -106,6 +106,7 @@ class Session:
         self.run_dir = paths.runs_dir() / self.run_id
         self._provided: list[Provided] = []
         self._jobs: dict[tuple[str, str], Job] = {}
+        self._narrowed = False
 
     def say(self, line: str) -> None:
         """Progress goes to stderr, so that stdout carries results only."""
@@ -217,6 +218,7 @@ class Session:
     def test(self, passed_on: PytestOptions, as_json: bool) -> int:
         """Run the plan and say what came of it."""
         plan = self._plan()
+        self._narrowed = passed_on.narrowed
         if plan.jobs:
             check_cases(plan)
         self._make_run_dir(plan)
@@ -260,6 +262,9 @@ class Session:
             topologies=tuple(machine.topology for machine in self._machines),
             root=self._machines[0].root,
             seed=self._seed,
+            suites=self._suites,
+            cases=self._cases,
+            narrowed=self._narrowed,
             extra={"acceleration": self._accel.reason},
         )
         info = RunInfo(

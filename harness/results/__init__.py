@@ -7,6 +7,7 @@ from harness.results.codec import result_from_plain, result_to_plain
 from harness.results.compare import Change, Comparison, compare
 from harness.results.judge import VANISHED, Judgement, Requirement, check, exit_code, judge, judgement
 from harness.results.model import (
+    FLAKY,
     WHOLE_PROGRAM,
     Address,
     Inputs,
@@ -19,10 +20,11 @@ from harness.results.model import (
     Verdict,
     settle,
 )
-from harness.results.store import FILE_NAME, RunStore, RunSummary, list_runs, load
+from harness.results.store import FILE_NAME, RunStore, RunSummary, is_alive, list_runs, load
 
 __all__ = [
     "FILE_NAME",
+    "FLAKY",
     "VANISHED",
     "WHOLE_PROGRAM",
     "Address",
@@ -43,6 +45,7 @@ __all__ = [
     "check",
     "compare",
     "exit_code",
+    "is_alive",
     "judge",
     "judgement",
     "list_runs",

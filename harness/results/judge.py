@@ -126,7 +126,7 @@ def judgement(run: Run) -> Judgement:
 
 def _verdict(run: Run) -> tuple[Verdict, str]:
     cases = run.cases
-    failures = [case for case in cases if case.outcome.is_failure]
+    failures = [case for case in cases if case.is_failure]
     if failures:
         worst = max(failures, key=lambda case: case.outcome.severity)
         had = _some(len(failures), "case")
