@@ -85,6 +85,11 @@ class MachineWish:
     qemu: str | None = None
     snapshots: bool = True
 
+    @property
+    def kind(self) -> str:
+        """What decides which cases apply, beside the topology and the root."""
+        return f"{self.cpus} processors, {self.memory or 'default'} MiB"
+
     def options(self) -> list[str]:
         """The options that say it again, defaults left out."""
         is_file = "/" in self.topology or self.topology.endswith((".yaml", ".yml"))

@@ -261,6 +261,7 @@ class Session:
             timeout_factor=self._accel.accel.timeout_factor,
             topologies=tuple(machine.topology for machine in self._machines),
             root=self._machines[0].root,
+            machine=self._machines[0].kind,
             seed=self._seed,
             suites=self._suites,
             cases=self._cases,

@@ -32,6 +32,7 @@ def inputs_to_plain(inputs: Inputs) -> Plain:
         "timeout_factor": inputs.timeout_factor,
         "topologies": list(inputs.topologies),
         "root": inputs.root,
+        "machine": inputs.machine,
         "seed": inputs.seed,
         "extra": dict(inputs.extra),
         "suites": list(inputs.suites),

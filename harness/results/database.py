@@ -17,7 +17,11 @@ BUSY_SECONDS = 30.0
 
 
 class Damaged(InfraError):
-    """A file that is no SQLite file any more, or holds what nobody wrote."""
+    """A file, at *path*, that is no SQLite file any more, or holds what nobody wrote."""
+
+    def __init__(self, message: str, *, path: Path, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +134,7 @@ class Form:
             )
         if code == sqlite3.SQLITE_IOERR:
             return InfraError(f"reading or writing {path} failed: {error}", hint="check the disk")
-        return Damaged(f"{path} is damaged: {error}", hint=self.damaged_hint)
+        return Damaged(f"{path} is damaged: {error}", path=path, hint=self.damaged_hint)
 
 
 @contextlib.contextmanager

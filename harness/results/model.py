@@ -227,6 +227,8 @@ class Inputs:
     topologies: tuple[str, ...] = ()
     # `virtme` or `image`, with its identity.
     root: str = ""
+    # What decides which cases apply beside the topology: processors and memory.
+    machine: str = ""
     seed: int | None = None
     suites: tuple[str, ...] = ()
     # Address patterns: only matching cases were run.  Empty: all.
