@@ -52,6 +52,15 @@ def default_tree() -> str:
     return os.fspath(Path.cwd()) if is_linux(Path.cwd()) else DEFAULT_SPEC
 
 
+def line_of(spec: str | None) -> str:
+    """The line of development that `--tree SPEC` names; a directory by its absolute path."""
+    spec = spec or default_tree()
+    if spec.startswith("debian:"):
+        return spec
+    path, at, ref = (spec, "", "") if Path(spec).exists() else spec.rpartition("@")
+    return f"{Path(path).absolute()}{at}{ref}" if path else spec
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KernelWish:
     """Which kernel a verb was asked for."""
@@ -91,6 +100,11 @@ class MachineWish:
     memory: int | None = None
     qemu: str | None = None
     snapshots: bool = True
+
+    @property
+    def kind(self) -> str:
+        """What decides which cases apply, beside the topology and the root."""
+        return f"{self.cpus} processors, {self.memory or 'default'} MiB"
 
     def options(self) -> list[str]:
         """The options that say it again, defaults left out."""
@@ -193,6 +207,9 @@ class Planned:
             kernel=f"{job.kernel.version} {job.kernel.digest[:12]}" if job else "",
             variant=self.wish.variant,
             topology=topology,
+            addons=(*self.wish.addons, *(config.name for config in self.wish.configs)),
+            tree=f"{self.tree.label} {self.tree.identity}",
+            line=line_of(self.wish.tree),
             features=job.features if job else (),
             problem=str(problem) if problem else "",
             problem_code=problem.exit_code if problem else ExitCode.GOOD,

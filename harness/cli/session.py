@@ -106,6 +106,7 @@ class Session:
         self._jobs: dict[JobWish, Job] = {}
         self._failed: dict[JobWish, Job] = {}
         """Jobs whose kernel did not build before any test ran."""
+        self._narrowed = False
 
     def say(self, line: str) -> None:
         """Progress goes to stderr, so that stdout carries results only."""
@@ -278,6 +279,7 @@ class Session:
     def test(self, passed_on: PytestOptions, as_json: bool) -> int:
         """Run the plan and say what came of it."""
         plan = self._plan()
+        self._narrowed = passed_on.narrowed
         if plan.jobs:
             check_cases(plan)
         self._make_run_dir(plan)
@@ -349,7 +351,11 @@ class Session:
             timeout_factor=self._accel.accel.timeout_factor,
             topologies=tuple(dict.fromkeys(machine.topology for machine in self._machines)),
             root=self._machines[0].root,
+            machine=self._machines[0].kind,
             seed=self._seed,
+            suites=self._suites,
+            cases=self._cases,
+            narrowed=self._narrowed,
             extra={"acceleration": self._accel.reason},
         )
         info = RunInfo(

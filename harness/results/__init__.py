@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from harness.results.codec import result_from_plain, result_to_plain
-from harness.results.compare import Change, Comparison, compare
+from harness.results.compare import Change, Comparison, Slower, compare, everything_exists
+from harness.results.fingerprint import fingerprint
+from harness.results.history import Background, History, Past, PastRun, consult
 from harness.results.judge import VANISHED, Judgement, Requirement, check, exit_code, judge, judgement
 from harness.results.model import (
+    FLAKY,
     WHOLE_PROGRAM,
     Address,
     Inputs,
@@ -19,30 +22,40 @@ from harness.results.model import (
     Verdict,
     settle,
 )
-from harness.results.store import FILE_NAME, RunStore, RunSummary, list_runs, load
+from harness.results.store import FILE_NAME, RunStore, RunSummary, is_alive, list_runs, load
 
 __all__ = [
     "FILE_NAME",
+    "FLAKY",
     "VANISHED",
     "WHOLE_PROGRAM",
     "Address",
+    "Background",
     "Change",
     "Comparison",
+    "History",
     "Inputs",
     "JobRecord",
     "Judgement",
     "Outcome",
+    "Past",
+    "PastRun",
     "Requirement",
     "Result",
     "Run",
     "RunInfo",
     "RunStore",
     "RunSummary",
+    "Slower",
     "State",
     "Verdict",
     "check",
     "compare",
+    "consult",
+    "everything_exists",
     "exit_code",
+    "fingerprint",
+    "is_alive",
     "judge",
     "judgement",
     "list_runs",

@@ -32,13 +32,18 @@ def inputs_to_plain(inputs: Inputs) -> Plain:
         "timeout_factor": inputs.timeout_factor,
         "topologies": list(inputs.topologies),
         "root": inputs.root,
+        "machine": inputs.machine,
         "seed": inputs.seed,
         "extra": dict(inputs.extra),
+        "suites": list(inputs.suites),
+        "cases": list(inputs.cases),
+        "narrowed": inputs.narrowed,
     }
 
 
 def inputs_from_plain(plain: Plain) -> Inputs:
-    return Inputs(**{**plain, "topologies": tuple(plain["topologies"])})
+    lists = {name: tuple(plain.get(name, ())) for name in ("topologies", "suites", "cases")}
+    return Inputs(**{**plain, **lists})
 
 
 def info_to_plain(info: RunInfo) -> Plain:
@@ -67,6 +72,9 @@ def job_to_plain(job: JobRecord) -> Plain:
         "kernel": job.kernel,
         "variant": job.variant,
         "topology": job.topology,
+        "addons": list(job.addons),
+        "tree": job.tree,
+        "line": job.line,
         "features": list(job.features),
         "problem": job.problem,
         "problem_code": int(job.problem_code),
@@ -80,6 +88,7 @@ def job_from_plain(plain: Plain) -> JobRecord:
         **{
             **plain,
             "features": tuple(plain["features"]),
+            "addons": tuple(plain.get("addons", ())),
             "problem_code": ExitCode(plain["problem_code"]),
         }
     )
@@ -96,6 +105,8 @@ def result_to_plain(result: Result) -> Plain:
         "reason": result.reason,
         "duration": result.duration,
         "attempt": result.attempt,
+        "confirms": result.confirms,
+        "flaky": result.flaky,
         "log": result.log,
         "splat": result.splat,
         "vm_dir": result.vm_dir,
@@ -106,4 +117,6 @@ def result_to_plain(result: Result) -> Plain:
 def result_from_plain(plain: Plain) -> Result:
     address = Address(suite=plain["suite"], program=plain["program"], case=plain["case"])
     kept = {name: plain[name] for name in _RESULT_FIELDS}
-    return Result(**{**kept, "address": address, "outcome": Outcome(plain["outcome"])})
+    # Values of an older harness lack what is younger.
+    labels = {name: bool(plain.get(name, False)) for name in ("confirms", "flaky")}
+    return Result(**{**kept, **labels, "address": address, "outcome": Outcome(plain["outcome"])})

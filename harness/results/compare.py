@@ -1,11 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Two Runs side by side: what became worse, what became better, what came and what went."""
+"""What a Run changed: against another Run, or against what its history holds of the same series of Jobs."""
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from harness.results.model import Address, Outcome, Result, Run
+from harness.results.model import WHOLE_PROGRAM, Address, Inputs, JobRecord, Outcome, Result, Run, State
+
+NOISE = 5.0
+"""By how many median deviations a case must exceed its median duration to be slower than it was."""
+
+FEWEST = 5
+"""Runs on the same accelerator that a median needs to mean something."""
+
+_LEAST_FACTOR, _LEAST_SECONDS = 1.5, 0.5
+"""A case slower by less than either is not worth a line, however steady it was before."""
+
+Exists = Callable[[Address], bool]
+"""Whether the harness still has a case: one that it dropped has not vanished."""
+
+
+def everything_exists(address: Address) -> bool:
+    """The Exists of one who does not know."""
+    return True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,42 +39,233 @@ class Change:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Slower:
+    """A case that took longer than its history lets one expect."""
+
+    job: str
+    address: Address
+    # Seconds: now, the median of before, and what would still have been noise.
+    duration: float
+    median: float
+    limit: float
+    # How many Runs the median is of.
+    runs: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Every case that changed, by what the change means, each in the later Run's order."""
 
-    # It fails now and did not.
-    regressions: tuple[Change, ...] = ()
-    # It failed and does no longer.
-    fixes: tuple[Change, ...] = ()
-    # It ran before and is skipped, had no chance, or is gone: coverage that was lost.
-    lost: tuple[Change, ...] = ()
+    # It fails now and did not the time before.
+    new_failures: tuple[Change, ...] = ()
+    # It fails now and did the time before; the last good Run did not have that failure.
+    still_failing: tuple[Change, ...] = ()
+    # It failed the time before and does no longer.
+    fixed: tuple[Change, ...] = ()
+    # It ran before and is not there any more, though nothing kept it.
+    vanished: tuple[Change, ...] = ()
+    # It ran before and is skipped.
+    new_skips: tuple[Change, ...] = ()
+    # It failed, did not in a fresh VM, and was never seen to do that before.
+    newly_flaky: tuple[Change, ...] = ()
+    slower: tuple[Slower, ...] = ()
     # Any other difference in outcome, and new cases.
     other: tuple[Change, ...] = ()
+    # Job -> the Run that it was held against; a Job without one is not in here.
+    against: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Jobs that have a counterpart in no other Run.
+    alone: tuple[str, ...] = ()
+
+    @property
+    def lost(self) -> tuple[Change, ...]:
+        """Coverage that is no longer there."""
+        return (*self.vanished, *self.new_skips)
+
+    @property
+    def is_worse(self) -> bool:
+        return bool(self.new_failures or self.still_failing or self.lost)
+
+
+def join(parts: Iterable[Comparison]) -> Comparison:
+    """Several Jobs' Comparisons as one."""
+    found = list(parts)
+    lists = {
+        field.name: tuple(one for part in found for one in getattr(part, field.name))
+        for field in dataclasses.fields(Comparison)
+        if field.name != "against"
+    }
+    against = {job: run for part in found for job, run in part.against.items()}
+    return Comparison(**lists, against=against)
 
 
 def compare(before: Run, after: Run) -> Comparison:
-    """What changed from *before* to *after*, per Job name and address."""
-    old = {(result.job, result.address): result for result in before.cases}
-    new = {(result.job, result.address): result for result in after.cases}
-    kinds: dict[str, list[Change]] = {"regressions": [], "fixes": [], "lost": [], "other": []}
-    for job, address in (*new, *(key for key in old if key not in new)):
-        change = Change(
-            job=job, address=address, before=old.get((job, address)), after=new.get((job, address))
+    """What changed from *before* to *after*, for every Job that both have.
+
+    Jobs belong together by series; where each Run is about one line only, by their place in the matrix, so
+    that two lines can be compared.
+    """
+    key = _pairing(before, after)
+    old = {key(job): job for job in before.jobs}
+    new = {key(job): job for job in after.jobs}
+    cases_before, cases_after = cases_by_job(before), cases_by_job(after)
+    parts = [
+        compare_job(
+            job,
+            cases_after.get(job.name, ()),
+            baseline=in_scope(cases_before.get(old[name].name, ()), after.info.inputs),
+            complete=_complete(after, job),
         )
-        kind = _kind(change)
+        for name, job in new.items()
+        if name in old
+    ]
+    alone = [job.name for name, job in new.items() if name not in old]
+    alone += [job.name for name, job in old.items() if name not in new]
+    against = {job.name: before.info.id for name, job in new.items() if name in old}
+    return dataclasses.replace(join(parts), alone=tuple(alone), against=against)
+
+
+def _pairing(before: Run, after: Run) -> Callable[[JobRecord], str]:
+    lines = [{job.line for job in run.jobs} for run in (before, after)]
+    if all(len(found) == 1 for found in lines) and lines[0] != lines[1]:
+        return lambda job: job.cell or job.name
+    return lambda job: job.series
+
+
+def cases_by_job(run: Run) -> dict[str, list[Result]]:
+    """The settled cases of every Job of *run* that has any."""
+    cases: dict[str, list[Result]] = {}
+    for case in run.cases:
+        cases.setdefault(case.job, []).append(case)
+    return cases
+
+
+def _complete(run: Run, job: JobRecord) -> bool:
+    """Whether a case that is absent from *job* had every chance to be there."""
+    return is_complete(run) and not job.problem
+
+
+def is_complete(run: Run) -> bool:
+    """Whether *run* ran to its end, and all that its plan holds."""
+    return run.state is State.FINISHED and not run.info.inputs.narrowed
+
+
+def in_scope(cases: Iterable[Result], inputs: Inputs) -> tuple[Result, ...]:
+    """Those of *cases* that a Run with *inputs* would run as well."""
+    suites = (*inputs.suites, "kernel", "kconfig")
+    return tuple(
+        case
+        for case in cases
+        if (not inputs.suites or case.address.suite in suites) and _asked_for(case.address, inputs.cases)
+    )
+
+
+def _asked_for(address: Address, patterns: Sequence[str]) -> bool:
+    return not patterns or any(
+        fnmatch.fnmatchcase(str(address), one) or fnmatch.fnmatchcase(address.program_path, one)
+        for one in patterns
+    )
+
+
+def covers(earlier: Inputs, later: Inputs) -> bool:
+    """Whether a Run with the inputs *earlier* ran all that one with *later* does."""
+    same = (earlier.machine, earlier.root) == (later.machine, later.root)
+    if earlier.narrowed or not same or not set(later.suites) <= set(earlier.suites):
+        return False
+    return not earlier.cases or set(earlier.cases) == set(later.cases)
+
+
+def compare_job(
+    job: JobRecord,
+    cases: Sequence[Result],
+    *,
+    baseline: Sequence[Result],
+    previous: Sequence[Result] | None = None,
+    complete: bool = True,
+    flaky_before: frozenset[Address] = frozenset(),
+    exists: Exists = everything_exists,
+) -> Comparison:
+    """What changed in one Job.
+
+    *baseline* is what the last good Run had of it, *previous* what the one just before had (the same, when
+    not given).  Only where the Run is *complete* does it mean something that a case is absent.
+    """
+    good = {case.address: case for case in baseline}
+    last = good if previous is None else {case.address: case for case in previous}
+    kinds: dict[str, list[Change]] = {}
+    now = {case.address: case for case in cases}
+    for address, case in now.items():
+        kind, before = _kind(case, last.get(address), good.get(address), flaky_before)
         if kind is not None:
-            kinds[kind].append(change)
-    return Comparison(**{kind: tuple(changes) for kind, changes in kinds.items()})
+            change = Change(job=job.name, address=address, before=before, after=case)
+            kinds.setdefault(kind, []).append(change)
+    for address, case in {**last, **good}.items():
+        if complete and address not in now and _counts(case):
+            change = Change(job=job.name, address=address, before=case, after=None)
+            kinds.setdefault("vanished" if exists(address) else "other", []).append(change)
+
+    def of(kind: str) -> tuple[Change, ...]:
+        return tuple(kinds.get(kind, ()))
+
+    return Comparison(
+        new_failures=of("new_failures"),
+        still_failing=of("still_failing"),
+        fixed=of("fixed"),
+        vanished=of("vanished"),
+        new_skips=of("new_skips"),
+        newly_flaky=of("newly_flaky"),
+        other=of("other"),
+    )
 
 
-def _kind(change: Change) -> str | None:
-    before = change.before.outcome if change.before else None
-    after = change.after.outcome if change.after else None
-    if before is after:
-        return None
-    failed_before = before is not None and before.is_failure
-    if after is not None and after.is_failure:
-        return "other" if failed_before else "regressions"
-    if after in (Outcome.PASS, Outcome.XFAIL):
-        return "fixes" if failed_before else "other"
-    return "other" if before in (None, Outcome.SKIP, Outcome.LOST, Outcome.NOT_RUN) else "lost"
+def _counts(case: Result) -> bool:
+    """Whether the absence of *case* would be a loss."""
+    ran = case.outcome is not Outcome.SKIP and not case.outcome.is_infra
+    # What is said of a program as a whole, or of the kernel, is said when something is wrong.
+    return ran and case.address.case != WHOLE_PROGRAM and case.address.suite != "kernel"
+
+
+def _kind(
+    now: Result, last: Result | None, good: Result | None, flaky_before: frozenset[Address]
+) -> tuple[str | None, Result | None]:
+    """What the change of a case means, if it is one, and what it is a change from."""
+    failed = last is not None and last.is_failure
+    if now.is_failure:
+        return ("still_failing" if failed else "new_failures"), (last or good)
+    if now.flaky:
+        known = now.address in flaky_before or any(one is not None and one.flaky for one in (last, good))
+        return (None if known else "newly_flaky"), (last or good)
+    ran = next((one for one in (good, last) if one is not None and _counts(one)), None)
+    if now.outcome is Outcome.SKIP and ran is not None:
+        return "new_skips", ran
+    if failed and now.outcome in (Outcome.PASS, Outcome.XFAIL):
+        return "fixed", last
+    before = last or good
+    changed = before is None or before.label != now.label
+    return ("other" if changed else None), before
+
+
+def find_slower(
+    job: JobRecord, cases: Iterable[Result], durations: Mapping[Address, Sequence[float]]
+) -> tuple[Slower, ...]:
+    """The *cases* that took longer than their *durations* in earlier Runs on the same accelerator allow."""
+    found = []
+    for case in cases:
+        before = durations.get(case.address, ())
+        if case.outcome is not Outcome.PASS or len(before) < FEWEST:
+            continue
+        median = statistics.median(before)
+        # 1.4826 makes the median deviation of a normal distribution its standard deviation.
+        deviation = 1.4826 * statistics.median(abs(one - median) for one in before)
+        limit = max(median + NOISE * deviation, median * _LEAST_FACTOR, median + _LEAST_SECONDS)
+        if case.duration > limit:
+            found.append(
+                Slower(
+                    job=job.name,
+                    address=case.address,
+                    duration=case.duration,
+                    median=median,
+                    limit=limit,
+                    runs=len(before),
+                )
+            )
+    return tuple(found)

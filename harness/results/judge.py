@@ -8,7 +8,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from harness.errors import ExitCode
-from harness.results.model import WHOLE_PROGRAM, Address, Outcome, Result, Run, State, Verdict, settle
+from harness.results.compare import Change, Comparison
+from harness.results.model import FLAKY, WHOLE_PROGRAM, Address, Outcome, Result, Run, State, Verdict, settle
 
 VANISHED = "vanished"
 """How the reason of a case begins that its manifest lists and its program did not report."""
@@ -101,38 +102,41 @@ class Judgement:
     exit_code: ExitCode
 
 
-def judge(run: Run) -> Verdict:
+def judge(run: Run, comparison: Comparison | None = None) -> Verdict:
     """What *run* means to its caller."""
-    return judgement(run).verdict
+    return judgement(run, comparison).verdict
 
 
-def exit_code(run: Run) -> ExitCode:
+def exit_code(run: Run, comparison: Comparison | None = None) -> ExitCode:
     """What a command that made *run* exits with."""
-    return judgement(run).exit_code
+    return judgement(run, comparison).exit_code
 
 
-def judgement(run: Run) -> Judgement:
+def judgement(run: Run, comparison: Comparison | None = None) -> Judgement:
     """The Verdict on *run*, why, and the exit code.
 
-    A failure outranks everything, because it is knowledge; then our own trouble; then a kernel that could not
-    be tested.  Only a finished Run in which something passed is good.
+    A failure outranks everything, because it is knowledge; then coverage that was lost, as the *comparison*
+    with the last good Run tells, unless it was accepted; then our own trouble; then a kernel that could not
+    be tested.  Only a finished Run in which something passed is good.  A flaky case is no failure, and is
+    named.
     """
-    verdict, why = _verdict(run)
+    verdict, why = _verdict(run, comparison)
     code = verdict.exit_code
     if run.state is State.INTERRUPTED:
         code = ExitCode.INTERRUPTED
     return Judgement(verdict=verdict, why=why, exit_code=code)
 
 
-def _verdict(run: Run) -> tuple[Verdict, str]:
+def _verdict(run: Run, comparison: Comparison | None) -> tuple[Verdict, str]:
     cases = run.cases
-    failures = [case for case in cases if case.outcome.is_failure]
+    failures = [case for case in cases if case.is_failure]
     if failures:
-        worst = max(failures, key=lambda case: case.outcome.severity)
-        had = _some(len(failures), "case")
-        return Verdict.BAD, f"{had} failed, the worst: {worst.outcome.value} {worst.address}"
+        return Verdict.BAD, _about_failures(failures, comparison)
     if run.state is State.INTERRUPTED:
         return Verdict.OUR_FAULT, "the run was interrupted"
+    lost = comparison.lost if comparison is not None and not run.accepted else ()
+    if comparison is not None and lost:
+        return Verdict.BAD, _about_losses(lost, comparison)
     trouble = _trouble(run, cases)
     if trouble is not None:
         return trouble
@@ -144,7 +148,36 @@ def _verdict(run: Run) -> tuple[Verdict, str]:
     if not passes:
         absent = next((f"job {job.name}: {job.problem}" for job in run.jobs if not job.applicable), None)
         return Verdict.UNTESTABLE, absent or f"nothing was proven: none of {_some(len(cases), 'case')} passed"
+    flaky = [case for case in cases if case.label == FLAKY]
+    if flaky:
+        told = f"failed and then passed in a fresh VM, first {flaky[0].address}"
+        return Verdict.GOOD, f"{_some(passes, 'case')} passed; flaky: {_some(len(flaky), 'case')} {told}"
     return Verdict.GOOD, f"{_some(passes, 'case')} passed, and nothing that should not have happened did"
+
+
+def _about_failures(failures: Sequence[Result], comparison: Comparison | None) -> str:
+    worst = max(failures, key=lambda case: case.outcome.severity)
+    had = f"{_some(len(failures), 'case')} failed"
+    if comparison is not None and comparison.against:
+        had += f" ({len(comparison.new_failures)} of them newly)"
+    return f"{had}, the worst: {worst.outcome.value} {worst.address}"
+
+
+def _about_losses(lost: Sequence[Change], comparison: Comparison) -> str:
+    first = lost[0]
+    gone, skipped = len(comparison.vanished), len(comparison.new_skips)
+    told = " and ".join(
+        part
+        for part in (
+            f"{_some(gone, 'case')} vanished" if gone else "",
+            f"{_some(skipped, 'case')} that ran before {'is' if skipped == 1 else 'are'} skipped"
+            if skipped
+            else "",
+        )
+        if part
+    )
+    since = comparison.against.get(first.job, "")
+    return f"coverage was lost: {told} since {since}, first {first.address} of {first.job}"
 
 
 def _trouble(run: Run, cases: Sequence[Result]) -> tuple[Verdict, str] | None:

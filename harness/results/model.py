@@ -9,13 +9,17 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from harness.errors import ExitCode, UsageError
 
 WHOLE_PROGRAM = "(program)"
 """The case name of a result that is about a program as a whole, e.g. one that died before its first case."""
+
+FLAKY = "FLAKY"
+"""How a case is labelled that failed, and did not when it was tried again in a fresh VM."""
 
 
 class Outcome(enum.Enum):
@@ -148,9 +152,28 @@ class Result:
     vm_dir: str = ""
     # A command line that runs just this case again.
     rerun: str = ""
+    # This attempt was made, in a VM in which nothing had run, to see whether a failure repeats.
+    confirms: bool = False
+    # Of a settled case: it failed, and did not in the attempt that was to confirm it.
+    flaky: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", " ".join(self.reason.split()))
+
+    @property
+    def is_failure(self) -> bool:
+        """Speaks against the kernel: a failure that repeated, or a splat, which proves itself."""
+        return self.outcome.is_failure and (not self.flaky or self.outcome is Outcome.CRASH)
+
+    @property
+    def is_bad(self) -> bool:
+        """Not what a green run is made of."""
+        return self.is_failure or self.outcome.is_infra
+
+    @property
+    def label(self) -> str:
+        """What reports count it as: FLAKY, or its Outcome."""
+        return FLAKY if self.flaky and not self.is_failure else self.outcome.value
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +185,12 @@ class JobRecord:
     kernel: str = ""
     variant: str = ""
     topology: str = ""
+    # Add-on fragments, and the names of the user's own.
+    addons: tuple[str, ...] = ()
+    # Identity of the source: commit and dirtiness, or package version and digest.
+    tree: str = ""
+    # The line of development it belongs to, as it was asked for, e.g. `debian:7.3` or `/src/linux@topic`.
+    line: str = ""
     features: tuple[str, ...] = ()
     # Why the Job could not be carried out at all: one sentence, and the exit code its error earns.
     problem: str = ""
@@ -170,6 +199,16 @@ class JobRecord:
     applicable: bool = True
     # Seconds, from the first boot to the last case.
     duration: float = 0.0
+
+    @property
+    def cell(self) -> str:
+        """Its place in the matrix: `variant+addon topology`."""
+        return " ".join(part for part in ("+".join((self.variant, *self.addons)), self.topology) if part)
+
+    @property
+    def series(self) -> str:
+        """What it shares with the same Job of other Runs, whatever release the line has come to."""
+        return f"{self.line} {self.cell}".strip() or self.name
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +227,14 @@ class Inputs:
     topologies: tuple[str, ...] = ()
     # `virtme` or `image`, with its identity.
     root: str = ""
+    # What decides which cases apply beside the topology: processors and memory.
+    machine: str = ""
     seed: int | None = None
+    suites: tuple[str, ...] = ()
+    # Address patterns: only matching cases were run.  Empty: all.
+    cases: tuple[str, ...] = ()
+    # pytest chose further (-k, -x, --lf): that a case is absent says nothing.
+    narrowed: bool = False
     # Anything more worth recording: host, toolchain, shard.
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -251,6 +297,8 @@ class Run:
     verdict: Verdict | None = None
     # The run directory as text; logs are relative to it.
     directory: str = ""
+    # Why what it no longer covers is meant to be so; empty: nobody said so.
+    accepted: str = ""
 
     _NO_JOB: ClassVar[int] = 1 << 30
 
@@ -270,17 +318,39 @@ def settle(results: Iterable[Result]) -> tuple[Result, ...]:
     """Reduce every case's attempts to one Result, in order of first appearance.
 
     An attempt that had no chance (LOST, NOT_RUN) is superseded by one that had; among those the worst wins,
-    so that no retry washes a failure clean.
+    so that no retry washes a failure clean.  Where the attempts that were to confirm a failure passed, the
+    case keeps that failure and is flaky.
     """
-    settled: dict[tuple[str, Address], Result] = {}
+    attempts: dict[tuple[str, Address], list[Result]] = {}
+    confirming: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        key = (result.job, result.address)
-        before = settled.get(key)
-        settled[key] = result if before is None else _worse(before, result)
-    return tuple(settled.values())
+        attempts.setdefault((result.job, result.address), []).append(result)
+        if result.confirms:
+            confirming.setdefault((result.job, result.address.program_path), []).append(result)
+    return tuple(
+        _settled(found, confirming.get((found[0].job, found[0].address.program_path), ()))
+        for found in attempts.values()
+    )
+
+
+def _settled(attempts: Sequence[Result], confirming: Sequence[Result]) -> Result:
+    """One case's Result; *confirming* are its program's."""
+    worst = functools.reduce(_worse, attempts)
+    if not worst.outcome.is_failure:
+        return worst
+    again = [result for result in confirming if result.address == worst.address]
+    if not again and worst.address.case == WHOLE_PROGRAM:
+        # What was wrong with a program as a whole leaves no trace when it is not wrong again.
+        again = list(confirming)
+    passed = any(result.outcome in _PASSED for result in again)
+    flaky = passed and not any(result.outcome.is_bad for result in again)
+    return dataclasses.replace(worst, flaky=flaky)
 
 
 def _worse(before: Result, after: Result) -> Result:
     if before.outcome.is_infra != after.outcome.is_infra:
         return after if before.outcome.is_infra else before
     return after if after.outcome.severity > before.outcome.severity else before
+
+
+_PASSED = (Outcome.PASS, Outcome.XFAIL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The results of a Run on disk: one results.sqlite in its run directory.  The only importer of sqlite3.
+"""The results of a Run on disk: one results.sqlite in its run directory.
 
 Every result is committed as it comes, so a kill at any moment keeps what was finished.  Several processes may
 write at once (pytest-xdist's workers); each opens the store for itself.
@@ -10,24 +10,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from harness.errors import HarnessError, InfraError, UsageError
-from harness.results import codec
+from harness.errors import HarnessError, UsageError
+from harness.results import codec, database
 from harness.results.model import Address, JobRecord, Outcome, Result, Run, RunInfo, State, Verdict
 
 FILE_NAME = "results.sqlite"
-
-# "vfio" as four bytes, in the field SQLite reserves for telling file formats apart (PRAGMA application_id).
-_APPLICATION_ID = 0x7666696F
-# Writers hold the lock for milliseconds; this is for a machine that swaps.
-_BUSY_SECONDS = 30.0
 
 _MIGRATIONS: tuple[str, ...] = (
     """
@@ -60,10 +57,24 @@ _MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX result_by_address ON result (suite, program, "case", job);
     """,
+    """
+    ALTER TABLE result ADD COLUMN confirms INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE run ADD COLUMN accepted TEXT NOT NULL DEFAULT ''
+    """,
 )
-"""Script n takes a file from schema n to n + 1; never edit one that was released, add another."""
+_FORM = database.Form(
+    # "vfio" as four bytes.
+    application=0x7666696F,
+    migrations=_MIGRATIONS,
+    damaged_hint="the logs beside it are still there",
+)
 
-_COLUMNS = 'job, suite, program, "case", outcome, reason, duration, attempt, log, splat, vm_dir, rerun'
+# Others that look at the same moment are in the way for microseconds.
+_LOOKS, _LOOK_SECONDS = 5, 0.01
+
+_COLUMNS = (
+    'job, suite, program, "case", outcome, reason, duration, attempt, log, splat, vm_dir, rerun, confirms'
+)
 
 
 class RunStore:
@@ -73,6 +84,10 @@ class RunStore:
         self.directory = directory
         self._connection = connection
         self._lock = threading.Lock()
+        # What is_alive() looks for; the kernel drops it when we die.
+        self._sign = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._sign, fcntl.LOCK_SH)
 
     @classmethod
     def create(cls, directory: Path, info: RunInfo) -> RunStore:
@@ -85,9 +100,9 @@ class RunStore:
             raise UsageError(
                 f"{directory} already holds the results of a run", hint="choose another directory"
             )
-        with _sentences(path):
+        with _FORM.sentences(path):
             directory.mkdir(parents=True, exist_ok=True)
-            store = cls(directory, _connect(path))
+            store = cls(directory, _FORM.connect(path))
             with store._transaction() as connection:
                 connection.execute(
                     "INSERT INTO run (only, info, state) VALUES (1, ?, ?)",
@@ -103,19 +118,20 @@ class RunStore:
         """
         path = directory / FILE_NAME
         _require(path)
-        with _sentences(path):
-            return cls(directory, _connect(path))
+        with _FORM.sentences(path):
+            return cls(directory, _FORM.connect(path))
 
     def add(self, result: Result) -> None:
         """Append *result*; it is safe on disk from a kill of this process when this returns."""
         address = result.address
         row = (
-            *map(_text, (result.job, address.suite, address.program, address.case)),
+            *map(database.text, (result.job, address.suite, address.program, address.case)),
             result.outcome.value,
-            _text(result.reason),
+            database.text(result.reason),
             result.duration,
             result.attempt,
-            *map(_text, (result.log, result.splat, result.vm_dir, result.rerun)),
+            *map(database.text, (result.log, result.splat, result.vm_dir, result.rerun)),
+            result.confirms,
         )
         marks = ", ".join("?" * len(row))
         with self._transaction() as connection:
@@ -137,17 +153,29 @@ class RunStore:
                 "UPDATE run SET state = ?, verdict = ?, finished = ?",
                 (state.value, verdict.value, codec.time_to_text(datetime.datetime.now(datetime.UTC))),
             )
+        self._stand_alone()
+
+    def _stand_alone(self) -> None:
         with self._lock, contextlib.suppress(sqlite3.OperationalError):
             self._connection.execute("PRAGMA busy_timeout = 1000")
             self._connection.execute("PRAGMA journal_mode = DELETE")
 
+    def accept(self, reason: str) -> None:
+        """Take what this Run no longer covers for meant: later ones are held against it."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE run SET accepted = ?", (database.text(reason),))
+        self._stand_alone()
+
     def read(self) -> Run:
         """The Run as far as it has come."""
-        with self._lock, _sentences(self.directory / FILE_NAME):
+        with self._lock, _FORM.sentences(self.directory / FILE_NAME):
             return _read(self._connection, self.directory)
 
     def close(self) -> None:
         self._connection.close()
+        if self._sign >= 0:
+            os.close(self._sign)
+            self._sign = -1
 
     def __enter__(self) -> RunStore:
         return self
@@ -159,7 +187,11 @@ class RunStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _sentences(self.directory / FILE_NAME), _immediate(self._connection) as connection:
+        with (
+            self._lock,
+            _FORM.sentences(self.directory / FILE_NAME),
+            database.immediate(self._connection) as connection,
+        ):
             yield connection
 
 
@@ -183,8 +215,27 @@ def load(directory: Path) -> Run:
     """
     path = directory / FILE_NAME
     _require(path)
-    with _sentences(path), contextlib.closing(_connect_to_read(path)) as connection:
+    with _FORM.sentences(path), contextlib.closing(_FORM.connect_to_read(path)) as connection:
         return _read(connection, directory)
+
+
+def is_alive(directory: Path) -> bool:
+    """Whether a process is writing to the Run in *directory* now."""
+    try:
+        handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        for _ in range(_LOOKS):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(_LOOK_SECONDS)
+            else:
+                return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def list_runs(root: Path) -> tuple[RunSummary, ...]:
@@ -200,8 +251,8 @@ def list_runs(root: Path) -> tuple[RunSummary, ...]:
 def _summarize(directory: Path) -> RunSummary:
     path = directory / FILE_NAME
     try:
-        with _sentences(path), contextlib.closing(_connect_to_read(path)) as connection:
-            info, state, _, verdict = _read_run(connection)
+        with _FORM.sentences(path), contextlib.closing(_FORM.connect_to_read(path)) as connection:
+            info, state, _, verdict, _ = _read_run(connection)
             counted = dict(connection.execute("SELECT outcome, count(*) FROM result GROUP BY outcome"))
     except HarnessError as error:
         return RunSummary(directory=directory, problem=str(error))
@@ -219,97 +270,20 @@ def _require(path: Path) -> None:
         raise UsageError(f"{path.parent} holds no run: there is no {FILE_NAME} in it")
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open *path* for writing, at the newest schema."""
-    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    try:
-        _schema(connection, path)
-        # Where the file system cannot do WAL, SQLite stays with its rollback journal, which is as safe.
-        connection.execute("PRAGMA journal_mode = WAL")
-        # In WAL mode NORMAL loses nothing to a killed process, only the last commits to a power cut.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        _migrate(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _connect_to_read(path: Path) -> sqlite3.Connection:
-    """Open *path* without changing it, unless its schema is old and it may be written."""
-    uri = path.absolute().as_uri()
-    # A file without a -wal beside it, in a directory we may not write, can be read only as immutable.
-    frozen = not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
-    connection = sqlite3.connect(
-        f"{uri}?mode=ro{'&immutable=1' if frozen else ''}",
-        timeout=_BUSY_SECONDS,
-        isolation_level=None,
-        uri=True,
-    )
-    try:
-        version = _schema(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    if version == len(_MIGRATIONS):
-        return connection
-    connection.close()
-    return _connect(path)
-
-
-def _schema(connection: sqlite3.Connection, path: Path) -> int:
-    """The schema version of *path*, 0 when it is new."""
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    application = int(connection.execute("PRAGMA application_id").fetchone()[0])
-    if version > 0 and application != _APPLICATION_ID:
-        raise UsageError(f"{path} is an SQLite file, but not one of vfio-harness")
-    if version > len(_MIGRATIONS):
-        raise UsageError(
-            f"{path} was written by a newer vfio-harness",
-            hint=f"its schema is {version}, this version knows {len(_MIGRATIONS)}: use the one that wrote it",
-        )
-    return version
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    if _schema(connection, path) == len(_MIGRATIONS):
-        return
-    with _immediate(connection):
-        # Another process may have been quicker.
-        for number in range(_schema(connection, path), len(_MIGRATIONS)):
-            for statement in _MIGRATIONS[number].split(";"):
-                connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
-
-
-@contextlib.contextmanager
-def _immediate(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """A transaction that takes the write lock at once: one that upgrades later cannot wait for it."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        # A full disk has already rolled back.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
 def _read_run(
     connection: sqlite3.Connection,
-) -> tuple[RunInfo, State, datetime.datetime | None, Verdict | None]:
-    row = connection.execute("SELECT info, state, finished, verdict FROM run").fetchone()
+) -> tuple[RunInfo, State, datetime.datetime | None, Verdict | None, str]:
+    row = connection.execute("SELECT info, state, finished, verdict, accepted FROM run").fetchone()
     if row is None:
         raise sqlite3.DatabaseError("the run itself is missing")
-    info, state, finished, verdict = row
-    with _decoding():
+    info, state, finished, verdict, accepted = row
+    with database.decoding():
         return (
             codec.info_from_plain(json.loads(info)),
             State(state),
             codec.time_from_text(finished) if finished else None,
             Verdict(verdict) if verdict else None,
+            str(accepted),
         )
 
 
@@ -317,12 +291,12 @@ def _read(connection: sqlite3.Connection, directory: Path) -> Run:
     # One snapshot, so that a writer at work cannot show us a result without its Job.
     connection.execute("BEGIN")
     try:
-        info, state, finished, verdict = _read_run(connection)
+        info, state, finished, verdict, accepted = _read_run(connection)
         jobs = connection.execute("SELECT record FROM job ORDER BY position, name").fetchall()
         rows = connection.execute(f"SELECT {_COLUMNS} FROM result ORDER BY id").fetchall()
     finally:
         connection.execute("COMMIT")
-    with _decoding():
+    with database.decoding():
         return Run(
             info=info,
             jobs=tuple(codec.job_from_plain(json.loads(record)) for (record,) in jobs),
@@ -331,16 +305,8 @@ def _read(connection: sqlite3.Connection, directory: Path) -> Run:
             finished=finished,
             verdict=verdict,
             directory=str(directory),
+            accepted=accepted,
         )
-
-
-@contextlib.contextmanager
-def _decoding() -> Iterator[None]:
-    """What the file holds and we cannot decode is damage like any other."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError) as error:
-        raise sqlite3.DatabaseError(f"unreadable value ({error})") from error
 
 
 def _result(
@@ -352,9 +318,12 @@ def _result(
     reason: str,
     duration: float,
     attempt: int,
-    *rest: str,
+    log: str,
+    splat: str,
+    vm_dir: str,
+    rerun: str,
+    confirms: int,
 ) -> Result:
-    log, splat, vm_dir, rerun = rest
     return Result(
         address=Address(suite=suite, program=program, case=case),
         job=job,
@@ -362,43 +331,9 @@ def _result(
         reason=reason,
         duration=duration,
         attempt=attempt,
+        confirms=bool(confirms),
         log=log,
         splat=splat,
         vm_dir=vm_dir,
         rerun=rerun,
     )
-
-
-def _text(value: str) -> str:
-    """*value* as SQLite can keep it: a guest's stray bytes decode to lone surrogates, which UTF-8 refuses."""
-    return value.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-@contextlib.contextmanager
-def _sentences(path: Path) -> Iterator[None]:
-    """Turn what SQLite and the file system say into one sentence for the user."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise _translate(path, error) from error
-    except OSError as error:
-        raise InfraError(f"{path}: {error.strerror or error}") from error
-
-
-_DAMAGED_HINT = "the logs beside it are still there"
-
-
-def _translate(path: Path, error: sqlite3.Error) -> HarnessError:
-    # The low byte is the primary code (sqlite.org/rescode.html).
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
-        return InfraError(f"no space left to write {path}", hint="results so far are kept; free some space")
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return InfraError(f"{path} was locked by another process for {_BUSY_SECONDS:.0f} s")
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return InfraError(
-            f"{path} cannot be opened or written: {error}", hint="check the directory's permissions"
-        )
-    if code == sqlite3.SQLITE_IOERR:
-        return InfraError(f"reading or writing {path} failed: {error}", hint="check the disk")
-    return InfraError(f"{path} is damaged: {error}", hint=_DAMAGED_HINT)

@@ -19,12 +19,12 @@ def test_the_keys_are_a_promise() -> None:
         *("run", "schema", "state", "verdict", "why"),
     ]
     assert list(plain["cases"][0]) == [
-        *("address", "attempt", "case", "duration", "job", "log", "outcome", "program", "reason"),
-        *("rerun", "splat", "suite", "vm_dir"),
+        *("address", "attempt", "case", "confirms", "duration", "flaky", "job", "log", "outcome"),
+        *("program", "reason", "rerun", "splat", "suite", "vm_dir"),
     ]
     assert list(plain["jobs"][0]) == [
-        *("applicable", "duration", "features", "kernel", "name", "problem", "problem_code"),
-        *("topology", "variant"),
+        *("addons", "applicable", "duration", "features", "kernel", "line", "name", "problem"),
+        *("problem_code", "topology", "tree", "variant"),
     ]
     assert list(plain["run"]) == ["command", "harness_version", "id", "inputs", "started"]
 

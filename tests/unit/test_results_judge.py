@@ -168,8 +168,10 @@ def test_comparison_tells_regressions_from_lost_coverage() -> None:
     before = finished(Outcome.PASS, Outcome.FAIL, Outcome.PASS, Outcome.PASS, Outcome.FAIL)
     after = finished(Outcome.CRASH, Outcome.PASS, Outcome.SKIP, Outcome.PASS)
     told = compare(before, after)
-    assert [change.address.case for change in told.regressions] == ["case0"]
-    assert [change.address.case for change in told.fixes] == ["case1"]
-    assert [change.address.case for change in told.lost] == ["case2", "case4"]
+    assert [change.address.case for change in told.new_failures] == ["case0"]
+    assert [change.address.case for change in told.fixed] == ["case1"]
+    assert [change.address.case for change in told.new_skips] == ["case2"]
+    assert [change.address.case for change in told.vanished] == ["case4"]
     assert told.other == ()
-    assert told.lost[1].after is None
+    assert told.vanished[0].after is None
+    assert told.is_worse

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import itertools
 
 import pytest
 
 from harness.errors import UsageError
-from harness.results import Address, JobRecord, Outcome, Result, Run, RunInfo, settle
+from harness.results import FLAKY, WHOLE_PROGRAM, Address, JobRecord, Outcome, Result, Run, RunInfo, settle
 
 ADDRESS = Address(suite="probes", program="iommufd", case="get_pa")
 
@@ -108,3 +109,60 @@ def test_a_start_without_a_time_zone_is_refused() -> None:
     """Two hosts' runs can be put in order only when both say where their clocks stand."""
     with pytest.raises(ValueError, match="time zone"):
         RunInfo(id="r", started=datetime.datetime(2030, 1, 2), harness_version="1")
+
+
+def attempts(first: Outcome, *again: Outcome, case: str = "get_pa") -> list[Result]:
+    address = Address(suite="probes", program="iommufd", case=case)
+    tries = [result(first, address=address)]
+    for number, outcome in enumerate(again, start=2):
+        tries.append(dataclasses.replace(tries[0], outcome=outcome, attempt=number, confirms=True))
+    return tries
+
+
+@pytest.mark.parametrize("failure", [Outcome.FAIL, Outcome.ERROR, Outcome.TIMEOUT])
+def test_a_failure_that_does_not_repeat_is_flaky(failure: Outcome) -> None:
+    """What failed and passed in a fresh VM keeps its failure, is labelled, and is no failure of the run."""
+    (case,) = settle(attempts(failure, Outcome.PASS))
+    assert (case.outcome, case.attempt, case.label) == (failure, 1, FLAKY)
+    assert not case.is_bad
+
+
+def test_a_failure_that_repeats_stays_one() -> None:
+    """A second failure confirms the first; a retry in a used VM, a skip or a lost guest proves nothing."""
+    for again in (Outcome.FAIL, Outcome.SKIP, Outcome.LOST, Outcome.NOT_RUN):
+        (case,) = settle(attempts(Outcome.FAIL, again))
+        assert (case.outcome, case.is_failure, case.flaky) == (Outcome.FAIL, True, False)
+    tries = [dataclasses.replace(one, confirms=False) for one in attempts(Outcome.FAIL, Outcome.PASS)]
+    assert settle(tries)[0].is_failure
+    assert settle(attempts(Outcome.FAIL, Outcome.PASS, Outcome.FAIL))[0].is_failure
+
+
+def test_a_splat_needs_no_second_witness() -> None:
+    """A crash that does not repeat is said to be flaky and is bad all the same."""
+    (case,) = settle(attempts(Outcome.CRASH, Outcome.PASS))
+    assert (case.flaky, case.is_failure, case.label) == (True, True, "CRASH")
+
+
+def test_a_pass_that_was_news_once_is_flaky() -> None:
+    """XPASS that becomes XFAIL in the confirming attempt is a race, not a mended kernel."""
+    assert settle(attempts(Outcome.XPASS, Outcome.XFAIL))[0].label == FLAKY
+
+
+def test_a_program_that_fails_as_a_whole_once_is_flaky() -> None:
+    """A failure of the program itself leaves no result where it does not repeat: its cases must be good."""
+    (whole,) = attempts(Outcome.TIMEOUT, case=WHOLE_PROGRAM)
+    good = attempts(Outcome.NOT_RUN, Outcome.PASS, case="a")
+    assert [case.label for case in settle([whole, *good])] == [FLAKY, "PASS"]
+    bad = attempts(Outcome.PASS, Outcome.FAIL, case="b")
+    assert [case.label for case in settle([whole, *good, *bad])] == ["TIMEOUT", "PASS", "FAIL"]
+    assert settle([whole])[0].label == "TIMEOUT"
+
+
+def test_a_series_outlives_a_release() -> None:
+    """The job of the next stable release is the same series; another line, add-on or topology is not."""
+    old = JobRecord(name="7.3.4-cdev-edu", line="debian:7.3", variant="cdev", topology="edu")
+    new = dataclasses.replace(old, name="7.3.5-cdev-edu")
+    assert old.series == new.series == "debian:7.3 cdev edu"
+    assert dataclasses.replace(old, addons=("debug",)).series == "debian:7.3 cdev+debug edu"
+    assert dataclasses.replace(old, line="debian:7.2").series != old.series
+    assert JobRecord(name="blocked").series == "blocked"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 import signal
 import sqlite3
@@ -27,6 +28,8 @@ from harness.results import (
     RunStore,
     State,
     Verdict,
+    codec,
+    database,
     list_runs,
     load,
     store,
@@ -247,12 +250,13 @@ def test_an_old_file_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.M
     with RunStore.create(tmp_path, INFO) as opened:
         opened.add(result())
         opened.finish(Verdict.GOOD)
-    newer = (*store._MIGRATIONS, "ALTER TABLE result ADD COLUMN flaky INTEGER NOT NULL DEFAULT 0")
-    monkeypatch.setattr(store, "_MIGRATIONS", newer)
+    known = store._FORM.migrations
+    newer = (*known, "ALTER TABLE result ADD COLUMN colour INTEGER NOT NULL DEFAULT 0")
+    monkeypatch.setattr(store, "_FORM", dataclasses.replace(store._FORM, migrations=newer))
     assert len(load(tmp_path).results) == 1
     connection = sqlite3.connect(tmp_path / FILE_NAME)
-    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
-    assert connection.execute("SELECT flaky FROM result").fetchone() == (0,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (len(newer),)
+    assert connection.execute("SELECT colour FROM result").fetchone() == (0,)
     connection.close()
 
 
@@ -272,7 +276,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_writer_that_never_lets_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that is not released in time becomes an infrastructure error, not a hang."""
-    monkeypatch.setattr(store, "_BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     with RunStore.create(tmp_path, INFO) as first, RunStore.open(tmp_path) as second:
         first._connection.execute("BEGIN IMMEDIATE")
         with pytest.raises(InfraError, match="locked by another process"):
@@ -298,11 +302,58 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "nowhere") == ()
 
 
-def test_only_the_store_imports_sqlite() -> None:
-    """One module owns the database."""
-    importers = [
-        path.relative_to(REPOSITORY).as_posix()
-        for path in (REPOSITORY / "harness").rglob("*.py")
-        if "import sqlite3" in path.read_text(encoding="utf-8")
-    ]
-    assert importers == ["harness/results/store.py"]
+def test_a_file_of_the_first_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first release wrote is read with the defaults of what it did not know, writable or not."""
+    first = dataclasses.replace(store._FORM, migrations=store._FORM.migrations[:1])
+    path = tmp_path / FILE_NAME
+    connection = first.connect(path)
+    plain = codec.info_to_plain(INFO)
+    for young in ("suites", "cases", "narrowed"):
+        del plain["inputs"][young]
+    connection.execute("INSERT INTO run VALUES (1, ?, 'finished', NULL, 'good')", (json.dumps(plain),))
+    record = codec.job_to_plain(JobRecord(name="j", variant="cdev"))
+    for young in ("tree", "line", "addons"):
+        del record[young]
+    connection.execute("INSERT INTO job VALUES ('j', 0, ?)", (json.dumps(record),))
+    columns = store._COLUMNS.removesuffix(", confirms")
+    values = "'j', 's', 'p', 'c', 'PASS', '', 1.0, 1, '', '', '', ''"
+    connection.execute(f"INSERT INTO result ({columns}) VALUES ({values})")
+    connection.execute("PRAGMA journal_mode = DELETE")
+    connection.close()
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    run = load(tmp_path)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    for read in (run, load(tmp_path)):
+        assert (read.jobs[0].line, read.jobs[0].addons, read.info.inputs.narrowed) == ("", (), False)
+        assert (read.results[0].confirms, read.accepted) == (False, "")
+
+
+def test_a_writer_is_seen(tmp_path: Path) -> None:
+    """A run that is being written is told from one whose process is gone, however that ended."""
+    with RunStore.create(tmp_path, INFO):
+        assert store.is_alive(tmp_path)
+    assert not store.is_alive(tmp_path)
+    script = "import os, sys, time; from pathlib import Path; from harness.results import *\n"
+    script += "s = RunStore.open(Path(sys.argv[1])); print(1, flush=True); time.sleep(600)\n"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE
+    )
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    assert store.is_alive(tmp_path)
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    assert not store.is_alive(tmp_path)
+
+
+def test_a_run_can_be_accepted(tmp_path: Path) -> None:
+    """Why a loss is meant travels with the run."""
+    with RunStore.create(tmp_path, INFO) as opened:
+        opened.finish(Verdict.GOOD)
+    with RunStore.open(tmp_path) as opened:
+        opened.accept("the case went away upstream")
+    assert load(tmp_path).accepted == "the case went away upstream"
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]

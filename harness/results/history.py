@@ -1,0 +1,510 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What all Runs below one directory came to: history.sqlite beside them, to judge each by those before it.
+
+A run directory is the record of its Run, and travels; the history is made from run directories and can be
+made anew from them at any time.  Each Run goes in as one transaction, when it has ended: finished, or its
+process gone.  Several processes may bring the history up to date at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.errors import ExitCode, HarnessError
+from harness.results import codec, database, store
+from harness.results.compare import (
+    Comparison,
+    Exists,
+    Slower,
+    cases_by_job,
+    compare_job,
+    covers,
+    everything_exists,
+    find_slower,
+    in_scope,
+    is_complete,
+    join,
+)
+from harness.results.fingerprint import fingerprint
+from harness.results.judge import judgement
+from harness.results.model import FLAKY, Address, Inputs, JobRecord, Outcome, Result, Run, State, Verdict
+
+FILE_NAME = "history.sqlite"
+
+WINDOW = 30
+"""How many earlier Runs of a series tell how long a case takes and whether it is flaky."""
+
+_log = logging.getLogger("harness.history")
+
+_MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE run (
+        id INTEGER PRIMARY KEY,
+        directory TEXT NOT NULL UNIQUE,
+        stamp TEXT NOT NULL,
+        name TEXT NOT NULL,
+        started TEXT NOT NULL,
+        seconds REAL NOT NULL,
+        accel TEXT NOT NULL,
+        state TEXT NOT NULL,
+        verdict TEXT NOT NULL,
+        exit_code INTEGER NOT NULL,
+        why TEXT NOT NULL,
+        accepted TEXT NOT NULL,
+        info TEXT NOT NULL
+    );
+    CREATE INDEX run_by_start ON run (started);
+    CREATE TABLE job (
+        id INTEGER PRIMARY KEY,
+        run INTEGER NOT NULL REFERENCES run ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        series TEXT NOT NULL,
+        seconds REAL NOT NULL,
+        good INTEGER NOT NULL,
+        record TEXT NOT NULL
+    );
+    CREATE INDEX job_by_series ON job (series);
+    CREATE INDEX job_by_run ON job (run);
+    CREATE TABLE "case" (
+        id INTEGER PRIMARY KEY,
+        address TEXT NOT NULL UNIQUE
+    );
+    CREATE TABLE outcome (
+        job INTEGER NOT NULL REFERENCES job ON DELETE CASCADE,
+        "case" INTEGER NOT NULL REFERENCES "case",
+        outcome TEXT NOT NULL,
+        flaky INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,
+        duration REAL NOT NULL,
+        reason TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        PRIMARY KEY (job, "case")
+    ) WITHOUT ROWID;
+    CREATE INDEX outcome_by_case ON outcome ("case", job)
+    """,
+)
+
+_FORM = database.Form(
+    # "vfih" as four bytes.
+    application=0x76666968,
+    migrations=_MIGRATIONS,
+    damaged_hint="it is made anew from the run directories",
+)
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PastRun:
+    """One Run as the history keeps it."""
+
+    directory: Path
+    name: str
+    started: datetime.datetime
+    seconds: float
+    accel: str
+    state: State
+    # With its history taken into account.
+    verdict: Verdict
+    exit_code: ExitCode
+    why: str
+    accepted: str
+    inputs: Inputs
+    jobs: int
+    # Label -> how many settled cases.
+    counts: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What one case of one Job came to in one Run."""
+
+    run: str
+    started: datetime.datetime
+    accel: str
+    job: str
+    series: str
+    kernel: str
+    case: Result
+    # Of the splat; empty where there was none.
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Background:
+    """What a Run is seen against in reports."""
+
+    # None: nothing to compare with could be had.
+    comparison: Comparison | None = None
+    # Job and address -> what it came to before, oldest first.
+    past: Mapping[tuple[str, Address], Sequence[Past]] = dataclasses.field(default_factory=dict)
+    # Job -> its seconds before, on the same accelerator, oldest first.
+    job_seconds: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    # Sentences about the expectations themselves: known issues that are out of date.
+    notes: tuple[str, ...] = ()
+
+
+def consult(root: Path, question: Callable[[History], T], *, exists: Exists = everything_exists) -> T:
+    """Bring the history of the Runs below *root* up to date and ask it *question*.
+
+    A history that is damaged is moved aside, with a word about it, and made anew.
+    Raises UsageError when it is from a newer harness, InfraError when it cannot be read or written.
+    """
+    path = root / FILE_NAME
+    with _FORM.sentences(path):
+        root.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            # SQLite does not wait for a lock while it turns a new file into one with a log.
+            with _alone(root):
+                _FORM.connect(path).close()
+        inode = path.stat().st_ino
+    try:
+        return _consult(path, question, exists)
+    except database.Damaged as error:
+        if error.path != path:
+            raise
+        _move_aside(path, inode, error)
+    return _consult(path, question, exists)
+
+
+def _consult(path: Path, question: Callable[[History], T], exists: Exists) -> T:
+    with _FORM.sentences(path), contextlib.closing(_FORM.connect(path)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        history = History(path.parent, connection, exists)
+        history.catch_up()
+        return question(history)
+
+
+def _move_aside(path: Path, inode: int, error: HarnessError) -> None:
+    """Take the damaged file with *inode* out of the way of *path*, unless another process has already."""
+    with _FORM.sentences(path), _alone(path.parent):
+        if path.exists() and path.stat().st_ino == inode:
+            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+            path.rename(aside)
+            for leftover in ("-wal", "-shm", "-journal"):
+                path.with_name(path.name + leftover).unlink(missing_ok=True)
+            _log.warning("%s: moved to %s and made anew from the run directories", error.message, aside.name)
+        if not path.exists():
+            _FORM.connect(path).close()
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold *directory* against others who would move the same file."""
+    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+class History:
+    """An open history; see consult()."""
+
+    def __init__(self, root: Path, connection: sqlite3.Connection, exists: Exists) -> None:
+        self._root = root
+        self._connection = connection
+        self._exists = exists
+        # Directory -> why it could not be read.
+        self.unreadable: dict[Path, str] = {}
+
+    def catch_up(self) -> None:
+        """Take in every ended Run below the root that is not in here, or has gone on since."""
+        known = dict(self._connection.execute("SELECT directory, stamp FROM run"))
+        found: list[tuple[Run, str]] = []
+        for path in sorted(self._root.glob(f"*/{store.FILE_NAME}")):
+            directory, stamp = path.parent, _stamp(path)
+            if known.get(directory.name) == stamp:
+                continue
+            try:
+                run = store.load(directory)
+            except HarnessError as error:
+                self.unreadable[directory] = str(error)
+                continue
+            if run.state is not State.RUNNING or not store.is_alive(directory):
+                # Reading may have brought the file up to date.
+                found.append((run, _stamp(path)))
+        # A Run is judged by those before it.
+        for run, stamp in sorted(found, key=lambda pair: pair[0].info.started):
+            self._take_in(run, stamp)
+
+    def _take_in(self, run: Run, stamp: str) -> None:
+        directory = Path(run.directory).name
+        with database.immediate(self._connection):
+            row = self._connection.execute(
+                "SELECT stamp FROM run WHERE directory = ?", (directory,)
+            ).fetchone()
+            if row == (stamp,):
+                # Another process was quicker.
+                return
+            self._connection.execute("DELETE FROM run WHERE directory = ?", (directory,))
+            cases = {**{job.name: [] for job in run.jobs}, **cases_by_job(run)}
+            comparisons = {job.name: self._compare_job(run, job, cases[job.name]) for job in run.jobs}
+            judged = judgement(run, join(comparisons.values()))
+            number = self._connection.execute(
+                "INSERT INTO run (directory, stamp, name, started, seconds, accel, state, verdict, exit_code,"
+                " why, accepted, info) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    database.text(directory),
+                    stamp,
+                    run.info.id,
+                    codec.time_to_text(run.info.started),
+                    run.seconds,
+                    run.info.inputs.accel,
+                    run.state.value,
+                    judged.verdict.value,
+                    int(judged.exit_code),
+                    database.text(judged.why),
+                    run.accepted,
+                    json.dumps(codec.info_to_plain(run.info)),
+                ),
+            ).lastrowid
+            records = {job.name: job for job in run.jobs}
+            for name, found in cases.items():
+                job = records.get(name, JobRecord(name=name))
+                lost = comparisons[name].lost if name in comparisons else ()
+                good = _is_good(run, job, found) and (not lost or bool(run.accepted))
+                self._add_job(number, job, found, good)
+
+    def _add_job(self, run: int | None, job: JobRecord, cases: Sequence[Result], good: bool) -> None:
+        number = self._connection.execute(
+            "INSERT INTO job (run, name, series, seconds, good, record) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                run,
+                database.text(job.name),
+                database.text(job.series),
+                _seconds(job, cases),
+                good,
+                json.dumps(codec.job_to_plain(job)),
+            ),
+        ).lastrowid
+        addresses = [(database.text(str(case.address)),) for case in cases]
+        self._connection.executemany('INSERT OR IGNORE INTO "case" (address) VALUES (?)', addresses)
+        self._connection.executemany(
+            'INSERT OR REPLACE INTO outcome (job, "case", outcome, flaky, attempt, duration, reason,'
+            ' fingerprint) SELECT ?, id, ?, ?, ?, ?, ?, ? FROM "case" WHERE address = ?',
+            [
+                (
+                    number,
+                    case.outcome.value,
+                    case.flaky,
+                    case.attempt,
+                    case.duration,
+                    database.text(case.reason),
+                    fingerprint(case.splat),
+                    address,
+                )
+                for case, (address,) in zip(cases, addresses, strict=True)
+            ],
+        )
+
+    def runs(self) -> tuple[PastRun, ...]:
+        """Every Run, newest first."""
+        counts: dict[int, dict[str, int]] = {}
+        rows = self._connection.execute(
+            "SELECT job.run, outcome, flaky, count(*) FROM outcome JOIN job ON job.id = outcome.job"
+            " GROUP BY job.run, outcome, flaky"
+        )
+        with database.decoding():
+            for run, outcome, flaky, number in rows:
+                label = _label(outcome, flaky)
+                counts.setdefault(run, {})[label] = counts.get(run, {}).get(label, 0) + number
+            jobs = dict(self._connection.execute("SELECT run, count(*) FROM job GROUP BY run"))
+            found = self._connection.execute(
+                "SELECT id, directory, name, started, seconds, accel, state, verdict, exit_code, why,"
+                " accepted, info FROM run ORDER BY started DESC, id DESC"
+            ).fetchall()
+            return tuple(self._past_run(row, jobs, counts) for row in found)
+
+    def _past_run(
+        self, row: tuple[Any, ...], jobs: Mapping[int, int], counts: Mapping[int, Mapping[str, int]]
+    ) -> PastRun:
+        number, directory, name, started, seconds, accel, state, verdict, code, why, accepted, info = row
+        return PastRun(
+            directory=self._root / directory,
+            name=name,
+            started=codec.time_from_text(started),
+            seconds=seconds,
+            accel=accel,
+            state=State(state),
+            verdict=Verdict(verdict),
+            exit_code=ExitCode(code),
+            why=why,
+            accepted=accepted,
+            inputs=codec.info_from_plain(json.loads(info)).inputs,
+            jobs=jobs.get(number, 0),
+            counts=counts.get(number, {}),
+        )
+
+    def addresses(self) -> tuple[str, ...]:
+        """Every case that ever had an outcome, sorted."""
+        rows = self._connection.execute('SELECT address FROM "case" ORDER BY address')
+        return tuple(address for (address,) in rows)
+
+    def of_case(self, address: str) -> tuple[Past, ...]:
+        """What the case at *address* came to, oldest first."""
+        return self._past('"case".address = ?', (address,))
+
+    def background(self, run: Run) -> Background:
+        """What *run*, which may be anywhere, is to be seen against: the Runs that began before it."""
+        parts: list[Comparison] = []
+        past: dict[tuple[str, Address], Sequence[Past]] = {}
+        seconds: dict[str, Sequence[float]] = {}
+        cases = cases_by_job(run)
+        for job in run.jobs:
+            earlier = self._past(
+                "job.id IN (SELECT job.id FROM job JOIN run ON run.id = job.run WHERE job.series = ?"
+                " AND run.started < ? ORDER BY run.started DESC LIMIT ?)",
+                (job.series, began(run), WINDOW),
+            )
+            by_address: dict[Address, list[Past]] = {}
+            for one in earlier:
+                by_address.setdefault(one.case.address, []).append(one)
+            past.update({(job.name, address): tuple(found) for address, found in by_address.items()})
+            seconds[job.name] = self._job_seconds(run, job)
+            mine = cases.get(job.name, [])
+            part = self._compare_job(run, job, mine, by_address)
+            slower = _slower(job, mine, by_address, run.info.inputs.accel)
+            parts.append(dataclasses.replace(part, slower=slower))
+        return Background(comparison=join(parts), past=past, job_seconds=seconds)
+
+    def _compare_job(
+        self,
+        run: Run,
+        job: JobRecord,
+        cases: Sequence[Result],
+        past: Mapping[Address, Sequence[Past]] | None = None,
+    ) -> Comparison:
+        """What changed in *job* of *run* since the last good Run of its series."""
+        inputs = run.info.inputs
+        good = previous = None
+        for number, name, fine, info in self._connection.execute(
+            "SELECT job.id, run.name, job.good, run.info FROM job JOIN run ON run.id = job.run"
+            " WHERE job.series = ? AND run.started < ? ORDER BY run.started DESC",
+            (job.series, began(run)),
+        ):
+            with database.decoding():
+                earlier = codec.info_from_plain(json.loads(info)).inputs
+            if not covers(earlier, inputs):
+                continue
+            previous = previous or (number, name)
+            if fine:
+                good = (number, name)
+                break
+        if previous is None:
+            return Comparison()
+        against = good or previous
+        flaky = {a for a, found in (past or {}).items() if any(one.case.flaky for one in found)}
+        found = compare_job(
+            job,
+            cases,
+            baseline=in_scope(self._cases(good[0]), inputs) if good else (),
+            previous=in_scope(self._cases(previous[0]), inputs),
+            complete=is_complete(run) and not job.problem,
+            flaky_before=frozenset(flaky),
+            exists=self._exists,
+        )
+        return dataclasses.replace(found, against={job.name: against[1]})
+
+    def _cases(self, job: int) -> tuple[Result, ...]:
+        return tuple(one.case for one in self._past("job.id = ?", (job,)))
+
+    def _job_seconds(self, run: Run, job: JobRecord) -> tuple[float, ...]:
+        rows = self._connection.execute(
+            "SELECT job.seconds FROM job JOIN run ON run.id = job.run WHERE job.series = ?"
+            " AND run.started < ? AND run.accel = ? ORDER BY run.started DESC LIMIT ?",
+            (job.series, began(run), run.info.inputs.accel, WINDOW),
+        )
+        return tuple(seconds for (seconds,) in rows)[::-1]
+
+    def _past(self, where: str, values: Iterable[object]) -> tuple[Past, ...]:
+        rows = self._connection.execute(
+            "SELECT run.name, run.started, run.accel, job.name, job.series, job.record, address, outcome,"
+            " flaky, attempt, duration, reason, fingerprint FROM outcome JOIN job ON job.id = outcome.job"
+            f' JOIN run ON run.id = job.run JOIN "case" ON "case".id = outcome."case" WHERE {where}'
+            " ORDER BY run.started, run.id, job.id",
+            tuple(values),
+        ).fetchall()
+        kernels: dict[str, str] = {}
+        with database.decoding():
+            return tuple(_read_past(row, kernels) for row in rows)
+
+
+def began(run: Run) -> str:
+    """When *run* began, as the history sorts it."""
+    return codec.time_to_text(run.info.started)
+
+
+def _read_past(row: tuple[Any, ...], kernels: dict[str, str]) -> Past:
+    run, started, accel, job, series, record, address, outcome, flaky, attempt, duration, reason, print_ = row
+    if record not in kernels:
+        kernels[record] = codec.job_from_plain(json.loads(record)).kernel
+    case = Result(
+        address=Address.parse(address),
+        job=job,
+        outcome=Outcome(outcome),
+        flaky=bool(flaky),
+        attempt=int(attempt),
+        duration=float(duration),
+        reason=reason,
+    )
+    return Past(
+        run=run,
+        started=codec.time_from_text(started),
+        accel=accel,
+        job=job,
+        series=series,
+        kernel=kernels[record],
+        case=case,
+        fingerprint=print_,
+    )
+
+
+def _label(outcome: str, flaky: int) -> str:
+    """As Result.label."""
+    return FLAKY if flaky and outcome != Outcome.CRASH.value else Outcome(outcome).value
+
+
+def _stamp(path: Path) -> str:
+    """What changes when a results file does; a writer's -wal counts."""
+    facts = []
+    for each in (path, path.with_name(path.name + "-wal")):
+        with contextlib.suppress(OSError):
+            found = each.stat()
+            facts.append(f"{found.st_size}:{found.st_mtime_ns}")
+    return " ".join(facts)
+
+
+def _is_good(run: Run, job: JobRecord, cases: Sequence[Result]) -> bool:
+    """Whether *job* by itself is something that a later Run can be held against."""
+    passed = any(case.outcome is Outcome.PASS for case in cases)
+    clean = not any(case.is_bad for case in cases) and not job.problem
+    return run.state is State.FINISHED and passed and clean
+
+
+def _seconds(job: JobRecord, cases: Iterable[Result]) -> float:
+    return job.duration or sum(case.duration for case in cases)
+
+
+def _slower(
+    job: JobRecord, cases: Sequence[Result], past: Mapping[Address, Sequence[Past]], accel: str
+) -> tuple[Slower, ...]:
+    durations = {
+        address: [
+            one.case.duration for one in found if one.accel == accel and one.case.outcome is Outcome.PASS
+        ]
+        for address, found in past.items()
+    }
+    return find_slower(job, cases, durations)
