@@ -8,8 +8,17 @@ from pathlib import Path
 
 def available_mib() -> int:
     """Memory that can be had without swapping (proc_meminfo(5) MemAvailable), in MiB; 0 when nobody says."""
+    return _meminfo_mib("MemAvailable")
+
+
+def total_mib() -> int:
+    """All memory there is (proc_meminfo(5) MemTotal), in MiB; 0 when nobody says."""
+    return _meminfo_mib("MemTotal")
+
+
+def _meminfo_mib(wanted: str) -> int:
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
-        if name == "MemAvailable":
+        if name == wanted:
             return int(value.split()[0]) // 1024
     return 0

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from guest.case import Case
 from guest.ground import RESTORE_TIMEOUT
+from harness.admission import admitted
 from harness.boot import Booted, Recipe, boot
 from harness.builder import wait_for_kernel
 from harness.deadline import Deadline
@@ -195,6 +196,7 @@ class JobVM:
     def _boot(self) -> None:
         self._stack = contextlib.ExitStack()
         wait_for_kernel(self._job.kernel.digest, self._run_dir)
+        self._stack.enter_context(admitted(self._job.memory_mib))
         # Nobody may prune the kernel from under a running VM.
         self._stack.enter_context(hold(self._job.kernel.digest, _path(self._job.kernel.selftests_dir)))
         if self._recipe is None:

@@ -19,6 +19,7 @@ LAYERS = {
     "locks": 1,
     "process": 1,
     "yamlfile": 1,
+    "admission": 2,
     "apt": 2,
     "kernel": 3,
     "machine": 3,

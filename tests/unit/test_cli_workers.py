@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from plan_jobs import job
 
+from harness import admission
 from harness.cli import workers
 from harness.plan import Plan
 
@@ -16,7 +17,7 @@ BUSY = ("edu", "noiommu", "noiommu-cdev", "noiommu-group", "group", "cdev", "con
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processors and 16 GiB."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(workers, "available_mib", lambda: 16 * 1024)
+    monkeypatch.setattr(admission, "available_mib", lambda: 16 * 1024)
 
 
 def plan(*cases: str) -> Plan:
@@ -24,7 +25,7 @@ def plan(*cases: str) -> Plan:
 
 
 def test_all_probes_use_the_host() -> None:
-    assert workers.default_workers(plan()) == 2 * workers.PER_PROCESSOR
+    assert workers.default_workers(plan()) == 2 * admission.PER_PROCESSOR
 
 
 def test_few_cases_need_none() -> None:
@@ -39,5 +40,5 @@ def test_one_group_needs_none() -> None:
 @pytest.mark.parametrize(("mib", "number"), [(3 * 1024, 3), (1500, 0), (100, 0)])
 def test_memory_bounds_them(monkeypatch: pytest.MonkeyPatch, mib: int, number: int) -> None:
     """Each has a VM of 1 GiB."""
-    monkeypatch.setattr(workers, "available_mib", lambda: mib)
+    monkeypatch.setattr(admission, "available_mib", lambda: mib)
     assert workers.default_workers(plan()) == number

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Room on this host: VMs of all runs of one user are let in one after the other, while there is room.
+
+Everybody who wants a VM holds a ticket, a file whose flock(2) the kernel drops when its holder dies.  The
+oldest ticket that waits is next, so that no run starves.  A host that is asked for more than it has makes
+guests stand still, and what their time limits then say is about the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.errors import InfraError, UsageError
+from harness.host import available_mib, total_mib
+
+PER_PROCESSOR = 2
+"""VMs for each of the host's processors: cases wait about as long as they compute (a reset, a transfer of
+edu).  On 2 processors a run of 72 s with 1 VM took 57 with 2, 49 with 3 and 42 with 4.
+"""
+
+RESERVE_MIB = 1024
+"""Memory that stays with the host and with compilers."""
+
+MOST_VARIABLE = "VFIO_HARNESS_VMS"
+"""Environment: how many VMs may run at once, in place of PER_PROCESSOR for each processor."""
+
+_POLL_SECONDS = 0.2
+
+_log = logging.getLogger("harness.admission")
+
+
+def most_vms() -> int:
+    """How many VMs this host may run at once.  Raises UsageError for a VFIO_HARNESS_VMS that is no number."""
+    asked = os.environ.get(MOST_VARIABLE)
+    if asked is None:
+        return PER_PROCESSOR * len(os.sched_getaffinity(0))
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UsageError(f"{MOST_VARIABLE} must be a number of VMs, not {asked!r}", hint="such as 4")
+    return int(asked)
+
+
+def room_for(memory_mib: int) -> int:
+    """How many VMs of *memory_mib* this host has room for when nothing else runs, at least 1."""
+    return max(1, min(most_vms(), available_mib() // memory_mib))
+
+
+@contextlib.contextmanager
+def admitted(memory_mib: int) -> Iterator[None]:
+    """Hold room for a VM of *memory_mib*, waiting for it as long as others have it.
+
+    Not to be nested: who holds room and waits for more may wait for ever.
+    """
+    with _ticket(memory_mib) as ticket:
+        told = False
+        while not ticket.enter():
+            if not told:
+                _log.info("waiting for room on this host: its other VMs leave none")
+                told = True
+            time.sleep(_POLL_SECONDS)
+        yield
+
+
+def _directory() -> Path:
+    """Where the tickets of this user lie; one for all caches and runs."""
+    return Path(tempfile.gettempdir()) / f"vfio-harness-{os.getuid()}"
+
+
+class _Ticket:
+    """A file NUMBER.MIB.STATE; the lowest number is the oldest."""
+
+    def __init__(self, directory: Path, path: Path, memory_mib: int) -> None:
+        self._directory = directory
+        self._memory_mib = memory_mib
+        self.path = path
+
+    def enter(self) -> bool:
+        """Whether there is room for it, and nobody waits longer; it is inside then."""
+        with _locked(self._directory):
+            inside, waiting = _living(self._directory)
+            if waiting[0] != self.path.name or (inside and not _is_room(inside, self._memory_mib)):
+                return False
+            self.path = self.path.rename(self.path.with_suffix(".in"))
+            return True
+
+
+def _is_room(inside: list[str], memory_mib: int) -> bool:
+    taken = sum(int(name.split(".")[1]) for name in inside)
+    return (
+        len(inside) < most_vms()
+        and taken + memory_mib <= total_mib() - RESERVE_MIB
+        and memory_mib <= available_mib()
+    )
+
+
+@contextlib.contextmanager
+def _ticket(memory_mib: int) -> Iterator[_Ticket]:
+    directory = _directory()
+    with contextlib.ExitStack() as stack:
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            path = directory / f"{time.time_ns()}-{os.getpid()}.{memory_mib}.waits"
+            with _locked(directory):
+                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise InfraError(f"cannot keep count of VMs in {directory}: {error.strerror}") from error
+        ticket = _Ticket(directory, path, memory_mib)
+        # Removed before the lock goes, so that nobody finds it without a holder.
+        stack.callback(lambda: ticket.path.unlink(missing_ok=True))
+        yield ticket
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _living(directory: Path) -> tuple[list[str], list[str]]:
+    """The names of the tickets that are inside and that wait, oldest first; a dead holder's is removed."""
+    names: dict[str, list[str]] = {".in": [], ".waits": []}
+    for path in sorted(directory.iterdir(), key=lambda path: path.name):
+        if path.suffix in names and _is_held(path):
+            names[path.suffix].append(path.name)
+    return names[".in"], names[".waits"]
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        path.unlink(missing_ok=True)
+        return False
+    finally:
+        os.close(handle)

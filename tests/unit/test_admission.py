@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Room on this host: nobody is let in where there is none, nobody starves, and the dead hold nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from harness import admission
+from harness.admission import admitted, most_vms, room_for
+from harness.errors import UsageError
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with 8 GiB and room for two VMs, of which nobody else knows."""
+    monkeypatch.setattr(admission, "_directory", lambda: tmp_path / "tickets")
+    monkeypatch.setattr(admission, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(admission, "available_mib", lambda: 8 * 1024)
+    monkeypatch.setattr(admission, "total_mib", lambda: 8 * 1024)
+    monkeypatch.setenv("VFIO_HARNESS_VMS", "2")
+
+
+def _visit(log: Path, name: str, memory_mib: int, seconds: float) -> None:
+    with admitted(memory_mib):
+        with log.open("a", encoding="ascii") as file:
+            file.write(f"+{name}\n")
+        time.sleep(seconds)
+        with log.open("a", encoding="ascii") as file:
+            file.write(f"-{name}\n")
+
+
+def _most_at_once(log: Path) -> int:
+    inside = most = 0
+    for line in log.read_text(encoding="ascii").splitlines():
+        inside += 1 if line.startswith("+") else -1
+        most = max(most, inside)
+    return most
+
+
+def test_never_more_than_there_is_room_for(tmp_path: Path) -> None:
+    """Twenty at once: two are in at a time, and all get in."""
+    log = tmp_path / "log"
+    visits = [FORK.Process(target=_visit, args=(log, str(n), 1024, 0.02)) for n in range(20)]
+    for visit in visits:
+        visit.start()
+    for visit in visits:
+        visit.join(30)
+    assert [visit.exitcode for visit in visits] == [0] * 20
+    assert len(log.read_text(encoding="ascii").splitlines()) == 40
+    assert _most_at_once(log) == 2
+    assert [path.name for path in (tmp_path / "tickets").iterdir()] == ["lock"]
+
+
+def test_memory_counts(tmp_path: Path) -> None:
+    """Two VMs of 4 GiB do not fit into 8 that the host needs some of."""
+    log = tmp_path / "log"
+    visits = [FORK.Process(target=_visit, args=(log, str(n), 4096, 0.05)) for n in range(3)]
+    for visit in visits:
+        visit.start()
+    for visit in visits:
+        visit.join(30)
+    assert _most_at_once(log) == 1
+
+
+def test_big_one_is_not_overtaken(tmp_path: Path) -> None:
+    """A big VM that waits for room goes before a small one that came later and would fit now."""
+    log = tmp_path / "log"
+    with admitted(4096):
+        big = FORK.Process(target=_visit, args=(log, "big", 4096, 0.05))
+        big.start()
+        _wait_for_tickets(tmp_path, 2)
+        small = FORK.Process(target=_visit, args=(log, "small", 256, 0.0))
+        small.start()
+        _wait_for_tickets(tmp_path, 3)
+        time.sleep(0.1)
+        assert not log.exists()
+    for visit in (big, small):
+        visit.join(30)
+    assert log.read_text(encoding="ascii").startswith("+big\n")
+
+
+def _wait_for_tickets(tmp_path: Path, number: int) -> None:
+    end = time.monotonic() + 10
+    while len(list((tmp_path / "tickets").glob("*.*.*"))) < number and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def _stay(inside: Event) -> None:
+    with admitted(1024):
+        inside.set()
+        time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="flock(2) as Linux has it")
+def test_the_killed_hold_nothing(tmp_path: Path) -> None:
+    """What a killed process held is there for the next at once."""
+    for _ in range(2):
+        inside = FORK.Event()
+        stays = FORK.Process(target=_stay, args=(inside,))
+        stays.start()
+        assert inside.wait(10)
+        assert stays.pid is not None
+        os.kill(stays.pid, signal.SIGKILL)
+        stays.join()
+    began = time.monotonic()
+    with admitted(1024), admitted(1024):
+        assert time.monotonic() - began < 5
+
+
+def test_alone_is_always_let_in() -> None:
+    """Where nothing else runs, a VM that is too big for the books gets its chance."""
+    with admitted(64 * 1024):
+        pass
+
+
+def test_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment and the memory bound how many there may be."""
+    assert most_vms() == 2
+    assert room_for(1024) == 2
+    assert room_for(5000) == 1
+    monkeypatch.setenv("VFIO_HARNESS_VMS", "many")
+    with pytest.raises(UsageError, match="VFIO_HARNESS_VMS must be a number of VMs, not 'many'"):
+        most_vms()
