@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ class Plan:
     cases: tuple[str, ...]
     """Address patterns; only matching cases run.  Empty: all."""
     isolation: Isolation = Isolation.VM
+    confirm: bool = False
+    """Whether what fails is tried once more in a VM in which nothing has run."""
+    until: float | None = None
+    """Seconds since the epoch after which no case begins any more."""
+    done: tuple[str, ...] = ()
+    """`JOB ADDRESS` of work that an earlier part of the run has finished."""
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Group of work -> how long it took lately; the longest goes first."""
     jobs: tuple[Job, ...]
 
     def save(self, path: Path) -> None:
@@ -103,7 +112,8 @@ def load_plan(path: Path) -> Plan:
     try:
         jobs = tuple(_job(job) for job in data.pop("jobs"))
         isolation = Isolation(data["isolation"])
-        return Plan(**{**data, "cases": tuple(data["cases"]), "isolation": isolation, "jobs": jobs})
+        lists = {name: tuple(data[name]) for name in ("cases", "done")}
+        return Plan(**{**data, **lists, "isolation": isolation, "jobs": jobs})
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: not a plan: {error}") from error
 

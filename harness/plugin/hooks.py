@@ -8,7 +8,6 @@ results database).  Without xdist one process is both.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from harness.plugin.collect import WorkFile
 from harness.plugin.items import WorkItem, carry
 from harness.plugin.lab import LAB, Lab
 from harness.plugin.recorder import LATE_PROPERTY, Recorder, own_run
-from harness.suites.catalogue import Work, check_cases, work_by_source, work_of
+from harness.suites.catalogue import Work, check_cases, key_of, to_do, work_by_source
 
 _RUN_DIR = "vfio_harness_run_dir"
 _PLAN = pytest.StashKey[Plan]()
@@ -80,26 +79,16 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put items in plan order, job by job, so that each VM's cases follow one another."""
+    """Put items in the order in which they are best begun."""
     plan = config.stash.get(_PLAN, None)
     if plan is None:
         return
-    order = {
-        (job.name, work.address): (number, place)
-        for number, job in enumerate(plan.jobs)
-        for place, work in enumerate(_work_in_order(config, job.name))
-    }
+    order = {key_of(work): place for place, work in enumerate(to_do(plan))}
     items.sort(key=lambda item: _place(item, order))
 
 
-def _work_in_order(config: pytest.Config, job: str) -> Iterable[Work]:
-    return work_of(config.stash[_PLAN].job(job))
-
-
-def _place(item: pytest.Item, order: dict[tuple[str, str], tuple[int, int]]) -> tuple[int, int]:
-    if isinstance(item, WorkItem):
-        return order[item.work.job, item.work.address]
-    return len(order), 0
+def _place(item: pytest.Item, order: dict[str, int]) -> int:
+    return order[key_of(item.work)] if isinstance(item, WorkItem) else len(order)
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

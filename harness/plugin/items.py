@@ -81,7 +81,7 @@ def carry(item: pytest.Item, name: str, results: Sequence[Result]) -> None:
 
 def conclude(results: Sequence[Result]) -> None:
     """End the running item the way pytest knows for the worst of *results*."""
-    bad = [result for result in results if result.outcome.is_bad]
+    bad = [result for result in results if result.is_bad]
     if bad or not results:
         raise CaseFailed(bad)
     worst = max(results, key=lambda result: result.outcome.severity)

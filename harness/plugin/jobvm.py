@@ -121,6 +121,10 @@ class JobVM:
                 attempt.judged = judge_program(program, features, report, status)
         return self._conclude(booted, attempt)
 
+    def renew(self) -> None:
+        """Give the next work a VM in which nothing has run."""
+        self._end()
+
     def retire(self) -> Done:
         """Stop the VM, if there is one; return what the kernel still had to say."""
         vm_dir = self._directory_of(self._booted) if self._booted is not None else ""

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,6 +31,10 @@ LOST_TRIES = 2
 """A guest that is lost says nothing about the kernel: its work gets one more chance, which is counted."""
 
 
+MOST_CONFIRMED = 25
+"""Failures of a job that one process tries again: a kernel that fails everywhere is bad, not flaky."""
+
+
 class Lab:
     """Runs any work of the plan and says what became of it."""
 
@@ -38,20 +44,43 @@ class Lab:
         self._job = ""
         self._jobvm: JobVM | None = None
         self._crashed_at_boot: set[str] = set()
+        self._confirmed = 0
+        """How many failures of the current job were tried again."""
 
     def perform(self, work: Work) -> tuple[Result, ...]:
         """Run *work*, or say why it does not apply; every attempt is in what it returns."""
         if work.refusal:
             return (self._unused(work, Outcome.SKIP, work.refusal),)
-        results: list[Result] = []
-        for attempt in range(1, LOST_TRIES + 1):
-            latest = [
-                dataclasses.replace(r, attempt=attempt) for r in self._try(work, final=attempt == LOST_TRIES)
+        if self._plan.until is not None and time.time() > self._plan.until:
+            passed = datetime.datetime.fromtimestamp(self._plan.until)
+            return (self._unused(work, Outcome.NOT_RUN, f"the deadline, {passed:%H:%M}, had passed"),)
+        return tuple(self._attempts(work))
+
+    def _attempts(self, work: Work) -> Iterator[Result]:
+        """The results of *work*; once more after a loss, and once more to confirm a failure."""
+        attempt, losses, confirms = 1, 0, False
+        while True:
+            results = [
+                dataclasses.replace(result, attempt=attempt, confirms=confirms)
+                for result in self._try(work, final=losses + 1 == LOST_TRIES)
             ]
-            results += latest
-            if not any(result.outcome is Outcome.LOST for result in latest):
-                break
-        return tuple(results)
+            yield from results
+            own = [result.outcome for result in results if result.address.suite != KERNEL_SUITE]
+            if Outcome.LOST in own and losses + 1 < LOST_TRIES:
+                losses += 1
+            elif not confirms and any(outcome.is_failure for outcome in own) and self._may_confirm():
+                confirms = True
+            else:
+                return
+            attempt += 1
+
+    def _may_confirm(self) -> bool:
+        """Whether to try once more what failed; nothing has run in the VM it gets."""
+        if not self._plan.confirm or self._jobvm is None or self._confirmed == MOST_CONFIRMED:
+            return False
+        self._confirmed += 1
+        self._jobvm.renew()
+        return True
 
     def retire(self) -> tuple[Result, ...]:
         """End the job that is being worked on: stop its VM and hear the kernel's last words."""
@@ -92,7 +121,7 @@ class Lab:
             # Not before it is needed: SSH and QMP take longer to import than a plan to collect.
             from harness.plugin.jobvm import JobVM
 
-            self._job = job
+            self._job, self._confirmed = job, 0
             self._jobvm = JobVM(self._plan, self._plan.job(job), self._worker)
         return self._jobvm
 

@@ -343,7 +343,7 @@ def _settled(attempts: Sequence[Result], confirming: Sequence[Result]) -> Result
         # What was wrong with a program as a whole leaves no trace when it is not wrong again.
         again = list(confirming)
     passed = any(result.outcome in _PASSED for result in again)
-    flaky = passed and not any(result.outcome.is_bad for result in again)
+    flaky = passed and not any(result.outcome.is_failure for result in again)
     return dataclasses.replace(worst, flaky=flaky)
 
 

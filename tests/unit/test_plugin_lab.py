@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How often a Lab tries a piece of work, and what comes of the attempts together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from plan_jobs import job
+
+from harness.plan import Plan
+from harness.plugin import lab
+from harness.plugin.lab import Lab
+from harness.results import Address, Outcome, Result, settle
+from harness.suites.catalogue import Work, work_of
+
+JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
+WORK = next(work for work in work_of(JOB) if work.refusal is None)
+
+
+class Scripted(Lab):
+    """A Lab whose work comes to what it is told, attempt by attempt."""
+
+    def __init__(self, *outcomes: Outcome, **plan: Any) -> None:
+        super().__init__(Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(JOB,), **plan), "main")
+        self._outcomes = list(outcomes)
+        self.renewed = 0
+        self._jobvm = SimpleNamespace(renew=self._renew)  # type: ignore[assignment]
+
+    def _renew(self) -> None:
+        self.renewed += 1
+
+    def _try(self, work: Work, *, final: bool) -> Sequence[Result]:
+        address = Address.parse(work.address)
+        return [Result(address=address, job=work.job, outcome=self._outcomes.pop(0))]
+
+
+@pytest.mark.parametrize(
+    ("script", "label"),
+    [
+        ("PASS", "PASS"),
+        ("FAIL FAIL", "FAIL"),
+        ("FAIL PASS", "FLAKY"),
+        ("CRASH PASS", "CRASH"),
+        ("LOST PASS", "PASS"),
+        ("LOST LOST", "LOST"),
+        ("LOST FAIL PASS", "FLAKY"),
+        ("FAIL LOST PASS", "FLAKY"),
+        ("FAIL LOST FAIL", "FAIL"),
+    ],
+)
+def test_attempts(script: str, label: str) -> None:
+    """A lost guest gives another chance, a failure is confirmed once, and every attempt is kept."""
+    one = Scripted(*map(Outcome, script.split()), confirm=True)
+    results = one.perform(WORK)
+    assert [result.outcome.value for result in results] == script.split()
+    assert [result.attempt for result in results] == list(range(1, len(results) + 1))
+    assert [settled.label for settled in settle(results)] == [label]
+    assert one.renewed == (1 if "FAIL" in script or "CRASH" in script else 0)
+
+
+def test_failure_stands_where_nobody_asked_to_confirm_it() -> None:
+    one = Scripted(Outcome.FAIL)
+    (result,) = settle(one.perform(WORK))
+    assert result.label == "FAIL"
+    assert not one.renewed
+
+
+def test_not_every_failure_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that fails everywhere costs no second run of everything."""
+    monkeypatch.setattr(lab, "MOST_CONFIRMED", 2)
+    one = Scripted(*[Outcome.FAIL] * 8, confirm=True)
+    assert [len(one.perform(WORK)) for _ in range(4)] == [2, 2, 1, 1]
+
+
+def test_no_work_begins_after_the_deadline() -> None:
+    """What had no chance any more says so."""
+    one = Scripted(until=time.time() - 1)
+    (result,) = one.perform(WORK)
+    assert result.outcome is Outcome.NOT_RUN
+    assert "the deadline" in result.reason
+    assert Scripted(Outcome.PASS, until=time.time() + 60).perform(WORK)[0].outcome is Outcome.PASS
