@@ -55,7 +55,8 @@ def command(
       vfio-harness bench --only boot --repeat 9 --json
     """
     from harness.bench import Bench, compare
-    from harness.cli.planning import KernelWish, MachineWish, default_tree, provide_job
+    from harness.cli.planning import provide_job
+    from harness.cli.wishes import KernelWish, MachineWish, default_tree
 
     wish = KernelWish(tree=tree or default_tree(), variant=variant)
     job = provide_job(wish, MachineWish(topology=topology))

@@ -11,7 +11,7 @@ import click
 
 from harness.cli import options, planning
 from harness.cli.output import emit, tell
-from harness.cli.planning import KernelWish
+from harness.cli.wishes import KernelWish
 from harness.errors import ExitCode
 from harness.results import Outcome
 

@@ -31,6 +31,15 @@ def _topologies() -> list[Row]:
     return [{"name": t.name, "what": t.summary, "features": " ".join(sorted(t.features))} for t in loaded]
 
 
+def _matrices() -> list[Row]:
+    from harness.matrix import load_matrix, matrix_names
+
+    return [
+        {"name": name, "what": summary, "jobs": str(len(load_matrix(name).entries))}
+        for name, summary in matrix_names().items()
+    ]
+
+
 def _suites() -> list[Row]:
     from harness.suites.kselftest import shipped_suites
     from harness.suites.probes import SUITE, probe_cases
@@ -105,6 +114,7 @@ def _runs() -> list[Row]:
 _KINDS: Mapping[str, Callable[[], list[Row]]] = {
     "variants": _variants,
     "topologies": _topologies,
+    "matrices": _matrices,
     "suites": _suites,
     "cases": _cases,
     "known-issues": _known_issues,
@@ -128,7 +138,7 @@ def _print(rows: Sequence[Row]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Everything that is known of each, as JSON.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="The catalogue of cases as a document.")
 def command(kind: str, as_json: bool, as_markdown: bool) -> None:
-    """List variants, topologies, suites, cases, known issues, kernels in the store, or runs.
+    """List variants, topologies, matrices, suites, cases, known issues, kernels in the store, or runs.
 
     \b
     Examples:

@@ -23,9 +23,10 @@ from harness.errors import ExitCode, HarnessError, nearest
 
 VERBS = {
     "run": "Build, boot and test: the one-shot for a developer with a patch.",
+    "matrix": "Build, boot and test a whole matrix of jobs: the nightly.",
     "build": "Build the kernel of a variant into the store.",
     "shell": "Open a shell in a VM, on the same machine that run uses.",
-    "list": "List variants, topologies, suites, cases, kernels or runs.",
+    "list": "List variants, topologies, matrices, suites, cases, kernels or runs.",
     "report": "Show or convert the report of an earlier run.",
     "doctor": "Say what this host lacks and what that costs; --fix installs it.",
     "bench": "Measure what the harness costs, as ratios to what one would use otherwise.",

@@ -13,11 +13,14 @@ from click.shell_completion import CompletionItem
 
 from harness import paths
 from harness.machine.roots import DEFAULT_ROOT, ROOT_NAMES
+from harness.plan import Isolation
 
 DEFAULT_CPUS = 2
 """Races need two; more make an emulated guest slower."""
 
 DEFAULT_SUITES = ("probes", "kselftest:vfio")
+
+DEFAULT_SEED = 1
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,7 +67,8 @@ def _complete_case(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [CompletionItem(address) for address in addresses if address.startswith(incomplete)]
 
 
-def _complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The ids of earlier runs."""
     from harness.results import list_runs
 
     names = (summary.directory.name for summary in list_runs(paths.runs_dir()))
@@ -99,7 +103,7 @@ def case_option(function: F) -> F:
 
 def run_argument(function: F) -> F:
     """An earlier run, by id or directory."""
-    return click.argument("run", required=False, metavar="[RUN]", shell_complete=_complete_run)(function)
+    return click.argument("run", required=False, metavar="[RUN]", shell_complete=complete_run)(function)
 
 
 def tree_option(function: F) -> F:
@@ -212,3 +216,57 @@ def machine_options(function: F) -> F:
         ),
         function,
     )
+
+
+def workers_option(function: F) -> F:
+    """How many VMs at once."""
+    return click.option(
+        "-n",
+        "workers",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Parallel workers (pytest-xdist), each with its own VM; 0: none.  "
+        "[default: what the host has room for, none with -k, -x and --lf]",
+    )(function)
+
+
+def isolation_option(function: F) -> F:
+    """How often a VM is taken that nothing has run in."""
+    return click.option(
+        "--isolation",
+        type=click.Choice([i.value for i in Isolation]),
+        default=Isolation.VM.value,
+        show_default=True,
+        help="Give every case, or every program, a VM of its own; vm: one VM for as long as it stays sound.",
+    )(function)
+
+
+def confirm_option(default: bool) -> Callable[[F], F]:
+    """Whether a failure is tried again."""
+    return click.option(
+        "--confirm/--no-confirm",
+        default=default,
+        show_default=True,
+        help="Try what fails once more, in a VM that nothing has run in; what then passes is FLAKY.",
+    )
+
+
+def junit_option(function: F) -> F:
+    """Where JUnit goes beside the run's directory."""
+    return click.option(
+        "--junit-xml",
+        "junit",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Also write JUnit here; the run directory always has junit.xml.",
+    )(function)
+
+
+def seed_option(function: F) -> F:
+    """Where random choices start."""
+    return click.option(
+        "--seed",
+        type=int,
+        default=DEFAULT_SEED,
+        show_default=True,
+        help="What random choices in cases start from.",
+    )(function)

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.cli.options import DEFAULT_CPUS, DEFAULT_SUITES
 from harness.cli.output import tell
 from harness.cli.progress import build_progress
+from harness.cli.wishes import JobWish, KernelWish, MachineWish, line_of
 from harness.errors import ExitCode, HarnessError, KernelError, NotApplicable, UsageError
 from harness.kernel.kconfig import Fragment, read_fragment
 from harness.kernel.selftests import list_programs
@@ -27,13 +27,13 @@ from harness.kernel.store import (
     prove_blocked,
     provide_selftests,
 )
-from harness.kernel.trees import DEFAULT_SPEC, KernelTree, is_linux, open_tree
+from harness.kernel.trees import KernelTree, open_tree
 from harness.kernel.variants import Variant, load_catalogue
 from harness.machine.accel import Choice, choose_accel
 from harness.machine.devices import Topology
 from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu, find_qemu
-from harness.machine.roots import DEFAULT_ROOT, find_root
+from harness.machine.roots import find_root
 from harness.machine.topology import load_topology
 from harness.plan import Job, KernelRef
 from harness.results import Address, JobRecord, Outcome, Result
@@ -42,105 +42,6 @@ from harness.suites.manifest import source_digest
 
 DEFAULT_MEMORY_MIB = 1024
 """Enough for every probe; a selftest that needs more says so in kselftest-*.yaml."""
-
-
-DEFAULT_SEED = 1
-
-
-def default_tree() -> str:
-    """What `--tree` would have had to say for the tree that is taken without it."""
-    return os.fspath(Path.cwd()) if is_linux(Path.cwd()) else DEFAULT_SPEC
-
-
-def line_of(spec: str | None) -> str:
-    """The line of development that `--tree SPEC` names; a directory by its absolute path."""
-    spec = spec or default_tree()
-    if spec.startswith("debian:"):
-        return spec
-    path, at, ref = (spec, "", "") if Path(spec).exists() else spec.rpartition("@")
-    return f"{Path(path).absolute()}{at}{ref}" if path else spec
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KernelWish:
-    """Which kernel a verb was asked for."""
-
-    tree: str | None
-    variant: str
-    addons: tuple[str, ...] = ()
-    configs: tuple[Path, ...] = ()
-    jobs: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The variant with its add-ons."""
-        return "-".join([self.variant, *self.addons])
-
-    @property
-    def compilers(self) -> int:
-        """How many compilers to run at once."""
-        return self.jobs or (os.cpu_count() or 1) + 1
-
-    def options(self) -> list[str]:
-        """The options that say it again."""
-        words = ["--tree", self.tree or default_tree(), "--variant", self.variant]
-        words += [word for addon in self.addons for word in ("--with", addon)]
-        words += [word for config in self.configs for word in ("--config", os.fspath(config.absolute()))]
-        return words
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MachineWish:
-    """Which machine a verb was asked for."""
-
-    topology: str
-    accel: str = "auto"
-    root: str = DEFAULT_ROOT
-    cpus: int = DEFAULT_CPUS
-    memory: int | None = None
-    qemu: str | None = None
-    snapshots: bool = True
-
-    @property
-    def kind(self) -> str:
-        """What decides which cases apply, beside the topology and the root."""
-        return f"{self.cpus} processors, {self.memory or 'default'} MiB"
-
-    def options(self) -> list[str]:
-        """The options that say it again, defaults left out."""
-        is_file = "/" in self.topology or self.topology.endswith((".yaml", ".yml"))
-        words = ["--topology", os.fspath(Path(self.topology).absolute()) if is_file else self.topology]
-        if self.accel != "auto":
-            words += ["--accel", self.accel]
-        if self.root != DEFAULT_ROOT:
-            words += ["--root", self.root]
-        if self.cpus != DEFAULT_CPUS:
-            words += ["--cpus", str(self.cpus)]
-        if self.memory is not None:
-            words += ["--memory", str(self.memory)]
-        if not self.snapshots:
-            words.append("--no-snapshots")
-        if self.qemu is not None:
-            words += ["--qemu", os.fspath(find_qemu(self.qemu).path)]
-        return words
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class JobWish:
-    """Which job a verb was asked for."""
-
-    kernel: KernelWish
-    machine: MachineWish
-    suites: tuple[str, ...] = ()
-    seed: int = DEFAULT_SEED
-
-    def options(self) -> list[str]:
-        """The options of `run` that say it again, defaults left out."""
-        words = [*self.kernel.options(), *self.machine.options()]
-        if self.suites != DEFAULT_SUITES:
-            words += [word for suite in self.suites for word in ("--suite", suite)]
-        words += ["--seed", str(self.seed)] if self.seed != DEFAULT_SEED else []
-        return words
 
 
 def open_wished_tree(wish: str | None) -> KernelTree:

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from harness.cli import options
-from harness.cli.planning import DEFAULT_SEED, JobWish, KernelWish, MachineWish
 from harness.cli.session import PytestOptions, Session
+from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish
 from harness.plan import Isolation
 
 
@@ -24,36 +24,13 @@ from harness.plan import Isolation
 @click.option("-k", "keyword", metavar="EXPR", help="pytest's -k: only items whose names match.")
 @click.option("-x", "exit_first", is_flag=True, help="Stop at the first bad result.")
 @click.option("--lf", "last_failed", is_flag=True, help="Only what failed last time.")
-@click.option(
-    "-n",
-    "workers",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Parallel workers (pytest-xdist), each with its own VM; 0: none.  "
-    "[default: what the host has room for, none with -k, -x and --lf]",
-)
-@click.option(
-    "--isolation",
-    type=click.Choice([i.value for i in Isolation]),
-    default=Isolation.VM.value,
-    show_default=True,
-    help="Give every case, or every program, a VM of its own; vm: one VM for as long as it stays sound.",
-)
+@options.workers_option
+@options.isolation_option
+@options.confirm_option(default=False)
 @click.option("--collect-only", is_flag=True, help="Show what would run; boots nothing.")
 @click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
-@click.option(
-    "--junit-xml",
-    "junit",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write JUnit here; the run directory always has junit.xml.",
-)
-@click.option(
-    "--seed",
-    type=int,
-    default=DEFAULT_SEED,
-    show_default=True,
-    help="What random choices in cases start from.",
-)
+@options.junit_option
+@options.seed_option
 @click.option("--json", "as_json", is_flag=True, help="Print the whole run as JSON on stdout at the end.")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -76,6 +53,7 @@ def command(
     last_failed: bool,
     workers: int | None,
     isolation: str,
+    confirm: bool,
     collect_only: bool,
     verbose: bool,
     junit: Path | None,
@@ -117,7 +95,8 @@ def command(
         verbose=verbose,
         extra=pytest_args,
     )
-    session = Session(wishes, cases, seed, junit=junit, isolation=Isolation(isolation))
+    conduct = Conduct(cases=cases, seed=seed, isolation=Isolation(isolation), confirm=confirm)
+    session = Session(wishes, conduct, junit=junit)
     session.check()
     session.prepare()
     if collect_only:

@@ -22,18 +22,21 @@ from harness import paths
 from harness.builder import Builder
 from harness.cli import planning
 from harness.cli.output import emit, tell, tolerant_stdout
-from harness.cli.planning import JobWish, KernelWish, MachineWish, Planned
+from harness.cli.plan_table import PlannedKernel, plan_of_job, show_plan
+from harness.cli.planning import Planned
 from harness.cli.timing import phase_line
+from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, save_wishes
 from harness.cli.workers import default_workers
-from harness.errors import ExitCode, HarnessError, InfraError, KernelError, UsageError
+from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
 from harness.kernel.store import Built, KernelPlan
 from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
 from harness.machine.topology import load_topology
-from harness.plan import Isolation, Job, Plan
-from harness.results import Inputs, RunInfo, RunStore, State, exit_code, judge, load
-from harness.suites.catalogue import check_cases, check_patterns, check_suites
+from harness.plan import Job, Plan
+from harness.results import Inputs, Run, RunInfo, RunStore, State, exit_code, judge, load
+from harness.suites.catalogue import check_cases, check_patterns, check_suites, to_do
+from harness.suites.probes import SUITE as PROBES
 
 PLAN_FILE = "plan.json"
 JUNIT_FILE = "junit.xml"
@@ -44,14 +47,14 @@ JSON_FILE = "run.json"
 class PytestOptions:
     """What of pytest the verb passes on."""
 
-    keyword: str | None
-    exit_first: bool
-    last_failed: bool
-    workers: int | None
+    keyword: str | None = None
+    exit_first: bool = False
+    last_failed: bool = False
+    workers: int | None = None
     """None: as many as suit the plan and the host."""
-    collect_only: bool
-    verbose: bool
-    extra: tuple[str, ...]
+    collect_only: bool = False
+    verbose: bool = False
+    extra: tuple[str, ...] = ()
 
     @property
     def narrowed(self) -> bool:
@@ -87,21 +90,22 @@ class Session:
     def __init__(
         self,
         wishes: Sequence[JobWish],
-        cases: tuple[str, ...],
-        seed: int,
+        conduct: Conduct,
         *,
-        junit: Path | None,
-        isolation: Isolation = Isolation.VM,
+        junit: Path | None = None,
+        goes_on: Run | None = None,
     ) -> None:
+        """With *goes_on* it is that Run that goes on: what it has finished is not done again."""
         self._wishes = tuple(wishes)
-        self._cases = cases
-        self._seed = seed
-        self._isolation = isolation
+        self._conduct = conduct
         self._junit = junit
+        self._goes_on = goes_on
         self._phases: dict[str, float] = {}
         self._started = datetime.datetime.now(datetime.UTC)
         self.run_id = f"{self._started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         self.run_dir = paths.runs_dir() / self.run_id
+        if goes_on is not None:
+            self.run_id, self.run_dir = goes_on.info.id, Path(goes_on.directory)
         self._planned: dict[KernelWish, Planned] = {}
         self._jobs: dict[JobWish, Job] = {}
         self._failed: dict[JobWish, Job] = {}
@@ -127,7 +131,7 @@ class Session:
     def check(self) -> None:
         """Refuse everything that is wrong before anything slow begins; announce the accelerator first."""
         check_suites(self._suites)
-        check_patterns(self._cases, self._suites)
+        check_patterns(self._conduct.cases, self._suites)
         self._check_outputs()
         for wish in self._kernels:
             planning.wished_variant(wish.variant)
@@ -246,9 +250,12 @@ class Session:
         return Plan(
             run_id=self.run_id,
             run_dir=os.fspath(self.run_dir),
-            seed=self._seed,
-            cases=self._cases,
-            isolation=self._isolation,
+            seed=self._conduct.seed,
+            cases=self._conduct.cases,
+            isolation=self._conduct.isolation,
+            confirm=self._conduct.confirm,
+            until=self._conduct.until,
+            done=done_in(self._goes_on) if self._goes_on is not None else (),
             jobs=self._jobs_in_order(),
         )
 
@@ -256,6 +263,26 @@ class Session:
         """Jobs whose kernel is there come first."""
         place = {planned.wish: number for number, planned in enumerate(self._with_jobs())}
         return tuple(job for _, job in sorted(self._jobs.items(), key=lambda pair: place[pair[0].kernel]))
+
+    def show_plan(self, passed_on: PytestOptions) -> int:
+        """Print what would be built and run, and how long that took lately; nothing is started."""
+        plan = self._plan()
+        check_cases(plan)
+        kernels = [self._plan_of_kernel(planned) for planned in self._planned.values()]
+        jobs = [plan_of_job(job, plan) for job in plan.jobs]
+        with tolerant_stdout():
+            show_plan(sys.stdout, kernels, jobs, passed_on.workers_for(plan) or 1)
+        return self._worst_problem()
+
+    def _plan_of_kernel(self, planned: Planned) -> PlannedKernel:
+        fate = "in the store" if planned.is_built else "to be built"
+        if planned.proof is not None:
+            fate = f"never built: {planned.proof.outcome.value}, by its configuration"
+        elif isinstance(planned.problem, NotApplicable):
+            fate = f"not applicable: {planned.problem.message}"
+        elif planned.problem is not None:
+            fate = str(planned.problem)
+        return PlannedKernel(name=planned.wish.name, tree=planned.tree.label, fate=fate)
 
     def collect(self, passed_on: PytestOptions) -> int:
         """Show what would run; the exit code tells whether all of it could."""
@@ -282,14 +309,15 @@ class Session:
         self._narrowed = passed_on.narrowed
         if plan.jobs:
             check_cases(plan)
-        self._make_run_dir(plan)
-        with self._store(self.run_dir) as store:
+        with self._begin(plan) as store:
             self._record_jobs(store)
             if not plan.jobs:
                 store.finish(judge(dataclasses.replace(store.read(), state=State.FINISHED)))
         began = time.monotonic()
         status = pytest.ExitCode.OK
-        if plan.jobs:
+        if self._goes_on is not None and not to_do(plan):
+            self.say("nothing is left to do in this run")
+        elif plan.jobs:
             with (
                 contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout),
                 tolerant_stdout(),
@@ -324,10 +352,34 @@ class Session:
                 if job.kernel.digest == plan.key:
                     store.add_job(self._planned[wish.kernel].record(_topology_of(wish), job, came_of_it))
 
-    def _make_run_dir(self, plan: Plan) -> None:
+    def _begin(self, plan: Plan) -> RunStore:
+        """The run's store, its directory filled with what was asked for."""
+        if self._goes_on is not None:
+            self._check_same_trees(self._goes_on)
+        self._fill_run_dir(plan)
+        if self._goes_on is None:
+            return self._store(self.run_dir)
+        store = RunStore.open(self.run_dir)
+        store.go_on()
+        return store
+
+    def _check_same_trees(self, before: Run) -> None:
+        """Refuse to go on with a run whose sources have changed: it would be about two kernels."""
+        trees = {job.line: job.tree for job in before.jobs}
+        for planned in self._planned.values():
+            record = planned.record("", None)
+            was = trees.get(record.line, record.tree)
+            if record.tree != was:
+                raise UsageError(
+                    f"the tree {record.line} has changed since run {self.run_id} began",
+                    hint=f"it is {record.tree} and was {was}: begin a new run",
+                )
+
+    def _fill_run_dir(self, plan: Plan) -> None:
         try:
-            self.run_dir.mkdir(parents=True)
+            self.run_dir.mkdir(parents=True, exist_ok=self._goes_on is not None)
             plan.save(self.run_dir / PLAN_FILE)
+            save_wishes(self.run_dir, self._wishes, self._conduct)
             for planned in self._planned.values():
                 if planned.plan is not None:
                     config = self.run_dir / f"{_slug(self._kernel_name(planned))}.config"
@@ -352,11 +404,11 @@ class Session:
             topologies=tuple(dict.fromkeys(machine.topology for machine in self._machines)),
             root=self._machines[0].root,
             machine=self._machines[0].kind,
-            seed=self._seed,
+            seed=self._conduct.seed,
             suites=self._suites,
-            cases=self._cases,
+            cases=self._conduct.cases,
             narrowed=self._narrowed,
-            extra={"acceleration": self._accel.reason},
+            extra={"acceleration": self._accel.reason, **self._conduct.about},
         )
         info = RunInfo(
             id=self.run_id,
@@ -399,6 +451,16 @@ class Session:
         if self._junit is not None:
             write(run, "junit", self._junit)
         return int(exit_code(run))
+
+
+def done_in(run: Run) -> tuple[str, ...]:
+    """What of its plan *run* has finished, as Plan.done names it: what had its chance."""
+    done: dict[str, bool] = {}
+    for case in run.cases:
+        probe = case.address.suite == PROBES
+        name = f"{case.job} {case.address if probe else case.address.program_path}"
+        done[name] = done.get(name, True) and not case.outcome.is_infra
+    return tuple(name for name, is_done in done.items() if is_done)
 
 
 def _slug(text: str) -> str:

@@ -15,7 +15,8 @@ import click
 from harness.boot import Recipe, boot
 from harness.cli import options
 from harness.cli.output import tell
-from harness.cli.planning import KernelWish, MachineWish, provide_job
+from harness.cli.planning import provide_job
+from harness.cli.wishes import KernelWish, MachineWish
 from harness.kernel.store import hold
 from harness.machine.machine import GDB_SOCKET
 from harness.remote import interact

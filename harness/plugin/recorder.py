@@ -122,8 +122,7 @@ class Recorder:
         carried = dict(report.user_properties).get(name)
         if isinstance(carried, str):
             self._waiting.pop(_key(report.nodeid), None)
-            for plain in json.loads(carried):
-                self._store.add(result_from_plain(plain))
+            self._store.add(*map(result_from_plain, json.loads(carried)))
         elif report.failed and (work := self._waiting.pop(_key(report.nodeid), None)) is not None:
             self._store.add(_without_result(work, Outcome.LOST, f"the harness failed: {_last_line(report)}"))
 

@@ -121,21 +121,13 @@ class RunStore:
         with _FORM.sentences(path):
             return cls(directory, _FORM.connect(path))
 
-    def add(self, result: Result) -> None:
-        """Append *result*; it is safe on disk from a kill of this process when this returns."""
-        address = result.address
-        row = (
-            *map(database.text, (result.job, address.suite, address.program, address.case)),
-            result.outcome.value,
-            database.text(result.reason),
-            result.duration,
-            result.attempt,
-            *map(database.text, (result.log, result.splat, result.vm_dir, result.rerun)),
-            result.confirms,
-        )
-        marks = ", ".join("?" * len(row))
+    def add(self, *results: Result) -> None:
+        """Append *results*, all or none; they are safe on disk from a kill of this process on return."""
+        marks = ", ".join("?" * len(_COLUMNS.split(",")))
         with self._transaction() as connection:
-            connection.execute(f"INSERT INTO result ({_COLUMNS}) VALUES ({marks})", row)
+            connection.executemany(
+                f"INSERT INTO result ({_COLUMNS}) VALUES ({marks})", [_row(result) for result in results]
+            )
 
     def add_job(self, job: JobRecord) -> None:
         """Record *job*, or what has become of it; its place is where it was first added."""
@@ -144,6 +136,13 @@ class RunStore:
                 "INSERT INTO job (name, position, record) VALUES (?, (SELECT count(*) FROM job), ?)"
                 " ON CONFLICT (name) DO UPDATE SET record = excluded.record",
                 (job.name, json.dumps(codec.job_to_plain(job))),
+            )
+
+    def go_on(self) -> None:
+        """Open the books of a Run that was cut short again."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE run SET state = ?, verdict = NULL, finished = NULL", (State.RUNNING.value,)
             )
 
     def finish(self, verdict: Verdict, state: State = State.FINISHED) -> None:
@@ -307,6 +306,19 @@ def _read(connection: sqlite3.Connection, directory: Path) -> Run:
             directory=str(directory),
             accepted=accepted,
         )
+
+
+def _row(result: Result) -> tuple[object, ...]:
+    address = result.address
+    return (
+        *map(database.text, (result.job, address.suite, address.program, address.case)),
+        result.outcome.value,
+        database.text(result.reason),
+        result.duration,
+        result.attempt,
+        *map(database.text, (result.log, result.splat, result.vm_dir, result.rerun)),
+        result.confirms,
+    )
 
 
 def _result(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.planning import JobWish, KernelWish, MachineWish, choose, make_job, plan_wished_kernel
+from harness.cli.planning import choose, make_job, plan_wished_kernel
+from harness.cli.wishes import JobWish, KernelWish, MachineWish
 from harness.kernel.store import Kernel, provide_kernel
 from harness.kernel.trees import KernelTree, open_tree
 from harness.kernel.variants import load_catalogue

@@ -28,7 +28,7 @@ def commands() -> list[str]:
         assert command is not None
         helps.append(command.help or "")
     found = re.findall(r"vfio-harness (?:[a-z].*)", "\n".join([blocks, *helps]))
-    lines = [re.split(r"\s{2,}#?|\||;", line)[0].strip() for line in found]
+    lines = [re.split(r"\s{2,}#?|\||;| > ", line)[0].strip() for line in found]
     return [line.rstrip("'") if line.count("'") % 2 else line for line in lines]
 
 

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`vfio-harness matrix`: a whole night's coverage in one run."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from harness import paths
+from harness.cli import options, output
+from harness.cli.moment import parse_moment
+from harness.cli.session import PytestOptions, Session
+from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes
+from harness.errors import UsageError, nearest
+from harness.matrix import SHIPPED, Entry, Matrix, load_matrix, matrix_names
+from harness.matrix import shards as cutting
+from harness.matrix.recipes import SERVICES, recipe
+from harness.plan import Isolation
+from harness.results import Run, is_alive, load
+
+
+def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [
+        CompletionItem(name, help=summary)
+        for name, summary in matrix_names().items()
+        if name.startswith(incomplete)
+    ]
+
+
+@click.command("matrix")
+@click.argument("name", required=False, metavar="[NAME]", shell_complete=_complete_matrix)
+@click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    metavar="FILE",
+    help="Take the matrix from this file in place of the shipped one.",
+)
+@click.option(
+    "--tree", "trees", multiple=True, metavar="TREE", help="As of run; in place of the matrix's. Repeatable."
+)
+@options.case_option
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would be built and run; starts nothing.")
+@click.option("--shard", metavar="K/N", help="Only the K-th of N parts, for N machines.")
+@click.option("--deadline", metavar="WHEN", help="Begin no case after it: 8h, 06:30, '2026-11-26 06:30'.")
+@click.option(
+    "--resume",
+    metavar="RUN",
+    shell_complete=options.complete_run,
+    help="Go on with a run that was cut short, and do nothing again that it has finished.",
+)
+@click.option("--emit", type=click.Choice(SERVICES), help="Print the CI file that runs this matrix.")
+@click.option(
+    "--shards",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="With --emit: on how many machines.",
+)
+@click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Parallel compilers.")
+@options.machine_options
+@options.workers_option
+@options.isolation_option
+@options.confirm_option(default=True)
+@options.junit_option
+@options.seed_option
+@click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole run as JSON on stdout at the end.")
+def command(
+    name: str | None,
+    path: Path | None,
+    trees: tuple[str, ...],
+    cases: tuple[str, ...],
+    plan_only: bool,
+    shard: str | None,
+    deadline: str | None,
+    resume: str | None,
+    emit: str | None,
+    shards: int,
+    jobs: int | None,
+    accel: str,
+    root: str,
+    snapshots: bool,
+    cpus: int,
+    memory: int | None,
+    qemu: str | None,
+    workers: int | None,
+    isolation: str,
+    confirm: bool,
+    junit: Path | None,
+    seed: int,
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Build, boot and test every job of a matrix; see: list matrices.
+
+    Kernels are built while others are tested, what fails is tried again in a fresh VM, and the verdict is
+    about what changed since the last good run of the same line.
+
+    \b
+    Examples:
+      vfio-harness matrix smoke --tree ~/linux
+      vfio-harness matrix nightly --plan
+      vfio-harness matrix nightly --tree debian:7.3 --tree debian:7.2 --deadline 06:30
+      vfio-harness matrix --resume 20261125-221503-1f0c
+      vfio-harness matrix nightly --emit github --shards 8 > .github/workflows/nightly.yml
+    """
+    until = _until(deadline)
+    passed_on = PytestOptions(workers=workers, verbose=verbose)
+    if resume is not None:
+        _refuse_with_resume()
+        session = _resumed(resume, until, junit)
+    else:
+        matrix = _chosen(name, path, trees)
+        if emit is not None:
+            return _emit(emit, matrix, path, trees, shards)
+        machine = MachineWish(
+            topology="", accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu, snapshots=snapshots
+        )
+        conduct = Conduct(
+            cases=cases,
+            seed=seed,
+            isolation=Isolation(isolation),
+            confirm=confirm,
+            until=until,
+            about={"matrix": matrix.name, **({"shard": shard} if shard else {})},
+        )
+        entries = _cut(matrix.entries, shard)
+        session = Session(_wishes(entries, machine, jobs, seed), conduct, junit=junit)
+    session.check()
+    session.prepare()
+    if plan_only:
+        return session.show_plan(passed_on)
+    session.build()
+    return session.test(passed_on, as_json)
+
+
+def _until(deadline: str | None) -> float | None:
+    if deadline is None:
+        return None
+    try:
+        return parse_moment(deadline, datetime.datetime.now().astimezone()).timestamp()
+    except UsageError as error:
+        raise UsageError(f"--deadline: {error.message}", hint=error.hint) from error
+
+
+def _chosen(name: str | None, path: Path | None, trees: Sequence[str]) -> Matrix:
+    path = path or SHIPPED
+    if name is None:
+        raise UsageError("which matrix?", hint=nearest("", matrix_names(path)))
+    return load_matrix(name, path, trees)
+
+
+def _cut(entries: Sequence[Entry], part: str | None) -> tuple[Entry, ...]:
+    return cutting.shard(entries, *cutting.parse_shard(part)) if part is not None else tuple(entries)
+
+
+def _wishes(entries: Sequence[Entry], machine: MachineWish, jobs: int | None, seed: int) -> list[JobWish]:
+    return [
+        JobWish(
+            kernel=KernelWish(tree=entry.tree, variant=entry.variant, addons=entry.addons, jobs=jobs),
+            machine=machine.on(entry.topology),
+            suites=entry.suites,
+            seed=seed,
+        )
+        for entry in entries
+    ]
+
+
+def _emit(service: str, matrix: Matrix, path: Path | None, trees: Sequence[str], shards: int) -> int:
+    words = ["--file", os.fspath(path)] if path is not None else []
+    words += [word for tree in trees for word in ("--tree", tree)]
+    output.emit(recipe(service, matrix, words, shards).rstrip("\n"))
+    return 0
+
+
+_WITH_RESUME = {"resume", "deadline", "junit", "workers", "verbose", "as_json", "plan_only"}
+"""Options that say how to go on; all others are those of the run."""
+
+
+def _refuse_with_resume() -> None:
+    """Refuse what --resume cannot change."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is click.core.ParameterSource.COMMANDLINE and parameter.name not in _WITH_RESUME:
+            word = parameter.opts[0] if isinstance(parameter, click.Option) else "NAME"
+            raise UsageError(f"--resume goes on with what was asked for then: leave {word} out")
+
+
+def _resumed(name: str, until: float | None, junit: Path | None) -> Session:
+    run = _run_called(name)
+    if is_alive(Path(run.directory)):
+        raise UsageError(f"run {run.info.id} is still going on", hint="wait for it, or stop it")
+    wishes, conduct = load_wishes(Path(run.directory))
+    return Session(wishes, conduct.ending(until), junit=junit, goes_on=run)
+
+
+def _run_called(name: str) -> Run:
+    directory = Path(name) if "/" in name or Path(name).is_dir() else paths.runs_dir() / name
+    if not directory.is_dir():
+        known = [path.name for path in paths.runs_dir().glob("*/") if path.is_dir()]
+        raise UsageError(f"there is no run {name!r} in {paths.runs_dir()}", hint=nearest(name, known))
+    return load(directory)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""CI files that run a matrix, for the checkout of this project they are put into."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+import jinja2
+
+from harness.errors import UsageError
+from harness.matrix.definition import Matrix
+
+SERVICES = ("github", "gitlab")
+"""CI services a recipe can be made for: GitHub Actions and GitLab CI/CD."""
+
+
+def recipe(service: str, matrix: Matrix, options: Sequence[str], shards: int) -> str:
+    """The file for *service* that runs *matrix*, with more *options* of the verb, on *shards* machines.
+
+    Raises UsageError where there are fewer jobs than shards.
+    """
+    if shards > len(matrix.entries):
+        raise UsageError(
+            f"the matrix {matrix.name!r} has {len(matrix.entries)} jobs, too few for {shards} shards",
+            hint="give a smaller --shards",
+        )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("harness.matrix"), undefined=jinja2.StrictUndefined, autoescape=False
+    )
+    words = shlex.join([matrix.name, *options])
+    template = environment.get_template(f"{service}.yml.j2")
+    return template.render(matrix=matrix, words=words, shards=shards)

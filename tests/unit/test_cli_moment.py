@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Moments as people write them."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from harness.cli.moment import parse_moment
+from harness.errors import UsageError
+
+NOW = datetime.datetime(2026, 11, 25, 22, 15, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("8h", "2026-11-26 06:15"),
+        ("90m", "2026-11-25 23:45"),
+        ("1h30min", "2026-11-25 23:45"),
+        ("23:00", "2026-11-25 23:00"),
+        ("06:30", "2026-11-26 06:30"),
+        ("2026-11-27 06:30", "2026-11-27 06:30"),
+        ("2026-11-27T06:30+01:00", "2026-11-27 05:30"),
+    ],
+)
+def test_moments(text: str, moment: str) -> None:
+    """Spans count from now, a bare time is its next one."""
+    assert f"{parse_moment(text, NOW).astimezone(datetime.UTC):%Y-%m-%d %H:%M}" == moment
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "8", "25:00", "2026-13-01 10:00"])
+def test_no_moments(text: str) -> None:
+    with pytest.raises(UsageError, match="is no moment"):
+        parse_moment(text, NOW)
+
+
+def test_past() -> None:
+    with pytest.raises(UsageError, match="2026-11-24 06:30 is in the past"):
+        parse_moment("2026-11-24 06:30", NOW)

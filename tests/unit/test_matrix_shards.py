@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Shards: together they are the matrix, and nobody needs to tell the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import UsageError
+from harness.matrix import load_matrix
+from harness.matrix.shards import parse_shard, shard
+
+ENTRIES = load_matrix("full").entries
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, len(ENTRIES)])
+def test_shards_are_the_matrix(count: int) -> None:
+    """Every entry is in one shard, and they are about as big."""
+    cut = [shard(ENTRIES, number, count) for number in range(1, count + 1)]
+    assert sorted(map(str, ENTRIES)) == sorted(str(entry) for part in cut for entry in part)
+    assert max(map(len, cut)) - min(map(len, cut)) <= 1
+
+
+def test_kernels_stay_together() -> None:
+    """Two shards share one kernel at most, so that hardly anything is built twice."""
+    first, second = (shard(ENTRIES, number, 2) for number in (1, 2))
+    kernels = [{(entry.variant, entry.addons) for entry in part} for part in (first, second)]
+    assert len(kernels[0] & kernels[1]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("3", "takes K/N, not '3'"),
+        ("a/b", "takes K/N"),
+        ("0/4", "there is no shard 0 of 4"),
+        ("5/4", "there is no shard 5 of 4"),
+    ],
+)
+def test_wrong_shards(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse_shard(text)
+
+
+def test_more_shards_than_jobs() -> None:
+    with pytest.raises(UsageError, match="3 jobs cannot be cut into 4 shards"):
+        shard(ENTRIES[:3], 1, 4)
