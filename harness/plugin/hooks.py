@@ -45,6 +45,16 @@ def pytest_configure_node(node: Any) -> None:
         node.workerinput[_RUN_DIR] = plan.run_dir
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give groups of work to workers in a way that survives the death of one."""
+    if config.stash.get(_PLAN, None) is None or config.getvalue("dist") != "loadgroup":
+        return None
+    from harness.plugin.scheduling import JobScheduling
+
+    return JobScheduling(config, log)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--plan")
     if path is None:
