@@ -146,7 +146,9 @@ def boot(recipe: Recipe, directory: Path) -> Iterator[Booted]:
     snapshot = snapshot_of(recipe.machine, recipe.qemu, parts) if recipe.snapshots else None
     with contextlib.ExitStack() as stack:
         attempt = _Attempt(recipe, directory, parts)
-        yield attempt.restore(snapshot, stack) or attempt.start_in_turn(snapshot, stack)
+        booted = attempt.restore(snapshot, stack) or attempt.start_in_turn(snapshot, stack)
+        stack.callback(_note_time, booted)
+        yield booted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -253,9 +255,10 @@ class _Attempt:
         timing = {
             "to_ssh": connected - self.began,
             "to_proof": time.monotonic() - self.began,
+            "cpu_to_proof": vm.cpu_seconds,
             "restored": restored,
         }
-        (self.directory / paths.TIMING_FILE).write_text(json.dumps(timing) + "\n", encoding="utf-8")
+        _write_timing(self.directory, timing)
         return Booted(vm, guest, places)
 
     def _save(self, snapshot: Snapshot, booted: Booted, found: Found, limit: Deadline) -> Booted:
@@ -288,6 +291,18 @@ class _Attempt:
             raise InfraError(f"the guest does not let go of {', '.join(unsaved)}: {said.strip()[-200:]}")
         booted.guest.close()
         booted.vm.console.wait_for("Exit (root)", limit.within(_GOODBYE_SECONDS))
+
+
+def _write_timing(directory: Path, timing: Mapping[str, object]) -> None:
+    (directory / paths.TIMING_FILE).write_text(json.dumps(timing) + "\n", encoding="utf-8")
+
+
+def _note_time(booted: Booted) -> None:
+    """Add to the timing of a VM that ends what processor time it cost; nothing when it is gone already."""
+    spent = booted.vm.cpu_seconds
+    if spent is not None:
+        timing = json.loads((booted.directory / paths.TIMING_FILE).read_text(encoding="utf-8"))
+        _write_timing(booted.directory, {**timing, "cpu": spent})
 
 
 def _endpoint(vm: VM) -> Endpoint:

@@ -82,6 +82,19 @@ class Process:
         return 128 - status if self._kept and status is not None and status > 128 else status
 
     @property
+    def cpu_seconds(self) -> float | None:
+        """Processor time that it and its threads have used (proc_pid_stat(5)); None once it is gone."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return None
+        # Counted from behind the command's name, which may hold blanks and parentheses.
+        fields = stat.rpartition(")")[2].split()
+        if fields[0] in "ZX":
+            return None
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def stdout(self) -> IO[bytes]:
         """The pipe from its standard output; only with stdout=PIPE."""
         assert self._popen.stdout is not None

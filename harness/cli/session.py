@@ -24,7 +24,7 @@ from harness.cli import planning
 from harness.cli.output import emit, tell, tolerant_stdout
 from harness.cli.plan_table import PlannedKernel, plan_of_job, show_plan
 from harness.cli.planning import Planned
-from harness.cli.timing import phase_line
+from harness.cli.timing import phase_line, processor_line
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, save_wishes
 from harness.cli.workers import default_workers
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
@@ -111,6 +111,7 @@ class Session:
         self._failed: dict[JobWish, Job] = {}
         """Jobs whose kernel did not build before any test ran."""
         self._narrowed = False
+        self._build_cpu = 0.0
 
     def say(self, line: str) -> None:
         """Progress goes to stderr, so that stdout carries results only."""
@@ -230,7 +231,7 @@ class Session:
 
     def _build_now(self, planned: Planned) -> None:
         try:
-            planning.build_planned(planned)
+            self._build_cpu += planning.build_planned(planned).build_cpu_seconds
         except KernelError as error:
             self.say(f"kernel: {planned.wish.name}: {error}")
             self._planned[planned.wish] = dataclasses.replace(planned, problem=error)
@@ -324,12 +325,29 @@ class Session:
                 self._builder(),
             ):
                 status = _run_pytest(passed_on.arguments(plan, self.run_dir / PLAN_FILE))
+                if self._conduct.confirm and status in _RAN:
+                    self._second_chance(plan, passed_on)
         self._phases["test"] = time.monotonic() - began
         if status is pytest.ExitCode.USAGE_ERROR:
             raise UsageError("pytest refused its options", hint="see what it said above")
         if status is pytest.ExitCode.NO_TESTS_COLLECTED:
             raise UsageError("no case matches what was asked for", hint="see: vfio-harness list cases")
         return self._report(as_json)
+
+    def _second_chance(self, plan: Plan, passed_on: PytestOptions) -> None:
+        """Run once more what had no chance for reasons of ours, such as a worker that died."""
+        run = load(self.run_dir)
+        again = dataclasses.replace(plan, done=done_in(run), jobs=_jobs_with_a_chance(plan, run))
+        left = len(to_do(again))
+        late = plan.until is not None and time.time() > plan.until
+        if run.state is not State.FINISHED or not left or late:
+            return
+        self.say(f"\n{left} cases and programs had no chance: once more")
+        again.save(self.run_dir / PLAN_FILE)
+        with RunStore.open(self.run_dir) as store:
+            store.go_on()
+        _run_pytest(passed_on.arguments(again, self.run_dir / PLAN_FILE))
+        plan.save(self.run_dir / PLAN_FILE)
 
     def _builder(self) -> contextlib.AbstractContextManager[object]:
         """Builds, in the background, the kernels that are not there yet."""
@@ -344,6 +362,7 @@ class Session:
         """Say, from the builder's thread, what became of a kernel; a failure is its jobs' problem."""
         name = plan.variant.name
         if isinstance(came_of_it, Built):
+            self._build_cpu += came_of_it.build_cpu_seconds
             self.say(f"\nkernel: {name} {came_of_it.release} built in {seconds:.1f} s")
             return
         self.say(f"\nkernel: {name}: {came_of_it}")
@@ -445,12 +464,24 @@ class Session:
             with tolerant_stdout():
                 show(run, sys.stdout)
         self.say(phase_line(self._phases, self.run_dir))
+        if line := processor_line(self.run_dir, self._build_cpu):
+            self.say(line)
         self.say(f"everything is in {self.run_dir}")
         write(run, "junit", self.run_dir / JUNIT_FILE)
         write(run, "json", self.run_dir / JSON_FILE)
         if self._junit is not None:
             write(run, "junit", self._junit)
         return int(exit_code(run))
+
+
+_RAN = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+
+
+def _jobs_with_a_chance(plan: Plan, run: Run) -> tuple[Job, ...]:
+    """The jobs whose kernel was built and boots."""
+    hopeless = {job.name for job in run.jobs if job.problem}
+    hopeless |= {case.job for case in run.cases if case.address.case == "boots" and case.outcome.is_failure}
+    return tuple(job for job in plan.jobs if job.name not in hopeless)
 
 
 def done_in(run: Run) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ from harness.locks import locked, shared
 TYPICAL_STEPS = 2200
 """What make announced for the default variant of Linux 7.3.4, for the estimate of a very first build."""
 
-_FACTS = ("digest", "release", "build_id", "variant", "tree_label", "build_seconds")
+_FACTS = ("digest", "release", "build_id", "variant", "tree_label", "build_seconds", "cpu_seconds")
 """What kernel.json must tell."""
 
 _log = logging.getLogger("harness.kernel")
@@ -68,6 +68,7 @@ class Built:
     modules_dir: Path | None  # the directory lib/modules/RELEASE, None when nothing is modular
     build_id: str  # GNU build-id, in hex
     build_seconds: float  # what the build took, whenever it was
+    build_cpu_seconds: float  # the same in processor time
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +281,7 @@ def find_built(digest: str) -> Built | None:
         modules_dir=modules if modules.is_dir() else None,
         build_id=str(facts["build_id"]),
         build_seconds=float(facts["build_seconds"]),
+        build_cpu_seconds=float(facts["cpu_seconds"]),
     )
 
 

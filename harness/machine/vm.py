@@ -162,6 +162,11 @@ class VM:
         return self._child.pid
 
     @property
+    def cpu_seconds(self) -> float | None:
+        """Processor time that QEMU has used; None once it is gone."""
+        return self._child.cpu_seconds
+
+    @property
     def alive(self) -> bool:
         return self._child.status is None
 

@@ -64,6 +64,7 @@ class FakeVM:
     def __init__(self, world: World, machine: Machine, directory: Path, nonce: str) -> None:
         self.world, self.machine, self.directory, self.nonce = world, machine, directory, nonce
         self.alive, self.ending = True, "it runs"
+        self.cpu_seconds = 1.5
         self.console = self
         self.path = directory / CONSOLE_LOG
         directory.mkdir(parents=True, exist_ok=True)
