@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Callable
 
-from guest import brink, memory, pci, vfio
+from guest import brink, libc, memory, pci, vfio
 from guest import iommufd as api
 from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
@@ -435,8 +435,8 @@ def _refuses_growth(t: Test, fd: int, request: int, argument: ctypes.Structure) 
     known = ctypes.sizeof(argument)
     setattr(argument, argument._fields_[0][0], known + 1)
     with Brink() as edge:
-        t.errno(errno.E2BIG, brink.ioctl, fd, request, edge.put(bytes(argument) + b"\1"))
-        t.errno(errno.EFAULT, brink.ioctl, fd, request, edge.put(argument))
+        t.errno(errno.E2BIG, libc.ioctl, fd, request, edge.put(bytes(argument) + b"\1"))
+        t.errno(errno.EFAULT, libc.ioctl, fd, request, edge.put(argument))
 
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (copy_struct_from_user())")
@@ -447,10 +447,10 @@ def bind_takes_a_longer_structure(t: Test) -> None:
         request = vfio.DEVICE_BIND_IOMMUFD
         _refuses_growth(t, device.fd, request, vfio.BindIommufd(iommufd=iommufd.fd))
         whole = vfio.BindIommufd(iommufd=iommufd.fd)
-        t.errno(errno.EFAULT, brink.ioctl, device.fd, request, edge.put(whole, 23))
-        t.errno(errno.EFAULT, brink.ioctl, device.fd, request, edge.put(vfio.BindIommufd(argsz=0xFFFFFFFF)))
+        t.errno(errno.EFAULT, libc.ioctl, device.fd, request, edge.put(whole, 23))
+        t.errno(errno.EFAULT, libc.ioctl, device.fd, request, edge.put(vfio.BindIommufd(argsz=0xFFFFFFFF)))
         for size in (0, 4, 12):
-            t.errno(errno.EINVAL, brink.ioctl, device.fd, request, edge.put(vfio.BindIommufd(argsz=size), 4))
+            t.errno(errno.EINVAL, libc.ioctl, device.fd, request, edge.put(vfio.BindIommufd(argsz=size), 4))
         t.errno(errno.EINVAL, device.info)
         longer = bytearray(bytes(vfio.BindIommufd(argsz=64, iommufd=iommufd.fd)) + bytes(40))
         device.call(request, longer)
@@ -474,8 +474,8 @@ def structures_may_end_where_memory_does(t: Test) -> None:
         )
         for request, argument, least in shortest:
             t.log(f"ioctl {request:#x} with {least} bytes")
-            t.errno(errno.EFAULT, brink.ioctl, device.fd, request, edge.put(argument, least - 1))
-            brink.ioctl(device.fd, request, edge.put(argument, least))
+            t.errno(errno.EFAULT, libc.ioctl, device.fd, request, edge.put(argument, least - 1))
+            libc.ioctl(device.fd, request, edge.put(argument, least))
 
 
 @case(
@@ -493,9 +493,9 @@ def pasid_flag_wants_the_pasid(t: Test) -> None:
         )
         for request, kind, size in longer:
             short = edge.put(kind(argsz=size - 1, flags=vfio.PASID_FLAG))
-            t.errno(errno.EINVAL, brink.ioctl, device.fd, request, short)
+            t.errno(errno.EINVAL, libc.ioctl, device.fd, request, short)
             cut = edge.put(kind(argsz=size, flags=vfio.PASID_FLAG), size - 1)
-            t.errno(errno.EFAULT, brink.ioctl, device.fd, request, cut)
+            t.errno(errno.EFAULT, libc.ioctl, device.fd, request, cut)
         device.detach(pasid=1)
         t.check(device.attach(ioas) > 0, "a plain attach after a detach of a PASID never attached")
 
@@ -509,7 +509,7 @@ def bind_that_cannot_answer_binds_nothing(t: Test) -> None:
         for _ in range(2):
             edge, where = brink.frozen(vfio.BindIommufd(iommufd=iommufd.fd))
             with edge:
-                t.errno(errno.EFAULT, brink.ioctl, device.fd, vfio.DEVICE_BIND_IOMMUFD, where)
+                t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_BIND_IOMMUFD, where)
         t.errno(errno.EINVAL, device.info)
         iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # EBUSY if a device were there
         if "noiommu-group" in t.features:
@@ -530,7 +530,7 @@ def attach_that_cannot_answer_attaches_nothing(t: Test) -> None:
         iommufd.map(ioas, page.address, page.length, 0x10000)
         edge, where = brink.frozen(vfio.AttachPt(pt_id=ioas))
         with edge:
-            t.errno(errno.EFAULT, brink.ioctl, device.fd, vfio.DEVICE_ATTACH_IOMMUFD_PT, where)
+            t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_ATTACH_IOMMUFD_PT, where)
         t.equal(memory.pinned_kib(), 0, "KiB pinned after the refusal")
         t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0x10000, 1)
         iommufd.destroy(ioas)
@@ -602,7 +602,7 @@ def page_table_refuses_user_data(t: Test) -> None:
         iommufd.destroy(hwpt)
         edge, where = brink.frozen(api.HwptAlloc(dev_id=devid, pt_id=ioas))
         with edge:
-            t.errno(errno.EFAULT, brink.ioctl, iommufd.fd, api.HWPT_ALLOC, where)
+            t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, api.HWPT_ALLOC, where)
         t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
         iommufd.destroy(ioas)
 

@@ -375,12 +375,12 @@ def device_name_must_be_a_string(t: Test) -> None:
         group, request = user.group.fd, vfio.GROUP_GET_DEVICE_FD
         first = os.dup(group)
         os.close(first)
-        t.errno(errno.EFAULT, brink.ioctl, group, request, edge.put(bdf.encode()))
-        t.errno(errno.EFAULT, brink.ioctl, group, request, brink.NOWHERE)
+        t.errno(errno.EFAULT, libc.ioctl, group, request, edge.put(bdf.encode()))
+        t.errno(errno.EFAULT, libc.ioctl, group, request, brink.NOWHERE)
         with memory.anonymous(2 * PAGE) as long:
             long.fill(ord("0"))
-            t.errno(errno.EINVAL, brink.ioctl, group, request, long.address)
-        t.errno(errno.ENODEV, brink.ioctl, group, request, edge.put(b"\0"))
-        device = vfio.Device(brink.ioctl(group, request, edge.put(bdf.encode() + b"\0")))
+            t.errno(errno.EINVAL, libc.ioctl, group, request, long.address)
+        t.errno(errno.ENODEV, libc.ioctl, group, request, edge.put(b"\0"))
+        device = vfio.Device(libc.ioctl(group, request, edge.put(bdf.encode() + b"\0")))
         t.equal(device.fd, first, "the number of the next descriptor")
         device.close()

@@ -425,10 +425,10 @@ def structures_may_end_where_memory_does(t: Test) -> None:
         for request, data in shortest:
             t.log(f"ioctl {request:#x} with {len(data)} bytes")
             least = 16 if request == vfio.DEVICE_GET_INFO else len(data)
-            t.errno(errno.EFAULT, brink.ioctl, device.fd, request, edge.put(data, least - 1))
+            t.errno(errno.EFAULT, libc.ioctl, device.fd, request, edge.put(data, least - 1))
             small = struct.pack("<I", least - 1) + data[4:]
-            t.errno(errno.EINVAL, brink.ioctl, device.fd, request, edge.put(small))
-            brink.ioctl(device.fd, request, edge.put(data))
+            t.errno(errno.EINVAL, libc.ioctl, device.fd, request, edge.put(small))
+            libc.ioctl(device.fd, request, edge.put(data))
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_info(); vfio_get_region_info()")
@@ -442,7 +442,7 @@ def unwritable_answers_are_faults(t: Test) -> None:
         ):
             edge, where = brink.frozen(argument)
             with edge:
-                t.errno(errno.EFAULT, brink.ioctl, device.fd, request, where)
+                t.errno(errno.EFAULT, libc.ioctl, device.fd, request, where)
         for request in (
             vfio.DEVICE_GET_REGION_INFO,
             vfio.DEVICE_GET_IRQ_INFO,
@@ -453,7 +453,7 @@ def unwritable_answers_are_faults(t: Test) -> None:
             vfio.DEVICE_PCI_HOT_RESET,
         ):
             for nowhere in (0, NOWHERE):
-                t.errno(errno.EFAULT, brink.ioctl, device.fd, request, nowhere)
+                t.errno(errno.EFAULT, libc.ioctl, device.fd, request, nowhere)
 
 
 @case(needs=IGB, cites="drivers/vfio/vfio_main.c vfio_get_region_info() (caps); include/uapi/linux/vfio.h")
@@ -464,7 +464,7 @@ def region_info_tells_the_room_it_needs(t: Test) -> None:
         for size, offset in ((32, 0), (39, 0), (40, 32)):
             argument = bytes(vfio.RegionInfo(argsz=size, index=TABLE_BAR, cap_offset=77))
             where = edge.put(argument + b"\xa5" * (size - 32))
-            brink.ioctl(device.fd, vfio.DEVICE_GET_REGION_INFO, where)
+            libc.ioctl(device.fd, vfio.DEVICE_GET_REGION_INFO, where)
             told = edge.tail(size)
             info = vfio.RegionInfo.from_buffer_copy(told[:32])
             t.check(info.flags & vfio.REGION_CAPS, f"no capability is told with argsz {size}")
@@ -506,7 +506,7 @@ def set_irqs_counts_in_32_bits(t: Test) -> None:
         t.errno(errno.ENOTTY, device.set_irqs, vfio.MSI, vfio.SET_DATA_NONE)
         t.errno(errno.EINVAL, device.set_irqs, vfio.MSI, eventfd, 0, 1, fd[:3])
         cut = edge.put(vfio.IrqSet(argsz=24, flags=eventfd, index=vfio.MSI, count=1))
-        t.errno(errno.EFAULT, brink.ioctl, device.fd, vfio.DEVICE_SET_IRQS, cut)
+        t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_SET_IRQS, cut)
         device.trigger(vfio.MSI)
         t.equal(event.arrives(), 1, "events by loopback after all refusals")
 
@@ -531,12 +531,12 @@ def transfers_end_with_the_bar(t: Test) -> None:
             t.equal(os.pwrite(device.fd, b"", offset), 0, f"a write of nothing at {offset:#x}")
         bar.write32(edu.REG_LIVENESS, 0x01020304)
         for offset in (start + edu.REG_LIVENESS, config + PCI_BAR0):
-            t.errno(errno.EFAULT, brink.pread, device.fd, NOWHERE, 4, offset)
-            t.errno(errno.EFAULT, brink.pwrite, device.fd, NOWHERE, 4, offset)
-            t.errno(errno.EFAULT, brink.pwrite, device.fd, edge.put(bytes(3)), 4, offset)
-            t.errno(errno.EFAULT, brink.pread, device.fd, edge.put(bytes(3)), 4, offset)
+            t.errno(errno.EFAULT, libc.pread, device.fd, NOWHERE, 4, offset)
+            t.errno(errno.EFAULT, libc.pwrite, device.fd, NOWHERE, 4, offset)
+            t.errno(errno.EFAULT, libc.pwrite, device.fd, edge.put(bytes(3)), 4, offset)
+            t.errno(errno.EFAULT, libc.pread, device.fd, edge.put(bytes(3)), 4, offset)
         t.equal(bar.read32(edu.REG_LIVENESS), 0xFEFDFCFB, "the register after faults")
-        t.equal(brink.pread(device.fd, edge.put(bytes(4)), 4, start), 4, "bytes read to the last of memory")
+        t.equal(libc.pread(device.fd, edge.put(bytes(4)), 4, start), 4, "bytes read to the last of memory")
         t.equal(edge.tail(4), struct.pack("<I", 0x010000ED), "what was read there")
 
 
@@ -623,7 +623,7 @@ def wakeup_needs_an_eventfd(t: Test) -> None:
         t.errno(errno.EBADF, enter, 999)
         t.errno(errno.EINVAL, enter, null)
         cut = edge.put(struct.pack("<II", 16, SET | LOW_POWER_ENTRY_WAKEUP))
-        t.errno(errno.EFAULT, brink.ioctl, device.fd, vfio.DEVICE_FEATURE, cut)
+        t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_FEATURE, cut)
         t.equal(bar.read32(0), 0x010000ED, "identification after the refusals")
         enter(event.fd)
         device.feature(SET | LOW_POWER_EXIT)
@@ -672,11 +672,9 @@ def hot_reset_checks_its_arguments(t: Test) -> None:
         ):
             t.errno(errno.EINVAL, device.call, vfio.DEVICE_PCI_HOT_RESET, bytearray(data))
         short = struct.pack("<III", 11, 0, 0)
-        t.errno(errno.EINVAL, brink.ioctl, device.fd, vfio.DEVICE_GET_PCI_HOT_RESET_INFO, edge.put(short))
+        t.errno(errno.EINVAL, libc.ioctl, device.fd, vfio.DEVICE_GET_PCI_HOT_RESET_INFO, edge.put(short))
         for request in (vfio.DEVICE_GET_PCI_HOT_RESET_INFO, vfio.DEVICE_PCI_HOT_RESET):
-            t.errno(
-                errno.EFAULT, brink.ioctl, device.fd, request, edge.put(struct.pack("<III", 12, 0, 0), 11)
-            )
+            t.errno(errno.EFAULT, libc.ioctl, device.fd, request, edge.put(struct.pack("<III", 12, 0, 0), 11))
 
 
 @case(
@@ -690,11 +688,11 @@ def hot_reset_info_counts_what_it_cannot_tell(t: Test) -> None:
         request = vfio.DEVICE_GET_PCI_HOT_RESET_INFO
         for size in (12, 13, 19):
             where = edge.put(struct.pack("<III", size, 99, 99) + b"\xa5" * (size - 12))
-            t.errno(errno.ENOSPC, brink.ioctl, device.fd, request, where)
+            t.errno(errno.ENOSPC, libc.ioctl, device.fd, request, where)
             told = edge.tail(size)
             t.equal(struct.unpack_from("<II", told, 4), (0, 1), f"flags and count with {size} bytes")
             t.equal(told[12:], b"\xa5" * (size - 12), "what lies behind the header")
-        brink.ioctl(device.fd, request, edge.put(struct.pack("<III", 20, 0, 0) + bytes(8)))
+        libc.ioctl(device.fd, request, edge.put(struct.pack("<III", 20, 0, 0) + bytes(8)))
         told = edge.tail(20)
         t.equal(struct.unpack_from("<I", told, 8)[0], 1, "the devices told")
         _owner, segment, bus, devfn = struct.unpack_from("<IHBB", told, 12)

@@ -267,17 +267,17 @@ def structure_may_end_where_memory_does(t: Test) -> None:
         fd, request = user.iommufd.fd, api.IOAS_NOIOMMU_GET_PA
         whole = api.NoiommuGetPa(ioas_id=user.ioas, iova=BASE, length=PAGE)
         for short in (3, 4, 39):
-            t.errno(errno.EFAULT, brink.ioctl, fd, request, edge.put(whole, short))
+            t.errno(errno.EFAULT, libc.ioctl, fd, request, edge.put(whole, short))
         for size in (0, 4, 39):
             short_one = api.NoiommuGetPa(size=size, ioas_id=user.ioas, iova=BASE, length=PAGE)
-            t.errno(errno.EINVAL, brink.ioctl, fd, request, edge.put(short_one, 39))
+            t.errno(errno.EINVAL, libc.ioctl, fd, request, edge.put(short_one, 39))
         for size in (41, PAGE + 1, 0xFFFFFFFF):
             liar = api.NoiommuGetPa(size=size, ioas_id=user.ioas, iova=BASE, length=PAGE)
-            t.errno(errno.EFAULT, brink.ioctl, fd, request, edge.put(liar))
+            t.errno(errno.EFAULT, libc.ioctl, fd, request, edge.put(liar))
         readable, where = brink.frozen(whole)
         with readable:
-            t.errno(errno.EFAULT, brink.ioctl, fd, request, where)
-        brink.ioctl(fd, request, edge.put(whole))
+            t.errno(errno.EFAULT, libc.ioctl, fd, request, where)
+        libc.ioctl(fd, request, edge.put(whole))
         answer = api.NoiommuGetPa.from_buffer_copy(edge.tail(40))
         t.equal((answer.out_phys, answer.length), (page.physical(), PAGE), "address and length")
 

@@ -10,7 +10,7 @@ import os
 import resource
 from typing import Callable
 
-from guest import brink, caps, memory
+from guest import brink, caps, libc, memory
 from guest import iommufd as api
 from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
@@ -346,12 +346,12 @@ def every_structure_has_a_least_size(t: Test) -> None:
             t.log(f"ioctl {request:#x}, at least {least} bytes: errno {own}")
             if own == errno.ENOTTY:  # a kernel older than the ioctl
                 continue
-            got = _answer(brink.ioctl, iommufd.fd, request, edge.put(whole, least))
+            got = _answer(libc.ioctl, iommufd.fd, request, edge.put(whole, least))
             t.equal(got, own, f"errno of {request:#x} with its least size")
-            t.errno(errno.EFAULT, brink.ioctl, iommufd.fd, request, edge.put(whole, least - 1))
-            t.errno(errno.EFAULT, brink.ioctl, iommufd.fd, request, edge.put(whole, 3))
+            t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, request, edge.put(whole, least - 1))
+            t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, request, edge.put(whole, 3))
             short = kind(size=least - 1)
-            t.errno(errno.EINVAL, brink.ioctl, iommufd.fd, request, edge.put(short, least - 1))
+            t.errno(errno.EINVAL, libc.ioctl, iommufd.fd, request, edge.put(short, least - 1))
             t.errno(errno.EINVAL, iommufd.call, request, kind(size=0))
 
 
@@ -372,7 +372,7 @@ def every_structure_may_grow(t: Test) -> None:
                 grown[-1] = 1
                 t.errno(errno.E2BIG, iommufd.call, request, grown)
             liar = edge.put(kind(size=0xFFFFFFFF))
-            t.errno(errno.EFAULT, brink.ioctl, iommufd.fd, request, liar)
+            t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, request, liar)
 
 
 @case(
@@ -417,7 +417,7 @@ def unreported_ioas_is_not_made(t: Test) -> None:
     with Iommufd() as iommufd:
         edge, where = brink.frozen(api.IoasAlloc())
         with edge:
-            t.errno(errno.EFAULT, brink.ioctl, iommufd.fd, api.IOAS_ALLOC, where)
+            t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, api.IOAS_ALLOC, where)
         iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # EBUSY if there were one
         t.errno(errno.ENOENT, iommufd.destroy, 1)
 
@@ -667,7 +667,7 @@ def ranges_say_how_many_there_are(t: Test) -> None:
         ioas = iommufd.ioas_alloc()
         for pointer in (0, NOWHERE):
             where = edge.put(api.IovaRanges(ioas_id=ioas, num_iovas=0, allowed_iovas=pointer))
-            t.errno(errno.EMSGSIZE, brink.ioctl, iommufd.fd, api.IOAS_IOVA_RANGES, where)
+            t.errno(errno.EMSGSIZE, libc.ioctl, iommufd.fd, api.IOAS_IOVA_RANGES, where)
             told = api.IovaRanges.from_buffer_copy(edge.tail(ctypes.sizeof(api.IovaRanges)))
             t.equal((told.num_iovas, told.out_iova_alignment), (1, 1), "count and alignment told")
             full = api.IovaRanges(ioas_id=ioas, num_iovas=1, allowed_iovas=pointer)
@@ -687,7 +687,7 @@ def ranges_fill_what_room_there_is(t: Test) -> None:
         t.check(len(ranges) > 1, f"the IOMMU has {len(ranges)} range, and the case needs two")
         one = room.put(bytes(16))
         where = edge.put(api.IovaRanges(ioas_id=user.ioas, num_iovas=1, allowed_iovas=one))
-        t.errno(errno.EMSGSIZE, brink.ioctl, user.iommufd.fd, api.IOAS_IOVA_RANGES, where)
+        t.errno(errno.EMSGSIZE, libc.ioctl, user.iommufd.fd, api.IOAS_IOVA_RANGES, where)
         told = api.IovaRanges.from_buffer_copy(edge.tail(ctypes.sizeof(api.IovaRanges)))
         t.equal(told.num_iovas, len(ranges), "the number of ranges told")
         first = api.IovaRange.from_buffer_copy(room.tail(16))
