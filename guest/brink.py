@@ -8,15 +8,15 @@ pread() and pwrite() hand over the very address.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Optional, Union
 
 from guest import libc, memory
 from guest.memory import PAGE
-
-PROT_NONE = 0
 
 NOWHERE = 0x1000
 """An address that is never mapped: below what mmap_min_addr lets anybody map."""
@@ -27,7 +27,7 @@ class Brink:
 
     def __init__(self) -> None:
         self._buffer = memory.anonymous(2 * PAGE)
-        libc.mprotect(self._buffer.address + PAGE, PAGE, PROT_NONE)
+        libc.mprotect(self._buffer.address + PAGE, PAGE, memory.PROT_NONE)
 
     def put(self, data: Union[bytes, bytearray, ctypes.Structure], length: Optional[int] = None) -> int:
         """Put the first *length* bytes of *data* right before the abyss and return their address."""
@@ -60,9 +60,10 @@ class Brink:
         self.close()
 
 
-def frozen(data: Union[bytes, bytearray, ctypes.Structure]) -> tuple[Brink, int]:
-    """Return a brink that holds *data* and cannot be written, and the address of the data."""
-    brink = Brink()
-    address = brink.put(data)
-    brink.freeze()
-    return brink, address
+@contextlib.contextmanager
+def frozen(data: Union[bytes, bytearray, ctypes.Structure]) -> Iterator[int]:
+    """The address of a copy of *data* that the kernel can read and not write."""
+    with Brink() as brink:
+        address = brink.put(data)
+        brink.freeze()
+        yield address

@@ -20,7 +20,7 @@ PR_CAP_AMBIENT_RAISE = 2
 
 # include/uapi/linux/sched.h
 CLONE_FILES = 0x400
-
+CLONE_NEWUSER = 0x1000_0000
 
 _shared: dict[int, int] = {}
 """Address and length of every file that is mapped shared."""

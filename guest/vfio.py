@@ -58,6 +58,8 @@ IRQ_EVENTFD, IRQ_MASKABLE, IRQ_AUTOMASKED, IRQ_NORESIZE = 1, 2, 4, 8
 SET_DATA_NONE, SET_DATA_BOOL, SET_DATA_EVENTFD = 1, 2, 4
 SET_ACTION_MASK, SET_ACTION_UNMASK, SET_ACTION_TRIGGER = 8, 16, 32
 FEATURE_GET, FEATURE_SET, FEATURE_PROBE = 1 << 16, 1 << 17, 1 << 18
+FEATURE_VF_TOKEN, FEATURE_MIGRATION = 0, 1
+LOW_POWER_ENTRY, LOW_POWER_ENTRY_WAKEUP, LOW_POWER_EXIT = 3, 4, 5
 BIND_FLAG_TOKEN = 1
 PASID_FLAG = 1
 
@@ -163,6 +165,18 @@ class DetachPt(Struct):
     flags: int
     pasid: int
     _fields_ = (*u32("argsz", "flags", "pasid"),)
+
+
+class Ioeventfd(Struct):
+    """struct vfio_device_ioeventfd."""
+
+    argsz: int
+    flags: int
+    offset: int
+    data: int
+    fd: int
+    reserved: int
+    _fields_ = (*u32("argsz", "flags"), *u64("offset", "data"), *s32("fd"), *u32("reserved"))
 
 
 class Type1Info(Struct):

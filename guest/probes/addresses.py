@@ -27,8 +27,6 @@ GET_PHYS = "drivers/iommu/iommufd/io_pagetable.c iopt_get_phys()"
 
 BASE = 0x1000_0000
 SMALL_PAGES = 16
-# include/uapi/asm-generic/mman-common.h
-PROT_NONE = 0
 MAP_NORESERVE = 0x4000
 
 Answer = Union[tuple[int, int], int]
@@ -166,7 +164,7 @@ def quilt(t: Test) -> Iterator[Cloth]:
     if memory.set_hugepages(2) < 2:
         t.skip("the kernel cannot reserve 2 pages of 2 MiB")
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-    with memory.Buffer(libc.mmap(5 * HUGE, PROT_NONE, flags), 5 * HUGE) as room:
+    with memory.Buffer(libc.mmap(5 * HUGE, memory.PROT_NONE, flags), 5 * HUGE) as room:
         first = -(-room.address // HUGE) * HUGE
         start = first + HUGE - SMALL_PAGES * PAGE
         _patch(t, start, SMALL_PAGES)

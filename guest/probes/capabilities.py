@@ -9,15 +9,11 @@ import sys
 from pathlib import Path
 from typing import Callable
 
-from guest import caps, libc, memory, pci, vfio
+from guest import caps, edu, libc, memory, pci, vfio
 from guest import iommufd as iommufd_api
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.opened import Event, opened, through_cdev, through_group
-
-# include/uapi/linux/sched.h, arch/x86/entry/syscalls/syscall_64.tbl
-CLONE_NEWUSER = 0x10000000
-SYS_UNSHARE = 272
 
 
 def _open(node: Path) -> None:
@@ -101,18 +97,10 @@ def _refused_to_nobody(t: Test, node: Path) -> None:
 )
 def user_namespace_root_is_not_enough(t: Test) -> None:
     """All capabilities in a user namespace of its own do not open a no-IOMMU cdev."""
-    if not Path("/proc/self/ns/user").exists():
-        t.skip("this kernel has no user namespaces")
     with pci.bound(t.device("edu", iommu=False)) as nodes:
         node = nodes.cdev
         assert node is not None
-
-        def in_namespace() -> None:
-            libc.syscall(SYS_UNSHARE, CLONE_NEWUSER)
-            t.check(caps.has(caps.CAP_SYS_RAWIO), "the new namespace does not give CAP_SYS_RAWIO")
-            t.errno(errno.EPERM, _open, node)
-
-        t.in_child(in_namespace)
+        _as_namespace_root(t, lambda: t.errno(errno.EPERM, _open, node))
 
 
 @case(
@@ -131,7 +119,7 @@ def get_pa_needs_rawio(t: Test) -> None:
             caps.drop(caps.CAP_SYS_RAWIO)
             t.errno(errno.EPERM, iommufd.get_pa, ioas, 0x10000, 1)
             t.errno(errno.EPERM, iommufd.get_pa, ioas, 0x10000, 0)
-            t.errno(errno.EPERM, iommufd.get_pa, 0xDEAD, 0, 1)
+            t.errno(errno.EPERM, iommufd.get_pa, iommufd_api.NO_SUCH_ID, 0, 1)
 
         t.in_child(without)
 
@@ -184,10 +172,9 @@ def emulated_container_needs_rawio(t: Test) -> None:
         group.device(bdf).close()
 
 
-def _refused_without_rawio(t: Test, attempt: object) -> None:
+def _refused_without_rawio(t: Test, attempt: Callable[[], object]) -> None:
     def without() -> None:
         caps.drop(caps.CAP_SYS_RAWIO)
-        assert callable(attempt)
         attempt()
 
     t.in_child(without)
@@ -375,7 +362,7 @@ def _as_namespace_root(t: Test, attempt: Callable[[], object]) -> None:
         t.skip("this kernel has no user namespaces")
 
     def inside() -> None:
-        libc.syscall(SYS_UNSHARE, CLONE_NEWUSER)
+        libc.unshare(libc.CLONE_NEWUSER)
         t.check(caps.has(caps.CAP_SYS_RAWIO), "the new namespace does not give CAP_SYS_RAWIO")
         attempt()
 
@@ -442,7 +429,7 @@ def device_in_hand_needs_no_rawio(t: Test) -> None:
             t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor id")
             device.set_bus_master()
             with device.bar(length=memory.PAGE) as bar:
-                t.equal(bar.read32(0), 0x010000ED, "edu's identification register")
+                t.equal(bar.read32(0), edu.IDENTIFIES, "edu's identification register")
             device.set_eventfds(vfio.REQ, event.fd)
 
         t.in_child(holder)

@@ -10,31 +10,22 @@ import mmap
 import os
 import struct
 import uuid
-from collections.abc import Iterator
 from typing import Callable
 
-from guest import brink, libc, memory, pci, vfio
+from guest import brink, edu, libc, memory, pci, vfio
 from guest import iommufd as api
 from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
-from guest.iommufd import Iommufd
-from guest.opened import Event, through_cdev
+from guest.iommufd import NO_SUCH_ID, Iommufd
+from guest.opened import Event, through_cdev, unbound
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
-NOBODY_HAS_THIS_ID = 0xDEAD
-
-
-@contextlib.contextmanager
-def _open_pair(bdf: str) -> Iterator[tuple[vfio.Device, Iommufd]]:
-    """Have *bdf* on vfio-pci and its cdev open, not yet bound, beside a new iommufd."""
-    with pci.bound(bdf), vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
-        yield device, iommufd
 
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd()")
 def bind_gives_an_id(t: Test) -> None:
     """BIND_IOMMUFD succeeds, gives the device an object id, and opens the device's own ioctls."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid = device.bind_iommufd(iommufd.fd)
         t.check(devid > 0, f"the device's id is {devid}")
         t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "GET_INFO does not say PCI")
@@ -44,7 +35,7 @@ def bind_gives_an_id(t: Test) -> None:
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_unl_ioctl() (access_granted)")
 def nothing_works_before_bind(t: Test) -> None:
     """An open cdev that is not bound answers EINVAL to every ioctl but bind, to read, write and mmap."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         config = vfio.CONFIG << 40
         t.errno(errno.EINVAL, device.info)
         t.errno(errno.EINVAL, device.region_info, 0)
@@ -59,7 +50,7 @@ def nothing_works_before_bind(t: Test) -> None:
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd()")
 def bind_refuses_bad_arguments(t: Test) -> None:
     """BIND_IOMMUFD refuses a short argsz, unknown flags and wrong descriptors, and then still succeeds."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
 
         def bind(**fields: int) -> None:
             device.call(vfio.DEVICE_BIND_IOMMUFD, vfio.BindIommufd(**fields))
@@ -78,7 +69,7 @@ def bind_refuses_bad_arguments(t: Test) -> None:
 @case(needs=BARE, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_validate_vf_token()")
 def bind_refuses_a_needless_token(t: Test) -> None:
     """A VF token for a device that is neither PF nor VF is EINVAL."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         t.errno(errno.EINVAL, device.bind_iommufd, iommufd.fd, token=uuid.uuid4().bytes)
         device.bind_iommufd(iommufd.fd)
 
@@ -87,7 +78,7 @@ def bind_refuses_a_needless_token(t: Test) -> None:
 def bind_twice_is_refused(t: Test) -> None:
     """A bound device is bound to nobody else, by the same file or a second one, until it is closed."""
     bdf = t.device("edu", iommu=False)
-    with _open_pair(bdf) as (device, iommufd), Iommufd() as other, vfio.open_cdev(bdf) as second:
+    with unbound(bdf) as (device, iommufd), Iommufd() as other, vfio.open_cdev(bdf) as second:
         device.bind_iommufd(iommufd.fd)
         t.errno(errno.EINVAL, device.bind_iommufd, iommufd.fd)
         t.errno(errno.EINVAL, device.bind_iommufd, other.fd)
@@ -104,7 +95,7 @@ def bind_twice_is_refused(t: Test) -> None:
 def group_and_cdev_exclude_each_other(t: Test) -> None:
     """An open group makes BIND_IOMMUFD EBUSY, a bound cdev the opening of the group, each until closed."""
     bdf = t.device("edu", iommu=False)
-    with _open_pair(bdf) as (device, iommufd):
+    with unbound(bdf) as (device, iommufd):
         with vfio.open_group(bdf):
             t.errno(errno.EBUSY, device.bind_iommufd, iommufd.fd)
         device.bind_iommufd(iommufd.fd)
@@ -116,7 +107,7 @@ def group_and_cdev_exclude_each_other(t: Test) -> None:
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain()")
 def attach_makes_a_page_table(t: Test) -> None:
     """Attaching to an IOAS gives back the id of a page table, which lives as long as the attachment."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
         hwpt = device.attach(ioas)
@@ -152,7 +143,7 @@ def second_device_shares_the_page_table(t: Test) -> None:
 )
 def attach_again_replaces(t: Test) -> None:
     """A second attach moves the device: the old page table is gone, its IOAS unpinned, the new answers."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous(8 * 4096) as buffer:
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous(8 * 4096) as buffer:
         buffer.touch()
         device.bind_iommufd(iommufd.fd)
         old, new = iommufd.ioas_alloc(), iommufd.ioas_alloc()
@@ -172,14 +163,14 @@ def attach_again_replaces(t: Test) -> None:
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt(); iommufd_device_change_pt()")
 def attach_refuses_bad_arguments(t: Test) -> None:
     """ATTACH refuses ids that are no page table, a short argsz and unknown flags, and stays detached."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         devid = device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
 
         def attach(**fields: int) -> None:
             device.call(vfio.DEVICE_ATTACH_IOMMUFD_PT, vfio.AttachPt(**fields))
 
-        t.errno(errno.ENOENT, device.attach, NOBODY_HAS_THIS_ID)
+        t.errno(errno.ENOENT, device.attach, NO_SUCH_ID)
         t.errno(errno.EINVAL, device.attach, devid)
         t.errno(errno.EINVAL, attach, argsz=11, pt_id=ioas)
         t.errno(errno.EINVAL, attach, flags=2, pt_id=ioas)
@@ -194,7 +185,7 @@ def attach_refuses_bad_arguments(t: Test) -> None:
 )
 def detach_may_be_repeated(t: Test) -> None:
     """DETACH succeeds when attached, again when not, and before any attach; bad arguments are EINVAL."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         device.bind_iommufd(iommufd.fd)
         device.detach()
         device.attach(iommufd.ioas_alloc())
@@ -211,14 +202,14 @@ def detach_may_be_repeated(t: Test) -> None:
 @case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_object_remove()")
 def objects_in_use_cannot_be_destroyed(t: Test) -> None:
     """While a device is attached, destroying it, its page table or its IOAS is EBUSY; no object is ENOENT."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid = device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
         hwpt = device.attach(ioas)
         for object_id in (devid, hwpt, ioas):
             t.errno(errno.EBUSY, iommufd.destroy, object_id)
         t.errno(errno.ENOENT, iommufd.destroy, 0)
-        t.errno(errno.ENOENT, iommufd.destroy, NOBODY_HAS_THIS_ID)
+        t.errno(errno.ENOENT, iommufd.destroy, NO_SUCH_ID)
         device.detach()
         iommufd.destroy(ioas)
         t.errno(errno.EBUSY, iommufd.destroy, devid)
@@ -229,7 +220,7 @@ def objects_in_use_cannot_be_destroyed(t: Test) -> None:
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_hw_pagetable_attach() (pasid_compat)")
 def other_pasids_are_refused(t: Test) -> None:
     """A no-IOMMU device has no PASIDs: attaching one is EINVAL and does not stand in its way."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
         t.errno(errno.EINVAL, device.attach, ioas, pasid=1)
@@ -243,7 +234,7 @@ def other_pasids_are_refused(t: Test) -> None:
 )
 def pasid_zero_is_no_pasid(t: Test) -> None:
     """Attaching PASID 0 is refused or harmless: a plain attach afterwards works."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
         with contextlib.suppress(OSError):
@@ -261,7 +252,7 @@ def pasid_zero_is_no_pasid(t: Test) -> None:
 )
 def attach_refuses_unaligned_maps(t: Test) -> None:
     """An IOAS with a mapping finer than a page cannot take a device (EADDRINUSE) until it is unmapped."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
         iommufd.map(ioas, page.address, 512, 0x10200)
@@ -273,7 +264,7 @@ def attach_refuses_unaligned_maps(t: Test) -> None:
 @case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_paging_alloc(), hwpt_noiommu.c")
 def page_table_by_hand(t: Test) -> None:
     """A page table made by HWPT_ALLOC pins and answers by itself, takes the device, outlives its detach."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         page.touch()
         devid = device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
@@ -293,12 +284,12 @@ def page_table_by_hand(t: Test) -> None:
 @case(needs=BARE, cites="drivers/iommu/iommufd/hwpt_noiommu.c noiommu_alloc_paging_flags(), hw_pagetable.c")
 def page_table_knows_no_features(t: Test) -> None:
     """HWPT_ALLOC refuses nesting, dirty tracking, PASIDs and unknown flags; wrong objects have errnos."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid = device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
         for flags in (api.HWPT_NEST_PARENT, api.HWPT_DIRTY_TRACKING, api.HWPT_PASID, 1 << 4):
             t.errno(errno.EOPNOTSUPP, iommufd.hwpt_alloc, devid, ioas, flags=flags)
-        t.errno(errno.ENOENT, iommufd.hwpt_alloc, NOBODY_HAS_THIS_ID, ioas)
+        t.errno(errno.ENOENT, iommufd.hwpt_alloc, NO_SUCH_ID, ioas)
         t.errno(errno.ENOENT, iommufd.hwpt_alloc, ioas, ioas)
         t.errno(errno.EINVAL, iommufd.hwpt_alloc, devid, devid)
         t.errno(errno.ENOENT, iommufd.hwpt_alloc, devid, ioas, flags=api.HWPT_FAULT_ID_VALID, fault_id=0xBEEF)
@@ -312,7 +303,7 @@ def page_table_knows_no_features(t: Test) -> None:
 def there_is_no_hardware_to_ask(t: Test) -> None:
     """Dirty tracking on a no-IOMMU page table and a virtual IOMMU for its device are EOPNOTSUPP, although no
     IOMMU driver is there to refuse them."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid = device.bind_iommufd(iommufd.fd)
         hwpt = iommufd.hwpt_alloc(devid, iommufd.ioas_alloc())
         for flags in (0, api.DIRTY_TRACKING_ENABLE):
@@ -323,10 +314,10 @@ def there_is_no_hardware_to_ask(t: Test) -> None:
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_get_hw_info()")
 def there_is_no_hardware_to_describe(t: Test) -> None:
     """GET_HW_INFO is EOPNOTSUPP for a no-IOMMU device, ENOENT for no device."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid = device.bind_iommufd(iommufd.fd)
         t.errno(errno.EOPNOTSUPP, iommufd.get_hw_info, devid)
-        t.errno(errno.ENOENT, iommufd.get_hw_info, NOBODY_HAS_THIS_ID)
+        t.errno(errno.ENOENT, iommufd.get_hw_info, NO_SUCH_ID)
 
 
 @case(
@@ -364,15 +355,14 @@ def either_may_be_closed_first(t: Test) -> None:
             for close in reversed(order) if turn % 2 else order:
                 close()
             t.equal(memory.pinned_kib(), 0, f"KiB pinned after turn {turn}")
-    splats = [line for line in t.dmesg() if "WARNING:" in line or "BUG:" in line]
-    t.equal(splats, [], "the kernel's complaints")
+    t.check_no_complaint()
 
 
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release() (last reference)")
 def duplicates_keep_the_device_open(t: Test) -> None:
     """A dup of a bound device file keeps it bound; the last close frees it for the next."""
     bdf = t.device("edu", iommu=False)
-    with _open_pair(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
+    with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
         device.bind_iommufd(iommufd.fd)
         copy = vfio.Device(os.dup(device.fd))
         device.close()
@@ -388,11 +378,11 @@ def duplicates_keep_the_device_open(t: Test) -> None:
 def mapped_bar_keeps_the_device_bound(t: Test) -> None:
     """A mapped BAR works on after the file is closed, and keeps the device bound until it is unmapped."""
     bdf = t.device("edu", iommu=False)
-    with _open_pair(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
+    with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
         device.bind_iommufd(iommufd.fd)
         bar = device.bar(length=memory.PAGE)
         device.close()
-        t.equal(bar.read32(0), 0x010000ED, "edu's identification register")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "edu's identification register")
         t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
         bar.close()
         second.bind_iommufd(iommufd.fd)
@@ -405,7 +395,7 @@ def mapped_bar_keeps_the_device_bound(t: Test) -> None:
 )
 def real_iommu_binds_and_attaches(t: Test) -> None:
     """Behind an IOMMU with interrupt remapping the same calls work, and GET_HW_INFO has something to tell."""
-    with _open_pair(t.device("edu", iommu=True)) as (device, iommufd), memory.anonymous() as page:
+    with unbound(t.device("edu", iommu=True)) as (device, iommufd), memory.anonymous() as page:
         page.touch()
         devid = device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
@@ -443,7 +433,7 @@ def _refuses_growth(t: Test, fd: int, request: int, argument: ctypes.Structure) 
 def bind_takes_a_longer_structure(t: Test) -> None:
     """BIND_IOMMUFD ignores zeros behind the structure that it knows and refuses anything else there, memory
     that ends too early, and an argsz that lies about it."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
         request = vfio.DEVICE_BIND_IOMMUFD
         _refuses_growth(t, device.fd, request, vfio.BindIommufd(iommufd=iommufd.fd))
         whole = vfio.BindIommufd(iommufd=iommufd.fd)
@@ -465,7 +455,7 @@ def bind_takes_a_longer_structure(t: Test) -> None:
 def structures_may_end_where_memory_does(t: Test) -> None:
     """BIND, ATTACH and DETACH take their shortest structures although no memory follows, and a byte less is
     EFAULT."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
         ioas = iommufd.ioas_alloc()
         shortest: tuple[tuple[int, ctypes.Structure, int], ...] = (
             (vfio.DEVICE_BIND_IOMMUFD, vfio.BindIommufd(argsz=16, iommufd=iommufd.fd), 16),
@@ -484,7 +474,7 @@ def structures_may_end_where_memory_does(t: Test) -> None:
 def pasid_flag_wants_the_pasid(t: Test) -> None:
     """With the PASID flag ATTACH and DETACH want the structure with the PASID in it, and all of it in
     memory."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
         longer: tuple[tuple[int, type[ctypes.Structure], int], ...] = (
@@ -505,10 +495,9 @@ def bind_that_cannot_answer_binds_nothing(t: Test) -> None:
     """A BIND whose answer cannot be written is EFAULT and undone: the file is as before, the iommufd holds no
     device, and the next bind has its way."""
     bdf = t.device("edu", iommu=False)
-    with _open_pair(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
+    with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
         for _ in range(2):
-            edge, where = brink.frozen(vfio.BindIommufd(iommufd=iommufd.fd))
-            with edge:
+            with brink.frozen(vfio.BindIommufd(iommufd=iommufd.fd)) as where:
                 t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_BIND_IOMMUFD, where)
         t.errno(errno.EINVAL, device.info)
         iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # EBUSY if a device were there
@@ -523,13 +512,12 @@ def bind_that_cannot_answer_binds_nothing(t: Test) -> None:
 def attach_that_cannot_answer_attaches_nothing(t: Test) -> None:
     """An ATTACH whose answer cannot be written is EFAULT and leaves the device detached: nothing is pinned,
     its IOAS can be destroyed, and the next attach has its way."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         page.touch()
         device.bind_iommufd(iommufd.fd)
         ioas, other = iommufd.ioas_alloc(), iommufd.ioas_alloc()
         iommufd.map(ioas, page.address, page.length, 0x10000)
-        edge, where = brink.frozen(vfio.AttachPt(pt_id=ioas))
-        with edge:
+        with brink.frozen(vfio.AttachPt(pt_id=ioas)) as where:
             t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_ATTACH_IOMMUFD_PT, where)
         t.equal(memory.pinned_kib(), 0, "KiB pinned after the refusal")
         t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0x10000, 1)
@@ -542,7 +530,7 @@ def only_an_iommufd_is_an_iommufd(t: Test) -> None:
     """BIND takes no device file, eventfd, memfd or directory for an iommufd (EBADFD), no closed one (EBADF),
     and after all that still the real one."""
     bdf = t.device("edu", iommu=False)
-    with _open_pair(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second, Iommufd() as closed:
+    with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second, Iommufd() as closed:
         number = closed.fd
         closed.close()
         t.errno(errno.EBADF, device.bind_iommufd, number)
@@ -583,7 +571,7 @@ def ids_belong_to_one_iommufd(t: Test) -> None:
 def page_table_refuses_user_data(t: Test) -> None:
     """HWPT_ALLOC wants data type and length both or neither, takes neither for a no-IOMMU device, nests
     nothing in a no-IOMMU page table, and reports what it made or makes nothing."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         page.touch()
         devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
         iommufd.map(ioas, page.address, page.length, 0)
@@ -595,13 +583,12 @@ def page_table_refuses_user_data(t: Test) -> None:
         t.errno(errno.EINVAL, alloc, data_len=16)
         t.errno(errno.EOPNOTSUPP, alloc, data_type=1, data_len=16, data_uptr=page.address)
         t.errno(errno.EOPNOTSUPP, alloc, data_type=0xFFFF, data_len=1, data_uptr=NOWHERE)
-        t.errno(errno.EINVAL, alloc, pt_id=NOBODY_HAS_THIS_ID)
+        t.errno(errno.EINVAL, alloc, pt_id=NO_SUCH_ID)
         hwpt = iommufd.hwpt_alloc(devid, ioas)
         t.errno(errno.EOPNOTSUPP, alloc, pt_id=hwpt)
         t.errno(errno.EOPNOTSUPP, alloc, pt_id=hwpt, data_type=1, data_len=16, data_uptr=page.address)
         iommufd.destroy(hwpt)
-        edge, where = brink.frozen(api.HwptAlloc(dev_id=devid, pt_id=ioas))
-        with edge:
+        with brink.frozen(api.HwptAlloc(dev_id=devid, pt_id=ioas)) as where:
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, api.HWPT_ALLOC, where)
         t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
         iommufd.destroy(ioas)
@@ -613,7 +600,7 @@ def page_table_refuses_user_data(t: Test) -> None:
 )
 def second_reserved_field_is_refused(t: Test) -> None:
     """HWPT_ALLOC with anything in its second reserved field, which must be 0, is EOPNOTSUPP."""
-    with _open_pair(t.device("edu", iommu=False)) as (device, iommufd):
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
         wrong = api.HwptAlloc(dev_id=devid, pt_id=ioas, reserved2=0xFFFFFFFF)
         t.errno(errno.EOPNOTSUPP, iommufd.call, api.HWPT_ALLOC, wrong)
@@ -624,7 +611,7 @@ def page_table_by_hand_outlives_its_device(t: Test) -> None:
     """A page table made by HWPT_ALLOC keeps its pages pinned and answers after its device is closed; it keeps
     its IOAS, and takes the device when that comes back."""
     bdf = t.device("edu", iommu=False)
-    with _open_pair(bdf) as (device, iommufd), memory.anonymous() as page:
+    with unbound(bdf) as (device, iommufd), memory.anonymous() as page:
         page.touch()
         devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
         iommufd.map(ioas, page.address, page.length, 0)
@@ -662,7 +649,7 @@ def refused_replacement_leaves_the_device_attached(t: Test) -> None:
         iommufd.map(unmapped, NOWHERE, 4096, 0)
         t.errno(errno.EADDRINUSE, user.device.attach, bad)
         t.errno(errno.EFAULT, user.device.attach, unmapped)
-        t.errno(errno.ENOENT, user.device.attach, NOBODY_HAS_THIS_ID)
+        t.errno(errno.ENOENT, user.device.attach, NO_SUCH_ID)
         t.errno(errno.EINVAL, user.device.attach, user.devid)
         t.equal(user.physical(0x10000, 1), buffer.physical(), "the address after refused replacements")
         t.equal(memory.pinned_kib(), 8, "KiB pinned after refused replacements")

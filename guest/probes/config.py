@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import struct
-from typing import Callable
 
 from guest import edu, igb, pci, vfio
 from guest.case import Test, case
-from guest.forked import Child
-from guest.opened import Event, opened
+from guest.opened import Event, opened, sigbus
 from guest.vfio import CONFIG, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY
 
 EDU = ("noiommu", "edu", "!viommu")
@@ -25,8 +22,6 @@ IGB = ("noiommu", "igb", "!viommu")
 PCI_COMMAND_IO = 1
 CACHE_LINE_SIZE = 0x0C
 BAR0, ROM_ADDRESS = 0x10, 0x30
-CAP_LIST = 0x34
-CAP_PM, CAP_MSI, CAP_EXPRESS, CAP_MSIX = 0x01, 0x05, 0x10, 0x11
 EXT_CAPS, EXT_CAP_SRIOV = 0x100, 0x10
 PM_PMC, PM_CTRL = 2, 4
 PMCSR_PME_ENABLE, PMCSR_STATE = 0x100, 3
@@ -42,31 +37,12 @@ SRIOV_ENABLE = 0x19  # VF enable, VF memory enable, ARI
 HEADER = 0x40
 
 
-def _hardware(bdf: str, offset: int, size: int) -> bytes:
-    with open(pci.path_of(bdf) / "config", "rb", buffering=0) as config:
-        return os.pread(config.fileno(), size, offset)
-
-
-def _number(bdf: str, offset: int, size: int) -> int:
-    return int.from_bytes(_hardware(bdf, offset, size), "little")
-
-
 def _read(device: vfio.Device, offset: int, size: int) -> bytes:
     return os.pread(device.fd, size, device.region(CONFIG).offset + offset)
 
 
 def _write(device: vfio.Device, offset: int, data: bytes) -> int:
     return os.pwrite(device.fd, data, device.region(CONFIG).offset + offset)
-
-
-def _capabilities(space: bytes) -> list[tuple[int, int]]:
-    """(id, offset) of each capability in the list of *space*."""
-    found: list[tuple[int, int]] = []
-    offset = space[CAP_LIST]
-    while offset and len(found) < 48:
-        found.append((space[offset], offset))
-        offset = space[offset + 1]
-    return found
 
 
 def _extended(space: bytes) -> list[tuple[int, int]]:
@@ -78,12 +54,6 @@ def _extended(space: bytes) -> list[tuple[int, int]]:
         found.append((header & 0xFFFF, offset))
         offset = header >> 20
     return found
-
-
-def _find(t: Test, bdf: str, wanted: int) -> int:
-    offsets = dict(_capabilities(_hardware(bdf, 0, 256)))
-    t.check(wanted in offsets, f"the device has no capability {wanted:#x}")
-    return offsets[wanted]
 
 
 def _slices_agree(t: Test, kind: str) -> None:
@@ -117,7 +87,7 @@ def plain_device_is_shown_as_it_is(t: Test) -> None:
     """Of a device with nothing to hide, every byte of configuration space is the device's own."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
-        shown, real = _read(device, 0, 256), _hardware(bdf, 0, 256)
+        shown, real = _read(device, 0, 256), pci.config(bdf, 0, 256)
         t.equal([offset for offset in range(256) if shown[offset] != real[offset]], [], "offsets that differ")
 
 
@@ -127,12 +97,15 @@ def capabilities_are_shown_as_they_are(t: Test) -> None:
     management that tell of wake events."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
-        shown, real = _read(device, 0, 4096), _hardware(bdf, 0, 4096)
-        capabilities, extended = _capabilities(real), _extended(real)
-        t.check({CAP_PM, CAP_MSI, CAP_EXPRESS, CAP_MSIX} <= {one for one, _at in capabilities}, "an odd card")
-        t.equal(_capabilities(shown), capabilities, "the capabilities")
+        shown, real = _read(device, 0, 4096), pci.config(bdf, 0, 4096)
+        capabilities, extended = pci.capabilities(real), _extended(real)
+        t.check(
+            {pci.CAP_POWER, pci.CAP_MSI, pci.CAP_EXPRESS, pci.CAP_MSIX} <= {one for one, _at in capabilities},
+            "an odd card",
+        )
+        t.equal(pci.capabilities(shown), capabilities, "the capabilities")
         t.equal(_extended(shown), extended, "the extended capabilities")
-        pm = dict(capabilities)[CAP_PM]
+        pm = dict(capabilities)[pci.CAP_POWER]
         wake = {pm + PM_PMC + 1, pm + PM_CTRL + 1}
         differ = {offset for offset in range(4096) if shown[offset] != real[offset]}
         t.equal(sorted(differ - wake), [], "other offsets that differ")
@@ -146,7 +119,7 @@ def header_is_out_of_reach(t: Test) -> None:
     free = {*range(PCI_COMMAND, PCI_COMMAND + 2), CACHE_LINE_SIZE, 0x0D, 0x0F}
     virtual = {*range(BAR0, BAR0 + 24), *range(ROM_ADDRESS, ROM_ADDRESS + 4), 0x3C}
     with opened(t, bdf) as device:
-        real, shown = _hardware(bdf, 0, HEADER), _read(device, 0, HEADER)
+        real, shown = pci.config(bdf, 0, HEADER), _read(device, 0, HEADER)
         for offset in sorted(set(range(HEADER)) - free):
             _write(device, offset, bytes([shown[offset] ^ 0xFF]))
             if offset not in virtual:
@@ -155,7 +128,7 @@ def header_is_out_of_reach(t: Test) -> None:
                 )
         _write(device, 8, b"\xff" * 4)
         _write(device, 0x28, b"\xff" * 8)
-        t.equal(_hardware(bdf, 0, HEADER), real, "the device's own header")
+        t.equal(pci.config(bdf, 0, HEADER), real, "the device's own header")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_basic_config_write()")
@@ -170,7 +143,9 @@ def command_bits_reach_the_device(t: Test) -> None:
             device.write_config(PCI_COMMAND, 2, value)
             got = device.read_config(PCI_COMMAND, 2) & sum(bits)
             t.equal(got, value & sum(bits), f"bits shown after writing {value:#x}")
-            t.equal(_number(bdf, PCI_COMMAND, 2) & sum(bits), got, f"the device's bits after {value:#x}")
+            t.equal(
+                pci.config_number(bdf, PCI_COMMAND, 2) & sum(bits), got, f"the device's bits after {value:#x}"
+            )
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable() (pci_restore_state())")
@@ -183,7 +158,7 @@ def next_user_finds_the_old_configuration(t: Test) -> None:
             before = _read(device, 0, HEADER)
             size = before[CACHE_LINE_SIZE] ^ 0x10
             _write(device, CACHE_LINE_SIZE, bytes([size]))
-            t.equal(_number(bdf, CACHE_LINE_SIZE, 1), size, "the device's own cache line size")
+            t.equal(pci.config_number(bdf, CACHE_LINE_SIZE, 1), size, "the device's own cache line size")
             _write(device, BAR0, b"\xff" * 24)
             _write(device, 0x3C, b"\x99")
             command = device.read_config(PCI_COMMAND, 2)
@@ -198,17 +173,17 @@ def write_over_the_end_writes_nothing(t: Test) -> None:
     end is refused whole."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
-        last = _hardware(bdf, 252, 4)
+        last = pci.config(bdf, 252, 4)
         other = bytes(byte ^ 0x5A for byte in last)
         t.errno(errno.EFAULT, _write, device, 252, other + b"\0\0\0\0")
         t.errno(errno.EFAULT, _write, device, 252, other + b"\0")
         t.errno(errno.EFAULT, _write, device, 256, other)
-        t.equal(_hardware(bdf, 252, 4), last, "the last bytes after refused writes")
+        t.equal(pci.config(bdf, 252, 4), last, "the last bytes after refused writes")
         t.equal(_write(device, 252, other), 4, "bytes written at the end")
-        t.equal(_hardware(bdf, 252, 4), other, "the device's last bytes")
+        t.equal(pci.config(bdf, 252, 4), other, "the device's last bytes")
         t.equal(_read(device, 252, 4), other, "the last bytes shown")
         t.equal(_write(device, 253, last[1:]), 3, "three bytes written unaligned")
-        t.equal(_hardware(bdf, 252, 4), other[:1] + last[1:], "the device's last bytes after that")
+        t.equal(pci.config(bdf, 252, 4), other[:1] + last[1:], "the device's last bytes after that")
         _write(device, 252, last)
 
 
@@ -235,7 +210,7 @@ def bars_of_every_kind_are_sized(t: Test) -> None:
     and the card's own stay."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
-        real = struct.unpack("<6I", _hardware(bdf, BAR0, 24))
+        real = struct.unpack("<6I", pci.config(bdf, BAR0, 24))
         t.equal(_write(device, BAR0, b"\xff" * 24), 24, "bytes written")
         want, upper = [], False
         for index, bar in enumerate(real):
@@ -248,7 +223,7 @@ def bars_of_every_kind_are_sized(t: Test) -> None:
             want.append(-size & 0xFFFFFFFF | kind if size else 0)
             upper = bool(size) and kind & 7 == 4
         t.equal(list(struct.unpack("<6I", _read(device, BAR0, 24))), want, "the BARs after writing ones")
-        t.equal(struct.unpack("<6I", _hardware(bdf, BAR0, 24)), real, "the card's own BARs")
+        t.equal(struct.unpack("<6I", pci.config(bdf, BAR0, 24)), real, "the card's own BARs")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_need_bar_restore(), vfio_bar_restore()")
@@ -257,12 +232,11 @@ def lost_bars_are_put_back(t: Test) -> None:
     back, and its registers answer."""
     bdf = t.device("edu")
     with opened(t, bdf) as device, device.bar() as bar:
-        real = _hardware(bdf, BAR0, 4)
-        with open(pci.path_of(bdf) / "config", "r+b", buffering=0) as config:
-            os.pwrite(config.fileno(), bytes(4), BAR0)
-        t.equal(_number(bdf, BAR0, 4), 0, "the device's own BAR, lost")
+        real = pci.config(bdf, BAR0, 4)
+        pci.write_config(bdf, BAR0, bytes(4))
+        t.equal(pci.config_number(bdf, BAR0, 4), 0, "the device's own BAR, lost")
         device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2))
-        t.equal(_hardware(bdf, BAR0, 4), real, "the device's own BAR after the write")
+        t.equal(pci.config(bdf, BAR0, 4), real, "the device's own BAR after the write")
         t.check(edu.Edu(bar).is_edu(), "the mapped BAR no longer leads to the device")
         t.check(any("restoring BARs" in line for line in t.dmesg()), "the kernel did not say so")
 
@@ -276,7 +250,7 @@ def msi_capabilities_cannot_be_written(t: Test) -> None:
     write."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
-        flags = _find(t, bdf, CAP_MSI) + MSI_FLAGS
+        flags = pci.capability(bdf, pci.CAP_MSI) + MSI_FLAGS
         before = device.read_config(flags, 2)
         device.write_config(flags, 2, before ^ (MSI_CAPABLE | MSI_64BIT))
         got = device.read_config(flags, 2)
@@ -292,7 +266,7 @@ def msi_vectors_are_enabled_by_set_irqs_alone(t: Test) -> None:
     enable bit there leaves what SET_IRQS enabled to be disabled by it."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
-        flags = _find(t, bdf, CAP_MSI) + MSI_FLAGS
+        flags = pci.capability(bdf, pci.CAP_MSI) + MSI_FLAGS
         for enabled in (False, True):
             if enabled:
                 device.set_eventfds(vfio.MSI, Event().fd)
@@ -300,16 +274,11 @@ def msi_vectors_are_enabled_by_set_irqs_alone(t: Test) -> None:
                 before = device.read_config(flags, 2) & ~MSI_ENABLED_VECTORS
                 device.write_config(flags, 2, before | vectors)
                 t.equal(device.read_config(flags, 2) & MSI_ENABLED_VECTORS, 0, "vectors shown")
-                t.equal(_number(bdf, flags, 2) & MSI_ENABLED_VECTORS, 0, "vectors enabled in the device")
+                t.equal(
+                    pci.config_number(bdf, flags, 2) & MSI_ENABLED_VECTORS, 0, "vectors enabled in the device"
+                )
         device.disable_irqs(vfio.MSI)
-        t.equal(_number(bdf, flags, 2) & 1, 0, "the device's enable bit after SET_IRQS")
-
-
-def _survives(access: Callable[[], object]) -> int:
-    """Run *access* in a process of its own and return the signal that ended it, 0 for none."""
-    with Child(access) as child:
-        status = child.wait()
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        t.equal(pci.config_number(bdf, flags, 2) & 1, 0, "the device's enable bit after SET_IRQS")
 
 
 @case(
@@ -320,9 +289,9 @@ def sleeping_device_has_no_memory(t: Test) -> None:
     everything is as before, BARs and command register too. A state that the card does not have is ignored."""
     bdf = t.device("igb")
     with opened(t, bdf) as device, device.bar() as bar:
-        pmcsr, offset = _find(t, bdf, CAP_PM) + PM_CTRL, device.region(vfio.BAR0).offset
+        pmcsr, offset = pci.capability(bdf, pci.CAP_POWER) + PM_CTRL, device.region(vfio.BAR0).offset
         device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2) | PCI_COMMAND_MASTER)
-        header, status = _hardware(bdf, 4, 0x30), bar.read32(8)
+        header, status = pci.config(bdf, 4, 0x30), bar.read32(8)
         device.write_config(pmcsr, 2, D1)
         t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after writing D1")
         device.write_config(pmcsr, 2, D3HOT)
@@ -330,12 +299,12 @@ def sleeping_device_has_no_memory(t: Test) -> None:
         t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), igb.DEVICE_ID << 16 | igb.VENDOR_ID, "ids asleep")
         t.errno(errno.EIO, os.pread, device.fd, 4, offset + 8)
         t.errno(errno.EIO, os.pwrite, device.fd, bytes(4), offset)
-        t.equal(_survives(lambda: bar.read32(8)), int(signal.SIGBUS), "the signal of a load")
+        sigbus(t, lambda: bar.read32(8), "a load in D3hot")
         device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2) | PCI_COMMAND_MEMORY)
         t.errno(errno.EIO, os.pread, device.fd, 4, offset + 8)
         device.write_config(pmcsr, 2, D0)
         t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after writing D0")
-        t.equal(_hardware(bdf, 4, 0x30), header, "the card's own header")
+        t.equal(pci.config(bdf, 4, 0x30), header, "the card's own header")
         t.equal(bar.read32(8) & 0xF, status & 0xF, "duplex, link and function id by the mapping")
 
 
@@ -349,7 +318,7 @@ def sleeping_device_is_woken(t: Test) -> None:
     bdf = t.device("igb")
     with pci.bound(bdf):
         with opened(t, bdf) as device, device.bar() as bar:
-            pmcsr = _find(t, bdf, CAP_PM) + PM_CTRL
+            pmcsr = pci.capability(bdf, pci.CAP_POWER) + PM_CTRL
             device.write_config(pmcsr, 2, D3HOT)
             device.reset()
             t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after a reset")
@@ -366,11 +335,13 @@ def wake_events_are_not_the_users(t: Test) -> None:
     """The bit that enables wake events reads as zero whatever the card or the user writes, and the user can
     neither set nor clear the card's."""
     bdf = t.device("igb")
-    with opened(t, bdf) as device, open(pci.path_of(bdf) / "config", "r+b", buffering=0) as config:
-        pmcsr = _find(t, bdf, CAP_PM) + PM_CTRL
+    with opened(t, bdf) as device:
+        pmcsr = pci.capability(bdf, pci.CAP_POWER) + PM_CTRL
         for real in (0, PMCSR_PME_ENABLE):
-            os.pwrite(config.fileno(), struct.pack("<H", real), pmcsr)
-            t.equal(_number(bdf, pmcsr, 2) & PMCSR_PME_ENABLE, real, "the card's own bit, set past VFIO")
+            pci.write_config(bdf, pmcsr, struct.pack("<H", real))
+            t.equal(
+                pci.config_number(bdf, pmcsr, 2) & PMCSR_PME_ENABLE, real, "the card's own bit, set past VFIO"
+            )
             for size, offset, value in (
                 (2, 0, real ^ PMCSR_PME_ENABLE),
                 (4, 0, PMCSR_PME_ENABLE),
@@ -379,8 +350,8 @@ def wake_events_are_not_the_users(t: Test) -> None:
             ):
                 device.write_config(pmcsr + offset, size, value)
                 t.equal(device.read_config(pmcsr, 2) & PMCSR_PME_ENABLE, 0, "the bit shown")
-                t.equal(_number(bdf, pmcsr, 2) & PMCSR_PME_ENABLE, real, "the card's own bit")
-        os.pwrite(config.fileno(), bytes(2), pmcsr)
+                t.equal(pci.config_number(bdf, pmcsr, 2) & PMCSR_PME_ENABLE, real, "the card's own bit")
+        pci.write_config(bdf, pmcsr, bytes(2))
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_exp_perm(), vfio_exp_config_write()")
@@ -389,21 +360,23 @@ def payload_size_is_virtual(t: Test) -> None:
     suits its bus, and the next user sees the card's again; the link is out of reach."""
     bdf = t.device("igb")
     with pci.bound(bdf):
-        express = _find(t, bdf, CAP_EXPRESS)
+        express = pci.capability(bdf, pci.CAP_EXPRESS)
         control, link = express + EXPRESS_DEVCTL, express + EXPRESS_LNKCTL
         with opened(t, bdf) as device:
-            before, real = device.read_config(control, 2), _number(bdf, control, 2)
+            before, real = device.read_config(control, 2), pci.config_number(bdf, control, 2)
             wanted = before ^ (DEVCTL_PAYLOAD | DEVCTL_READ_REQUEST & 0x5000)
             device.write_config(control, 2, wanted)
             t.equal(device.read_config(control, 2), wanted, "what the user sees of his own write")
-            got = _number(bdf, control, 2) & DEVCTL_PAYLOAD
+            got = pci.config_number(bdf, control, 2) & DEVCTL_PAYLOAD
             t.equal(got, real & DEVCTL_PAYLOAD, "the card's payload size")
-            wide = _number(bdf, link, 2)
+            wide = pci.config_number(bdf, link, 2)
             device.write_config(link, 2, wide ^ 0x43)
-            t.equal((device.read_config(link, 2), _number(bdf, link, 2)), (wide, wide), "link control")
+            t.equal(
+                (device.read_config(link, 2), pci.config_number(bdf, link, 2)), (wide, wide), "link control"
+            )
         with opened(t, bdf) as device:
             t.equal(device.read_config(control, 2), before, "what the next user sees")
-            t.equal(_number(bdf, control, 2), real, "the card's own register for the next user")
+            t.equal(pci.config_number(bdf, control, 2), real, "the card's own register for the next user")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c cap_perms (read only by default)")
@@ -412,20 +385,26 @@ def msix_capability_is_read_only(t: Test) -> None:
     switched on, nor move the table."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
-        cap = _find(t, bdf, CAP_MSIX)
-        control = _number(bdf, cap + 2, 2)
+        cap = pci.capability(bdf, pci.CAP_MSIX)
+        control = pci.config_number(bdf, cap + 2, 2)
         t.check(not control & MSIX_ENABLE, "MSI-X is enabled after open")
         for value in (control | MSIX_ENABLE, control | MSIX_MASK_ALL, 0xFFFF):
             device.write_config(cap + 2, 2, value)
             t.equal(device.read_config(cap + 2, 2), control, f"message control shown after {value:#x}")
-            t.equal(_number(bdf, cap + 2, 2), control, f"the card's message control after {value:#x}")
+            t.equal(
+                pci.config_number(bdf, cap + 2, 2), control, f"the card's message control after {value:#x}"
+            )
         for offset in (cap + 4, cap + 8):
-            place = _number(bdf, offset, 4)
+            place = pci.config_number(bdf, offset, 4)
             device.write_config(offset, 4, place ^ 0x1FFF)
-            t.equal((device.read_config(offset, 4), _number(bdf, offset, 4)), (place, place), "table and PBA")
+            t.equal(
+                (device.read_config(offset, 4), pci.config_number(bdf, offset, 4)),
+                (place, place),
+                "table and PBA",
+            )
         device.set_eventfds(vfio.MSIX, Event().fd)
         device.write_config(cap + 2, 2, control)
-        t.check(_number(bdf, cap + 2, 2) & MSIX_ENABLE, "the user switched MSI-X off")
+        t.check(pci.config_number(bdf, cap + 2, 2) & MSIX_ENABLE, "the user switched MSI-X off")
         t.check(device.read_config(cap + 2, 2) & MSIX_ENABLE, "MSI-X is not shown as enabled")
 
 
@@ -434,15 +413,15 @@ def user_makes_no_virtual_functions(t: Test) -> None:
     """Nothing that a user writes to the SR-IOV capability reaches the card: no virtual function appears."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
-        caps = dict(_extended(_hardware(bdf, 0, 4096)))
+        caps = dict(_extended(pci.config(bdf, 0, 4096)))
         t.check(EXT_CAP_SRIOV in caps, "the card has no SR-IOV capability")
         cap = caps[EXT_CAP_SRIOV]
-        before = _hardware(bdf, cap, 0x40)
+        before = pci.config(bdf, cap, 0x40)
         _write(device, cap + SRIOV_NUM_VF, struct.pack("<H", 2))
         _write(device, cap + SRIOV_PAGE_SIZE, b"\xff" * 4)
         _write(device, cap + 0x24, b"\xff" * 24)
         _write(device, cap + SRIOV_CTRL, struct.pack("<H", SRIOV_ENABLE))
-        t.equal(_hardware(bdf, cap, 0x40), before, "the card's own capability")
+        t.equal(pci.config(bdf, cap, 0x40), before, "the card's own capability")
         t.equal(_read(device, cap, 0x40), before, "the capability shown")
         _write(device, cap, before)
         t.equal(len(t.devices("igb-vf")), 0, "virtual functions")

@@ -27,7 +27,6 @@ BARE = ("noiommu-cdev", "edu", "!viommu")
 GROUP = ("noiommu-group", "edu", "!viommu")
 
 BASE = 0x1000_0000
-EDU_IDENTIFICATION = 0x010000ED
 
 WORD = 20.0
 """Seconds after which the word of another process will not come any more."""
@@ -74,7 +73,7 @@ def _use_what_comes(through: socket.socket) -> None:
     device = vfio.Device(fd)
     through.sendall(b"have it")
     through.recv(64)
-    assert _identification(device) == EDU_IDENTIFICATION
+    assert _identification(device) == edu.IDENTIFIES
     ioas = int(word)
     if ioas:
         device.detach()
@@ -195,7 +194,7 @@ def binding_outlives_the_binder(t: Test) -> None:
         answer = t.in_child(bind)
         assert isinstance(answer, list)
         _devid, ioas, hwpt = answer
-        t.equal(_identification(device), EDU_IDENTIFICATION, "the register read by the parent")
+        t.equal(_identification(device), edu.IDENTIFIES, "the register read by the parent")
         t.errno(errno.EINVAL, device.bind_iommufd, mine.fd)
         t.equal(device.attach(ioas), hwpt, "the page table by attaching again")
         device.detach()
@@ -333,7 +332,7 @@ def files_know_their_own_calls(t: Test) -> None:
             vfio.DEVICE_DETACH_IOMMUFD_PT,
         ):
             t.errno(errno.ENOTTY, user.iommufd.call, request, bytearray(64))
-        t.equal(_identification(user.device), EDU_IDENTIFICATION, "the register in the end")
+        t.equal(_identification(user.device), edu.IDENTIFIES, "the register in the end")
 
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(); fs/read_write.c, mm/mmap.c")
@@ -347,7 +346,7 @@ def file_mode_bounds_access(t: Test) -> None:
         offset = vfio.CONFIG << 40
         with vfio.Device(os.open(node, os.O_RDONLY | os.O_CLOEXEC)) as device:
             device.bind_iommufd(iommufd.fd)
-            t.equal(_identification(device), EDU_IDENTIFICATION, "the register by file")
+            t.equal(_identification(device), edu.IDENTIFIES, "the register by file")
             t.errno(errno.EBADF, os.pwrite, device.fd, bytes(2), offset + vfio.PCI_COMMAND)
             t.errno(errno.EACCES, vfio.Bar, device.fd, 0, PAGE)
         with vfio.Device(os.open(node, os.O_WRONLY | os.O_CLOEXEC)) as device:

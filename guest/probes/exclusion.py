@@ -8,7 +8,6 @@ Address spaces are here too: what two devices without an IOMMU share, and what t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import itertools
 import os
@@ -18,12 +17,13 @@ import uuid
 from collections.abc import Iterator
 from typing import Callable
 
+from guest import brink, libc, memory, pci, vfio
 from guest import iommufd as api
-from guest import libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
-from guest.opened import CdevUser, through_cdev, through_group
+from guest.opened import CdevUser, container_type, through_cdev, through_group, usable
+from guest.uapi import errno_of
 
 DOORS = ("group", "cdev", "iommufd", "edu")
 TWO = ("noiommu-cdev", "edu", "igb", "!viommu")
@@ -32,53 +32,23 @@ MIXED = ("mixed", "noiommu-cdev", "iommufd", "edu2")
 IOVA = 0x40_0000_0000
 RACE_SECONDS = 0.7
 
-# arch/x86/entry/syscalls/syscall_64.tbl
-SYS_IOCTL = 16
-
-
-def _device(t: Test, kind: str = "edu") -> str:
-    bdf = t.device(kind)
-    if "noiommu" not in t.features and not pci.has_iommu(bdf):
-        t.skip("the device does not bind at all")
-    return bdf
-
-
-def _kind(bdf: str) -> int:
-    return vfio.TYPE1V2_IOMMU if pci.has_iommu(bdf) else vfio.NOIOMMU_IOMMU
-
 
 def _vendor(device: vfio.Device) -> int:
     return device.read_config(vfio.PCI_VENDOR_ID, 2)
 
 
-def _errno_of(attempt: Callable[[], object]) -> int:
-    try:
-        attempt()
-    except OSError as error:
-        return error.errno or -1
-    return 0
-
-
-def _bind_in_read_only_memory(device: vfio.Device, iommufd: Iommufd) -> None:
-    """BIND_IOMMUFD with an argument that the kernel can read and not answer in."""
-    with memory.anonymous() as page:
-        page.write(bytes(vfio.BindIommufd(iommufd=iommufd.fd)))
-        page.protect(1)  # PROT_READ
-        request = ctypes.c_ulong(vfio.DEVICE_BIND_IOMMUFD)
-        libc.syscall(SYS_IOCTL, ctypes.c_int(device.fd), request, ctypes.c_void_p(page.address))
-
-
 @case(needs=DOORS, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (unwinding)")
 def refused_bind_leaves_the_device_free(t: Test) -> None:
     """A BIND that fails, at whichever step, shuts nobody out: the group opens, and the next BIND succeeds."""
-    bdf = _device(t)
+    bdf = usable(t)
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
-        with open(os.devnull, "rb") as null:
+        argument = vfio.BindIommufd(iommufd=iommufd.fd)
+        with open(os.devnull, "rb") as null, brink.frozen(argument) as frozen:
             refusals: dict[int, Callable[[], object]] = {
                 errno.EBADF: lambda: device.bind_iommufd(999),
                 errno.EBADFD: lambda: device.bind_iommufd(null.fileno()),
                 errno.EINVAL: lambda: device.bind_iommufd(iommufd.fd, token=uuid.uuid4().bytes),
-                errno.EFAULT: lambda: _bind_in_read_only_memory(device, iommufd),
+                errno.EFAULT: lambda: libc.ioctl(device.fd, vfio.DEVICE_BIND_IOMMUFD, frozen),
             }
             for want, refused in refusals.items():
                 t.errno(want, refused)
@@ -92,7 +62,7 @@ def refused_bind_leaves_the_device_free(t: Test) -> None:
 def refused_bind_leaves_the_owner_alone(t: Test) -> None:
     """A second file that was refused the device takes nothing from the first when it is closed: the device
     works, and the group stays shut until the first file closes."""
-    bdf = _device(t)
+    bdf = usable(t)
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as owner:
         owner.bind_iommufd(iommufd.fd)
         for _ in range(3):
@@ -108,7 +78,7 @@ def refused_bind_leaves_the_owner_alone(t: Test) -> None:
 def group_is_held_by_its_last_copy(t: Test) -> None:
     """A duplicate of an open group file holds the group alone: no other opener and no BIND until it is closed
     as well."""
-    bdf = _device(t)
+    bdf = usable(t)
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
         group = vfio.open_group(bdf)
         copy = vfio.Group(os.dup(group.fd))
@@ -124,7 +94,7 @@ def group_is_held_by_its_last_copy(t: Test) -> None:
 def group_waits_for_the_last_copy_of_a_bound_file(t: Test) -> None:
     """The group stays shut while a duplicate of the bound device file lives, then while a BAR is mapped
     through it, and opens when that is gone too."""
-    bdf = _device(t)
+    bdf = usable(t)
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
         device.bind_iommufd(iommufd.fd)
         with vfio.Device(os.dup(device.fd)) as copy:
@@ -140,8 +110,8 @@ def group_waits_for_the_last_copy_of_a_bound_file(t: Test) -> None:
 def group_path_closes_in_any_order(t: Test) -> None:
     """Container, group and device may be closed in any order: the device works until its own file closes,
     and everything can be opened anew afterwards."""
-    bdf = _device(t)
-    kind = _kind(bdf)
+    bdf = usable(t)
+    kind = container_type(bdf)
     with pci.bound(bdf):
         for order in itertools.permutations(("container", "group", "device")):
             container, group = vfio.open_container(), vfio.open_group(bdf)
@@ -157,15 +127,15 @@ def group_path_closes_in_any_order(t: Test) -> None:
             if "cdev" in t.features:
                 with Iommufd() as iommufd, vfio.open_cdev(bdf) as cdev:
                     cdev.bind_iommufd(iommufd.fd)
-    t.equal([line for line in t.dmesg() if "WARNING:" in line], [], "the kernel's complaints")
+    t.check_no_complaint()
 
 
 @case(needs=DOORS, cites="drivers/vfio/group.c vfio_device_block_group(), vfio_device_unblock_group()")
 def doors_may_be_used_in_turn(t: Test) -> None:
     """Users may take turns between the doors, however often: whoever comes after a close finds the device
     free."""
-    bdf = _device(t)
-    kind = _kind(bdf)
+    bdf = usable(t)
+    kind = container_type(bdf)
     for turn in range(6):
         if t.random.random() < 0.5:
             with through_group(bdf, kind) as by_group:
@@ -185,8 +155,8 @@ def devices_are_shut_one_by_one(t: Test) -> None:
     """A device in use by one door shuts neither door of another device: each may be used by either at the
     same time."""
     for one, other in (("edu", "igb"), ("igb", "edu")):
-        first, second = _device(t, one), _device(t, other)
-        with through_group(first, _kind(first)) as user, through_cdev(second) as neighbour:
+        first, second = usable(t, one), usable(t, other)
+        with through_group(first, container_type(first)) as user, through_cdev(second) as neighbour:
             t.check(_vendor(user.device), f"{one} does not answer through its group")
             t.check(_vendor(neighbour.device), f"{other} does not answer through its device node")
             t.errno(errno.EBUSY, vfio.open_group, first)
@@ -197,8 +167,8 @@ def devices_are_shut_one_by_one(t: Test) -> None:
 def group_moves_between_containers(t: Test) -> None:
     """A group leaves one container for another, of either make, and hands out its device from each; while it
     is in one the other is refused."""
-    bdf = _device(t)
-    kind = _kind(bdf)
+    bdf = usable(t)
+    kind = container_type(bdf)
     with (
         pci.bound(bdf),
         vfio.open_group(bdf) as group,
@@ -222,7 +192,7 @@ def _race(*attempts: Callable[[], object]) -> list[int]:
 
     def run(index: int) -> None:
         start.wait(10)
-        results[index] = _errno_of(attempts[index])
+        results[index] = errno_of(attempts[index])
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(len(attempts))]
     for thread in threads:
@@ -238,7 +208,7 @@ def _race(*attempts: Callable[[], object]) -> list[int]:
 def racing_doors_have_one_winner(t: Test) -> None:
     """When the group is opened and the device node bound at the same moment, exactly one succeeds, and the
     other is told EBUSY."""
-    bdf = _device(t)
+    bdf = usable(t)
     wins = {"group": 0, "cdev": 0}
     with pci.bound(bdf), Iommufd() as iommufd:
         end = time.monotonic() + RACE_SECONDS
@@ -260,7 +230,7 @@ def racing_doors_have_one_winner(t: Test) -> None:
 def racing_users_of_one_door_have_one_winner(t: Test) -> None:
     """Of two tasks that bind one device at the same moment, to an iommufd each, exactly one gets it, and so
     of two that open its group."""
-    bdf = _device(t)
+    bdf = usable(t)
     with pci.bound(bdf), Iommufd() as one, Iommufd() as other:
         end = time.monotonic() + RACE_SECONDS
         while time.monotonic() < end:

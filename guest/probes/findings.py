@@ -6,13 +6,11 @@ cannot be written.  Each defect is described in docs/findings.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import mmap
 import os
 from collections.abc import Iterator
 
-from guest import libc, memory, pci, vfio
+from guest import brink, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
@@ -21,28 +19,10 @@ from guest.opened import CdevUser, through_cdev
 BARE = ("noiommu-cdev", "edu", "!viommu")
 MIXED = ("mixed", "noiommu-cdev", "edu2")
 
-# Linux's own mmap flag for x86: below 2 GiB, so that an address fits the int that fcntl.ioctl() takes.
-MAP_32BIT = 0x40
-# Where the processor takes interrupt messages: Intel SDM volume 3, "Message Address Register Format".
-MSI_WINDOW = 0xFEE0_0000
-
-
-@contextlib.contextmanager
-def _unwritable(argument: ctypes.Structure) -> Iterator[int]:
-    """The address of a copy of *argument* that the kernel can read and not write."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_32BIT
-    address = libc.mmap(PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags)
-    try:
-        ctypes.memmove(address, bytes(argument), ctypes.sizeof(argument))
-        libc.mprotect(address, PAGE, mmap.PROT_READ)
-        yield address
-    finally:
-        libc.munmap(address, PAGE)
-
 
 def _attach_unanswered(t: Test, device: vfio.Device, argument: vfio.AttachPt) -> None:
-    with _unwritable(argument) as address:
-        t.errno(errno.EFAULT, device.call, vfio.DEVICE_ATTACH_IOMMUFD_PT, address)
+    with brink.frozen(argument) as address:
+        t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_ATTACH_IOMMUFD_PT, address)
 
 
 @contextlib.contextmanager
@@ -57,8 +37,8 @@ def bind_without_an_answer_binds_nothing(t: Test) -> None:
     """A BIND whose answer cannot be written is EFAULT and leaves device, iommufd and group as they were."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
-        with _unwritable(vfio.BindIommufd(iommufd=iommufd.fd)) as address:
-            t.errno(errno.EFAULT, device.call, vfio.DEVICE_BIND_IOMMUFD, address)
+        with brink.frozen(vfio.BindIommufd(iommufd=iommufd.fd)) as address:
+            t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_BIND_IOMMUFD, address)
         t.errno(errno.EINVAL, device.info)
         if "noiommu-group" in t.features:
             vfio.open_group(bdf).close()
@@ -103,8 +83,10 @@ def pasid_attach_without_an_answer_attaches_nothing(t: Test) -> None:
         page.touch()
         iommufd.map(ioas, page.address, PAGE, PAGE)
         argument = vfio.AttachPt(flags=vfio.PASID_FLAG, pasid=0, pt_id=ioas)
-        with _unwritable(argument) as address:
-            t.errno((errno.EFAULT, errno.EINVAL), device.call, vfio.DEVICE_ATTACH_IOMMUFD_PT, address)
+        with brink.frozen(argument) as address:
+            t.errno(
+                (errno.EFAULT, errno.EINVAL), libc.ioctl, device.fd, vfio.DEVICE_ATTACH_IOMMUFD_PT, address
+            )
         t.equal(memory.pinned_kib(), 0, "KiB pinned after the failed ATTACH")
 
 
@@ -140,12 +122,12 @@ def failed_replacement_keeps_reserved_ranges(t: Test) -> None:
     """A device whose replacement fails keeps the ranges reserved that it must not use for memory."""
     with _mixed(t) as (user, _, devid), memory.anonymous() as page:
         page.touch()
-        t.errno(errno.EINVAL, user.map, page, MSI_WINDOW)
+        t.errno(errno.EINVAL, user.map, page, memory.MSI_WINDOW)
         before = user.iommufd.iova_ranges(user.ioas)[0]
         foreign = user.iommufd.hwpt_alloc(devid, user.ioas)
         t.errno((errno.EINVAL, errno.ENODEV), user.device.attach, foreign)
         t.equal(user.iommufd.iova_ranges(user.ioas)[0], before, "usable ranges after the failed ATTACH")
-        t.errno(errno.EINVAL, user.map, page, MSI_WINDOW)
+        t.errno(errno.EINVAL, user.map, page, memory.MSI_WINDOW)
 
 
 @case(
@@ -181,6 +163,6 @@ def group_file_lives_as_long_as_its_users(t: Test) -> None:
         second = group.device(bdf)
         first.close()
         second.close()
-        t.equal([line for line in t.dmesg() if "WARNING:" in line], [], "complaints of the kernel")
+        t.check_no_complaint()
         os.fstat(group.fd)
         group.close()

@@ -28,7 +28,7 @@ GOES = 30.0
 In topology hotplug the slots are ACPI's, which wait for nothing; those of topology pciehp are Linux's own."""
 
 # include/uapi/linux/pci_regs.h
-CLASS, CAP_LIST, CAP_EXPRESS = 0x0A, 0x34, 0x10
+CLASS = 0x0A
 SLOT_CONTROL, SLOT_TELL_PRESENCE, SLOT_TELL, SLOT_OFF = 24, 0x0008, 0x0020, 0x0700
 
 HOLDS = 8.0
@@ -137,19 +137,14 @@ class _Slot:
         port = pci.path_of(bdf).resolve().parent
         if not Path(f"/sys/bus/pci_express/drivers/pciehp/{port.name}:pcie004").exists():
             t.skip(f"pciehp does not drive the port {port.name}; topology pciehp has such ports")
-        self._config = port / "config"
-        space = self._config.read_bytes()
-        cap = space[CAP_LIST]
-        while space[cap] != CAP_EXPRESS:
-            cap = space[cap + 1]
-        self._where = cap + SLOT_CONTROL
+        self._port = port.name
+        self._where = pci.capability(self._port, pci.CAP_EXPRESS) + SLOT_CONTROL
 
     def _control(self) -> int:
-        return int.from_bytes(self._config.read_bytes()[self._where : self._where + 2], "little")
+        return pci.config_number(self._port, self._where, 2)
 
     def _set_control(self, value: int) -> None:
-        with open(self._config, "r+b", buffering=0) as config:
-            os.pwrite(config.fileno(), value.to_bytes(2, "little"), self._where)
+        pci.write_config(self._port, self._where, value.to_bytes(2, "little"))
 
     def tear_out(self, t: Test, asked: Event) -> None:
         """Cut the power past the slot's driver, and wait until the user of what was in it is *asked*.

@@ -21,9 +21,6 @@ from guest.vfio import CONFIG, MSIX, PCI_COMMAND
 IGB = ("noiommu", "igb", "!viommu")
 LOOPBACK = ("noiommu-cdev", "igb", "!viommu")
 
-# include/uapi/linux/pci_regs.h
-CAP_LIST = 0x34
-CAP_EXPRESS, CAP_MSIX = 0x10, 0x11
 EXPRESS_DEVCTL = 8
 DEVCTL_FLR = 0x8000
 
@@ -39,16 +36,6 @@ TABLE_BAR = vfio.BAR3
 IOVA = 0x4000_0000
 # IEEE 802's ethertype for local experiments: nothing interprets such a frame.
 ETHERTYPE = b"\x88\xb5"
-
-
-def _find_capability(device: vfio.Device, wanted: int) -> int:
-    """Offset of a capability in the list that VFIO shows, 0 for none."""
-    offset = device.read_config(CAP_LIST, 1)
-    for _ in range(48):
-        if not offset or device.read_config(offset, 1) == wanted:
-            return offset
-        offset = device.read_config(offset + 1, 1)
-    raise AssertionError("the capability list does not end")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_region_info(); QEMU hw/net/igb.c")
@@ -86,8 +73,7 @@ def msix_table_is_out_of_reach(t: Test) -> None:
     reads as ones and swallows writes, so that a live vector goes on, while the rest of that BAR is the
     device's."""
     with opened(t, t.device("igb")) as device, device.bar() as bar:
-        cap = _find_capability(device, CAP_MSIX)
-        t.check(cap, "no MSI-X capability")
+        cap = pci.capability(t.device("igb"), pci.CAP_MSIX)
         control, table = device.read_config(cap + 2, 2), device.read_config(cap + 4, 4)
         t.equal((control & 0x7FF) + 1, VECTORS, "size of the vector table")
         t.equal(device.irq_info(MSIX).count, VECTORS, "vectors by IRQ_INFO")
@@ -146,8 +132,7 @@ def function_level_reset_by_config_space(t: Test) -> None:
     """Writing the function level reset bit of the PCI Express capability resets the device, and the bit
     reads as zero."""
     with opened(t, t.device("igb")) as device, device.bar() as bar:
-        cap = _find_capability(device, CAP_EXPRESS)
-        t.check(cap, "no PCI Express capability")
+        cap = pci.capability(t.device("igb"), pci.CAP_EXPRESS)
         default = bar.read32(igb.RDLEN)
         bar.write32(igb.RDLEN, 4096)
         control = device.read_config(cap + EXPRESS_DEVCTL, 2)
@@ -260,8 +245,7 @@ def bus_master_goes_with_the_user(t: Test) -> None:
         device.set_bus_master()
         t.check(device.read_config(PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER, "it cannot be switched on")
         device.close()
-        with open(pci.path_of(bdf) / "config", "rb", buffering=0) as config:
-            command = struct.unpack("<H", os.pread(config.fileno(), 2, PCI_COMMAND))[0]
+        command = pci.config_number(bdf, PCI_COMMAND, 2)
         t.check(not command & vfio.PCI_COMMAND_MASTER, "bus mastering is on after close")
 
 

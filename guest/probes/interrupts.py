@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-from guest import edu, igb, libc, memory, pci, vfio
+from guest import edu, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
-from guest.opened import Event, opened, silent, through_cdev, through_group
+from guest.opened import Event, opened, opened_any_edu, opened_edu, opened_igb, silent, through_cdev
 from guest.vfio import ERR, INTX, MSI, MSIX, REQ
 
 EDU = ("noiommu", "edu", "!viommu")
@@ -36,26 +34,6 @@ EVENTFD_UNMASK = vfio.SET_DATA_EVENTFD | vfio.SET_ACTION_UNMASK
 IGB_VECTORS = 10
 
 TRIGGERS = 300
-
-
-@contextlib.contextmanager
-def _edu(t: Test) -> Iterator[tuple[vfio.Device, edu.Edu]]:
-    with opened(t, t.device("edu")) as device, device.bar() as bar:
-        one = edu.Edu(bar)
-        one.ack_irq()  # what a case that failed may have left asserted
-        try:
-            yield device, one
-        finally:
-            one.ack_irq()
-
-
-@contextlib.contextmanager
-def _igb(t: Test) -> Iterator[tuple[vfio.Device, igb.Igb]]:
-    with opened(t, t.device("igb")) as device, device.bar() as bar:
-        device.set_bus_master()
-        card = igb.Igb(bar)
-        card.reset()
-        yield device, card
 
 
 def _lines_of(name: str) -> list[str]:
@@ -88,7 +66,7 @@ def irq_info_of_edu(t: Test) -> None:
 def intx_masks_itself(t: Test) -> None:
     """An INTx is reported once and masked: nothing more comes, however often the device raises it, until
     its user unmasks it."""
-    with _edu(t) as (device, one):
+    with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(INTX, event.fd)
         t.check(event.silent(), "an event before the device did anything")
@@ -107,7 +85,7 @@ def intx_masks_itself(t: Test) -> None:
 @case(needs=INTX_ARRIVES, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_intx_unmask_handler()")
 def intx_still_pending_fires_at_unmask(t: Test) -> None:
     """Unmasking an INTx that the device still asserts reports it again at once, and each time anew."""
-    with _edu(t) as (device, one):
+    with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(INTX, event.fd)
         one.raise_irq(1)
@@ -125,7 +103,7 @@ def intx_still_pending_fires_at_unmask(t: Test) -> None:
 )
 def intx_waits_behind_a_mask(t: Test) -> None:
     """A masked INTx is held back and delivered when unmasked; the BOOL forms act only on a nonzero byte."""
-    with _edu(t) as (device, one):
+    with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(INTX, event.fd)
         device.set_irqs(INTX, NONE_MASK)
@@ -144,7 +122,7 @@ def intx_waits_behind_a_mask(t: Test) -> None:
 def intx_resamples_by_eventfd(t: Test) -> None:
     """An eventfd given to UNMASK unmasks the INTx whenever it is signalled, and resamples a line still
     high."""
-    with _edu(t) as (device, one):
+    with opened_edu(t) as (device, one):
         event, unmask = Event(), Event()
         device.set_eventfds(INTX, event.fd)
         device.set_irqs(INTX, EVENTFD_UNMASK, data=struct.pack("<i", unmask.fd))
@@ -166,7 +144,7 @@ def intx_resamples_by_eventfd(t: Test) -> None:
 def intx_disable_bit_masks(t: Test) -> None:
     """Setting the INTx disable bit of the command register masks the interrupt; clearing it lets a pending
     one through."""
-    with _edu(t) as (device, one):
+    with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(INTX, event.fd)
         command = device.read_config(vfio.PCI_COMMAND, 2)
@@ -253,7 +231,7 @@ def one_kind_of_interrupt_at_a_time(t: Test) -> None:
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msihandler(); QEMU docs/specs/edu.rst")
 def each_msi_is_an_event(t: Test) -> None:
     """An MSI is not masked by its delivery: every raise is one more event, and INTx stays out of it."""
-    with _edu(t) as (device, one):
+    with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(MSI, event.fd)
         device.set_bus_master()
@@ -268,7 +246,7 @@ def each_msi_is_an_event(t: Test) -> None:
 )
 def msi_needs_bus_master(t: Test) -> None:
     """An MSI is a write by the device: with bus mastering off it is lost, with it on it arrives."""
-    with _edu(t) as (device, one):
+    with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(MSI, event.fd)
         one.raise_irq(1)
@@ -390,7 +368,7 @@ def msix_can_be_resized(t: Test) -> None:
 )
 def msix_vectors_are_independent(t: Test) -> None:
     """A cause of the device signals the eventfd of its own vector and of no other."""
-    with _igb(t) as (device, card):
+    with opened_igb(t) as (device, card):
         events = [Event() for _ in range(4)]
         device.set_eventfds(MSIX, *(event.fd for event in events))
         card.enable_vectors(0b1111)
@@ -410,7 +388,7 @@ def msix_vectors_are_independent(t: Test) -> None:
 def msix_grows_while_enabled(t: Test) -> None:
     """Vectors beyond those enabled first are added without disturbing them, up to the size of the table and
     no further."""
-    with _igb(t) as (device, card):
+    with opened_igb(t) as (device, card):
         first, last = Event(), Event()
         device.set_eventfds(MSIX, first.fd)
         card.enable_vectors(1 | 1 << IGB_VECTORS - 1)
@@ -433,7 +411,7 @@ def msix_grows_while_enabled(t: Test) -> None:
 def msix_refusals(t: Test) -> None:
     """A bad file among the eventfds refuses the whole request and switches its vectors off; masking is not
     supported; a vector without an eventfd ignores the loopback."""
-    with _igb(t) as (device, card):
+    with opened_igb(t) as (device, card):
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         one, two = Event(), Event()
         t.errno(errno.EBADF, device.set_eventfds, MSIX, one.fd, 999)
@@ -454,7 +432,7 @@ def msix_refusals(t: Test) -> None:
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_set_vector_signal()", timeout=45)
 def vectors_may_share_an_eventfd(t: Test) -> None:
     """Two vectors with the same eventfd add up in it."""
-    with _igb(t) as (device, card):
+    with opened_igb(t) as (device, card):
         both = Event()
         device.set_eventfds(MSIX, both.fd, both.fd)
         card.enable_vectors(0b11)
@@ -465,29 +443,10 @@ def vectors_may_share_an_eventfd(t: Test) -> None:
         t.equal(both.arrives(), 1, "events after one of the two vectors was taken away")
 
 
-@contextlib.contextmanager
-def _any_edu(t: Test) -> Iterator[tuple[vfio.Device, edu.Edu]]:
-    """An edu, whether or not an IOMMU stands before it, by whichever door the kernel offers."""
-    bdf = t.device("edu")
-    real = pci.has_iommu(bdf)
-    if not real and "noiommu" not in t.features:
-        t.skip("the device does not bind at all")
-    by_cdev = "cdev" if real else "noiommu-cdev"
-    kind = vfio.TYPE1V2_IOMMU if real else vfio.NOIOMMU_IOMMU
-    door = through_cdev(bdf) if by_cdev in t.features else through_group(bdf, kind)
-    with door as user, user.device.bar() as bar:
-        one = edu.Edu(bar)
-        one.ack_irq()
-        try:
-            yield user.device, one
-        finally:
-            one.ack_irq()
-
-
 @case(needs=ANY_INTX, cites="drivers/vfio/pci/vfio_pci_intrs.c __vfio_pci_intx_mask() (masked is no counter)")
 def intx_masks_do_not_nest(t: Test) -> None:
     """Masking twice takes one unmask, and unmasking twice one mask."""
-    with _any_edu(t) as (device, one):
+    with opened_any_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(INTX, event.fd)
         device.set_irqs(INTX, NONE_MASK)
@@ -507,7 +466,7 @@ def intx_masks_do_not_nest(t: Test) -> None:
 def intx_enabled_behind_the_disable_bit_waits(t: Test) -> None:
     """An INTx enabled while the command register's disable bit is set is held back until the bit is
     cleared."""
-    with _any_edu(t) as (device, one):
+    with opened_any_edu(t) as (device, one):
         event = Event()
         command = device.read_config(vfio.PCI_COMMAND, 2)
         device.write_config(vfio.PCI_COMMAND, 2, command | vfio.PCI_COMMAND_INTX_DISABLE)
@@ -522,7 +481,7 @@ def intx_enabled_behind_the_disable_bit_waits(t: Test) -> None:
 def intx_keeps_its_mask_with_a_new_eventfd(t: Test) -> None:
     """A new eventfd for an INTx does not unmask it: nothing comes until the unmask, and then at the new one;
     with none at all an interrupt is taken and told to nobody."""
-    with _any_edu(t) as (device, one):
+    with opened_any_edu(t) as (device, one):
         old, new = Event(), Event()
         device.set_eventfds(INTX, old.fd)
         one.raise_irq(1)
@@ -544,7 +503,7 @@ def intx_keeps_its_mask_with_a_new_eventfd(t: Test) -> None:
 def intx_has_one_resample_eventfd(t: Test) -> None:
     """A second resample eventfd is EBUSY while one is set and leaves that one working; switching INTx off
     takes it away."""
-    with _any_edu(t) as (device, one):
+    with opened_any_edu(t) as (device, one):
         event, first, second = Event(), Event(), Event()
         data = [struct.pack("<i", one_of.fd) for one_of in (first, second)]
         device.set_eventfds(INTX, event.fd)
@@ -573,7 +532,7 @@ def intx_has_one_resample_eventfd(t: Test) -> None:
 def interrupt_keeps_its_own_reference(t: Test) -> None:
     """An eventfd closed under a live interrupt costs nothing: its duplicate still hears, whoever gets its
     number hears nothing, and a new one takes over."""
-    with _any_edu(t) as (device, _one):
+    with opened_any_edu(t) as (device, _one):
         for index in (INTX, MSI, REQ):
             event = Event()
             number, copy = event.fd, os.dup(event.fd)
@@ -601,7 +560,7 @@ def _fire(device: vfio.Device, index: int) -> None:
 def signals_are_neither_lost_nor_doubled(t: Test) -> None:
     """While one task moves a live interrupt between two eventfds another triggers it: every trigger is in
     exactly one of them."""
-    with _any_edu(t) as (device, _one):
+    with opened_any_edu(t) as (device, _one):
         for index in (INTX, MSI):
             events = (Event(), Event())
             device.set_eventfds(index, events[0].fd)
@@ -623,7 +582,7 @@ def signals_are_neither_lost_nor_doubled(t: Test) -> None:
 def msi_survives_going_off_and_on(t: Test) -> None:
     """However often MSI is switched off and on, with INTx in between, each raise reaches the eventfd of the
     moment, and while it is off none does."""
-    with _any_edu(t) as (device, one):
+    with opened_any_edu(t) as (device, one):
         last = Event()
         device.set_bus_master()
         for turn in range(3):
@@ -650,7 +609,7 @@ def interrupts_go_on_while_an_unbind_waits(t: Test) -> None:
     """An unbind that waits for the user takes no interrupt from him: what was set up fires, and can be set up
     anew, until he closes the device."""
     bdf = t.device("edu")
-    with _any_edu(t) as (device, one):
+    with opened_any_edu(t) as (device, one):
         event, request, line = Event(), Event(), Event()
         device.set_bus_master()
         device.set_eventfds(MSI, event.fd)
@@ -672,7 +631,7 @@ def interrupts_go_on_while_an_unbind_waits(t: Test) -> None:
 def loopback_picks_its_vectors(t: Test) -> None:
     """A trigger of several vectors signals those in its range, and with bytes those whose byte is not zero;
     one that leaves the table is refused and signals none."""
-    with _igb(t) as (device, _card):
+    with opened_igb(t) as (device, _card):
         events = [Event() for _ in range(IGB_VECTORS)]
         device.set_eventfds(MSIX, *(event.fd for event in events))
 
@@ -692,7 +651,7 @@ def loopback_picks_its_vectors(t: Test) -> None:
 def msix_and_msi_take_turns(t: Test) -> None:
     """MSI is refused while MSI-X is on and the other way round; switched over, the vectors of before are gone
     and those set up anew fire."""
-    with _igb(t) as (device, card):
+    with opened_igb(t) as (device, card):
         first, second, third = Event(), Event(), Event()
         device.set_eventfds(MSIX, first.fd, second.fd)
         t.errno(errno.EINVAL, device.set_eventfds, MSI, third.fd)

@@ -8,25 +8,21 @@ import errno
 import mmap
 import os
 import resource
-from typing import Callable
 
 from guest import brink, caps, libc, memory
 from guest import iommufd as api
 from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
-from guest.iommufd import LAST_IOVA, Iommufd
+from guest.iommufd import LAST_IOVA, NO_SUCH_ID, Iommufd
 from guest.memory import PAGE
 from guest.opened import through_cdev
-from guest.uapi import Struct
+from guest.uapi import Struct, errno_of
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
 INTEL = ("viommu", "viommu-intel", "cdev", "iommufd", "edu")
 
-MSI_WINDOW = 0xFEE00000
-"""Where x86 sends its interrupts (Intel SDM, volume 3, Message Signalled Interrupts)."""
 
 LAST_PAGE = LAST_IOVA - PAGE + 1
-NOBODY_HAS_THIS_ID = 0xDEAD
 
 CALLS: tuple[tuple[int, type[Struct], int], ...] = (
     (api.DESTROY, api.Destroy, 8),
@@ -56,7 +52,7 @@ def fresh_one_is_boundless(t: Test) -> None:
         ioas = iommufd.ioas_alloc()
         t.equal(iommufd.iova_ranges(ioas), ([(0, LAST_IOVA)], 1), "ranges and alignment")
         t.errno(errno.EMSGSIZE, iommufd.call, api.IOAS_IOVA_RANGES, api.IovaRanges(ioas_id=ioas))
-        t.errno(errno.ENOENT, iommufd.iova_ranges, 0xDEAD)
+        t.errno(errno.ENOENT, iommufd.iova_ranges, NO_SUCH_ID)
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_do_replace(), hwpt_noiommu.c")
@@ -75,10 +71,10 @@ def real_iommu_reserves_the_msi_window(t: Test) -> None:
         page.touch()
         ranges, alignment = user.iommufd.iova_ranges(user.ioas)
         t.equal(alignment, PAGE, "the alignment")
-        holds = [pair for pair in ranges if pair[0] <= MSI_WINDOW <= pair[1]]
+        holds = [pair for pair in ranges if pair[0] <= memory.MSI_WINDOW <= pair[1]]
         t.equal(holds, [], "ranges that hold the interrupt window")
         t.check(ranges[-1][1] < LAST_IOVA, "the IOVA space is wider than the page table")
-        t.errno(errno.EINVAL, user.map, page, MSI_WINDOW)
+        t.errno(errno.EINVAL, user.map, page, memory.MSI_WINDOW)
         user.map(page, 0x10000)
 
 
@@ -87,7 +83,7 @@ def every_page_can_be_mapped(t: Test) -> None:
     """Without an IOMMU nothing is reserved: first page, interrupt window and last page map and resolve."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
-        for iova in (0, MSI_WINDOW, 1 << 48, LAST_IOVA - PAGE + 1):
+        for iova in (0, memory.MSI_WINDOW, 1 << 48, LAST_IOVA - PAGE + 1):
             user.map(page, iova)
             t.equal(user.physical(iova, PAGE), page.physical(), f"the physical address of IOVA {iova:#x}")
 
@@ -130,7 +126,7 @@ def map_refuses_nonsense(t: Test) -> None:
         t.errno(errno.EOPNOTSUPP, iommufd.map, ioas, va, PAGE, 0x20000, flags=api.READ_WRITE | 8)
         t.errno(errno.EOVERFLOW, iommufd.map, ioas, va, PAGE, LAST_IOVA)
         t.errno(errno.EFAULT, iommufd.map, ioas, 0, PAGE, 0x20000)
-        t.errno(errno.ENOENT, iommufd.map, 0xDEAD, va, PAGE, 0x20000)
+        t.errno(errno.ENOENT, iommufd.map, NO_SUCH_ID, va, PAGE, 0x20000)
         t.errno(errno.ENOENT, iommufd.get_pa, ioas, 0x20000, 1)
 
 
@@ -247,9 +243,9 @@ def allowed_iovas_bind_the_kernel(t: Test) -> None:
         iommufd, ioas = user.iommufd, user.ioas
         t.errno(errno.EINVAL, iommufd.allow_iovas, ioas, (0x2000, 0x2000))
         t.errno(errno.EINVAL, iommufd.allow_iovas, ioas, (0x1000, 0x8FFF), (0x5000, 0xFFFF))
-        iommufd.allow_iovas(ioas, (MSI_WINDOW, MSI_WINDOW + 2 * PAGE - 1))
-        t.equal(iommufd.map(ioas, buffer.address, PAGE), MSI_WINDOW, "the first IOVA chosen")
-        t.equal(iommufd.map(ioas, buffer.address, PAGE), MSI_WINDOW + PAGE, "the second IOVA chosen")
+        iommufd.allow_iovas(ioas, (memory.MSI_WINDOW, memory.MSI_WINDOW + 2 * PAGE - 1))
+        t.equal(iommufd.map(ioas, buffer.address, PAGE), memory.MSI_WINDOW, "the first IOVA chosen")
+        t.equal(iommufd.map(ioas, buffer.address, PAGE), memory.MSI_WINDOW + PAGE, "the second IOVA chosen")
         t.errno(errno.ENOSPC, iommufd.map, ioas, buffer.address, PAGE)
 
 
@@ -271,7 +267,7 @@ def huge_pages_option_is_set_while_empty(t: Test) -> None:
         user.map(page, 0)
         t.equal(user.physical(0, PAGE), page.physical(), "the physical address")
         t.errno(errno.EINVAL, iommufd.option_set, api.OPTION_HUGE_PAGES, 2, ioas)
-        t.errno(errno.ENOENT, iommufd.option_get, api.OPTION_HUGE_PAGES, 0xDEAD)
+        t.errno(errno.ENOENT, iommufd.option_get, api.OPTION_HUGE_PAGES, NO_SUCH_ID)
 
 
 @case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_option_rlimit_mode()")
@@ -327,26 +323,17 @@ def attach_over_the_limit_changes_nothing(t: Test) -> None:
         t.in_child(limited)
 
 
-def _answer(call: Callable[..., object], *arguments: object) -> int:
-    """Return 0 for success, else the errno."""
-    try:
-        call(*arguments)
-    except OSError as error:
-        return error.errno or -1
-    return 0
-
-
 @case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() (min_size)")
 def every_structure_has_a_least_size(t: Test) -> None:
     """Every ioctl takes a structure of the size it was born with, when no more memory is there at all, and
     refuses one a byte shorter (EINVAL) and one that memory cuts short (EFAULT)."""
     with Iommufd() as iommufd, Brink() as edge:
         for request, kind, least in CALLS:
-            whole, own = kind(size=least), _answer(iommufd.call, request, kind())
+            whole, own = kind(size=least), errno_of(iommufd.call, request, kind())
             t.log(f"ioctl {request:#x}, at least {least} bytes: errno {own}")
             if own == errno.ENOTTY:  # a kernel older than the ioctl
                 continue
-            got = _answer(libc.ioctl, iommufd.fd, request, edge.put(whole, least))
+            got = errno_of(libc.ioctl, iommufd.fd, request, edge.put(whole, least))
             t.equal(got, own, f"errno of {request:#x} with its least size")
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, request, edge.put(whole, least - 1))
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, request, edge.put(whole, 3))
@@ -362,12 +349,12 @@ def every_structure_may_grow(t: Test) -> None:
     with Iommufd() as iommufd, Brink() as edge:
         for request, kind, _least in CALLS:
             known = ctypes.sizeof(kind)
-            own = _answer(iommufd.call, request, kind())
+            own = errno_of(iommufd.call, request, kind())
             if own == errno.ENOTTY:
                 continue
             for more in (1, 8, 4000):
                 grown = bytearray(bytes(kind(size=known + more)) + bytes(more))
-                got = _answer(iommufd.call, request, grown)
+                got = errno_of(iommufd.call, request, grown)
                 t.equal(got, own, f"errno of {request:#x} with {more} more bytes of zero")
                 grown[-1] = 1
                 t.errno(errno.E2BIG, iommufd.call, request, grown)
@@ -382,7 +369,7 @@ def every_structure_may_grow(t: Test) -> None:
 def reserved_fields_are_refused(t: Test) -> None:
     """Flags, operations and options that nobody defined, and anything in a reserved field, are EOPNOTSUPP
     before any object is looked for."""
-    none = NOBODY_HAS_THIS_ID
+    none = NO_SUCH_ID
     wrong: tuple[tuple[int, Struct], ...] = (
         (api.IOAS_ALLOC, api.IoasAlloc(flags=1 << 31)),
         (api.IOAS_IOVA_RANGES, api.IovaRanges(ioas_id=none, reserved=1)),
@@ -415,8 +402,7 @@ def reserved_fields_are_refused(t: Test) -> None:
 def unreported_ioas_is_not_made(t: Test) -> None:
     """An IOAS_ALLOC that cannot write its answer is EFAULT and leaves no object behind."""
     with Iommufd() as iommufd:
-        edge, where = brink.frozen(api.IoasAlloc())
-        with edge:
+        with brink.frozen(api.IoasAlloc()) as where:
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, api.IOAS_ALLOC, where)
         iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # EBUSY if there were one
         t.errno(errno.ENOENT, iommufd.destroy, 1)
@@ -512,7 +498,7 @@ def refused_map_leaves_the_iova_free(t: Test) -> None:
         buffer.touch()
         iommufd, ioas = user.iommufd, user.ioas
         last = memory.Buffer(buffer.address + 7 * PAGE, PAGE)
-        last.protect(brink.PROT_NONE)
+        last.protect(memory.PROT_NONE)
         t.errno(errno.EFAULT, user.map, buffer, 0x10000)
         t.equal(memory.pinned_kib(), 0, "KiB pinned after the refusal")
         t.errno(errno.ENOENT, iommufd.get_pa, ioas, 0x10000, 1)
@@ -563,8 +549,8 @@ def copy_refuses_nonsense(t: Test) -> None:
         t.errno(errno.EPERM, iommufd.copy, target, source, PAGE, 0x10000)
         t.errno(errno.ENOENT, iommufd.copy, target, source, 3 * PAGE, 0x10000, flags=api.MAP_READABLE)
         t.errno(errno.ENOENT, iommufd.copy, target, source, 2 * PAGE, 0x12000)
-        t.errno(errno.ENOENT, iommufd.copy, target, NOBODY_HAS_THIS_ID, PAGE, 0x12000)
-        t.errno(errno.ENOENT, iommufd.copy, NOBODY_HAS_THIS_ID, source, PAGE, 0x12000)
+        t.errno(errno.ENOENT, iommufd.copy, target, NO_SUCH_ID, PAGE, 0x12000)
+        t.errno(errno.ENOENT, iommufd.copy, NO_SUCH_ID, source, PAGE, 0x12000)
         t.errno(errno.EINVAL, iommufd.copy, source, source, PAGE, 0x12000, 0x20001)
         t.errno(errno.EINVAL, iommufd.copy, source, source, 1, 0x12000, 0x20000)
         t.errno(errno.EOVERFLOW, iommufd.copy, source, source, PAGE, 0x12000, LAST_IOVA)
@@ -618,7 +604,7 @@ def map_file_refuses_nonsense(t: Test) -> None:
         t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, LAST_IOVA, 0x10000)
         t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, PAGE, LAST_IOVA)
         t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, 2 * PAGE, LAST_PAGE)
-        t.errno(errno.ENOENT, iommufd.map_file, NOBODY_HAS_THIS_ID, fd, PAGE, 0x10000)
+        t.errno(errno.ENOENT, iommufd.map_file, NO_SUCH_ID, fd, PAGE, 0x10000)
         t.equal(memory.pinned_kib(), 0, "KiB pinned by refused maps")
         iommufd.map_file(ioas, fd, PAGE, 0x10000, start=3 * PAGE)
         t.errno(errno.EEXIST, iommufd.map_file, ioas, fd, PAGE, 0x10000)
@@ -699,7 +685,7 @@ def allowed_iovas_keep_a_translated_device_out(t: Test) -> None:
     """What an IOMMU reserves cannot be allowed (EADDRINUSE), and what was allowed keeps out a device whose
     IOMMU would reserve it, until it is allowed no more."""
     with through_cdev(t.device("edu", iommu=True)) as user:
-        iommufd, window = user.iommufd, (MSI_WINDOW, MSI_WINDOW + PAGE - 1)
+        iommufd, window = user.iommufd, (memory.MSI_WINDOW, memory.MSI_WINDOW + PAGE - 1)
         t.errno(errno.EADDRINUSE, iommufd.allow_iovas, user.ioas, (PAGE, 2 * PAGE - 1), window)
         iommufd.allow_iovas(user.ioas, (PAGE, 2 * PAGE - 1))
         other = iommufd.ioas_alloc()
@@ -767,10 +753,10 @@ def emulated_container_names_its_ioas(t: Test) -> None:
     and keeps the old one when the new is refused."""
     with Iommufd() as iommufd:
         t.errno(errno.ENODEV, iommufd.vfio_ioas, api.VFIO_IOAS_GET)
-        t.errno(errno.ENOENT, iommufd.vfio_ioas, api.VFIO_IOAS_SET, NOBODY_HAS_THIS_ID)
+        t.errno(errno.ENOENT, iommufd.vfio_ioas, api.VFIO_IOAS_SET, NO_SUCH_ID)
         one, other = iommufd.ioas_alloc(), iommufd.ioas_alloc()
         iommufd.vfio_ioas(api.VFIO_IOAS_SET, one)
-        t.errno(errno.ENOENT, iommufd.vfio_ioas, api.VFIO_IOAS_SET, NOBODY_HAS_THIS_ID)
+        t.errno(errno.ENOENT, iommufd.vfio_ioas, api.VFIO_IOAS_SET, NO_SUCH_ID)
         t.equal(iommufd.vfio_ioas(api.VFIO_IOAS_GET), one, "the IOAS after a refused change")
         iommufd.vfio_ioas(api.VFIO_IOAS_SET, other)
         iommufd.destroy(one)

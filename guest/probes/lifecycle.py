@@ -11,7 +11,7 @@ import os
 import signal
 import time
 
-from guest import forked, libc, memory, pci, vfio
+from guest import edu, forked, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.opened import Event, opened, through_cdev, through_group
@@ -68,7 +68,7 @@ def unbind_waits_for_a_mapped_bar(t: Test) -> None:
         bar = user.device.bar(length=memory.PAGE)
         user.device.close()
         writer = _start_blocked_unbind(t, bdf)
-        t.equal(bar.read32(0), 0x010000ED, "edu's identification register during the unbind")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "edu's identification register during the unbind")
         bar.close()
         writer.wait(5)
 
@@ -160,12 +160,8 @@ def nothing_opens_during_an_unbind(t: Test) -> None:
         number = os.stat(node).st_rdev
         writer = _start_blocked_unbind(t, bdf)
         t.errno(errno.ENOENT, os.open, node, os.O_RDWR)
-        kept = "/dev/vfio-harness-kept"
-        os.mknod(kept, 0o600 | 0o020000, number)
-        try:
+        with pci.kept_node(number) as kept:
             t.errno((errno.ENXIO, errno.ENODEV), os.open, kept, os.O_RDWR)
-        finally:
-            os.unlink(kept)
         user.device.close()
         writer.wait(5)
 
@@ -239,20 +235,18 @@ def killed_user_leaves_nothing(t: Test) -> None:
 
         with forked.Child(use) as child:
             os.read(reader, 1)
-            t.equal(_command(bdf) & vfio.PCI_COMMAND_MASTER, vfio.PCI_COMMAND_MASTER, "bus master before")
+            t.equal(
+                pci.config_number(bdf, vfio.PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER,
+                vfio.PCI_COMMAND_MASTER,
+                "bus master before",
+            )
             child.kill()
             status = child.wait()
         t.equal(os.WTERMSIG(status), signal.SIGKILL, "the signal that ended the user")
-        t.equal(_command(bdf) & vfio.PCI_COMMAND_MASTER, 0, "bus master after")
+        t.equal(pci.config_number(bdf, vfio.PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER, 0, "bus master after")
         with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
             t.check(device.bind_iommufd(iommufd.fd) > 0, "no id")
         pci.unbind(bdf, timeout=5)
-
-
-def _command(bdf: str) -> int:
-    with open(pci.path_of(bdf) / "config", "rb") as config:
-        config.seek(vfio.PCI_COMMAND)
-        return int.from_bytes(config.read(2), "little")
 
 
 @case(needs=("noiommu", "edu", "!viommu"), cites="drivers/pci/pci-sysfs.c remove_store(), rescan_store()")

@@ -15,9 +15,6 @@ from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.opened import opened
 
-# include/uapi/linux/sched.h
-CLONE_NEWUSER = 0x10000000
-
 TOGGLE_SECONDS = 12.0
 """How long the parameter is toggled against binding; a tenth of the binds or more hit the window (TCG)."""
 
@@ -222,7 +219,7 @@ def user_namespace_root_cannot_switch_it(t: Test) -> None:
 
     def inside() -> None:
         caps.become()
-        libc.unshare(CLONE_NEWUSER)
+        libc.unshare(libc.CLONE_NEWUSER)
         t.check(caps.has(caps.CAP_DAC_OVERRIDE), "the new namespace gives no capabilities")
         t.errno(errno.EACCES, _write, "Y")
 

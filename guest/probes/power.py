@@ -6,27 +6,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from guest import edu, igb, pci, vfio
 from guest.case import Test, case
-from guest.forked import Child
 from guest.iommufd import Iommufd
-from guest.opened import Event, opened
+from guest.opened import Event, opened, reopened, sigbus
 
 EDU = ("noiommu", "edu", "!viommu")
 IGB = ("noiommu", "igb", "!viommu")
 
 SET = vfio.FEATURE_SET
 
-# include/uapi/linux/vfio.h
-LOW_POWER_ENTRY, LOW_POWER_ENTRY_WAKEUP, LOW_POWER_EXIT = 3, 4, 5
 
-# include/uapi/linux/pci_regs.h
-CAP_LIST, CAP_POWER = 0x34, 0x01
 POWER_CONTROL, POWER_STATE = 4, 3
 POWER_PME_ENABLE = 0x100
 D0, D3 = 0, 3
@@ -42,29 +36,6 @@ def _status(bdf: str) -> str:
 
 def _wait_status(t: Test, bdf: str, want: str) -> None:
     t.wait_until(lambda: _status(bdf) == want, f"runtime status {want} of {bdf}", GOES)
-
-
-def _raw(bdf: str, offset: int, size: int) -> int:
-    """A number in the configuration space of *bdf*, past VFIO; reading it wakes a device that sleeps."""
-    with open(pci.path_of(bdf) / "config", "rb") as config:
-        config.seek(offset)
-        return int.from_bytes(config.read(size), "little")
-
-
-def _power_capability(t: Test, device: vfio.Device) -> int:
-    offset = device.read_config(CAP_LIST, 1)
-    while offset and device.read_config(offset, 1) != CAP_POWER:
-        offset = device.read_config(offset + 1, 1)
-    t.check(offset, "the device has no power management capability")
-    return offset
-
-
-def _check_faults(t: Test, bar: vfio.Bar, when: str) -> None:
-    """Fail unless a load from *bar* ends its process with SIGBUS."""
-    with Child(lambda: bar.read32(0)) as child:
-        status = child.wait()
-    t.check(os.WIFSIGNALED(status), f"a load by the mapping {when} went through: wait status {status:#x}")
-    t.equal(os.WTERMSIG(status), int(signal.SIGBUS), f"the signal of a load by the mapping {when}")
 
 
 @case(
@@ -83,7 +54,7 @@ def idle_devices_sleep(t: Test) -> None:
                     t.equal(
                         pci.read(pci.path_of(bdf) / "power_state"), state, f"power state of an idle {kind}"
                     )
-                with _reopened(t, bdf) as device:
+                with reopened(t, bdf) as device:
                     t.equal(_status(bdf), "active", f"runtime status of {kind} in use")
                     t.equal(device.read_config(0, 2), pci.ids(bdf)[0], f"vendor of {kind} in use")
 
@@ -105,30 +76,15 @@ def idle_sleep_is_settled_at_bind(t: Test) -> None:
     with _idle_d3_off(), pci.bound(bdf):
         pci.write(IDLE_D3_OFF, "N")
         t.equal(_status(bdf), "active", "runtime status of an idle device with the option on")
-        with _reopened(t, bdf):
+        with reopened(t, bdf):
             pass
         t.equal(_status(bdf), "active", "runtime status after a use")
     with pci.bound(bdf):
         pci.write(IDLE_D3_OFF, "Y")
-        with _reopened(t, bdf):
+        with reopened(t, bdf):
             pass
         _wait_status(t, bdf, "suspended")
         pci.write(IDLE_D3_OFF, "N")
-
-
-@contextlib.contextmanager
-def _reopened(t: Test, bdf: str) -> Iterator[vfio.Device]:
-    """Open *bdf*, bound already, and leave it bound."""
-    if "noiommu-cdev" in t.features:
-        with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
-            device.bind_iommufd(iommufd.fd)
-            yield device
-        return
-    with vfio.open_container() as container, vfio.open_group(bdf) as group:
-        group.set_container(container)
-        container.set_iommu(vfio.NOIOMMU_IOMMU)
-        with group.device(bdf) as device:
-            yield device
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pm_config_write()")
@@ -137,21 +93,25 @@ def user_puts_the_device_to_sleep(t: Test) -> None:
     mapping (SIGBUS) and by file (EIO) until D0 is written, and then are where they were."""
     bdf = t.device("igb")
     with opened(t, bdf) as device, device.bar() as bar:
-        control = _power_capability(t, device) + POWER_CONTROL
+        control = pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL
         device.set_bus_master()
-        command, base = _raw(bdf, vfio.PCI_COMMAND, 2), _raw(bdf, 0x10, 4)
+        command, base = pci.config_number(bdf, vfio.PCI_COMMAND, 2), pci.config_number(bdf, 0x10, 4)
         status = bar.read32(igb.STATUS)
         device.write_config(control, 2, D3)
         t.equal(device.read_config(control, 2) & POWER_STATE, D3, "the state that the user reads")
-        t.equal(_raw(bdf, control, 2) & POWER_STATE, D3, "the state of the device")
+        t.equal(pci.config_number(bdf, control, 2) & POWER_STATE, D3, "the state of the device")
         t.equal(device.read_config(0, 4), igb.DEVICE_ID << 16 | igb.VENDOR_ID, "the ids in D3")
-        _check_faults(t, bar, "in D3")
+        sigbus(t, lambda: bar.read32(0), "a load by the mapping in D3")
         t.errno(errno.EIO, os.pread, device.fd, 4, device.region(vfio.BAR0).offset)
         device.write_config(control, 2, D0)
-        t.equal(_raw(bdf, control, 2) & POWER_STATE, D0, "the state of the device after D0 was written")
+        t.equal(
+            pci.config_number(bdf, control, 2) & POWER_STATE,
+            D0,
+            "the state of the device after D0 was written",
+        )
         t.equal(bar.read32(igb.STATUS), status, "a register by the mapping made before")
-        t.equal(_raw(bdf, vfio.PCI_COMMAND, 2), command, "the command register")
-        t.equal(_raw(bdf, 0x10, 4), base, "the first base address")
+        t.equal(pci.config_number(bdf, vfio.PCI_COMMAND, 2), command, "the command register")
+        t.equal(pci.config_number(bdf, 0x10, 4), base, "the first base address")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset() (power state)")
@@ -159,7 +119,7 @@ def reset_wakes_the_device(t: Test) -> None:
     """RESET of a device in D3 succeeds and leaves it in D0, with its registers at their defaults."""
     bdf = t.device("igb")
     with opened(t, bdf) as device, device.bar() as bar:
-        control = _power_capability(t, device) + POWER_CONTROL
+        control = pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL
         default = bar.read32(igb.RDLEN)
         bar.write32(igb.RDLEN, 4096)
         device.write_config(control, 2, D3)
@@ -173,14 +133,14 @@ def next_user_finds_the_device_awake(t: Test) -> None:
     """A device that its user leaves in D3, or in low power, is in D0 and works for the next one."""
     bdf = t.device("igb")
     with pci.bound(bdf):
-        for leave in (D3, LOW_POWER_ENTRY):
-            with _reopened(t, bdf) as device:
-                control = _power_capability(t, device) + POWER_CONTROL
+        for leave in (D3, vfio.LOW_POWER_ENTRY):
+            with reopened(t, bdf) as device:
+                control = pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL
                 if leave == D3:
                     device.write_config(control, 2, D3)
                 else:
-                    device.feature(SET | LOW_POWER_ENTRY)
-            with _reopened(t, bdf) as device, device.bar() as bar:
+                    device.feature(SET | vfio.LOW_POWER_ENTRY)
+            with reopened(t, bdf) as device, device.bar() as bar:
                 t.equal(
                     device.read_config(control, 2) & POWER_STATE, D0, "the state that the next user finds"
                 )
@@ -194,14 +154,15 @@ def wake_events_stay_off(t: Test) -> None:
     """No user switches wake events on, or sees that somebody did."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
-        control = _power_capability(t, device) + POWER_CONTROL
+        control = pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL
         device.write_config(control, 2, POWER_PME_ENABLE)
-        t.equal(_raw(bdf, control, 2) & POWER_PME_ENABLE, 0, "what reached the device")
-        with open(pci.path_of(bdf) / "config", "r+b", buffering=0) as config:
-            os.pwrite(config.fileno(), POWER_PME_ENABLE.to_bytes(2, "little"), control)
-            t.equal(_raw(bdf, control, 2), POWER_PME_ENABLE, "what the device has once the kernel wrote it")
-            t.equal(device.read_config(control, 2) & POWER_PME_ENABLE, 0, "what the user reads then")
-            os.pwrite(config.fileno(), bytes(2), control)
+        t.equal(pci.config_number(bdf, control, 2) & POWER_PME_ENABLE, 0, "what reached the device")
+        pci.write_config(bdf, control, POWER_PME_ENABLE.to_bytes(2, "little"))
+        t.equal(
+            pci.config_number(bdf, control, 2), POWER_PME_ENABLE, "what the device has once it was written"
+        )
+        t.equal(device.read_config(control, 2) & POWER_PME_ENABLE, 0, "what the user reads then")
+        pci.write_config(bdf, control, bytes(2))
 
 
 @case(needs=EDU, cites="include/uapi/linux/vfio.h VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY; vfio_pci_core.c")
@@ -210,19 +171,19 @@ def low_power_lasts_until_the_exit(t: Test) -> None:
     a mapping is SIGBUS, until its user ends low power."""
     bdf = t.device("edu", iommu=False)
     with opened(t, bdf) as device, device.bar() as bar:
-        t.equal(bar.read32(0), 0x010000ED, "a register by mapping before")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping before")
         where = device.region(vfio.BAR0).offset
-        device.feature(SET | LOW_POWER_ENTRY)
+        device.feature(SET | vfio.LOW_POWER_ENTRY)
         for turn in range(2):
             _wait_status(t, bdf, "suspended")
-            _check_faults(t, bar, f"in low power at turn {turn}")
+            sigbus(t, lambda: bar.read32(0), f"a load by the mapping in low power at turn {turn}")
             t.equal(_status(bdf), "suspended", "runtime status after an access by mapping")
-            t.equal(os.pread(device.fd, 4, where), struct.pack("<I", 0x010000ED), "a register by file")
+            t.equal(os.pread(device.fd, 4, where), struct.pack("<I", edu.IDENTIFIES), "a register by file")
         _wait_status(t, bdf, "suspended")
         t.equal(device.read_config(0, 2), edu.VENDOR_ID, "the vendor in low power")
-        device.feature(SET | LOW_POWER_EXIT)
+        device.feature(SET | vfio.LOW_POWER_EXIT)
         t.equal(_status(bdf), "active", "runtime status after the exit")
-        t.equal(bar.read32(0), 0x010000ED, "a register by mapping after the exit")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping after the exit")
 
 
 def _wakeup(fd: int) -> bytes:
@@ -237,15 +198,15 @@ def wakeup_is_announced_and_ends_low_power(t: Test) -> None:
     with opened(t, bdf) as device, device.bar() as bar:
         event = Event()
         for _ in range(2):
-            device.feature(SET | LOW_POWER_ENTRY_WAKEUP, _wakeup(event.fd))
+            device.feature(SET | vfio.LOW_POWER_ENTRY_WAKEUP, _wakeup(event.fd))
             _wait_status(t, bdf, "suspended")
-            _check_faults(t, bar, "in low power")
+            sigbus(t, lambda: bar.read32(0), "a load by the mapping in low power")
             t.check(event.silent(), "an access by mapping was announced as a wakeup")
             t.equal(device.read_config(0, 2), edu.VENDOR_ID, "the vendor")
             t.equal(event.arrives(), 1, "signals of the wakeup")
             t.equal(_status(bdf), "active", "runtime status after the wakeup")
-            t.equal(bar.read32(0), 0x010000ED, "a register by mapping after the wakeup")
-        device.feature(SET | LOW_POWER_EXIT)
+            t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping after the wakeup")
+        device.feature(SET | vfio.LOW_POWER_EXIT)
         t.check(event.silent(), "an exit from no low power was announced")
 
 
@@ -255,11 +216,11 @@ def exit_announces_a_wakeup(t: Test) -> None:
     bdf = t.device("edu", iommu=False)
     with opened(t, bdf) as device, device.bar() as bar:
         event = Event()
-        device.feature(SET | LOW_POWER_ENTRY_WAKEUP, _wakeup(event.fd))
+        device.feature(SET | vfio.LOW_POWER_ENTRY_WAKEUP, _wakeup(event.fd))
         _wait_status(t, bdf, "suspended")
-        device.feature(SET | LOW_POWER_EXIT)
+        device.feature(SET | vfio.LOW_POWER_EXIT)
         t.equal(event.arrives(), 1, "signals of the exit")
-        t.equal(bar.read32(0), 0x010000ED, "a register by mapping after the exit")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping after the exit")
 
 
 @case(needs=EDU, cites="include/uapi/linux/vfio.h VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP")
@@ -271,13 +232,13 @@ def no_wakeup_without_sleep(t: Test) -> None:
         control = pci.path_of(bdf) / "power" / "control"
         pci.write(control, "on")
         event = Event()
-        device.feature(SET | LOW_POWER_ENTRY_WAKEUP, _wakeup(event.fd))
+        device.feature(SET | vfio.LOW_POWER_ENTRY_WAKEUP, _wakeup(event.fd))
         t.equal(device.read_config(0, 2), edu.VENDOR_ID, "the vendor")
         t.equal(_status(bdf), "active", "runtime status of a device that is kept awake")
-        t.errno(errno.EINVAL, device.feature, SET | LOW_POWER_ENTRY)
-        _check_faults(t, bar, "in low power that was not entered")
-        device.feature(SET | LOW_POWER_EXIT)
-        t.equal(bar.read32(0), 0x010000ED, "a register by mapping after the exit")
+        t.errno(errno.EINVAL, device.feature, SET | vfio.LOW_POWER_ENTRY)
+        sigbus(t, lambda: bar.read32(0), "a load by the mapping in low power that was not entered")
+        device.feature(SET | vfio.LOW_POWER_EXIT)
+        t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping after the exit")
         t.check(event.silent(), "a wakeup was announced although the device never slept")
         pci.write(control, "auto")
 
@@ -286,13 +247,13 @@ def no_wakeup_without_sleep(t: Test) -> None:
 def wakeup_needs_an_eventfd(t: Test) -> None:
     """Low power with wakeup wants a whole argument and an eventfd; what is refused does not enter it."""
     with opened(t, t.device("edu", iommu=False)) as device, device.bar() as bar:
-        entry = SET | LOW_POWER_ENTRY_WAKEUP
+        entry = SET | vfio.LOW_POWER_ENTRY_WAKEUP
         t.errno(errno.EINVAL, device.feature, entry)
         t.errno(errno.EINVAL, device.feature, entry, _wakeup(Event().fd)[:7])
         t.errno(errno.EINVAL, device.feature, entry, _wakeup(-1))
         t.errno(errno.EBADF, device.feature, entry, _wakeup(999))
         t.errno(errno.EINVAL, device.feature, entry, _wakeup(device.fd))
-        t.equal(bar.read32(0), 0x010000ED, "a register by mapping after the refusals")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping after the refusals")
 
 
 @case(
@@ -318,9 +279,9 @@ def interrupts_survive_low_power(t: Test) -> None:
 
 
 def _sleep_and_wake(t: Test, bdf: str, device: vfio.Device) -> None:
-    device.feature(SET | LOW_POWER_ENTRY)
+    device.feature(SET | vfio.LOW_POWER_ENTRY)
     _wait_status(t, bdf, "suspended")
-    device.feature(SET | LOW_POWER_EXIT)
+    device.feature(SET | vfio.LOW_POWER_EXIT)
 
 
 @contextlib.contextmanager
@@ -338,12 +299,12 @@ def reset_is_offered_where_it_works(t: Test) -> None:
     """Whether a device can be reset is found out when it is opened: the flag and the ioctl (EINVAL) agree."""
     bdf = t.device("igb")
     with pci.bound(bdf):
-        with _no_reset(bdf), _reopened(t, bdf) as device:
+        with _no_reset(bdf), reopened(t, bdf) as device:
             t.check(
                 not device.info().flags & vfio.DEVICE_FLAGS_RESET, "a reset that nobody can do is offered"
             )
             t.errno(errno.EINVAL, device.reset)
-        with _reopened(t, bdf) as device:
+        with reopened(t, bdf) as device:
             t.check(device.info().flags & vfio.DEVICE_FLAGS_RESET, "no reset is offered where there is one")
             device.reset()
 

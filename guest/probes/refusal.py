@@ -10,7 +10,7 @@ from pathlib import Path
 from guest import caps, memory, pci, taint, vfio
 from guest import iommufd as api
 from guest.case import Test, case
-from guest.iommufd import Iommufd
+from guest.iommufd import NO_SUCH_ID, Iommufd
 from guest.opened import through_cdev, through_group
 
 
@@ -55,7 +55,7 @@ def without_cdev_get_pa_is_compiled_out(t: Test) -> None:
     """Without CONFIG_IOMMUFD_NOIOMMU every GET_PA is EOPNOTSUPP, whoever asks and whatever the arguments."""
     with Iommufd() as iommufd:
         ioas = iommufd.ioas_alloc()
-        for arguments in ((ioas, 0, 1), (ioas, 0, 0), (0xDEAD, 0, 1), (ioas, api.LAST_IOVA, 1)):
+        for arguments in ((ioas, 0, 1), (ioas, 0, 0), (NO_SUCH_ID, 0, 1), (ioas, api.LAST_IOVA, 1)):
             t.errno(errno.EOPNOTSUPP, iommufd.get_pa, *arguments)
 
         def without_rawio() -> None:
@@ -165,12 +165,8 @@ def nodes_do_not_open_without_a_device(t: Test) -> None:
         if nodes.cdev is None:
             t.skip("no-IOMMU devices have no cdev here")
         number = os.stat(nodes.cdev).st_rdev
-    kept = Path("/dev/vfio-harness-kept")
-    os.mknod(kept, 0o600 | 0o020000, number)
-    try:
+    with pci.kept_node(number) as kept:
         t.errno(errno.ENXIO, os.open, kept, os.O_RDWR)
-    finally:
-        kept.unlink()
 
 
 def _symbols(*prefixes: str) -> list[str]:

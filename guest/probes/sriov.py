@@ -22,11 +22,9 @@ ALLOWED = Path("/sys/module/vfio_pci/parameters/enable_sriov")
 VF_ID = 0x10CA_8086
 CLASS = 0x0A
 
-# include/uapi/linux/pci_regs.h
-CAP_LIST, CAP_POWER, POWER_CONTROL, POWER_STATE = 0x34, 0x01, 4, 3
 
-# include/uapi/linux/vfio.h
-FEATURE_VF_TOKEN = 0
+# include/uapi/linux/pci_regs.h
+POWER_CONTROL, POWER_STATE = 4, 3
 
 GOES = 10.0
 
@@ -57,13 +55,6 @@ def _found(pf: str, count: int) -> list[str]:
 
 def _number(pf: str) -> str:
     return pci.read(pci.path_of(pf) / "sriov_numvfs")
-
-
-def _raw(bdf: str, offset: int, size: int) -> int:
-    """A number in the configuration space of *bdf*, past VFIO."""
-    with open(pci.path_of(bdf) / "config", "rb") as config:
-        config.seek(offset)
-        return int.from_bytes(config.read(size), "little")
 
 
 def _token(t: Test) -> uuid.UUID:
@@ -230,12 +221,12 @@ def token_is_a_feature_of_the_pf(t: Test) -> None:
     function does not have that feature (ENOTTY)."""
     pf, token, other = t.device("igb"), _token(t), _token(t)
     with _functions(pf, 1) as (vf,), _use(t, pf, token) as device:
-        device.feature(vfio.FEATURE_PROBE | vfio.FEATURE_SET | FEATURE_VF_TOKEN)
-        t.errno(errno.EINVAL, device.feature, vfio.FEATURE_GET | FEATURE_VF_TOKEN, bytes(16))
-        t.errno(errno.EINVAL, device.feature, vfio.FEATURE_SET | FEATURE_VF_TOKEN, bytes(15))
+        device.feature(vfio.FEATURE_PROBE | vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN)
+        t.errno(errno.EINVAL, device.feature, vfio.FEATURE_GET | vfio.FEATURE_VF_TOKEN, bytes(16))
+        t.errno(errno.EINVAL, device.feature, vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN, bytes(15))
         with _use(t, vf, token) as function:
-            device.feature(vfio.FEATURE_SET | FEATURE_VF_TOKEN, other.bytes)
-            attempt = vfio.FEATURE_SET | FEATURE_VF_TOKEN
+            device.feature(vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN, other.bytes)
+            attempt = vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN
             t.errno(errno.ENOTTY, function.feature, attempt, token.bytes)
             t.equal(function.read_config(0, 4), VF_ID, "the function of one who came by the old token")
         t.errno(errno.EACCES, _try, t, vf, token)
@@ -292,7 +283,7 @@ def function_looks_like_a_device(t: Test) -> None:
     has no INTx and the vectors of its own table."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 1) as (vf,), _use(t, pf, token), _use(t, vf, token) as device:
-        t.equal(_raw(vf, 0, 4), 0xFFFFFFFF, "the ids without VFIO")
+        t.equal(pci.config_number(vf, 0, 4), 0xFFFFFFFF, "the ids without VFIO")
         t.equal(device.read_config(0, 4), VF_ID, "the ids by VFIO")
         t.equal(device.irq_info(vfio.INTX).count, 0, "INTx interrupts")
         t.equal(device.irq_info(vfio.MSIX).count, 3, "MSI-X vectors")
@@ -314,9 +305,13 @@ def function_can_be_reset(t: Test) -> None:
         device.set_bus_master()
         device.reset()
         t.equal(
-            _raw(vf, vfio.PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER, vfio.PCI_COMMAND_MASTER, "bus master"
+            pci.config_number(vf, vfio.PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER,
+            vfio.PCI_COMMAND_MASTER,
+            "bus master",
         )
-        t.equal([_raw(bdf, CLASS, 2) for bdf in (pf, vf, other)], [0x0200] * 3, "classes on the bus")
+        t.equal(
+            [pci.config_number(bdf, CLASS, 2) for bdf in (pf, vf, other)], [0x0200] * 3, "classes on the bus"
+        )
 
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable(); drivers/pci/iov.c")
@@ -328,7 +323,7 @@ def functions_outlive_the_user_of_their_pf(t: Test) -> None:
         with _use(t, pf, token) as master, _use(t, vf, token) as device:
             master.close()
             t.equal((_number(pf), pci.find("igb-vf")), ("1", [vf]), "functions after the close")
-            t.equal(_raw(vf, CLASS, 2), 0x0200, "class of the function on the bus")
+            t.equal(pci.config_number(vf, CLASS, 2), 0x0200, "class of the function on the bus")
             t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the function does not answer")
             device.reset()
         with _use(t, vf, token) as device:
@@ -374,14 +369,9 @@ def unbinding_a_pf_takes_its_functions_first(t: Test) -> None:
         t.equal((pci.driver(pf), _number(pf)), (None, "0"), "driver and functions afterwards")
 
 
-def _power_capability(bdf: str) -> tuple[int, int]:
-    """Where the power management capability of *bdf* is, and the power state in it, past VFIO."""
-    with open(pci.path_of(bdf) / "config", "rb") as config:
-        space = config.read(256)
-    offset = space[CAP_LIST]
-    while offset and space[offset] != CAP_POWER:
-        offset = space[offset + 1]
-    return offset, space[offset + POWER_CONTROL] & POWER_STATE
+def _power_state(bdf: str) -> int:
+    """The power state of *bdf*, past VFIO."""
+    return pci.config_number(bdf, pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL, 1) & POWER_STATE
 
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_set_power_state() (sriov_active)")
@@ -389,17 +379,17 @@ def pf_with_functions_stays_awake(t: Test) -> None:
     """A PF that has functions cannot be put to sleep by its user, and creating functions wakes it up."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 1), _use(t, pf, token) as device:
-        offset, state = _power_capability(pf)
-        t.check(offset, "no power management capability")
-        device.write_config(offset + POWER_CONTROL, 2, 3)
-        t.equal((_power_capability(pf)[1], state), (0, 0), "power state after D3 was asked for")
+        control = pci.capability(pf, pci.CAP_POWER) + POWER_CONTROL
+        t.equal(_power_state(pf), 0, "power state at first")
+        device.write_config(control, 2, 3)
+        t.equal(_power_state(pf), 0, "power state after D3 was asked for")
         with device.bar() as bar:
             t.check(bar.read32(igb.STATUS) != 0xFFFFFFFF, "the registers are out of reach")
         pci.set_virtual_functions(pf, 0)
-        device.write_config(offset + POWER_CONTROL, 2, 3)
-        t.equal(_power_capability(pf)[1], 3, "power state once there are no functions")
+        device.write_config(control, 2, 3)
+        t.equal(_power_state(pf), 3, "power state once there are no functions")
         pci.set_virtual_functions(pf, 1)
-        t.equal(_power_capability(pf)[1], 0, "power state after functions were created")
+        t.equal(_power_state(pf), 0, "power state after functions were created")
 
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_sriov_configure() (pm_runtime)")

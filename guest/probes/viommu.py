@@ -26,14 +26,8 @@ GROUP = ("viommu", "group", "edu")
 
 # Above the memory of any test machine, so that no IOVA is the physical address of anything.
 IOVA = 0x40_0000_0000
-# Where the processor takes interrupt messages: Intel SDM volume 3, "Message Address Register Format".
-MSI_WINDOW = 0xFEE00000
 # include/uapi/linux/iommufd.h IOMMU_HW_CAP_DIRTY_TRACKING
 HW_CAP_DIRTY_TRACKING = 1
-
-
-def _pattern(t: Test, length: int) -> bytes:
-    return bytes(t.random.randrange(1, 256) for _ in range(length))
 
 
 @contextlib.contextmanager
@@ -48,7 +42,7 @@ def _edu(t: Test) -> Iterator[tuple[CdevUser, edu.Edu, memory.Buffer]]:
 
 def _round_trip(t: Test, device: edu.Edu, buffer: memory.Buffer, iova: int) -> None:
     """Have the device copy the first page of *buffer*, mapped at *iova*, to the second."""
-    data = _pattern(t, 256)
+    data = memory.pattern(t.random, 256)
     buffer.write(data)
     device.copy_from_ram(iova, 256)
     device.copy_to_ram(iova + PAGE, 256)
@@ -105,7 +99,7 @@ def physical_addresses_reach_nothing(t: Test) -> None:
     with _edu(t) as (user, device, buffer):
         user.map(buffer, IOVA)
         _round_trip(t, device, buffer, IOVA)
-        secret, mark = _pattern(t, 64), _pattern(t, 64)
+        secret, mark = memory.pattern(t.random, 64), memory.pattern(t.random, 64)
         buffer.write(secret)
         device.copy_from_ram(buffer.physical(), 64)
         device.copy_to_ram(IOVA + 2 * PAGE, 64)
@@ -125,7 +119,7 @@ def detach_and_unmap_cut_the_device_off(t: Test) -> None:
     """After UNMAP, and after DETACH, the device's writes to that IOVA no longer reach memory; after
     attaching again they do."""
     with _edu(t) as (user, device, buffer):
-        mark = _pattern(t, 64)
+        mark = memory.pattern(t.random, 64)
         for cut in ("unmap", "detach"):
             user.map(buffer, IOVA)
             _round_trip(t, device, buffer, IOVA)
@@ -147,9 +141,9 @@ def interrupt_window_is_reserved(t: Test) -> None:
     with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as buffer:
         buffer.fill(1)
         ranges, _alignment = user.iommufd.iova_ranges(user.ioas)
-        inside = [one for one in ranges if one[0] <= MSI_WINDOW <= one[1]]
+        inside = [one for one in ranges if one[0] <= memory.MSI_WINDOW <= one[1]]
         t.equal(inside, [], "ranges that contain the interrupt window")
-        t.errno(errno.EINVAL, user.iommufd.map, user.ioas, buffer.address, PAGE, MSI_WINDOW)
+        t.errno(errno.EINVAL, user.iommufd.map, user.ioas, buffer.address, PAGE, memory.MSI_WINDOW)
         user.iommufd.map(user.ioas, buffer.address, PAGE, IOVA)
 
 
@@ -256,7 +250,7 @@ def two_kinds_of_address_side_by_side(t: Test) -> None:
         other.device.set_bus_master()
         with one.device.bar() as bar, other.device.bar() as other_bar:
             _round_trip(t, edu.Edu(bar), buffer, IOVA)
-            data = _pattern(t, 512)
+            data = memory.pattern(t.random, 512)
             buffer.write(data)
             edu.Edu(other_bar).copy_from_ram(source, 512)
             edu.Edu(other_bar).copy_to_ram(target, 512)
@@ -382,7 +376,7 @@ def address_spaces_isolate_devices(t: Test) -> None:
         user.iommufd.map(user.ioas, buffer.address, PAGE, IOVA)
         user.iommufd.map(theirs, buffer.address + PAGE, PAGE, IOVA)
         user.iommufd.map(theirs, buffer.address + 2 * PAGE, PAGE, IOVA + PAGE)
-        data, mark = _pattern(t, 64), _pattern(t, 64)
+        data, mark = memory.pattern(t.random, 64), memory.pattern(t.random, 64)
         buffer.write(data)
         buffer.write(mark, PAGE)
         buffer.write(mark, 2 * PAGE)
