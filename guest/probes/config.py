@@ -10,9 +10,9 @@ import errno
 import os
 import struct
 
-from guest import edu, igb, pci, vfio
+from guest import edu, pci, vfio
 from guest.case import Test, case
-from guest.opened import Event, opened, sigbus
+from guest.opened import Event, opened
 from guest.vfio import CONFIG, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY
 
 EDU = ("noiommu", "edu", "!viommu")
@@ -24,8 +24,6 @@ CACHE_LINE_SIZE = 0x0C
 BAR0, ROM_ADDRESS = 0x10, 0x30
 EXT_CAPS, EXT_CAP_SRIOV = 0x100, 0x10
 PM_PMC, PM_CTRL = 2, 4
-PMCSR_PME_ENABLE, PMCSR_STATE = 0x100, 3
-D0, D1, D3HOT = 0, 1, 3
 EXPRESS_DEVCTL, EXPRESS_LNKCTL = 8, 0x10
 DEVCTL_PAYLOAD, DEVCTL_READ_REQUEST = 0xE0, 0x7000
 MSI_FLAGS = 2
@@ -279,79 +277,6 @@ def msi_vectors_are_enabled_by_set_irqs_alone(t: Test) -> None:
                 )
         device.disable_irqs(vfio.MSI)
         t.equal(pci.config_number(bdf, flags, 2) & 1, 0, "the device's enable bit after SET_IRQS")
-
-
-@case(
-    needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pm_config_write(); vfio_pci_set_power_state()"
-)
-def sleeping_device_has_no_memory(t: Test) -> None:
-    """In D3hot the card's state reads so, its BAR is EIO by file and a SIGBUS by mapping; back in D0
-    everything is as before, BARs and command register too. A state that the card does not have is ignored."""
-    bdf = t.device("igb")
-    with opened(t, bdf) as device, device.bar() as bar:
-        pmcsr, offset = pci.capability(bdf, pci.CAP_POWER) + PM_CTRL, device.region(vfio.BAR0).offset
-        device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2) | PCI_COMMAND_MASTER)
-        header, status = pci.config(bdf, 4, 0x30), bar.read32(8)
-        device.write_config(pmcsr, 2, D1)
-        t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after writing D1")
-        device.write_config(pmcsr, 2, D3HOT)
-        t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D3HOT, "the state after writing D3hot")
-        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), igb.DEVICE_ID << 16 | igb.VENDOR_ID, "ids asleep")
-        t.errno(errno.EIO, os.pread, device.fd, 4, offset + 8)
-        t.errno(errno.EIO, os.pwrite, device.fd, bytes(4), offset)
-        sigbus(t, lambda: bar.read32(8), "a load in D3hot")
-        device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2) | PCI_COMMAND_MEMORY)
-        t.errno(errno.EIO, os.pread, device.fd, 4, offset + 8)
-        device.write_config(pmcsr, 2, D0)
-        t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after writing D0")
-        t.equal(pci.config(bdf, 4, 0x30), header, "the card's own header")
-        t.equal(bar.read32(8) & 0xF, status & 0xF, "duplex, link and function id by the mapping")
-
-
-@case(
-    needs=IGB,
-    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset(), vfio_pci_core_disable()",
-    timeout=45,
-)
-def sleeping_device_is_woken(t: Test) -> None:
-    """A reset wakes a card from D3hot, and a user who leaves it there leaves it awake for the next."""
-    bdf = t.device("igb")
-    with pci.bound(bdf):
-        with opened(t, bdf) as device, device.bar() as bar:
-            pmcsr = pci.capability(bdf, pci.CAP_POWER) + PM_CTRL
-            device.write_config(pmcsr, 2, D3HOT)
-            device.reset()
-            t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after a reset")
-            t.check(bar.read32(8) != 0xFFFFFFFF, "the status register reads as ones after the reset")
-            device.write_config(pmcsr, 2, D3HOT)
-        with opened(t, bdf) as device, device.bar() as bar:
-            t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state for the next user")
-            t.check(bar.read32(8) != 0xFFFFFFFF, "the status register reads as ones for the next user")
-            t.equal(len(os.pread(device.fd, 4, device.region(vfio.BAR0).offset)), 4, "bytes read by file")
-
-
-@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_pm_perm()")
-def wake_events_are_not_the_users(t: Test) -> None:
-    """The bit that enables wake events reads as zero whatever the card or the user writes, and the user can
-    neither set nor clear the card's."""
-    bdf = t.device("igb")
-    with opened(t, bdf) as device:
-        pmcsr = pci.capability(bdf, pci.CAP_POWER) + PM_CTRL
-        for real in (0, PMCSR_PME_ENABLE):
-            pci.write_config(bdf, pmcsr, struct.pack("<H", real))
-            t.equal(
-                pci.config_number(bdf, pmcsr, 2) & PMCSR_PME_ENABLE, real, "the card's own bit, set past VFIO"
-            )
-            for size, offset, value in (
-                (2, 0, real ^ PMCSR_PME_ENABLE),
-                (4, 0, PMCSR_PME_ENABLE),
-                (1, 1, 0),
-                (1, 1, 1),
-            ):
-                device.write_config(pmcsr + offset, size, value)
-                t.equal(device.read_config(pmcsr, 2) & PMCSR_PME_ENABLE, 0, "the bit shown")
-                t.equal(pci.config_number(bdf, pmcsr, 2) & PMCSR_PME_ENABLE, real, "the card's own bit")
-        pci.write_config(bdf, pmcsr, bytes(2))
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_exp_perm(), vfio_exp_config_write()")

@@ -274,21 +274,6 @@ def features_can_be_probed(t: Test) -> None:
         t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "vendor id after all probes")
 
 
-@case(
-    needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_runtime_pm_entry(), vfio_pci_core_pm_exit()"
-)
-def low_power_is_entered_once(t: Test) -> None:
-    """A device in low power cannot enter it again; after leaving it, however often, it works as before."""
-    with opened(t, t.device("edu")) as device, device.bar() as bar:
-        device.feature(SET | vfio.LOW_POWER_ENTRY)
-        t.errno(errno.EINVAL, device.feature, SET | vfio.LOW_POWER_ENTRY)
-        device.feature(SET | vfio.LOW_POWER_EXIT)
-        device.feature(SET | vfio.LOW_POWER_EXIT)
-        t.equal(bar.read32(edu.REG_IDENTIFICATION), edu.IDENTIFIES, "identification after low power")
-        device.feature(SET | vfio.LOW_POWER_ENTRY)
-        device.feature(SET | vfio.LOW_POWER_EXIT)
-
-
 @case(needs=(*EDU, "!hotplug", "!mixed"), cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset()")
 def no_reset_where_none_exists(t: Test) -> None:
     """edu on the root bus has no way to be reset: RESET, HOT_RESET and its information are refused, and the
@@ -535,85 +520,6 @@ def reset_switches_no_memory_on(t: Test) -> None:
             t.equal(fresh.read32(8), bar.read32(8), "the status register by the new and the old mapping")
             t.equal(fresh.read32(8) & 0xF, status & 0xF, "duplex, link and function id after the reset")
         t.equal(len(os.pread(device.fd, 4, offset)), 4, "bytes read from the BAR")
-
-
-@case(
-    needs=EDU,
-    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_runtime_pm_entry(), vfio_pci_vmf_insert_pfn() "
-    "(pm_runtime_engaged)",
-)
-def low_power_takes_the_mapping_away(t: Test) -> None:
-    """In low power a mapped BAR is a SIGBUS, while ioctls and the file wake the device and work; after
-    leaving it, and for the next user who finds it left in low power, mappings work."""
-    bdf = t.device("edu")
-    with pci.bound(bdf):
-        with opened(t, bdf) as device, device.bar() as bar:
-            offset = device.region(BAR0).offset
-            device.feature(SET | vfio.LOW_POWER_ENTRY)
-            sigbus(t, lambda: bar.read32(0), "a load in low power")
-            t.equal(
-                os.pread(device.fd, 4, offset), struct.pack("<I", edu.IDENTIFIES), "identification by file"
-            )
-            t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "vendor id in low power")
-            sigbus(t, lambda: bar.read32(0), "a load in low power after the device was used")
-            device.feature(SET | vfio.LOW_POWER_EXIT)
-            t.equal(bar.read32(0), edu.IDENTIFIES, "identification after low power")
-            device.feature(SET | vfio.LOW_POWER_ENTRY)
-        with opened(t, bdf) as device, device.bar() as bar:
-            t.equal(bar.read32(0), edu.IDENTIFIES, "identification for the next user")
-            device.feature(SET | vfio.LOW_POWER_ENTRY)
-
-
-@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_pm_entry_with_wakeup()")
-def wakeup_needs_an_eventfd(t: Test) -> None:
-    """Low power with a wakeup wants a whole payload with an eventfd in it; every refusal leaves the device
-    awake, and leaving it again works; a payload too long is ignored."""
-    with opened(t, t.device("edu")) as device, device.bar() as bar, Brink() as edge:
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-
-        def enter(fd: int, size: int = 8) -> None:
-            device.feature(SET | vfio.LOW_POWER_ENTRY_WAKEUP, struct.pack("<ii", fd, 0)[:size])
-
-        event = Event()
-        t.errno(errno.EINVAL, enter, event.fd, 7)
-        t.errno(errno.EINVAL, enter, event.fd, 0)
-        t.errno(errno.EINVAL, enter, -1)
-        t.errno(errno.EBADF, enter, 999)
-        t.errno(errno.EINVAL, enter, null)
-        cut = edge.put(struct.pack("<II", 16, SET | vfio.LOW_POWER_ENTRY_WAKEUP))
-        t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_FEATURE, cut)
-        t.equal(bar.read32(0), edu.IDENTIFIES, "identification after the refusals")
-        enter(event.fd)
-        device.feature(SET | vfio.LOW_POWER_EXIT)
-        t.equal(bar.read32(0), edu.IDENTIFIES, "identification after low power")
-        device.feature(SET | vfio.LOW_POWER_ENTRY, bytes(64))
-        device.feature(SET | vfio.LOW_POWER_EXIT, bytes(64))
-
-
-@case(
-    needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_runtime_resume() (pm_wake_eventfd_ctx)"
-)
-def wakeup_is_told(t: Test) -> None:
-    """A device that was suspended in low power with a wakeup signals its eventfd once when it is woken, and
-    has left low power by that: its mapping works."""
-    bdf = t.device("igb")
-    with opened(t, bdf) as device, device.bar() as bar:
-        status = pci.path_of(bdf) / "power" / "runtime_status"
-        if not status.exists():
-            t.skip("this kernel has no runtime power management")
-        event = Event()
-        before = bar.read32(8)
-        device.feature(SET | vfio.LOW_POWER_ENTRY_WAKEUP, struct.pack("<ii", event.fd, 0))
-        t.wait_until(lambda: pci.read(status) == "suspended", "the suspend of the device")
-        t.equal(libc.eventfd_count(event.fd), 0, "wakeups before the device was woken")
-        t.equal(
-            device.read_config(vfio.PCI_VENDOR_ID, 2), 0x8086, "vendor id of the device, woken by reading it"
-        )
-        t.equal(event.arrives(), 1, "wakeups told")
-        t.equal(bar.read32(8), before, "the status register by the mapping")
-        device.feature(SET | vfio.LOW_POWER_ENTRY)
-        device.feature(SET | vfio.LOW_POWER_EXIT)
-        t.check(event.silent(), "a wakeup was told for a low power without one")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_pci_hot_reset()")

@@ -21,6 +21,7 @@ from guest.vfio import CONFIG, MSIX, PCI_COMMAND
 IGB = ("noiommu", "igb", "!viommu")
 LOOPBACK = ("noiommu-cdev", "igb", "!viommu")
 
+# include/uapi/linux/pci_regs.h
 EXPRESS_DEVCTL = 8
 DEVCTL_FLR = 0x8000
 
