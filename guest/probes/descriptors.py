@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from guest import brink, edu, forked, libc, memory, pci, vfio
 from guest import iommufd as api
 from guest.case import Test, case
-from guest.iommufd import LAST_IOVA, Iommufd
+from guest.iommufd import Iommufd
 from guest.memory import PAGE
 from guest.opened import through_cdev, through_group
 from guest.uapi import Descriptor
@@ -231,34 +231,6 @@ def inherited_mapping_holds_the_device(t: Test) -> None:
             child.kill()
             child.wait()
         t.wait_until(lambda: _can_bind(second, mine), "the end of the binding with the child's mapping")
-
-
-@case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin() (source_mm), iopt_alloc_pages()")
-def memory_is_its_mappers(t: Test) -> None:
-    """What a process maps through an iommufd that it shares is its own memory, whoever attaches the device;
-    it stays pinned when that process dies, and cannot be pinned again once it was let go (EFAULT)."""
-    with through_cdev(t.device("edu", iommu=False)) as user, _sockets() as (here, there):
-        user.device.detach()
-
-        def map_own() -> None:
-            page = memory.anonymous()
-            page.write(b"the child's")
-            user.map(page, BASE)
-            there.sendall(page.physical().to_bytes(8, "little"))
-            signal.pause()
-
-        with forked.Child(map_own) as child:
-            physical = int.from_bytes(here.recv(8), "little")
-            user.device.attach(user.ioas)
-            t.equal(user.physical(BASE, PAGE), physical, "the address of the child's page")
-            t.equal(memory.pinned_kib(), 0, "KiB pinned of the parent's memory")
-            child.kill()
-            child.wait()
-        t.equal(user.physical(BASE, PAGE), physical, "the address with the child dead")
-        user.device.detach()
-        t.errno(errno.EFAULT, user.device.attach, user.ioas)
-        t.equal(user.iommufd.unmap(user.ioas, 0, LAST_IOVA), PAGE, "bytes unmapped")
-        t.check(user.device.attach(user.ioas) > 0, "attach without the dead child's memory")
 
 
 @case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_open(), iommufd_fops_release()")

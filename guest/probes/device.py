@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
@@ -11,6 +10,7 @@ import struct
 import time
 
 from guest import brink, edu, libc, pci, vfio
+from guest import iommufd as api
 from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
 from guest.opened import SETTLE, Event, opened, sigbus
@@ -44,14 +44,12 @@ def _resources(bdf: str) -> list[int]:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_info()")
 def info_counts_regions_and_interrupts(t: Test) -> None:
-    """A PCI device has nine regions and five interrupts; an argsz too small is refused, one that just
-    reaches the counts is enough."""
+    """A PCI device has nine regions and five interrupts; an argsz that just reaches the counts is enough, and
+    nothing is written behind them."""
     with opened(t, t.device("edu")) as device:
         info = device.info()
         t.equal((info.num_regions, info.num_irqs), (9, 5), "numbers of regions and interrupts")
         t.check(info.flags & vfio.DEVICE_FLAGS_PCI, "a PCI device does not say that it is one")
-        t.errno(errno.EINVAL, device.call, vfio.DEVICE_GET_INFO, vfio.DeviceInfo(argsz=15))
-        t.errno(errno.EFAULT, device.call, vfio.DEVICE_GET_INFO, 0)
         least = vfio.DeviceInfo(argsz=16, cap_offset=77)
         device.call(vfio.DEVICE_GET_INFO, least)
         t.equal((least.num_regions, least.cap_offset), (9, 77), "regions, and the field beyond argsz")
@@ -79,13 +77,11 @@ def regions_are_the_bars(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_region_info()")
 def regions_that_do_not_exist(t: Test) -> None:
-    """VGA of a device that is none, a tenth region, and an argsz too small are refused."""
+    """VGA of a device that is none and a tenth region are refused."""
     with opened(t, t.device("edu")) as device:
         t.errno(errno.EINVAL, device.region_info, VGA)
         t.errno(errno.EINVAL, device.region_info, 9)
         t.errno(errno.EINVAL, device.region_info, 0xFFFFFFFF)
-        short = vfio.RegionInfo(argsz=ctypes.sizeof(vfio.RegionInfo) - 1, index=BAR0)
-        t.errno(errno.EINVAL, device.call, vfio.DEVICE_GET_REGION_INFO, short)
 
 
 @case(
@@ -167,26 +163,36 @@ def msi_enable_bit_is_not_the_users(t: Test) -> None:
         )
 
 
+def _bus_master_is_off(t: Test, bdf: str) -> None:
+    """Fail unless bus mastering is off at open, can be switched on, and is off after the close."""
+    master = vfio.PCI_COMMAND_MASTER
+
+    def real() -> int:
+        return pci.config_number(bdf, PCI_COMMAND, 2) & master
+
+    with pci.bound(bdf):
+        pci.write_config(bdf, PCI_COMMAND, struct.pack("<H", pci.config_number(bdf, PCI_COMMAND, 2) | master))
+        t.check(real(), "bus mastering cannot be switched on at all")
+        with opened(t, bdf) as device:
+            t.check(not device.read_config(PCI_COMMAND, 2) & master, "bus mastering is on after open")
+            t.check(not real(), "the device's own bit is on after open")
+            device.set_bus_master()
+            t.check(device.read_config(PCI_COMMAND, 2) & master, "switching it on is not shown")
+            t.check(real(), "switching it on does not reach the device")
+            device.close()
+            t.check(not real(), "bus mastering is on after close")
+
+
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable(), vfio_pci_core_disable()")
 def bus_master_is_off_at_open_and_after_close(t: Test) -> None:
     """However the bit was left, a user finds bus mastering off, can switch it on, and cannot leave it on."""
-    bdf = t.device("edu")
-    master = vfio.PCI_COMMAND_MASTER
-    with pci.bound(bdf):
-        command = pci.config_number(bdf, PCI_COMMAND, 2) | master
-        pci.write_config(bdf, PCI_COMMAND, struct.pack("<H", command))
-        t.check(pci.config_number(bdf, PCI_COMMAND, 2) & master, "bus mastering cannot be switched on at all")
-        with opened(t, bdf) as device:
-            t.check(not device.read_config(PCI_COMMAND, 2) & master, "bus mastering is on after open")
-            t.check(
-                not pci.config_number(bdf, PCI_COMMAND, 2) & master, "the device's own bit is on after open"
-            )
-            device.set_bus_master()
-            t.check(
-                pci.config_number(bdf, PCI_COMMAND, 2) & master, "switching it on does not reach the device"
-            )
-            device.close()
-            t.check(not pci.config_number(bdf, PCI_COMMAND, 2) & master, "bus mastering is on after close")
+    _bus_master_is_off(t, t.device("edu"))
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable(), vfio_pci_core_disable()")
+def bus_master_of_a_card_that_is_reset_is_off(t: Test) -> None:
+    """The same holds for a card that is reset, and its configuration put back, at open and close."""
+    _bus_master_is_off(t, t.device("igb"))
 
 
 @case(
@@ -269,8 +275,6 @@ def features_can_be_probed(t: Test) -> None:
         t.errno(errno.EINVAL, device.feature, vfio.LOW_POWER_ENTRY)
         t.errno(errno.EINVAL, device.feature, GET | SET | vfio.LOW_POWER_ENTRY)
         t.errno(errno.EINVAL, device.feature, PROBE | SET | 1 << 19 | vfio.LOW_POWER_ENTRY)
-        short = bytearray(struct.pack("<II", 7, PROBE | SET | vfio.LOW_POWER_ENTRY))
-        t.errno(errno.EINVAL, device.call, vfio.DEVICE_FEATURE, short)
         t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "vendor id after all probes")
 
 
@@ -287,16 +291,24 @@ def no_reset_where_none_exists(t: Test) -> None:
         count = 0 if "noiommu-cdev" in t.features else 1
         request = bytearray(struct.pack("<IIIi", 16, 0, count, -1))
         t.errno(errno.ENODEV, device.call, vfio.DEVICE_PCI_HOT_RESET, request)
-        wrong = bytearray(struct.pack("<IIIi", 16, 0, 1 - count, -1))
-        t.errno(errno.EINVAL, device.call, vfio.DEVICE_PCI_HOT_RESET, wrong)
         t.equal(bar.read32(edu.REG_LIVENESS), 0x5A5A5A5A, "the register that a reset would clear")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_ioctl()")
 def unknown_requests_are_enotty(t: Test) -> None:
-    """A request that vfio-pci does not know, a container's and a group's among them, is ENOTTY."""
+    """A request that vfio-pci does not know, a container's, a group's or an iommufd's, is ENOTTY."""
     with opened(t, t.device("edu")) as device:
-        for request in (vfio.GET_API_VERSION, vfio.GROUP_GET_STATUS, vfio.IOMMU_UNMAP_DMA, 0x3BFF, 0x5401):
+        for request in (
+            vfio.GET_API_VERSION,
+            vfio.SET_IOMMU,
+            vfio.GROUP_GET_STATUS,
+            vfio.GROUP_SET_CONTAINER,
+            vfio.GROUP_UNSET_CONTAINER,
+            vfio.IOMMU_UNMAP_DMA,
+            api.IOAS_NOIOMMU_GET_PA,
+            0x3BFF,
+            0x5401,
+        ):
             t.errno(errno.ENOTTY, device.call, request, bytearray(64))
 
 
@@ -385,6 +397,7 @@ def unwritable_answers_are_faults(t: Test) -> None:
             with brink.frozen(argument) as where:
                 t.errno(errno.EFAULT, libc.ioctl, device.fd, request, where)
         for request in (
+            vfio.DEVICE_GET_INFO,
             vfio.DEVICE_GET_REGION_INFO,
             vfio.DEVICE_GET_IRQ_INFO,
             vfio.DEVICE_SET_IRQS,

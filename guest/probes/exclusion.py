@@ -22,10 +22,11 @@ from guest import iommufd as api
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
-from guest.opened import CdevUser, container_type, through_cdev, through_group, usable
+from guest.opened import CdevUser, container_type, through_cdev, through_group, unbound, usable
 from guest.uapi import errno_of
 
 DOORS = ("group", "cdev", "iommufd", "edu")
+SHUT = ("noiommu-group", "noiommu-cdev", "edu", "!viommu")
 TWO = ("noiommu-cdev", "edu", "igb", "!viommu")
 MIXED = ("mixed", "noiommu-cdev", "iommufd", "edu2")
 
@@ -292,30 +293,40 @@ def address_spaces_keep_apart(t: Test) -> None:
 @case(
     needs=TWO, cites="drivers/iommu/iommufd/device.c iommufd_device_change_pt(); main.c iommufd_get_object()"
 )
-def iommufds_keep_apart(t: Test) -> None:
-    """An address space belongs to its iommufd: a device bound to another one cannot attach to it, and closing
-    that device leaves the addresses of the first."""
-    first, second = t.device("edu", iommu=False), t.device("igb", iommu=False)
-    with through_cdev(first) as user, pci.bound(second), memory.anonymous() as page:
+def ids_belong_to_one_iommufd(t: Test) -> None:
+    """An id of one iommufd says nothing to another: a device attaches only to objects of the one that it is
+    bound to, and closing it leaves the addresses of the other."""
+    with (
+        unbound(t.device("igb", iommu=False)) as (other, strange),
+        through_cdev(t.device("edu", iommu=False)) as user,
+        memory.anonymous() as page,
+    ):
         page.touch()
         user.map(page, IOVA)
-        spare = [user.iommufd.ioas_alloc() for _ in range(8)][-1]
-        with Iommufd() as iommufd, vfio.open_cdev(second) as other:
-            other.bind_iommufd(iommufd.fd)
-            t.errno(errno.ENOENT, other.attach, spare)
-            ioas = iommufd.ioas_alloc()
-            other.attach(ioas)
-            t.errno(errno.ENOENT, iommufd.get_pa, ioas, IOVA, PAGE)
+        strange.ioas_alloc()
+        devid = other.bind_iommufd(strange.fd)
+        foreign = [strange.ioas_alloc() for _ in range(8)][-1]
+        t.errno(errno.ENOENT, user.device.attach, foreign)
+        t.errno(errno.ENOENT, user.iommufd.hwpt_alloc, foreign, user.ioas)
+        t.errno(errno.EINVAL, user.iommufd.hwpt_alloc, user.devid, foreign)
+        t.errno(errno.ENOENT, user.iommufd.get_hw_info, foreign)
+        t.errno(errno.ENOENT, user.iommufd.destroy, foreign)
+        t.errno(errno.EBUSY, strange.destroy, devid)
+        t.check(other.attach(foreign) > 0, "attach to the object in its own iommufd")
+        t.errno(errno.ENOENT, strange.get_pa, foreign, IOVA, PAGE)
+        other.close()
         t.equal(user.physical(IOVA, PAGE), page.physical(), "the first device's page")
 
 
 @case(needs=TWO, cites="drivers/iommu/iommufd/device.c iommufd_hwpt_detach_device()")
 def shared_space_lasts_as_long_as_either_device(t: Test) -> None:
-    """An address space of two devices gives addresses and keeps pages pinned until the second of them leaves,
-    whichever is first."""
-    with _two(t) as (user, other, _devid, one, _spare):
+    """Two devices in one address space share one page table, which gives addresses and keeps pages pinned
+    until the second of them leaves, whichever is first."""
+    with _two(t) as (user, other, devid, one, _spare):
+        t.check(devid not in (0, user.devid), "both devices have one id")
         user.map(one, IOVA)
-        other.attach(user.ioas)
+        table = user.device.attach(user.ioas)
+        t.equal(other.attach(user.ioas), table, "the second device's page table")
         pair = (user.device, other)
         for first, last in (pair, pair[::-1]):
             first.detach()
@@ -326,6 +337,8 @@ def shared_space_lasts_as_long_as_either_device(t: Test) -> None:
             t.equal(memory.pinned_kib(), 0, "KiB pinned with both gone")
             first.attach(user.ioas)
             last.attach(user.ioas)
+        user.device.close()
+        t.equal(user.physical(IOVA, PAGE), one.physical(), "the address with the first device closed")
 
 
 @case(needs=TWO, cites="drivers/iommu/iommufd/io_pagetable.c iopt_table_remove_domain(); pages.c")
@@ -414,3 +427,45 @@ def played_containers_do_not_mix(t: Test) -> None:
                 resident.unset_container()
                 t.errno(errno.EINVAL, stranger.set_container, container)
                 t.equal(stranger.status(), vfio.GROUP_VIABLE, "status of the group that was refused")
+
+
+@case(needs=SHUT, cites="drivers/vfio/group.c vfio_device_block_group()")
+def open_group_shuts_out_the_cdev(t: Test) -> None:
+    """While the group node is open the device node opens but cannot be bound; once it is closed it can."""
+    bdf = t.device("edu")
+    with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+        with vfio.open_group(bdf):
+            t.errno(errno.EBUSY, device.bind_iommufd, iommufd.fd)
+        device.bind_iommufd(iommufd.fd)
+
+
+@case(
+    needs=(*SHUT, "container"), cites="drivers/vfio/group.c vfio_device_block_group(), vfio_df_group_open()"
+)
+def device_in_use_by_group_shuts_out_the_cdev(t: Test) -> None:
+    """While a device file handed out by the group lives, the device node cannot be bound, even after the
+    group's own file is closed."""
+    bdf = t.device("edu")
+    with pci.bound(bdf), vfio.open_container() as container, Iommufd() as iommufd:
+        group = vfio.open_group(bdf)
+        group.set_container(container)
+        container.set_iommu(vfio.NOIOMMU_IOMMU)
+        with group.device(bdf), vfio.open_cdev(bdf) as other:
+            t.errno(errno.EBUSY, other.bind_iommufd, iommufd.fd)
+            group.close()
+            t.errno(errno.EBUSY, other.bind_iommufd, iommufd.fd)
+        with vfio.open_cdev(bdf) as other:
+            other.bind_iommufd(iommufd.fd)
+
+
+@case(needs=SHUT, cites="drivers/vfio/group.c vfio_group_fops_open()")
+def bound_cdev_shuts_out_the_group(t: Test) -> None:
+    """A bound device node makes the group node busy; one that is merely open does not, nor one that is
+    closed again."""
+    bdf = t.device("edu")
+    with pci.bound(bdf), Iommufd() as iommufd:
+        with vfio.open_cdev(bdf) as device:
+            vfio.open_group(bdf).close()
+            device.bind_iommufd(iommufd.fd)
+            t.errno(errno.EBUSY, vfio.open_group, bdf)
+        vfio.open_group(bdf).close()

@@ -32,32 +32,6 @@ def _bound_cdev(bdf: str) -> Iterator[tuple[vfio.Device, Iommufd, int]]:
         yield device, iommufd, iommufd.ioas_alloc()
 
 
-@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (out_close_device)")
-def bind_without_an_answer_binds_nothing(t: Test) -> None:
-    """A BIND whose answer cannot be written is EFAULT and leaves device, iommufd and group as they were."""
-    bdf = t.device("edu", iommu=False)
-    with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
-        with brink.frozen(vfio.BindIommufd(iommufd=iommufd.fd)) as address:
-            t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_BIND_IOMMUFD, address)
-        t.errno(errno.EINVAL, device.info)
-        if "noiommu-group" in t.features:
-            vfio.open_group(bdf).close()
-        devid = device.bind_iommufd(iommufd.fd)
-        t.check(iommufd.hwpt_alloc(devid, iommufd.ioas_alloc()) > 0, "no page table for the device")
-
-
-@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt() (out_detach)")
-def first_attach_without_an_answer_attaches_nothing(t: Test) -> None:
-    """A first ATTACH whose answer cannot be written is EFAULT and pins nothing."""
-    with _bound_cdev(t.device("edu", iommu=False)) as (device, iommufd, ioas), memory.anonymous() as page:
-        page.touch()
-        iommufd.map(ioas, page.address, PAGE, PAGE)
-        _attach_unanswered(t, device, vfio.AttachPt(pt_id=ioas))
-        t.equal(memory.pinned_kib(), 0, "KiB pinned after the failed ATTACH")
-        device.attach(ioas)
-        t.equal(iommufd.get_pa(ioas, PAGE, PAGE)[0], page.physical(), "the address after a second ATTACH")
-
-
 @case(
     needs=BARE,
     cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt() (out_detach); iommufd/device.c "

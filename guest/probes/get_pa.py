@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
 import struct
 import time
 
@@ -324,6 +323,10 @@ def address_dies_with_the_mapping(t: Test) -> None:
             iommufd.map(ioas, buffer.address + index * PAGE, PAGE, BASE)
             t.equal(iommufd.get_pa(ioas, BASE, 1)[0], buffer.physical(index * PAGE), "the address")
             iommufd.unmap(ioas, BASE, PAGE)
+        user.map(buffer, BASE)
+        iommufd.unmap(ioas, BASE, 2 * PAGE)
+        for index in (0, 1):
+            t.errno(errno.ENOENT, iommufd.get_pa, ioas, BASE + index * PAGE, 64)
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (storage_domain)")
@@ -341,21 +344,6 @@ def address_needs_an_attached_device(t: Test) -> None:
         user.device.attach(user.ioas)
         user.device.close()
         t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, BASE, 1)
-
-
-@case(needs=BARE, cites="drivers/iommu/iommufd/pages.c (pin_user_pages, FOLL_LONGTERM); mm/memory.c")
-def pinned_page_stays_through_a_fork(t: Test) -> None:
-    """After a fork, writing to the mapped page leaves in place the page that the device knows."""
-    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
-        page.touch()
-        user.map(page, BASE)
-        before = user.physical(BASE, PAGE)
-        reader, writer = os.pipe()
-        with forked.Child(lambda: os.read(reader, 1) and None):
-            page.write(b"after the fork")
-            t.equal(page.physical(), before, "the page map's address after writing")
-            t.equal(user.physical(BASE, PAGE), before, "GET_PA's address after writing")
-            os.write(writer, b"x")
 
 
 @case(
@@ -401,20 +389,6 @@ def _churn(user: CdevUser, page: memory.Buffer) -> None:
     user.device.detach()
     user.device.attach(user.ioas)
     user.iommufd.unmap(user.ioas, BASE, PAGE)
-
-
-@case(
-    needs=("viommu", "viommu-intel", "noiommu-cdev", "edu"),
-    cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (owner != &iommufd_noiommu_ops)",
-)
-def real_iommu_gives_no_address(t: Test) -> None:
-    """A mapping translated by an IOMMU has no address to give (EOPNOTSUPP); where none is mapped, ENOENT."""
-    with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as page:
-        page.touch()
-        user.map(page, BASE)
-        t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, BASE, 1)
-        t.errno(errno.ENOENT, user.iommufd.get_pa, user.ioas, BASE + PAGE, 1)
-        t.errno(errno.EINVAL, user.iommufd.get_pa, user.ioas, BASE, 0)
 
 
 @case(

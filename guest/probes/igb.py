@@ -237,19 +237,6 @@ def hot_reset_by_group(t: Test) -> None:
         t.equal(bar.read32(igb.RDLEN), default, "the register after the hot reset")
 
 
-@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable()")
-def bus_master_goes_with_the_user(t: Test) -> None:
-    """A user who switched bus mastering on and did not switch it off leaves it off all the same."""
-    bdf = t.device("igb")
-    with opened(t, bdf) as device:
-        t.check(not device.read_config(PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER, "on at open")
-        device.set_bus_master()
-        t.check(device.read_config(PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER, "it cannot be switched on")
-        device.close()
-        command = pci.config_number(bdf, PCI_COMMAND, 2)
-        t.check(not command & vfio.PCI_COMMAND_MASTER, "bus mastering is on after close")
-
-
 @dataclass(frozen=True)
 class _Loop:
     """Rings and pages of a card in loopback: page 0 the rings, page 1 the source, page 2 the target."""
@@ -345,27 +332,3 @@ def no_frame_without_bus_master(t: Test) -> None:
         time.sleep(0.5)
         t.equal(loop.rings.received(slot), None, "a descriptor written back with bus mastering off")
         t.check(not any(loop.buffer.read(2 * PAGE, PAGE)), "a frame was stored with bus mastering off")
-
-
-@case(
-    needs=(*IGB, "noiommu-cdev", "noiommu-group"),
-    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_ioctl()",
-)
-def both_doors_show_the_same_card(t: Test) -> None:
-    """Regions, interrupts and reset ability of igb are the same through the group and the device node."""
-    bdf = t.device("igb")
-    with through_group(bdf) as group_user:
-        by_group = _description(group_user.device)
-    with through_cdev(bdf) as cdev_user:
-        by_cdev = _description(cdev_user.device)
-    t.equal(by_cdev, by_group, "what the device node shows, compared with the group")
-
-
-def _description(device: vfio.Device) -> tuple[object, ...]:
-    interrupts = [device.irq_info(index) for index in range(vfio.REQ + 1)]
-    return (
-        device.info().flags,
-        [device.region(index) for index in range(CONFIG + 1)],
-        [(one.flags, one.count) for one in interrupts],
-        device.read_config(PCI_COMMAND, 2),
-    )

@@ -59,7 +59,6 @@ def irq_info_of_edu(t: Test) -> None:
             info = device.irq_info(index)
             t.equal((info.flags, info.count), (flags, count), f"flags and count of interrupt {index}")
         t.errno(errno.EINVAL, device.irq_info, 5)
-        t.errno(errno.EINVAL, device.call, vfio.DEVICE_GET_IRQ_INFO, vfio.IrqInfo(argsz=15))
 
 
 @case(needs=INTX_ARRIVES, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_intx_handler()")

@@ -7,9 +7,8 @@ import ctypes
 import errno
 import mmap
 import os
-import resource
 
-from guest import brink, caps, libc, memory
+from guest import brink, libc, memory
 from guest import iommufd as api
 from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
@@ -64,20 +63,6 @@ def attached_one_is_boundless_by_pages(t: Test) -> None:
         t.equal(user.iommufd.iova_ranges(user.ioas), ([(0, LAST_IOVA)], 1), "ranges and alignment detached")
 
 
-@case(needs=INTEL, cites="drivers/iommu/iommufd/io_pagetable.c iopt_table_enforce_dev_resv_regions()")
-def real_iommu_reserves_the_msi_window(t: Test) -> None:
-    """Behind an IOMMU the interrupt window is no IOVA and cannot be mapped."""
-    with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as page:
-        page.touch()
-        ranges, alignment = user.iommufd.iova_ranges(user.ioas)
-        t.equal(alignment, PAGE, "the alignment")
-        holds = [pair for pair in ranges if pair[0] <= memory.MSI_WINDOW <= pair[1]]
-        t.equal(holds, [], "ranges that hold the interrupt window")
-        t.check(ranges[-1][1] < LAST_IOVA, "the IOVA space is wider than the page table")
-        t.errno(errno.EINVAL, user.map, page, memory.MSI_WINDOW)
-        user.map(page, 0x10000)
-
-
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_alloc_area_pages(); hwpt_noiommu.c")
 def every_page_can_be_mapped(t: Test) -> None:
     """Without an IOMMU nothing is reserved: first page, interrupt window and last page map and resolve."""
@@ -128,27 +113,6 @@ def map_refuses_nonsense(t: Test) -> None:
         t.errno(errno.EFAULT, iommufd.map, ioas, 0, PAGE, 0x20000)
         t.errno(errno.ENOENT, iommufd.map, NO_SUCH_ID, va, PAGE, 0x20000)
         t.errno(errno.ENOENT, iommufd.get_pa, ioas, 0x20000, 1)
-
-
-@case(
-    needs=BARE,
-    cites="drivers/iommu/iommufd/pages.c iopt_area_fill_domains(), io_pagetable.c iopt_fill_domain()",
-)
-def pages_are_pinned_for_a_domain_only(t: Test) -> None:
-    """Memory is pinned while a device is attached, for maps made before and during it, and not otherwise."""
-    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(256 * PAGE) as buffer:
-        buffer.touch()
-        user.device.detach()
-        user.map(buffer, 0x100000)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned while detached")
-        user.device.attach(user.ioas)
-        t.equal(memory.pinned_kib(), 1024, "KiB pinned by attaching")
-        user.iommufd.map(user.ioas, buffer.address, 4 * PAGE, 0x800000)
-        t.equal(memory.pinned_kib(), 1040, "KiB pinned with another map")
-        user.iommufd.unmap(user.ioas, 0x100000, buffer.length)
-        t.equal(memory.pinned_kib(), 16, "KiB pinned after unmapping the first")
-        user.device.detach()
-        t.equal(memory.pinned_kib(), 0, "KiB pinned after detaching")
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin() (FOLL_WRITE)")
@@ -283,46 +247,6 @@ def rlimit_mode_is_set_before_anything(t: Test) -> None:
         t.equal(iommufd.option_get(api.OPTION_RLIMIT_MODE), 1, "the mode after a refused change")
 
 
-@case(needs=BARE, cites="drivers/iommu/iommufd/pages.c iopt_pages_update_pinned(), update_mm_locked_vm()")
-def pinning_obeys_the_memory_lock_limit(t: Test) -> None:
-    """Without CAP_IPC_LOCK pinned memory counts against RLIMIT_MEMLOCK, and an unmap gives it back."""
-    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(32 * PAGE) as buffer:
-        buffer.touch()
-
-        def limited() -> None:
-            _limit_locked_memory(16 * PAGE)
-            user.iommufd.map(user.ioas, buffer.address, 16 * PAGE, 0x100000)
-            t.errno(errno.ENOMEM, user.iommufd.map, user.ioas, buffer.address, PAGE, 0x200000)
-            user.iommufd.unmap(user.ioas, 0x100000, 16 * PAGE)
-            user.iommufd.map(user.ioas, buffer.address, PAGE, 0x200000)
-            user.iommufd.unmap(user.ioas, 0, LAST_IOVA)
-
-        t.in_child(limited)
-        user.iommufd.map(user.ioas, buffer.address, buffer.length, 0x100000)
-
-
-@case(
-    needs=BARE,
-    cites="drivers/iommu/iommufd/pages.c iopt_area_fill_domain(), io_pagetable.c iopt_fill_domain()",
-)
-def attach_over_the_limit_changes_nothing(t: Test) -> None:
-    """Attaching an IOAS that would pin more than RLIMIT_MEMLOCK is ENOMEM and leaves its maps."""
-    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(32 * PAGE) as buffer:
-        buffer.touch()
-        user.device.detach()
-
-        def limited() -> None:
-            _limit_locked_memory(16 * PAGE)
-            user.map(buffer, 0x100000)
-            t.errno(errno.ENOMEM, user.device.attach, user.ioas)
-            t.equal(memory.pinned_kib(), 0, "KiB pinned after the refusal")
-            t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, 0x100000, 1)
-            t.equal(user.iommufd.unmap(user.ioas, 0, LAST_IOVA), buffer.length, "bytes still mapped")
-            t.check(user.device.attach(user.ioas) > 0, "attach of the empty IOAS")
-
-        t.in_child(limited)
-
-
 @case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() (min_size)")
 def every_structure_has_a_least_size(t: Test) -> None:
     """Every ioctl takes a structure of the size it was born with, when no more memory is there at all, and
@@ -339,6 +263,7 @@ def every_structure_has_a_least_size(t: Test) -> None:
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, request, edge.put(whole, 3))
             short = kind(size=least - 1)
             t.errno(errno.EINVAL, libc.ioctl, iommufd.fd, request, edge.put(short, least - 1))
+            t.errno(errno.EFAULT, iommufd.call, request)
             t.errno(errno.EINVAL, iommufd.call, request, kind(size=0))
 
 
@@ -362,6 +287,14 @@ def every_structure_may_grow(t: Test) -> None:
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, request, liar)
 
 
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() (ENOIOCTLCMD)")
+def unknown_requests_are_enotty(t: Test) -> None:
+    """A number that no request has, and one with the bits of a size and a direction, is ENOTTY."""
+    with Iommufd() as iommufd:
+        for request in (0x3BFF, 0xC0003B00 | api.IOAS_ALLOC & 0xFF):
+            t.errno(errno.ENOTTY, iommufd.call, request, api.IoasAlloc())
+
+
 @case(
     needs=("iommufd",),
     cites="include/uapi/linux/iommufd.h (__reserved, must be 0); drivers/iommu/iommufd/ioas.c, main.c",
@@ -371,6 +304,7 @@ def reserved_fields_are_refused(t: Test) -> None:
     before any object is looked for."""
     none = NO_SUCH_ID
     wrong: tuple[tuple[int, Struct], ...] = (
+        (api.IOAS_ALLOC, api.IoasAlloc(flags=1)),
         (api.IOAS_ALLOC, api.IoasAlloc(flags=1 << 31)),
         (api.IOAS_IOVA_RANGES, api.IovaRanges(ioas_id=none, reserved=1)),
         (api.IOAS_ALLOW_IOVAS, api.AllowIovas(ioas_id=none, reserved=1)),
@@ -769,8 +703,3 @@ def emulated_container_names_its_ioas(t: Test) -> None:
             iommufd.vfio_ioas(api.VFIO_IOAS_CLEAR)
             t.errno(errno.ENODEV, iommufd.vfio_ioas, api.VFIO_IOAS_GET)
         iommufd.destroy(third)
-
-
-def _limit_locked_memory(limit: int) -> None:
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
-    caps.drop(caps.CAP_IPC_LOCK)

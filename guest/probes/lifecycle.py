@@ -144,10 +144,12 @@ def unbind_waits_for_a_group_device(t: Test) -> None:
 def open_group_does_not_hold_the_device(t: Test) -> None:
     """An open group file without a device lets the unbind through, and is dead afterwards (ENODEV)."""
     bdf = t.device("edu", iommu=False)
-    with pci.bound(bdf), vfio.open_group(bdf) as group, vfio.open_container() as container:
+    with pci.bound(bdf) as nodes, vfio.open_group(bdf) as group, vfio.open_container() as container:
         pci.unbind(bdf, timeout=5)
+        t.check(nodes.group is not None and not nodes.group.exists(), f"{nodes.group} is still there")
         t.errno(errno.ENODEV, group.status)
         t.errno(errno.ENODEV, group.set_container, container)
+        t.errno(errno.ENODEV, group.device, bdf)
 
 
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_del(), vfio_unregister_group_dev()")
@@ -468,34 +470,3 @@ def dead_group_file_stays_dead(t: Test) -> None:
             t.errno(errno.ENODEV, stale.device, bdf)
             with group.device(bdf) as device:
                 t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the vendor by the new group")
-
-
-@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name() (read at registration)")
-def mode_matters_at_binding_alone(t: Test) -> None:
-    """Switched to and fro before each step of its life, the mode decides nothing but whether a device may be
-    bound."""
-    bdf = t.device("edu", iommu=False)
-    for first in (False, True):
-        pci.set_parameter(True)
-        pci.bind(bdf)
-        pci.set_parameter(first)
-        with vfio.open_cdev(bdf) as device, Iommufd() as iommufd, memory.anonymous() as buffer:
-            buffer.touch()
-            pci.set_parameter(not first)
-            device.bind_iommufd(iommufd.fd)
-            pci.set_parameter(first)
-            ioas = iommufd.ioas_alloc()
-            device.attach(ioas)
-            pci.set_parameter(not first)
-            iommufd.map(ioas, buffer.address, buffer.length, 0)
-            pci.set_parameter(first)
-            got = iommufd.get_pa(ioas, 0, memory.PAGE)
-            t.equal(got, (buffer.physical(), memory.PAGE), f"GET_PA with the mode {first}")
-            pci.set_parameter(not first)
-            device.detach()
-            pci.set_parameter(first)
-            device.attach(ioas)
-        pci.unbind(bdf, timeout=5)
-        pci.set_parameter(False)
-        t.errno(errno.EINVAL, pci.bind, bdf)
-    pci.release(bdf)

@@ -239,7 +239,8 @@ def attach_charges_who_mapped(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin() (mmget_not_zero)")
 def memory_of_the_dead_cannot_be_attached(t: Test) -> None:
-    """Memory whose process has ended unattached is EFAULT to attach; without it the IOAS attaches."""
+    """Memory whose process has ended is EFAULT to attach, never attached or let go; without it the IOAS
+    attaches."""
     with through_cdev(t.device("edu")) as user:
         user.device.detach()
         before = memory.held_pins()
@@ -247,7 +248,14 @@ def memory_of_the_dead_cannot_be_attached(t: Test) -> None:
         t.errno(errno.EFAULT, user.device.attach, user.ioas)
         t.equal(memory.held_pins(), before, "pins in the machine after the refusal")
         t.equal(user.iommufd.unmap(user.ioas, 0, LAST_IOVA), 8 * PAGE, "bytes still mapped")
-        user.device.attach(user.ioas)
+        t.check(user.device.attach(user.ioas) > 0, "attach without the dead process's memory")
+        with _holder(lambda: _map(user, 8, BASE), killed=True):
+            pass
+        user.device.detach()
+        t.errno(errno.EFAULT, user.device.attach, user.ioas)
+        t.equal(memory.held_pins(), before, "pins in the machine after the second refusal")
+        t.equal(user.iommufd.unmap(user.ioas, 0, LAST_IOVA), 8 * PAGE, "bytes still mapped then")
+        t.check(user.device.attach(user.ioas) > 0, "attach without that memory either")
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pin_memfd_pages(), pfn_reader_user_pin() (user->file)")
@@ -514,3 +522,46 @@ def cycles_of_binding_leave_nothing(t: Test) -> None:
     _expect_no_growth(t, cycle, REBINDS)
     pci.release(bdf)
     pci.set_parameter(False)
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/pages.c iopt_area_fill_domain(), io_pagetable.c iopt_fill_domain()",
+)
+def attach_over_the_limit_changes_nothing(t: Test) -> None:
+    """Attaching an IOAS that would pin more than RLIMIT_MEMLOCK is ENOMEM and leaves its maps."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(32 * PAGE) as buffer:
+        buffer.touch()
+        user.device.detach()
+
+        def limited() -> None:
+            _limit(LIMIT * PAGE)
+            user.map(buffer, 0x100000)
+            t.errno(errno.ENOMEM, user.device.attach, user.ioas)
+            t.equal(memory.pinned_kib(), 0, "KiB pinned after the refusal")
+            t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, 0x100000, 1)
+            t.equal(user.iommufd.unmap(user.ioas, 0, LAST_IOVA), buffer.length, "bytes still mapped")
+            t.check(user.device.attach(user.ioas) > 0, "attach of the empty IOAS")
+
+        t.in_child(limited)
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/pages.c iopt_area_fill_domains(), io_pagetable.c iopt_fill_domain()",
+)
+def pages_are_pinned_for_a_domain_only(t: Test) -> None:
+    """Memory is pinned while a device is attached, for maps made before and during it, and not otherwise."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(256 * PAGE) as buffer:
+        buffer.touch()
+        user.device.detach()
+        user.map(buffer, 0x100000)
+        t.equal(memory.pinned_kib(), 0, "KiB pinned while detached")
+        user.device.attach(user.ioas)
+        t.equal(memory.pinned_kib(), 1024, "KiB pinned by attaching")
+        user.iommufd.map(user.ioas, buffer.address, 4 * PAGE, 0x800000)
+        t.equal(memory.pinned_kib(), 1040, "KiB pinned with another map")
+        user.iommufd.unmap(user.ioas, 0x100000, buffer.length)
+        t.equal(memory.pinned_kib(), 16, "KiB pinned after unmapping the first")
+        user.device.detach()
+        t.equal(memory.pinned_kib(), 0, "KiB pinned after detaching")

@@ -19,7 +19,7 @@ from guest.case import Test, case
 from guest.forked import call
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
-from guest.opened import CdevUser, Event, through_cdev, through_group
+from guest.opened import CdevUser, Event, through_cdev, through_group, unbound
 
 CDEV = ("viommu", "cdev", "iommufd", "edu")
 GROUP = ("viommu", "group", "edu")
@@ -69,12 +69,16 @@ def no_trace_of_noiommu(t: Test) -> None:
 
 @case(needs=(*CDEV, "noiommu"), cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys()")
 def get_pa_is_refused(t: Test) -> None:
-    """An address space that a real IOMMU translates gives no physical address away, parameter or not."""
+    """An address space that a real IOMMU translates gives no physical address away, parameter or not; other
+    refusals come first, as ever."""
     pci.set_parameter(True)
     with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as buffer:
         buffer.fill(1)
         user.map(buffer, IOVA)
         t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, IOVA, PAGE)
+        if "noiommu-cdev" in t.features:
+            t.errno(errno.ENOENT, user.iommufd.get_pa, user.ioas, IOVA + PAGE, 1)
+            t.errno(errno.EINVAL, user.iommufd.get_pa, user.ioas, IOVA, 0)
         user.device.detach()
         t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, IOVA, PAGE)
 
@@ -140,7 +144,10 @@ def interrupt_window_is_reserved(t: Test) -> None:
     out."""
     with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as buffer:
         buffer.fill(1)
-        ranges, _alignment = user.iommufd.iova_ranges(user.ioas)
+        ranges, alignment = user.iommufd.iova_ranges(user.ioas)
+        t.equal(alignment, PAGE, "the alignment")
+        if "viommu-intel" in t.features:
+            t.check(ranges[-1][1] < api.LAST_IOVA, "the IOVA space is wider than the page table")
         inside = [one for one in ranges if one[0] <= memory.MSI_WINDOW <= one[1]]
         t.equal(inside, [], "ranges that contain the interrupt window")
         t.errno(errno.EINVAL, user.iommufd.map, user.ioas, buffer.address, PAGE, memory.MSI_WINDOW)
@@ -190,14 +197,17 @@ def type1_container_maps(t: Test) -> None:
         t.equal(user.container.unmap_dma(IOVA, buffer.length), buffer.length, "bytes unmapped")
 
 
-@case(needs=(*GROUP, "noiommu"), cites="drivers/vfio/container.c vfio_iommu_driver_allowed(); vfio_compat.c")
+@case(needs=GROUP, cites="drivers/vfio/container.c vfio_iommu_driver_allowed(); vfio_compat.c")
 def container_refuses_noiommu(t: Test) -> None:
-    """With the parameter on, a container with a group behind an IOMMU does not take the no-IOMMU type, and
-    type1 afterwards."""
+    """A container with a group behind an IOMMU does not take the no-IOMMU type, with the parameter on if
+    there is one, and takes type1 afterwards."""
     bdf = t.device("edu", iommu=True)
-    with pci.bound(bdf, noiommu=True), vfio.open_container() as container, vfio.open_group(bdf) as group:
+    unsafe = pci.bound(bdf, noiommu="noiommu" in t.features)
+    with unsafe, vfio.open_container() as container, vfio.open_group(bdf) as group:
         group.set_container(container)
         want = errno.ENODEV if "container" in t.features else errno.EINVAL
+        if "container" in t.features:
+            t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 0, "CHECK_EXTENSION(8) before")
         t.errno(want, container.set_iommu, vfio.NOIOMMU_IOMMU)
         if "container" in t.features:
             t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 0, "CHECK_EXTENSION(8)")
@@ -386,3 +396,21 @@ def address_spaces_isolate_devices(t: Test) -> None:
         device.copy_to_ram(IOVA + PAGE, 64)
         t.equal(buffer.read(0, 64), data, "the device's own page")
         t.equal([buffer.read(at, 64) for at in (PAGE, 2 * PAGE)], [mark, mark], "the other device's pages")
+
+
+@case(
+    needs=("viommu", "viommu-intel", "cdev", "iommufd", "edu"),
+    cites="drivers/iommu/iommufd/device.c iommufd_device_bind(), iommufd_get_hw_info()",
+)
+def real_iommu_binds_and_attaches(t: Test) -> None:
+    """Behind an IOMMU with interrupt remapping the same calls work, and GET_HW_INFO has something to tell."""
+    with unbound(t.device("edu", iommu=True)) as (device, iommufd), memory.anonymous() as page:
+        page.touch()
+        devid = device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        iommufd.map(ioas, page.address, page.length, 0x10000)
+        t.check(device.attach(ioas) not in (0, ioas), "no page table")
+        t.equal(memory.pinned_kib(), 4, "KiB pinned")
+        t.equal(
+            iommufd.get_hw_info(devid).out_data_type, 1, "the hardware's type (IOMMU_HW_INFO_TYPE_INTEL_VTD)"
+        )
