@@ -298,6 +298,13 @@ class Nodes:
     cdev: Optional[Path]
     """/dev/vfio/devices/vfioN or noiommu-vfioN; None without VFIO_DEVICE_CDEV."""
 
+    @property
+    def made(self) -> list[Path]:
+        """The nodes there are; a bound device without any is a failure."""
+        found = [node for node in (self.group, self.cdev) if node is not None]
+        assert found, "the bound device has no VFIO node at all"
+        return found
+
 
 def vfio_dev_name(bdf: str) -> Optional[str]:
     """Return the name of the vfio-dev class device of *bdf* (`vfio0`, `noiommu-vfio0`), or None."""

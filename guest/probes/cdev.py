@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import mmap
@@ -18,6 +17,7 @@ from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
 from guest.iommufd import NO_SUCH_ID, Iommufd
 from guest.opened import Event, through_cdev, unbound
+from guest.uapi import errno_of
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
 
@@ -193,9 +193,9 @@ def pasid_zero_is_no_pasid(t: Test) -> None:
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
-        with contextlib.suppress(OSError):
-            device.attach(ioas, pasid=0)
-            t.log("the kernel attached PASID 0")
+        refused = errno_of(lambda: device.attach(ioas, pasid=0))
+        t.log(f"attaching PASID 0: errno {refused}")
+        t.check(refused in (0, errno.EINVAL), f"attaching PASID 0 is refused with {os.strerror(refused)}")
         try:
             device.attach(ioas)
         except OSError as error:

@@ -161,20 +161,6 @@ def device_from_group_is_no_cdev(t: Test) -> None:
         t.equal(device.info().num_irqs, 5, "interrupts of the device after the refusals")
 
 
-@case(needs=GROUP, cites="drivers/vfio/group.c vfio_device_open_file()")
-def every_opener_is_logged(t: Test) -> None:
-    """For each device file that a group without an IOMMU hands out, the kernel log names the opener."""
-    bdf = t.device("edu")
-    with through_group(bdf) as user:
-        lines = [line for line in t.dmesg() if "vfio-noiommu device opened by user" in line]
-        t.equal(len(lines), 1, "log lines for one device file")
-        t.check(bdf in lines[0], f"the line does not name the device: {lines[0]}")
-        t.check(f":{os.getpid()})" in lines[0], f"the line does not name process {os.getpid()}: {lines[0]}")
-        with user.group.device(bdf):
-            lines = [line for line in t.dmesg() if "vfio-noiommu device opened by user" in line]
-            t.equal(len(lines), 2, "log lines for two device files")
-
-
 @case(
     needs=GROUP, cites="drivers/vfio/group.c vfio_device_open_file(); vfio_main.c vfio_device_show_fdinfo()"
 )

@@ -96,7 +96,7 @@ def unloading_frees_the_devices(t: Test) -> None:
     are still overridden to it, under the same names."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes, _stack_back():
-        made = [node for node in (nodes.group, nodes.cdev) if node is not None]
+        made = nodes.made
         pci.set_parameter(True)
         for turn in range(3):
             _unload("vfio_pci")

@@ -113,7 +113,7 @@ def nodes_go_with_the_binding(t: Test) -> None:
     """Unbinding takes every node, class device and made-up group away."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
-        made = [node for node in (nodes.group, nodes.cdev) if node is not None]
+        made = nodes.made
         t.check(made and all(node.exists() for node in made), f"not all of {made} exist")
     t.equal([str(node) for node in made if node.exists()], [], "nodes left after unbinding")
     t.equal(pci.vfio_dev_name(bdf), None, "the vfio-dev device left after unbinding")
@@ -256,11 +256,9 @@ def permissions_do_not_outlive_the_binding(t: Test) -> None:
     """A node that was opened to everyone is root's alone again after the device was bound anew."""
     bdf = _bound(t)
     with pci.bound(bdf) as nodes:
-        for node in (nodes.group, nodes.cdev):
-            if node is not None:
-                os.chmod(node, 0o666)
-                os.chown(node, 1, 1)
+        for node in nodes.made:
+            os.chmod(node, 0o666)
+            os.chown(node, 1, 1)
     with pci.bound(bdf) as nodes:
-        for node in (nodes.group, nodes.cdev):
-            if node is not None:
-                t.equal(_describe(node)[1:], ("0o600", "0:0"), f"mode and owner of {node}")
+        for node in nodes.made:
+            t.equal(_describe(node)[1:], ("0o600", "0:0"), f"mode and owner of {node}")

@@ -142,13 +142,13 @@ def functions_are_captured(t: Test) -> None:
             t.equal((pci.override(bdf), pci.driver(bdf)), (pci.VFIO_PCI, pci.VFIO_PCI), f"capture of {bdf}")
             want = f"Captured SR-IOV VF {bdf} driver_override"
             t.check(any(want in line for line in t.dmesg()), f"no line {want!r}")
-        made = [node for both in nodes for node in (both.group, both.cdev) if node is not None]
+        made = [node for both in nodes for node in both.made]
         t.equal(len(set(made)), len(made), "different nodes of a PF and its functions")
         t.check(made, "there are no nodes")
         t.check(all(node.name.startswith("noiommu-") for node in made), f"names of the nodes: {made}")
         t.check(all(node.exists() for node in made), f"not all of {made} exist")
         pci.set_virtual_functions(pf, 0)
-        own = [node for node in (nodes[0].group, nodes[0].cdev) if node is not None]
+        own = nodes[0].made
         t.equal([node for node in made if node.exists()], own, "nodes left when the functions are gone")
 
 

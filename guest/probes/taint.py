@@ -101,18 +101,6 @@ def group_alone_warns_once(t: Test) -> None:
 
 @case(
     needs=("noiommu-group", "edu", "!viommu"),
-    cites="drivers/vfio/group.c vfio_device_open_file()",
-)
-def group_device_open_is_logged(t: Test) -> None:
-    """Whoever gets a device out of a no-IOMMU group is named in the log, with command and pid."""
-    with through_group(t.device("edu", iommu=False)):
-        comm = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
-        want = f"vfio-noiommu device opened by user ({comm}:{os.getpid()})"
-        t.check(any(line.endswith(want) for line in t.dmesg()), f"no line {want!r}")
-
-
-@case(
-    needs=("noiommu-group", "edu", "!viommu"),
     cites="drivers/vfio/group.c vfio_device_open_file() (after vfio_df_group_open())",
 )
 def refused_openers_are_not_logged(t: Test) -> None:
@@ -189,3 +177,19 @@ def only_the_bare_device_taints(t: Test) -> None:
                 "a warning names another device",
             )
     pci.set_parameter(False)
+
+
+@case(needs=("noiommu-group", "edu", "!viommu"), cites="drivers/vfio/group.c vfio_device_open_file()")
+def every_opener_is_logged(t: Test) -> None:
+    """For each device file that a no-IOMMU group hands out the log names device, command and pid."""
+    bdf = t.device("edu", iommu=False)
+    comm = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
+    want = f"{OPENED} ({comm}:{os.getpid()})"
+    with through_group(bdf) as user:
+        lines = [line for line in t.dmesg() if OPENED in line]
+        t.equal(len(lines), 1, "log lines for one device file")
+        t.check(bdf in lines[0], f"the line does not name the device: {lines[0]}")
+        t.check(lines[0].endswith(want), f"want {want!r}, got {lines[0]}")
+        with user.group.device(bdf):
+            lines = [line for line in t.dmesg() if OPENED in line]
+            t.equal(len(lines), 2, "log lines for two device files")
