@@ -20,6 +20,7 @@ from guest import edu, igb, libc, memory, pci, vfio
 from guest.case import Test
 from guest.forked import Child
 from guest.iommufd import Iommufd
+from guest.memory import PAGE
 
 SETTLE = 0.1
 """Seconds in which an interrupt that is on its way arrives, also under TCG on a busy host.
@@ -167,6 +168,15 @@ def sigbus(t: Test, access: Callable[[], object], what: str) -> None:
         status = child.wait()
     t.check(os.WIFSIGNALED(status), f"{what} did not kill its process: wait status {status:#x}")
     t.equal(os.WTERMSIG(status), int(signal.SIGBUS), f"the signal for {what}")
+
+
+def round_trip(t: Test, device: edu.Edu, buffer: memory.Buffer, iova: int) -> None:
+    """Have the device copy the first page of *buffer*, mapped at *iova*, to the second."""
+    data = memory.pattern(t.random, 256)
+    buffer.write(data)
+    device.copy_from_ram(iova, 256)
+    device.copy_to_ram(iova + PAGE, 256)
+    t.equal(buffer.read(PAGE, 256), data, "what came back by IOVA")
 
 
 def dma_buffer(buffer: memory.Buffer, address: int) -> igb.DmaBuffer:

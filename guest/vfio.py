@@ -63,6 +63,9 @@ LOW_POWER_ENTRY, LOW_POWER_ENTRY_WAKEUP, LOW_POWER_EXIT = 3, 4, 5
 BIND_FLAG_TOKEN = 1
 PASID_FLAG = 1
 
+OFFSET_SHIFT = 40
+"""Where the number of a region lies in an offset of the file (VFIO_PCI_OFFSET_SHIFT)."""
+
 BAR0, BAR1, BAR2, BAR3, BAR4, BAR5, ROM, CONFIG, VGA = range(9)
 INTX, MSI, MSIX, ERR, REQ = range(5)
 
@@ -445,6 +448,11 @@ class Group(Descriptor):
 
 def _open(path: Union[str, Path]) -> int:
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+def try_open(node: Path) -> None:
+    """Open any node, and close it again at once."""
+    os.close(_open(node))
 
 
 def open_container(path: Union[str, Path] = CONTAINER) -> Container:

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The device node: open, bind to an iommufd, attach, detach, replace, and every refusal on the way."""
+"""The device node: bind to an iommufd, attach, detach, replace, and every refusal on the way."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
-import mmap
 import os
 import struct
 import uuid
-from typing import Callable
+from collections.abc import Iterator
 
-from guest import brink, edu, libc, memory, pci, vfio
+from guest import brink, libc, memory, pci, vfio
 from guest import iommufd as api
 from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
 from guest.iommufd import NO_SUCH_ID, Iommufd
+from guest.memory import PAGE
 from guest.opened import Event, through_cdev, unbound
 from guest.uapi import errno_of
 
@@ -36,7 +37,7 @@ def bind_gives_an_id(t: Test) -> None:
 def nothing_works_before_bind(t: Test) -> None:
     """An open cdev that is not bound answers EINVAL to every ioctl but bind, to read, write and mmap."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
-        config = vfio.CONFIG << 40
+        config = vfio.CONFIG << vfio.OFFSET_SHIFT
         t.errno(errno.EINVAL, device.info)
         t.errno(errno.EINVAL, device.region_info, 0)
         t.errno(errno.EINVAL, device.reset)
@@ -217,134 +218,6 @@ def attach_refuses_unaligned_maps(t: Test) -> None:
         t.check(device.attach(ioas) > 0, "attach after the unmap")
 
 
-@case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_paging_alloc(), hwpt_noiommu.c")
-def page_table_by_hand(t: Test) -> None:
-    """A page table made by HWPT_ALLOC pins and answers by itself, takes the device, outlives its detach."""
-    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
-        page.touch()
-        devid = device.bind_iommufd(iommufd.fd)
-        ioas = iommufd.ioas_alloc()
-        iommufd.map(ioas, page.address, page.length, 0x10000)
-        hwpt = iommufd.hwpt_alloc(devid, ioas)
-        t.equal(memory.pinned_kib(), 4, "KiB pinned by the page table")
-        t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the address before any attach")
-        t.equal(device.attach(hwpt), hwpt, "the id given back by attach")
-        t.errno(errno.EBUSY, iommufd.destroy, hwpt)
-        device.detach()
-        t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the address after the detach")
-        iommufd.destroy(hwpt)
-        t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0x10000, 1)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned after its end")
-
-
-@case(needs=BARE, cites="drivers/iommu/iommufd/hwpt_noiommu.c noiommu_alloc_paging_flags(), hw_pagetable.c")
-def page_table_knows_no_features(t: Test) -> None:
-    """HWPT_ALLOC refuses nesting, dirty tracking, PASIDs and unknown flags; wrong objects have errnos."""
-    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
-        devid = device.bind_iommufd(iommufd.fd)
-        ioas = iommufd.ioas_alloc()
-        for flags in (api.HWPT_NEST_PARENT, api.HWPT_DIRTY_TRACKING, api.HWPT_PASID, 1 << 4):
-            t.errno(errno.EOPNOTSUPP, iommufd.hwpt_alloc, devid, ioas, flags=flags)
-        t.errno(errno.ENOENT, iommufd.hwpt_alloc, NO_SUCH_ID, ioas)
-        t.errno(errno.ENOENT, iommufd.hwpt_alloc, ioas, ioas)
-        t.errno(errno.EINVAL, iommufd.hwpt_alloc, devid, devid)
-        t.errno(errno.ENOENT, iommufd.hwpt_alloc, devid, ioas, flags=api.HWPT_FAULT_ID_VALID, fault_id=0xBEEF)
-
-
-@case(
-    needs=BARE,
-    cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_set_dirty_tracking(); viommu.c "
-    "iommufd_viommu_alloc_ioctl()",
-)
-def there_is_no_hardware_to_ask(t: Test) -> None:
-    """Dirty tracking on a no-IOMMU page table and a virtual IOMMU for its device are EOPNOTSUPP, although no
-    IOMMU driver is there to refuse them."""
-    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
-        devid = device.bind_iommufd(iommufd.fd)
-        hwpt = iommufd.hwpt_alloc(devid, iommufd.ioas_alloc())
-        for flags in (0, api.DIRTY_TRACKING_ENABLE):
-            t.errno(errno.EOPNOTSUPP, iommufd.set_dirty_tracking, hwpt, flags)
-        t.errno(errno.EOPNOTSUPP, iommufd.viommu_alloc, devid, hwpt, api.VIOMMU_TYPE_ARM_SMMUV3)
-
-
-@case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_get_hw_info()")
-def there_is_no_hardware_to_describe(t: Test) -> None:
-    """GET_HW_INFO is EOPNOTSUPP for a no-IOMMU device, ENOENT for no device."""
-    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
-        devid = device.bind_iommufd(iommufd.fd)
-        t.errno(errno.EOPNOTSUPP, iommufd.get_hw_info, devid)
-        t.errno(errno.ENOENT, iommufd.get_hw_info, NO_SUCH_ID)
-
-
-@case(
-    needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); device.c iommufd_device_unbind()"
-)
-def device_survives_its_iommufd(t: Test) -> None:
-    """Closing the iommufd first takes nothing from the device: it works, its pages stay pinned."""
-    bdf = t.device("edu", iommu=False)
-    with pci.bound(bdf), vfio.open_cdev(bdf) as device, memory.anonymous() as page:
-        page.touch()
-        with Iommufd() as iommufd:
-            device.bind_iommufd(iommufd.fd)
-            ioas = iommufd.ioas_alloc()
-            device.attach(ioas)
-            iommufd.map(ioas, page.address, page.length, 0)
-        t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
-        t.equal(memory.pinned_kib(), 4, "KiB pinned with the iommufd closed")
-        device.close()
-        t.equal(memory.pinned_kib(), 0, "KiB pinned with the device closed")
-
-
-@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release(); drivers/iommu/iommufd/main.c")
-def either_may_be_closed_first(t: Test) -> None:
-    """Device and iommufd can be closed in either order, again and again, and leave nothing pinned or busy."""
-    bdf = t.device("edu", iommu=False)
-    with pci.bound(bdf), memory.anonymous() as page:
-        page.touch()
-        for turn in range(10):
-            device, iommufd = vfio.open_cdev(bdf), Iommufd()
-            device.bind_iommufd(iommufd.fd)
-            ioas = iommufd.ioas_alloc()
-            device.attach(ioas)
-            iommufd.map(ioas, page.address, page.length, 0)
-            order: list[Callable[[], None]] = [device.close, iommufd.close]
-            for close in reversed(order) if turn % 2 else order:
-                close()
-            t.equal(memory.pinned_kib(), 0, f"KiB pinned after turn {turn}")
-    t.check_no_complaint()
-
-
-@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release() (last reference)")
-def duplicates_keep_the_device_open(t: Test) -> None:
-    """A dup of a bound device file keeps it bound; the last close frees it for the next."""
-    bdf = t.device("edu", iommu=False)
-    with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
-        device.bind_iommufd(iommufd.fd)
-        copy = vfio.Device(os.dup(device.fd))
-        device.close()
-        t.check(copy.info().flags & vfio.DEVICE_FLAGS_PCI, "the duplicate does not answer")
-        t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
-        copy.close()
-        second.bind_iommufd(iommufd.fd)
-
-
-@case(
-    needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_mmap(); vfio_pci_core.c vfio_pci_core_mmap()"
-)
-def mapped_bar_keeps_the_device_bound(t: Test) -> None:
-    """A mapped BAR works on after the file is closed, and keeps the device bound until it is unmapped."""
-    bdf = t.device("edu", iommu=False)
-    with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
-        device.bind_iommufd(iommufd.fd)
-        bar = device.bar(length=memory.PAGE)
-        device.close()
-        t.equal(bar.read32(0), edu.IDENTIFIES, "edu's identification register")
-        t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
-        bar.close()
-        second.bind_iommufd(iommufd.fd)
-        t.errno(errno.EINVAL, vfio.Bar, second.fd, vfio.CONFIG << 40, memory.PAGE, mmap.PROT_READ)
-
-
 def _refuses_growth(t: Test, fd: int, request: int, argument: ctypes.Structure) -> None:
     """Fail unless a byte behind *argument* is E2BIG when it is set, and EFAULT when there is no such byte."""
     known = ctypes.sizeof(argument)
@@ -477,70 +350,6 @@ def only_an_iommufd_is_an_iommufd(t: Test) -> None:
         device.bind_iommufd(iommufd.fd)
 
 
-@case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_alloc()")
-def page_table_refuses_user_data(t: Test) -> None:
-    """HWPT_ALLOC wants data type and length both or neither, takes neither for a no-IOMMU device, nests
-    nothing in a no-IOMMU page table, and reports what it made or makes nothing."""
-    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
-        page.touch()
-        devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
-        iommufd.map(ioas, page.address, page.length, 0)
-
-        def alloc(pt_id: int = ioas, **fields: int) -> None:
-            iommufd.call(api.HWPT_ALLOC, api.HwptAlloc(dev_id=devid, pt_id=pt_id, **fields))
-
-        t.errno(errno.EINVAL, alloc, data_type=1)
-        t.errno(errno.EINVAL, alloc, data_len=16)
-        t.errno(errno.EOPNOTSUPP, alloc, data_type=1, data_len=16, data_uptr=page.address)
-        t.errno(errno.EOPNOTSUPP, alloc, data_type=0xFFFF, data_len=1, data_uptr=NOWHERE)
-        t.errno(errno.EINVAL, alloc, pt_id=NO_SUCH_ID)
-        hwpt = iommufd.hwpt_alloc(devid, ioas)
-        t.errno(errno.EOPNOTSUPP, alloc, pt_id=hwpt)
-        t.errno(errno.EOPNOTSUPP, alloc, pt_id=hwpt, data_type=1, data_len=16, data_uptr=page.address)
-        iommufd.destroy(hwpt)
-        with brink.frozen(api.HwptAlloc(dev_id=devid, pt_id=ioas)) as where:
-            t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, api.HWPT_ALLOC, where)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
-        iommufd.destroy(ioas)
-
-
-@case(
-    needs=BARE,
-    cites="include/uapi/linux/iommufd.h struct iommu_hwpt_alloc (__reserved2, must be 0); hw_pagetable.c",
-)
-def second_reserved_field_is_refused(t: Test) -> None:
-    """HWPT_ALLOC with anything in its second reserved field, which must be 0, is EOPNOTSUPP."""
-    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
-        devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
-        wrong = api.HwptAlloc(dev_id=devid, pt_id=ioas, reserved2=0xFFFFFFFF)
-        t.errno(errno.EOPNOTSUPP, iommufd.call, api.HWPT_ALLOC, wrong)
-
-
-@case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_paging_destroy(); device.c")
-def page_table_by_hand_outlives_its_device(t: Test) -> None:
-    """A page table made by HWPT_ALLOC keeps its pages pinned and answers after its device is closed; it keeps
-    its IOAS, and takes the device when that comes back."""
-    bdf = t.device("edu", iommu=False)
-    with unbound(bdf) as (device, iommufd), memory.anonymous() as page:
-        page.touch()
-        devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
-        iommufd.map(ioas, page.address, page.length, 0)
-        hwpt = iommufd.hwpt_alloc(devid, ioas)
-        device.attach(hwpt)
-        device.close()
-        t.errno(errno.ENOENT, iommufd.destroy, devid)
-        t.equal(memory.pinned_kib(), 4, "KiB pinned without the device")
-        t.equal(iommufd.get_pa(ioas, 0, 1)[0], page.physical(), "the address without the device")
-        t.errno(errno.EBUSY, iommufd.destroy, ioas)
-        with vfio.open_cdev(bdf) as again:
-            again.bind_iommufd(iommufd.fd)
-            t.equal(again.attach(hwpt), hwpt, "the id given back by attach")
-            t.errno(errno.EBUSY, iommufd.destroy, hwpt)
-        iommufd.destroy(hwpt)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
-        iommufd.destroy(ioas)
-
-
 @case(
     needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_do_replace(), iommufd_device_change_pt()"
 )
@@ -582,3 +391,47 @@ def replacing_by_the_same_changes_nothing(t: Test) -> None:
         user.device.detach()
         t.equal(memory.pinned_kib(), 0, "KiB pinned after one detach")
         t.errno(errno.ENOENT, user.device.attach, hwpt)
+
+
+@case(
+    needs=BARE,
+    cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt() (out_detach); iommufd/device.c "
+    "iommufd_device_replace()",
+)
+def replacement_without_an_answer_changes_nothing(t: Test) -> None:
+    """A replacing ATTACH whose answer cannot be written is EFAULT and leaves the device where it was."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
+        page.touch()
+        user.map(page, PAGE)
+        _attach_unanswered(t, user.device, vfio.AttachPt(pt_id=user.iommufd.ioas_alloc()))
+        t.equal(memory.pinned_kib(), PAGE // 1024, "KiB pinned by the IOAS that was attached")
+        t.equal(user.physical(PAGE, PAGE), page.physical(), "the address in it")
+
+
+@case(
+    needs=BARE,
+    cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt() (out_detach: detach_ioas())",
+)
+def pasid_attach_without_an_answer_attaches_nothing(t: Test) -> None:
+    """An ATTACH with the PASID flag whose answer cannot be written leaves nothing attached."""
+    with _bound_cdev(t.device("edu", iommu=False)) as (device, iommufd, ioas), memory.anonymous() as page:
+        page.touch()
+        iommufd.map(ioas, page.address, PAGE, PAGE)
+        argument = vfio.AttachPt(flags=vfio.PASID_FLAG, pasid=0, pt_id=ioas)
+        with brink.frozen(argument) as address:
+            t.errno(
+                (errno.EFAULT, errno.EINVAL), libc.ioctl, device.fd, vfio.DEVICE_ATTACH_IOMMUFD_PT, address
+            )
+        t.equal(memory.pinned_kib(), 0, "KiB pinned after the failed ATTACH")
+
+
+def _attach_unanswered(t: Test, device: vfio.Device, argument: vfio.AttachPt) -> None:
+    with brink.frozen(argument) as address:
+        t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_ATTACH_IOMMUFD_PT, address)
+
+
+@contextlib.contextmanager
+def _bound_cdev(bdf: str) -> Iterator[tuple[vfio.Device, Iommufd, int]]:
+    with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+        device.bind_iommufd(iommufd.fd)
+        yield device, iommufd, iommufd.ioas_alloc()

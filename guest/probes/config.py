@@ -10,10 +10,10 @@ import errno
 import os
 import struct
 
-from guest import edu, pci, vfio
+from guest import edu, igb, pci, vfio
 from guest.case import Test, case
 from guest.opened import Event, opened
-from guest.vfio import CONFIG, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY
+from guest.vfio import CONFIG, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY, ROM
 
 EDU = ("noiommu", "edu", "!viommu")
 IGB = ("noiommu", "igb", "!viommu")
@@ -22,11 +22,13 @@ IGB = ("noiommu", "igb", "!viommu")
 PCI_COMMAND_IO = 1
 CACHE_LINE_SIZE = 0x0C
 BAR0, ROM_ADDRESS = 0x10, 0x30
+INTERRUPT_LINE = 0x3C
 EXT_CAPS, EXT_CAP_SRIOV = 0x100, 0x10
 PM_PMC, PM_CTRL = 2, 4
 EXPRESS_DEVCTL, EXPRESS_LNKCTL = 8, 0x10
 DEVCTL_PAYLOAD, DEVCTL_READ_REQUEST = 0xE0, 0x7000
 MSI_FLAGS = 2
+MSI_ENABLE = 1
 MSI_CAPABLE, MSI_ENABLED_VECTORS, MSI_64BIT = 0x0E, 0x70, 0x80
 MSIX_ENABLE, MSIX_MASK_ALL = 0x8000, 0x4000
 SRIOV_CTRL, SRIOV_NUM_VF, SRIOV_PAGE_SIZE = 0x08, 0x10, 0x20
@@ -115,7 +117,7 @@ def header_is_out_of_reach(t: Test) -> None:
     is neither a BAR nor the interrupt line does not even seem to change."""
     bdf = t.device("edu")
     free = {*range(PCI_COMMAND, PCI_COMMAND + 2), CACHE_LINE_SIZE, 0x0D, 0x0F}
-    virtual = {*range(BAR0, BAR0 + 24), *range(ROM_ADDRESS, ROM_ADDRESS + 4), 0x3C}
+    virtual = {*range(BAR0, BAR0 + 24), *range(ROM_ADDRESS, ROM_ADDRESS + 4), INTERRUPT_LINE}
     with opened(t, bdf) as device:
         real, shown = pci.config(bdf, 0, HEADER), _read(device, 0, HEADER)
         for offset in sorted(set(range(HEADER)) - free):
@@ -124,6 +126,8 @@ def header_is_out_of_reach(t: Test) -> None:
                 t.equal(
                     _read(device, offset, 1), shown[offset : offset + 1], f"the byte shown at {offset:#x}"
                 )
+        _write(device, 0, bytes(byte ^ 0xFF for byte in shown[:4]))
+        t.equal(_read(device, 0, 4), shown[:4], "vendor and device id after writing both")
         _write(device, 8, b"\xff" * 4)
         _write(device, 0x28, b"\xff" * 8)
         t.equal(pci.config(bdf, 0, HEADER), real, "the device's own header")
@@ -158,7 +162,7 @@ def next_user_finds_the_old_configuration(t: Test) -> None:
             _write(device, CACHE_LINE_SIZE, bytes([size]))
             t.equal(pci.config_number(bdf, CACHE_LINE_SIZE, 1), size, "the device's own cache line size")
             _write(device, BAR0, b"\xff" * 24)
-            _write(device, 0x3C, b"\x99")
+            _write(device, INTERRUPT_LINE, b"\x99")
             command = device.read_config(PCI_COMMAND, 2)
             device.write_config(PCI_COMMAND, 2, command & ~PCI_COMMAND_MEMORY | vfio.PCI_COMMAND_INTX_DISABLE)
         with opened(t, bdf) as device:
@@ -350,3 +354,87 @@ def user_makes_no_virtual_functions(t: Test) -> None:
         t.equal(_read(device, cap, 0x40), before, "the capability shown")
         _write(device, cap, before)
         t.equal(len(t.devices("igb-vf")), 0, "virtual functions")
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_config.c vfio_pci_config_rw_single(); vfio_pci_core.c vfio_pci_rw()",
+)
+def config_space_has_an_end(t: Test) -> None:
+    """Configuration space reads as the device's up to its last byte; reading or writing beyond, and a
+    region that does not exist, is refused; an empty region has nothing to read."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        offset = device.region(CONFIG).offset
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), 0x11E81234, "vendor and device id")
+        t.equal(len(os.pread(device.fd, 1, offset + 255)), 1, "bytes read at the end")
+        t.errno(errno.EFAULT, os.pread, device.fd, 1, offset + 256)
+        t.errno(errno.EFAULT, os.pread, device.fd, 8, offset + 252)
+        t.errno(errno.EFAULT, os.pwrite, device.fd, b"\0", offset + 256)
+        t.errno(errno.EINVAL, os.pread, device.fd, 4, 9 << vfio.OFFSET_SHIFT)
+        t.errno(errno.EINVAL, os.pread, device.fd, 4, vfio.BAR1 << vfio.OFFSET_SHIFT)
+        t.errno(errno.EINVAL, os.pwrite, device.fd, b"\0", ROM << vfio.OFFSET_SHIFT)
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_bar_fixup(), init_pci_cap_basic_perm()")
+def bars_are_virtual(t: Test) -> None:
+    """A user can size and move a BAR in configuration space as on hardware, while the device's own BAR
+    stays and goes on working."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device, device.bar() as bar:
+        real = pci.config_number(bdf, BAR0, 4)
+        t.equal(device.read_config(BAR0, 4), real, "the virtual BAR after open")
+        device.write_config(BAR0, 4, 0xFFFFFFFF)
+        t.equal(device.read_config(BAR0, 4), 0xFFF00000, "the size mask of a 1 MiB memory BAR")
+        device.write_config(BAR0, 4, 0xD0000000)
+        t.equal(device.read_config(BAR0, 4), 0xD0000000, "the virtual BAR after moving it")
+        t.equal(pci.config_number(bdf, BAR0, 4), real, "the device's own BAR")
+        t.check(edu.Edu(bar).is_edu(), "the mapped BAR no longer leads to the device")
+        device.write_config(BAR0 + 4, 4, 0xFFFFFFFF)
+        t.equal(device.read_config(BAR0 + 4, 4), 0, "a BAR that the device does not have")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_basic_perm()")
+def interrupt_line_is_virtual(t: Test) -> None:
+    """The interrupt line keeps what is written and passes nothing on; the pin beside it ignores writes."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        line = pci.config_number(bdf, INTERRUPT_LINE, 1)
+        device.write_config(INTERRUPT_LINE, 2, 0x0299)
+        t.equal(device.read_config(INTERRUPT_LINE, 2), 0x0199, "interrupt line and pin")
+        t.equal(pci.config_number(bdf, INTERRUPT_LINE, 1), line, "the device's own interrupt line")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_msi_config_write()")
+def msi_enable_bit_is_not_the_users(t: Test) -> None:
+    """MSI is enabled by SET_IRQS alone: the enable bit written before has no effect, and no message address
+    that a user writes reaches the device."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        cap = device.read_config(pci.CAP_LIST, 1)
+        t.equal(device.read_config(cap, 1), 5, "id of edu's first capability (MSI)")
+        device.write_config(cap + 2, 2, device.read_config(cap + 2, 2) | MSI_ENABLE)
+        t.equal(device.read_config(cap + 2, 2) & MSI_ENABLE, 0, "the enable bit after writing it")
+        t.equal(pci.config_number(bdf, cap + 2, 2) & MSI_ENABLE, 0, "the device's own enable bit")
+        address = pci.config_number(bdf, cap + 4, 4)
+        device.write_config(cap + 4, 4, 0xFEE01230)
+        t.equal(device.read_config(cap + 4, 4), 0xFEE01230, "the virtual message address")
+        t.equal(pci.config_number(bdf, cap + 4, 4), address, "the device's own message address")
+        device.set_eventfds(vfio.MSI, Event().fd)
+        t.equal(pci.config_number(bdf, cap + 2, 2) & MSI_ENABLE, 1, "the device's enable bit after SET_IRQS")
+        t.check(
+            pci.config_number(bdf, cap + 4, 4) != 0xFEE01230, "the user's message address reached the device"
+        )
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_ecap_init(), vfio_pci_config_rw_single()")
+def config_space_is_extended(t: Test) -> None:
+    """The configuration space of a PCI Express device is 4096 bytes, with its extended capabilities in
+    reach and not a byte more."""
+    with opened(t, t.device("igb")) as device:
+        region = device.region(CONFIG)
+        t.equal(region.size, 4096, "size of configuration space")
+        t.equal(device.read_config(0, 4), igb.DEVICE_ID << 16 | igb.VENDOR_ID, "device and vendor id")
+        t.equal(device.read_config(0x100, 4) & 0xFFFF, 1, "id of the first extended capability (AER)")
+        t.equal(len(os.pread(device.fd, 4, region.offset + 4092)), 4, "bytes read at the end")
+        t.errno(errno.EFAULT, os.pread, device.fd, 4, region.offset + 4096)

@@ -13,8 +13,11 @@ import os
 from collections.abc import Iterator
 
 from guest import iommufd, memory, pci, vfio
+from guest import iommufd as api
 from guest.case import Test, case
+from guest.iommufd import Iommufd
 from guest.opened import through_group
+from guest.uapi import errno_of
 from guest.vfio import NOIOMMU_IOMMU, TYPE1_IOMMU, TYPE1V2_IOMMU
 
 NATIVE = ("noiommu-group", "container", "edu", "!viommu")
@@ -404,3 +407,47 @@ def played_container_and_cdev_exclude_each_other(t: Test) -> None:
             t.errno(errno.EINVAL, cdev.bind_iommufd, other.fd)
         with vfio.open_cdev(bdf) as cdev:
             cdev.bind_iommufd(other.fd)
+
+
+@case(
+    needs=("mixed", "noiommu-group", "iommufd", "edu2"),
+    cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_compat_ioas_create(), ..._set_no_iommu()",
+)
+def played_containers_do_not_mix(t: Test) -> None:
+    """An iommufd that plays the container for a group behind an IOMMU refuses one without, and the other way
+    round, also after the first has left; the one refused stays free."""
+    real, bare = t.device("edu", iommu=True), t.device("edu", iommu=False)
+    with pci.bound(real), pci.bound(bare), vfio.open_group(real) as first, vfio.open_group(bare) as second:
+        for resident, stranger in ((first, second), (second, first)):
+            with vfio.open_container(api.PATH) as container:
+                resident.set_container(container)
+                t.errno(errno.EINVAL, stranger.set_container, container)
+                resident.unset_container()
+                t.errno(errno.EINVAL, stranger.set_container, container)
+                t.equal(stranger.status(), vfio.GROUP_VIABLE, "status of the group that was refused")
+
+
+@case(
+    needs=("noiommu-group", "iommufd", "container", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_group_ioctl_unset_container(); container.c vfio_group_unuse_container()",
+    destructive=True,
+)
+def group_file_lives_as_long_as_its_users(t: Test) -> None:
+    """However a group changes containers, closing its devices leaves it open and takes no reference too
+    many."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), Iommufd() as iommufd, vfio.open_container() as container:
+        group = vfio.open_group(bdf)
+        group.set_container(iommufd.fd)
+        first = group.device(bdf)
+        refused = errno_of(group.unset_container)
+        t.check(refused in (0, errno.EBUSY), f"UNSET_CONTAINER is refused with {os.strerror(refused)}")
+        if not refused:  # a kernel that keeps its promise refuses
+            group.set_container(container)
+            container.set_iommu(vfio.NOIOMMU_IOMMU)
+        second = group.device(bdf)
+        first.close()
+        second.close()
+        t.check_no_complaint()
+        os.fstat(group.fd)
+        group.close()

@@ -13,14 +13,14 @@ import mmap
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from guest import brink, edu, forked, libc, memory, pci, vfio
 from guest import iommufd as api
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
-from guest.opened import through_cdev, through_group
+from guest.opened import through_cdev, through_group, unbound
 from guest.uapi import Descriptor
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
@@ -259,23 +259,6 @@ def duplicates_share_all_objects(t: Test) -> None:
         copy.close()
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_mmap(), iommufd_fops")
-def iommufd_is_no_memory(t: Test) -> None:
-    """An iommufd with nothing to map cannot be mapped anywhere (ENXIO), never privately or executable, and is
-    neither read nor written."""
-    with Iommufd() as iommufd:
-
-        def attempt(flags: int, prot: int, offset: int = 0) -> None:
-            libc.mmap(PAGE, prot, flags, iommufd.fd, offset)
-
-        for offset in (0, PAGE, 1 << 40, (1 << 63) - PAGE):
-            t.errno(errno.ENXIO, attempt, mmap.MAP_SHARED, memory.READ_WRITE, offset)
-        t.errno(errno.EINVAL, attempt, mmap.MAP_PRIVATE, memory.READ_WRITE)
-        t.errno(errno.EPERM, attempt, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_EXEC)
-        t.errno(errno.EINVAL, os.read, iommufd.fd, 8)
-        t.errno(errno.EINVAL, os.write, iommufd.fd, bytes(8))
-
-
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_unl_ioctl(); drivers/iommu/iommufd/main.c")
 def files_know_their_own_calls(t: Test) -> None:
     """A device file answers ENOTTY to every iommufd call and an iommufd to every call for devices and groups,
@@ -315,7 +298,7 @@ def file_mode_bounds_access(t: Test) -> None:
     with pci.bound(bdf), Iommufd() as iommufd:
         node = pci.vfio_nodes(bdf).cdev
         assert node is not None
-        offset = vfio.CONFIG << 40
+        offset = vfio.CONFIG << vfio.OFFSET_SHIFT
         with vfio.Device(os.open(node, os.O_RDONLY | os.O_CLOEXEC)) as device:
             device.bind_iommufd(iommufd.fd)
             t.equal(_identification(device), edu.IDENTIFIES, "the register by file")
@@ -355,3 +338,74 @@ def device_name_must_be_a_string(t: Test) -> None:
         device = vfio.Device(libc.ioctl(group, request, edge.put(bdf.encode() + b"\0")))
         t.equal(device.fd, first, "the number of the next descriptor")
         device.close()
+
+
+@case(
+    needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); device.c iommufd_device_unbind()"
+)
+def device_survives_its_iommufd(t: Test) -> None:
+    """Closing the iommufd first takes nothing from the device: it works, its pages stay pinned."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), vfio.open_cdev(bdf) as device, memory.anonymous() as page:
+        page.touch()
+        with Iommufd() as iommufd:
+            device.bind_iommufd(iommufd.fd)
+            ioas = iommufd.ioas_alloc()
+            device.attach(ioas)
+            iommufd.map(ioas, page.address, page.length, 0)
+        t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
+        t.equal(memory.pinned_kib(), 4, "KiB pinned with the iommufd closed")
+        device.close()
+        t.equal(memory.pinned_kib(), 0, "KiB pinned with the device closed")
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release(); drivers/iommu/iommufd/main.c")
+def either_may_be_closed_first(t: Test) -> None:
+    """Device and iommufd can be closed in either order, again and again, and leave nothing pinned or busy."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), memory.anonymous() as page:
+        page.touch()
+        for turn in range(10):
+            device, iommufd = vfio.open_cdev(bdf), Iommufd()
+            device.bind_iommufd(iommufd.fd)
+            ioas = iommufd.ioas_alloc()
+            device.attach(ioas)
+            iommufd.map(ioas, page.address, page.length, 0)
+            order: list[Callable[[], None]] = [device.close, iommufd.close]
+            for close in reversed(order) if turn % 2 else order:
+                close()
+            t.equal(memory.pinned_kib(), 0, f"KiB pinned after turn {turn}")
+    t.check_no_complaint()
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release() (last reference)")
+def duplicates_keep_the_device_open(t: Test) -> None:
+    """A dup of a bound device file keeps it bound; the last close frees it for the next."""
+    bdf = t.device("edu", iommu=False)
+    with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
+        device.bind_iommufd(iommufd.fd)
+        copy = vfio.Device(os.dup(device.fd))
+        device.close()
+        t.check(copy.info().flags & vfio.DEVICE_FLAGS_PCI, "the duplicate does not answer")
+        t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
+        copy.close()
+        second.bind_iommufd(iommufd.fd)
+
+
+@case(
+    needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_mmap(); vfio_pci_core.c vfio_pci_core_mmap()"
+)
+def mapped_bar_keeps_the_device_bound(t: Test) -> None:
+    """A mapped BAR works on after the file is closed, and keeps the device bound until it is unmapped."""
+    bdf = t.device("edu", iommu=False)
+    with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
+        device.bind_iommufd(iommufd.fd)
+        bar = device.bar(length=memory.PAGE)
+        device.close()
+        t.equal(bar.read32(0), edu.IDENTIFIES, "edu's identification register")
+        t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
+        bar.close()
+        second.bind_iommufd(iommufd.fd)
+        t.errno(
+            errno.EINVAL, vfio.Bar, second.fd, vfio.CONFIG << vfio.OFFSET_SHIFT, memory.PAGE, mmap.PROT_READ
+        )

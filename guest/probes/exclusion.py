@@ -2,35 +2,29 @@
 """One device, one user: group and device node shut each other out, and what was refused leaves no trace.
 
 The rules are the same with and without an IOMMU, so that most cases run on whichever the machine has.
-Address spaces are here too: what two devices without an IOMMU share, and what they do not.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Callable
 
-from guest import brink, libc, memory, pci, vfio
+from guest import brink, libc, pci, vfio
 from guest import iommufd as api
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
-from guest.opened import CdevUser, container_type, through_cdev, through_group, unbound, usable
+from guest.opened import container_type, through_cdev, through_group, usable
 from guest.uapi import errno_of
 
 DOORS = ("group", "cdev", "iommufd", "edu")
 SHUT = ("noiommu-group", "noiommu-cdev", "edu", "!viommu")
-TWO = ("noiommu-cdev", "edu", "igb", "!viommu")
-MIXED = ("mixed", "noiommu-cdev", "iommufd", "edu2")
 
-IOVA = 0x40_0000_0000
 RACE_SECONDS = 0.7
 
 
@@ -252,181 +246,6 @@ def _opener(bdf: str, into: list[vfio.Group]) -> Callable[[], object]:
 
 def _binder(device: vfio.Device, iommufd: Iommufd) -> Callable[[], object]:
     return lambda: device.bind_iommufd(iommufd.fd)
-
-
-@contextlib.contextmanager
-def _two(t: Test) -> Iterator[tuple[CdevUser, vfio.Device, int, memory.Buffer, memory.Buffer]]:
-    """An attached edu, an igb bound to the same iommufd and attached nowhere with its id, and two pages."""
-    first, second = t.device("edu", iommu=False), t.device("igb", iommu=False)
-    with (
-        through_cdev(first) as user,
-        pci.bound(second),
-        vfio.open_cdev(second) as other,
-        memory.anonymous() as one,
-        memory.anonymous() as two,
-    ):
-        one.touch()
-        two.touch()
-        yield user, other, other.bind_iommufd(user.iommufd.fd), one, two
-
-
-@case(needs=TWO, cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(); io_pagetable.c")
-def address_spaces_keep_apart(t: Test) -> None:
-    """Two devices in two address spaces of one iommufd: one IOVA is a page of its own in each, and neither
-    UNMAP nor DETACH in the one touches the other."""
-    with _two(t) as (user, other, _devid, one, two):
-        iommufd = user.iommufd
-        ioas = iommufd.ioas_alloc()
-        other.attach(ioas)
-        iommufd.map(user.ioas, one.address, PAGE, IOVA)
-        iommufd.map(ioas, two.address, PAGE, IOVA)
-        t.equal(iommufd.get_pa(user.ioas, IOVA, PAGE), (one.physical(), PAGE), "the first device's page")
-        t.equal(iommufd.get_pa(ioas, IOVA, PAGE), (two.physical(), PAGE), "the second device's page")
-        iommufd.unmap(user.ioas, IOVA, PAGE)
-        t.errno(errno.ENOENT, iommufd.get_pa, user.ioas, IOVA, PAGE)
-        t.equal(iommufd.get_pa(ioas, IOVA, PAGE), (two.physical(), PAGE), "the second page after UNMAP")
-        user.device.detach()
-        t.equal(iommufd.get_pa(ioas, IOVA, PAGE), (two.physical(), PAGE), "the second page after DETACH")
-        t.equal(memory.pinned_kib(), 4, "KiB pinned for the second device")
-
-
-@case(
-    needs=TWO, cites="drivers/iommu/iommufd/device.c iommufd_device_change_pt(); main.c iommufd_get_object()"
-)
-def ids_belong_to_one_iommufd(t: Test) -> None:
-    """An id of one iommufd says nothing to another: a device attaches only to objects of the one that it is
-    bound to, and closing it leaves the addresses of the other."""
-    with (
-        unbound(t.device("igb", iommu=False)) as (other, strange),
-        through_cdev(t.device("edu", iommu=False)) as user,
-        memory.anonymous() as page,
-    ):
-        page.touch()
-        user.map(page, IOVA)
-        strange.ioas_alloc()
-        devid = other.bind_iommufd(strange.fd)
-        foreign = [strange.ioas_alloc() for _ in range(8)][-1]
-        t.errno(errno.ENOENT, user.device.attach, foreign)
-        t.errno(errno.ENOENT, user.iommufd.hwpt_alloc, foreign, user.ioas)
-        t.errno(errno.EINVAL, user.iommufd.hwpt_alloc, user.devid, foreign)
-        t.errno(errno.ENOENT, user.iommufd.get_hw_info, foreign)
-        t.errno(errno.ENOENT, user.iommufd.destroy, foreign)
-        t.errno(errno.EBUSY, strange.destroy, devid)
-        t.check(other.attach(foreign) > 0, "attach to the object in its own iommufd")
-        t.errno(errno.ENOENT, strange.get_pa, foreign, IOVA, PAGE)
-        other.close()
-        t.equal(user.physical(IOVA, PAGE), page.physical(), "the first device's page")
-
-
-@case(needs=TWO, cites="drivers/iommu/iommufd/device.c iommufd_hwpt_detach_device()")
-def shared_space_lasts_as_long_as_either_device(t: Test) -> None:
-    """Two devices in one address space share one page table, which gives addresses and keeps pages pinned
-    until the second of them leaves, whichever is first."""
-    with _two(t) as (user, other, devid, one, _spare):
-        t.check(devid not in (0, user.devid), "both devices have one id")
-        user.map(one, IOVA)
-        table = user.device.attach(user.ioas)
-        t.equal(other.attach(user.ioas), table, "the second device's page table")
-        pair = (user.device, other)
-        for first, last in (pair, pair[::-1]):
-            first.detach()
-            t.equal(user.physical(IOVA, PAGE), one.physical(), "the address with one device gone")
-            t.equal(memory.pinned_kib(), 4, "KiB pinned with one device gone")
-            last.detach()
-            t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, IOVA, PAGE)
-            t.equal(memory.pinned_kib(), 0, "KiB pinned with both gone")
-            first.attach(user.ioas)
-            last.attach(user.ioas)
-        user.device.close()
-        t.equal(user.physical(IOVA, PAGE), one.physical(), "the address with the first device closed")
-
-
-@case(needs=TWO, cites="drivers/iommu/iommufd/io_pagetable.c iopt_table_remove_domain(); pages.c")
-def addresses_move_to_the_next_page_table(t: Test) -> None:
-    """With two page tables over one address space, taking the first away leaves addresses and pins with the
-    second."""
-    with _two(t) as (user, _other, devid, one, _spare):
-        iommufd = user.iommufd
-        user.device.detach()
-        first, second = (iommufd.hwpt_alloc(device, user.ioas) for device in (user.devid, devid))
-        user.map(one, IOVA)
-        for table in (first, second):
-            t.equal(user.physical(IOVA, PAGE), one.physical(), "the address")
-            t.equal(memory.pinned_kib(), 4, "KiB pinned")
-            iommufd.destroy(table)
-        t.errno(errno.EOPNOTSUPP, iommufd.get_pa, user.ioas, IOVA, PAGE)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned without a page table")
-
-
-@contextlib.contextmanager
-def _mixed(t: Test) -> Iterator[tuple[CdevUser, vfio.Device, int]]:
-    """A device without an IOMMU, attached, and one behind an IOMMU, bound to the same iommufd."""
-    bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
-    with through_cdev(bare) as user, pci.bound(real), vfio.open_cdev(real) as device:
-        yield user, device, device.bind_iommufd(user.iommufd.fd)
-
-
-@case(
-    needs=MIXED, cites="drivers/iommu/iommufd/device.c iommufd_device_bind(); io_pagetable.c iopt_get_phys()"
-)
-def one_iommufd_serves_both_kinds(t: Test) -> None:
-    """In one iommufd a device behind an IOMMU and one without have an address space each: the one gives no
-    physical address, the other does, whatever the first does."""
-    with _mixed(t) as (user, real, devid), memory.anonymous() as page:
-        page.touch()
-        iommufd, ioas = user.iommufd, user.iommufd.ioas_alloc()
-        for space in (ioas, user.ioas):
-            iommufd.map(space, page.address, PAGE, IOVA)
-        for _ in range(2):
-            real.attach(ioas)
-            t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, IOVA, PAGE)
-            t.equal(user.physical(IOVA, PAGE), page.physical(), "the address beside a translated device")
-            real.detach()
-            t.equal(user.physical(IOVA, PAGE), page.physical(), "the address after that one was detached")
-        iommufd.get_hw_info(devid)
-        t.errno(errno.EOPNOTSUPP, iommufd.get_hw_info, user.devid)
-
-
-@case(needs=MIXED, cites="drivers/iommu/iommu.c __iommu_attach_group(), __iommu_attach_device()")
-def translated_device_takes_no_software_table(t: Test) -> None:
-    """A device behind an IOMMU is refused the page table of one without, and stays as it was."""
-    with _mixed(t) as (user, real, _devid):
-        table = user.iommufd.hwpt_alloc(user.devid, user.ioas)
-        t.errno(errno.EINVAL, real.attach, table)
-        own = user.iommufd.ioas_alloc()
-        real.attach(own)
-        t.errno((errno.EINVAL, errno.ENODEV), real.attach, table)
-        t.errno(errno.EBUSY, user.iommufd.destroy, own)
-        user.iommufd.destroy(table)
-
-
-@case(
-    needs=MIXED,
-    cites="drivers/iommu/iommufd/device.c iommufd_hwpt_attach_device(), iommufd_hwpt_replace_device()",
-)
-def bare_device_takes_no_translated_table(t: Test) -> None:
-    """A device without an IOMMU is refused the page table of one behind an IOMMU, which cannot serve it."""
-    with _mixed(t) as (user, _real, devid):
-        table = user.iommufd.hwpt_alloc(devid, user.iommufd.ioas_alloc())
-        t.errno(errno.EINVAL, user.device.attach, table)
-
-
-@case(
-    needs=("mixed", "noiommu-group", "iommufd", "edu2"),
-    cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_compat_ioas_create(), ..._set_no_iommu()",
-)
-def played_containers_do_not_mix(t: Test) -> None:
-    """An iommufd that plays the container for a group behind an IOMMU refuses one without, and the other way
-    round, also after the first has left; the one refused stays free."""
-    real, bare = t.device("edu", iommu=True), t.device("edu", iommu=False)
-    with pci.bound(real), pci.bound(bare), vfio.open_group(real) as first, vfio.open_group(bare) as second:
-        for resident, stranger in ((first, second), (second, first)):
-            with vfio.open_container(api.PATH) as container:
-                resident.set_container(container)
-                t.errno(errno.EINVAL, stranger.set_container, container)
-                resident.unset_container()
-                t.errno(errno.EINVAL, stranger.set_container, container)
-                t.equal(stranger.status(), vfio.GROUP_VIABLE, "status of the group that was refused")
 
 
 @case(needs=SHUT, cites="drivers/vfio/group.c vfio_device_block_group()")

@@ -11,7 +11,7 @@ import mmap
 import struct
 import time
 
-from guest import brink, forked, libc, memory, pci, vfio
+from guest import brink, forked, libc, memory
 from guest import iommufd as api
 from guest.case import Failure, Test, case
 from guest.iommufd import LAST_IOVA, NO_SUCH_ID, Iommufd
@@ -390,54 +390,6 @@ def _churn(user: CdevUser, page: memory.Buffer) -> None:
     user.device.detach()
     user.device.attach(user.ioas)
     user.iommufd.unmap(user.ioas, BASE, PAGE)
-
-
-@case(
-    needs=("mixed", "noiommu-cdev", "edu2"),
-    cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(), iommufd_hwpt_attach_device()",
-)
-def attach_after_a_real_device_is_honest(t: Test) -> None:
-    """A no-IOMMU device that joins a translated device's IOAS gets addresses, or is refused."""
-    bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
-    with (
-        through_cdev(real) as user,
-        pci.bound(bare),
-        vfio.open_cdev(bare) as device,
-        memory.anonymous() as page,
-    ):
-        page.touch()
-        user.map(page, BASE)
-        device.bind_iommufd(user.iommufd.fd)
-        try:
-            device.attach(user.ioas)
-        except OSError as error:
-            t.equal(error.errno, errno.EINVAL, "the errno of an attach that is refused")
-            return
-        try:
-            t.equal(user.physical(BASE, PAGE), page.physical(), "the address")
-        except OSError as error:
-            t.fail(f"the attach succeeded, and GET_PA is {error}")
-
-
-@case(
-    needs=("mixed", "noiommu-cdev", "edu2"),
-    cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(); io_pagetable.c iopt_get_phys()",
-)
-def noiommu_device_first_keeps_its_addresses(t: Test) -> None:
-    """A no-IOMMU device that was there first keeps its addresses when a translated device joins its IOAS."""
-    bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
-    with (
-        through_cdev(bare) as user,
-        pci.bound(real),
-        vfio.open_cdev(real) as device,
-        memory.anonymous() as page,
-    ):
-        page.touch()
-        user.map(page, BASE)
-        before = user.device.attach(user.ioas)
-        device.bind_iommufd(user.iommufd.fd)
-        t.check(device.attach(user.ioas) != before, "both devices share one page table")
-        t.equal(user.physical(BASE, PAGE), page.physical(), "the address")
 
 
 @case(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Power states and resets without an IOMMU: idle devices sleep, users send theirs to sleep and wake them."""
+"""Power states without an IOMMU: idle devices sleep, users send theirs to sleep and wake them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from pathlib import Path
 from guest import edu, igb, libc, pci, vfio
 from guest.brink import Brink
 from guest.case import Test, case
-from guest.iommufd import Iommufd
 from guest.opened import Event, opened, reopened, sigbus
 
 EDU = ("noiommu", "edu", "!viommu")
 IGB = ("noiommu", "igb", "!viommu")
 
 SET = vfio.FEATURE_SET
-
 
 # include/uapi/linux/pci_regs.h
 POWER_CONTROL, POWER_STATE = 4, 3
@@ -354,63 +352,6 @@ def _sleep_and_wake(t: Test, bdf: str, device: vfio.Device) -> None:
     device.feature(SET | vfio.LOW_POWER_ENTRY)
     _wait_status(t, bdf, "suspended")
     device.feature(SET | vfio.LOW_POWER_EXIT)
-
-
-@contextlib.contextmanager
-def _no_reset(bdf: str) -> Iterator[None]:
-    method = pci.path_of(bdf) / "reset_method"
-    pci.write(method, "\n")
-    try:
-        yield
-    finally:
-        pci.write(method, "default")
-
-
-@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable() (reset_works)")
-def reset_is_offered_where_it_works(t: Test) -> None:
-    """Whether a device can be reset is found out when it is opened: the flag and the ioctl (EINVAL) agree."""
-    bdf = t.device("igb")
-    with pci.bound(bdf):
-        with _no_reset(bdf), reopened(t, bdf) as device:
-            t.check(
-                not device.info().flags & vfio.DEVICE_FLAGS_RESET, "a reset that nobody can do is offered"
-            )
-            t.errno(errno.EINVAL, device.reset)
-        with reopened(t, bdf) as device:
-            t.check(device.info().flags & vfio.DEVICE_FLAGS_RESET, "no reset is offered where there is one")
-            device.reset()
-
-
-@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset(); pci_try_reset_function()")
-def reset_does_not_wait_for_an_unbind(t: Test) -> None:
-    """While an unbind waits for the device's user, that user's RESET is refused with EAGAIN at once, and
-    closing the device ends the unbind all the same."""
-    bdf = t.device("igb")
-    with opened(t, bdf) as device:
-        event = Event()
-        device.set_eventfds(vfio.REQ, event.fd)
-        writer = pci.start_unbind(bdf)
-        t.equal(event.arrives(), 1, "requests to the user")
-        t.errno(errno.EAGAIN, device.reset)
-        t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
-        device.close()
-        writer.wait(GOES)
-    t.equal(pci.driver(bdf), None, "the driver afterwards")
-
-
-@case(needs=(*IGB, "noiommu-cdev"), cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable() (-EAGAIN)")
-def nobody_begins_to_use_a_device_that_leaves(t: Test) -> None:
-    """A file opened before an unbind cannot bind a device that has to be reset for it (EAGAIN) while the
-    unbind waits, and the attempt holds nothing."""
-    bdf = t.device("igb")
-    with pci.bound(bdf), vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
-        writer = pci.start_unbind(bdf)
-        node = pci.vfio_nodes(bdf).cdev
-        t.wait_until(lambda: pci.vfio_dev_name(bdf) is None, f"the end of {node}", GOES)
-        t.errno(errno.EAGAIN, device.bind_iommufd, iommufd.fd)
-        t.check(not writer.done, "the unbind did not wait for the open file")
-        device.close()
-        writer.wait(GOES)
 
 
 @case(

@@ -22,7 +22,6 @@ ALLOWED = Path("/sys/module/vfio_pci/parameters/enable_sriov")
 VF_ID = 0x10CA_8086
 CLASS = 0x0A
 
-
 # include/uapi/linux/pci_regs.h
 POWER_CONTROL, POWER_STATE = 4, 3
 

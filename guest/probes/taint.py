@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel's warning that it gave away an unprotected device: the taint bit, and the lines in the log."""
+"""The kernel's word that it gave away an unprotected device: the taint bit, and the lines in the log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from guest import caps, pci, taint, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
-from guest.opened import through_group
+from guest.opened import through_cdev, through_group
 
 GROUP_LINE = "Adding kernel taint for vfio-noiommu group on device"
 CDEV_LINE = "Adding kernel taint for vfio-noiommu cdev"
@@ -193,3 +193,16 @@ def every_opener_is_logged(t: Test) -> None:
         with user.group.device(bdf):
             lines = [line for line in t.dmesg() if OPENED in line]
             t.equal(len(lines), 2, "log lines for two device files")
+
+
+@case(
+    needs=("noiommu-cdev", "edu", "!viommu"),
+    cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(), vfio_df_ioctl_bind_iommufd(); group.c "
+    "vfio_device_open_file() (opened by user)",
+)
+def opening_by_the_device_node_is_logged(t: Test) -> None:
+    """Whoever opens a no-IOMMU device is named in the kernel's log, by the device node as by the group."""
+    with through_cdev(t.device("edu", iommu=False)):
+        said = t.dmesg()
+    who = f":{os.getpid()})"
+    t.check(any("opened by user" in line and who in line for line in said), f"no line names {who}: {said}")

@@ -11,7 +11,11 @@ from guest import pci
 from guest.case import Case, discover
 from guest.needs import FEATURES
 
-MODULES = ("container", "device", "dma", "group", "igb", "interrupts", "viommu")
+MODULES = (
+    "container", "device", "dma", "group", "igb", "interrupts", "intx", "ioeventfd", "mixed", "msi",
+    "regions", "reset", "viommu",
+)  # fmt: skip
+
 CASES = [one for one in discover() if one.module in MODULES]
 
 
