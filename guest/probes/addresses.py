@@ -271,7 +271,7 @@ def walk_meets_every_byte_once(t: Test) -> None:
         t.equal(space.ask(area.end, 1), errno.ENOENT, "the answer after the last byte")
 
 
-@case(needs=BARE, cites=f"{GET_PHYS}; ioas.c iommufd_ioas_noiommu_get_pa() iommufd_get_ioas()")
+@case(needs=BARE, cites=f"{GET_PHYS}; ioas.c iommufd_ioas_noiommu_get_pa()")
 def address_spaces_are_apart(t: Test) -> None:
     """The same IOVAs mean other pages in each address space, and unmapping in one leaves the others."""
     with through_cdev(t.device("edu")) as user, quilt(t) as cloth:

@@ -411,7 +411,8 @@ def played_container_and_cdev_exclude_each_other(t: Test) -> None:
 
 @case(
     needs=("mixed", "noiommu-group", "iommufd", "edu2"),
-    cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_compat_ioas_create(), ..._set_no_iommu()",
+    cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_compat_ioas_create(), "
+    "iommufd_vfio_compat_set_no_iommu()",
 )
 def played_containers_do_not_mix(t: Test) -> None:
     """An iommufd that plays the container for a group behind an IOMMU refuses one without, and the other way

@@ -131,7 +131,10 @@ def structures_may_end_where_memory_does(t: Test) -> None:
             libc.ioctl(device.fd, request, edge.put(data))
 
 
-@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_info(); vfio_get_region_info()")
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_info(); vfio_main.c vfio_get_region_info()",
+)
 def unwritable_answers_are_faults(t: Test) -> None:
     """Information that cannot be written to its caller is EFAULT, and so is a missing argument."""
     with opened(t, t.device("edu")) as device:

@@ -280,7 +280,10 @@ def structure_may_end_where_memory_does(t: Test) -> None:
         t.equal((answer.out_phys, answer.length), (page.physical(), PAGE), "address and length")
 
 
-@case(needs=BARE, cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); iopt_get_phys()")
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); io_pagetable.c iopt_get_phys()",
+)
 def longest_question_is_answered(t: Test) -> None:
     """Any length may be asked for, up to 2^64-1, from any byte, and the input fields come back as they were;
     what out_phys held before does not matter."""

@@ -63,7 +63,8 @@ def unused_device_goes_with_its_nodes(t: Test) -> None:
 @case(
     needs=SLOT,
     timeout=120,
-    cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev() (wait loop); vfio_pci_core_request()",
+    cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev() (wait loop); pci/vfio_pci_core.c "
+    "vfio_pci_core_request()",
 )
 def used_device_waits_for_its_user(t: Test) -> None:
     """Pulling out a device in use asks the user through the REQ eventfd and waits until it is closed."""

@@ -98,7 +98,10 @@ def new_eventfd_replaces_the_old(t: Test) -> None:
             device.disable_irqs(index)
 
 
-@case(needs=ANY, cites="drivers/vfio/pci/vfio_pci_intrs.c eventfd_ctx_fdget(), eventfd_ctx_put()")
+@case(
+    needs=ANY,
+    cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_ctx_trigger_single() (eventfd_ctx_fdget())",
+)
 def interrupt_keeps_its_own_reference(t: Test) -> None:
     """An eventfd closed under a live interrupt costs nothing: its duplicate still hears, whoever gets its
     number hears nothing, and a new one takes over."""

@@ -224,7 +224,10 @@ def intx_keeps_its_mask_with_a_new_eventfd(t: Test) -> None:
         t.equal(new.arrives(), 1, "events once there is an eventfd again")
 
 
-@case(needs=ANY_INTX, cites="drivers/vfio/virqfd.c vfio_virqfd_enable(); vfio_intx_disable()")
+@case(
+    needs=ANY_INTX,
+    cites="drivers/vfio/virqfd.c vfio_virqfd_enable(); pci/vfio_pci_intrs.c vfio_intx_disable()",
+)
 def intx_has_one_resample_eventfd(t: Test) -> None:
     """A second resample eventfd is EBUSY while one is set and leaves that one working; switching INTx off
     takes it away."""

@@ -48,7 +48,8 @@ def unbind_waits_for_a_bound_user(t: Test) -> None:
 
 @case(
     needs=BARE,
-    cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open() vfio_device_try_get_registration()",
+    cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(); vfio_main.c "
+    "vfio_device_try_get_registration()",
 )
 def unbind_waits_for_an_open_file(t: Test) -> None:
     """A cdev that is merely open, never bound, holds the unbind up as well."""
@@ -74,7 +75,8 @@ def unbind_waits_for_a_mapped_bar(t: Test) -> None:
 
 
 @case(
-    needs=BARE, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_request(); vfio_unregister_group_dev()"
+    needs=BARE,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_request(); vfio_main.c vfio_unregister_group_dev()",
 )
 def unbind_asks_through_the_req_eventfd(t: Test) -> None:
     """The user's REQ eventfd is signalled as soon as somebody wants the device, and the log says so."""
@@ -152,7 +154,7 @@ def open_group_does_not_hold_the_device(t: Test) -> None:
         t.errno(errno.ENODEV, group.device, bdf)
 
 
-@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_del(), vfio_unregister_group_dev()")
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); vfio.h vfio_device_del()")
 def nothing_opens_during_an_unbind(t: Test) -> None:
     """While an unbind waits, the device cannot be opened anew, by its old number either."""
     bdf = t.device("edu", iommu=False)

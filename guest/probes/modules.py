@@ -110,7 +110,7 @@ def unloading_frees_the_devices(t: Test) -> None:
                 t.equal(device.read_config(0, 2), 0x1234, f"the vendor at turn {turn}")
 
 
-@case(needs=MODULAR, cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_pci_init()")
+@case(needs=MODULAR, cites="drivers/vfio/group.c vfio_group_find_or_alloc(); pci/vfio_pci.c vfio_pci_init()")
 def loading_takes_nothing_while_off(t: Test) -> None:
     """With no-IOMMU mode off, loading vfio-pci succeeds without taking the devices that wait for it."""
     bdf = t.device("edu", iommu=False)

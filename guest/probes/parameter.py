@@ -24,7 +24,11 @@ def _write(text: str) -> None:
         file.write(text)
 
 
-@case(needs=("noiommu",), fresh=True, cites="drivers/vfio/vfio_main.c module_param_named(); vfio.rst")
+@case(
+    needs=("noiommu",),
+    fresh=True,
+    cites="drivers/vfio/vfio_main.c module_param_named(); Documentation/driver-api/vfio.rst",
+)
 def is_off_after_boot(t: Test) -> None:
     """The unsafe mode is off unless the command line asks for it, in a file that root alone may write."""
     if "enable_unsafe_noiommu_mode" in Path("/proc/cmdline").read_text(encoding="utf-8"):

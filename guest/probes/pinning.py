@@ -354,7 +354,7 @@ def truncation_leaves_the_pinned_pages(t: Test) -> None:
     os.close(fd)
 
 
-@case(needs=BARE, cites="mm/gup.c gup_must_unshare() (FOLL_LONGTERM breaks copy-on-write in advance)")
+@case(needs=BARE, cites="mm/internal.h gup_must_unshare() (FOLL_LONGTERM breaks copy-on-write in advance)")
 def read_only_pin_holds_through_a_write(t: Test) -> None:
     """Memory mapped for reading before its first write has no shared zero page: a write moves nothing."""
     with through_cdev(t.device("edu")) as user, memory.anonymous(8 * PAGE) as buffer:

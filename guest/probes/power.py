@@ -40,7 +40,7 @@ def _wait_status(t: Test, bdf: str, want: str) -> None:
 
 @case(
     needs=(*EDU, "igb"),
-    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable(), _disable() (pm_runtime)",
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable(), vfio_pci_core_disable() (pm_runtime)",
 )
 def idle_devices_sleep(t: Test) -> None:
     """A bound device is suspended, in D3 where it can be, whenever nobody uses it, and awake as long as
@@ -88,7 +88,9 @@ def idle_sleep_is_settled_at_bind(t: Test) -> None:
 
 
 @case(
-    needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pm_config_write(); vfio_pci_set_power_state()"
+    needs=IGB,
+    cites="drivers/vfio/pci/vfio_pci_config.c vfio_pm_config_write(); vfio_pci_core.c "
+    "vfio_pci_set_power_state()",
 )
 def user_puts_the_device_to_sleep(t: Test) -> None:
     """Writing D3 to the power management capability puts the device there: its registers are out of reach by

@@ -276,7 +276,7 @@ def _device_of(group: vfio.Group, container: vfio.Container, bdf: str) -> vfio.D
 @case(
     needs=SMP,
     timeout=60,
-    cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); vfio_device_fops_release()",
+    cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); vfio_main.c vfio_device_fops_release()",
 )
 def killed_users_leave_nothing(t: Test) -> None:
     """Users killed at any moment of opening, mapping and closing free device and memory; an unbind ends."""

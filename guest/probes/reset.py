@@ -263,7 +263,10 @@ def reset_is_offered_where_it_works(t: Test) -> None:
             device.reset()
 
 
-@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset(); pci_try_reset_function()")
+@case(
+    needs=IGB,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset(); pci.c pci_try_reset_function()",
+)
 def reset_does_not_wait_for_an_unbind(t: Test) -> None:
     """While an unbind waits for the device's user, that user's RESET is refused with EAGAIN at once, and
     closing the device ends the unbind all the same."""

@@ -112,7 +112,10 @@ def functions_need_permission(t: Test) -> None:
         t.equal((_number(pf), pci.find("igb-vf")), ("0", []), "functions after their PF was unbound")
 
 
-@case(needs=SRIOV, cites="drivers/pci/iov.c sriov_numvfs_store(); vfio_pci_core_sriov_configure()")
+@case(
+    needs=SRIOV,
+    cites="drivers/pci/iov.c sriov_numvfs_store(); vfio/pci/vfio_pci_core.c vfio_pci_core_sriov_configure()",
+)
 def number_of_functions_is_bounded(t: Test) -> None:
     """More functions than the card has are ERANGE, another number than there are is EBUSY; both change
     nothing, the same number again is no error, and none and all can be had in turn."""
@@ -151,7 +154,11 @@ def functions_are_captured(t: Test) -> None:
         t.equal([node for node in made if node.exists()], own, "nodes left when the functions are gone")
 
 
-@case(needs=SRIOV, cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_pci_core_register_device()")
+@case(
+    needs=SRIOV,
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(); pci/vfio_pci_core.c "
+    "vfio_pci_core_register_device()",
+)
 def functions_obey_the_mode(t: Test) -> None:
     """Functions created with no-IOMMU mode off are captured but get no driver, until the mode is on."""
     pf = t.device("igb")
@@ -260,7 +267,7 @@ def token_in_a_device_name_is_parsed(t: Test) -> None:
 
 @case(
     needs=(*SRIOV, "noiommu-cdev", "noiommu-group", "container"),
-    cites="drivers/vfio/device_cdev.c vfio_df_check_token(); vfio_pci_core_match()",
+    cites="drivers/vfio/device_cdev.c vfio_df_check_token(); pci/vfio_pci_core.c vfio_pci_core_match()",
 )
 def both_doors_ask_for_one_token(t: Test) -> None:
     """The token set by either door is the one that the other asks for, byte for byte."""

@@ -42,7 +42,7 @@ def refused_binding_does_not_taint(t: Test) -> None:
 @case(
     needs=("viommu", "noiommu", "edu"),
     fresh=True,
-    cites="drivers/vfio/vfio_main.c vfio_device_is_noiommu(); group.c vfio_group_find_or_alloc()",
+    cites="drivers/vfio/vfio.h vfio_device_is_noiommu(); group.c vfio_group_find_or_alloc()",
 )
 def real_iommu_does_not_taint(t: Test) -> None:
     """Binding a device behind an IOMMU taints nothing, even with the unsafe mode on."""
@@ -54,7 +54,7 @@ def real_iommu_does_not_taint(t: Test) -> None:
 @case(
     needs=("noiommu", "edu", "!viommu"),
     fresh=True,
-    cites="drivers/vfio/group.c vfio_group_find_or_alloc(), vfio_main.c __vfio_register_dev() add_taint()",
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(), vfio_main.c __vfio_register_dev() (add_taint())",
 )
 def binding_taints_for_good(t: Test) -> None:
     """Binding a no-IOMMU device taints the kernel with U alone, and unbinding does not take that back."""
@@ -161,7 +161,7 @@ def joining_and_leaving_the_group_is_logged(t: Test) -> None:
 @case(
     needs=("mixed", "noiommu", "edu2"),
     fresh=True,
-    cites="drivers/vfio/group.c vfio_group_find_or_alloc(), vfio_main.c vfio_device_is_noiommu()",
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(), vfio.h vfio_device_is_noiommu()",
 )
 def only_the_bare_device_taints(t: Test) -> None:
     """In a mixed machine with the mode on, binding and using the device behind the IOMMU taints nothing, and
