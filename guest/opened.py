@@ -13,8 +13,11 @@ import os
 import select
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
 
 from guest import edu, igb, libc, memory, pci, vfio
 from guest.case import Test
@@ -97,18 +100,33 @@ def opened(t: Test, bdf: str) -> Iterator[vfio.Device]:
 
 
 @contextlib.contextmanager
-def reopened(t: Test, bdf: str) -> Iterator[vfio.Device]:
-    """Open *bdf*, which is on vfio-pci already, and leave it there."""
-    if "noiommu-cdev" in t.features:
-        with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
-            device.bind_iommufd(iommufd.fd)
-            yield device
-        return
+def reopened_by_cdev(bdf: str, token: Optional[uuid.UUID] = None) -> Iterator[vfio.Device]:
+    """Open *bdf*, which is on vfio-pci already, by its device node, and leave it on vfio-pci."""
+    with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+        device.bind_iommufd(iommufd.fd, token=token.bytes if token else None)
+        yield device
+
+
+@contextlib.contextmanager
+def reopened_by_group(bdf: str, token: Optional[uuid.UUID] = None) -> Iterator[vfio.Device]:
+    """Open *bdf*, which is on vfio-pci already, by its group, and leave it on vfio-pci."""
     with vfio.open_container() as container, vfio.open_group(bdf) as group:
         group.set_container(container)
         container.set_iommu(vfio.NOIOMMU_IOMMU)
-        with group.device(bdf) as device:
+        with group.device(f"{bdf} vf_token={token}" if token else bdf) as device:
             yield device
+
+
+def reopened(
+    t: Test, bdf: str, token: Optional[uuid.UUID] = None
+) -> contextlib.AbstractContextManager[vfio.Device]:
+    """Open *bdf*, which is on vfio-pci already, by its device node where there is one, else by its group."""
+    return (reopened_by_cdev if "noiommu-cdev" in t.features else reopened_by_group)(bdf, token)
+
+
+def open_files() -> int:
+    """Return how many files are open in the whole machine."""
+    return int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
 
 
 def usable(t: Test, kind: str = "edu") -> str:

@@ -10,7 +10,7 @@ from guest import forked, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import LAST_IOVA, Iommufd
 from guest.memory import PAGE
-from guest.opened import CdevUser
+from guest.opened import CdevUser, open_files
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
 
@@ -83,8 +83,8 @@ def _meminfo(*names: str) -> list[int]:
 
 def _level() -> list[int]:
     """What must be the same before and after: pins, table pages, pages that cannot go, open files."""
-    files = int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
-    return [memory.held_pins(), memory.table_pages(), *_meminfo("Unevictable", "Mlocked"), files]
+    stuck = _meminfo("Unevictable", "Mlocked")
+    return [memory.held_pins(), memory.table_pages(), *stuck, open_files()]
 
 
 def _expect_no_growth(t: Test, cycle: Callable[[], None], turns: int) -> None:

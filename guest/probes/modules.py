@@ -27,7 +27,6 @@ DELETE_MODULE = 176
 STACK = ("vfio_pci", "vfio_pci_core", "vfio_iommu_type1", "vfio", "iommufd")
 """In the order in which they can be unloaded."""
 
-VF_ID = 0x10CA_8086
 
 GOES = 10.0
 
@@ -317,7 +316,7 @@ def function_of_a_native_pf_has_no_token(t: Test) -> None:
         with pci.bound(vf), Iommufd() as iommufd, vfio.open_cdev(vf) as device:
             t.errno(errno.EINVAL, device.bind_iommufd, iommufd.fd, token=token)
             device.bind_iommufd(iommufd.fd)
-            t.equal(device.read_config(0, 4), VF_ID, "ids of the function")
+            t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "ids of the function")
             t.errno(errno.ENOTTY, device.feature, vfio.FEATURE_SET, token)
         t.equal(len(_interfaces(pf)), 1, "network interfaces of the PF")
 
@@ -336,7 +335,7 @@ def native_pf_waits_for_the_user_of_its_function(t: Test) -> None:
         writer = pci.PendingWrite(pci.path_of(pf) / "sriov_numvfs", "0")
         t.equal(event.arrives(), 1, "requests to the function's user")
         t.check(pci.exists(vf) and not writer.done, "the function went while it was in use")
-        t.equal(device.read_config(0, 4), VF_ID, "ids of the function during the wait")
+        t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "ids of the function during the wait")
         device.close()
         writer.wait(GOES)
         t.check(not pci.exists(vf), "the function is still there")

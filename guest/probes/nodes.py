@@ -10,7 +10,7 @@ from pathlib import Path
 
 from guest import pci
 from guest.case import Test, case
-from guest.opened import through_cdev
+from guest.opened import through_cdev, usable
 
 CDEVS = Path("/dev/vfio/devices")
 
@@ -228,20 +228,13 @@ def _uevent(node: Path, directory: Path) -> None:
     assert told == f"{want['MAJOR']}:{want['MINOR']}", f"{directory}/dev says {told}, {node} is {want}"
 
 
-def _bound(t: Test) -> str:
-    bdf = t.device("edu")
-    if "noiommu" not in t.features and not pci.has_iommu(bdf):
-        t.skip("the device does not bind at all")
-    return bdf
-
-
 @case(
     needs=("edu",),
     cites="drivers/vfio/vfio_main.c vfio_device_devnode(), group.c vfio_devnode(); base/core.c",
 )
 def sysfs_leads_to_the_nodes(t: Test) -> None:
     """What sysfs tells udev of a device, number and name, is what its nodes in /dev have."""
-    bdf = _bound(t)
+    bdf = usable(t)
     with pci.bound(bdf) as nodes:
         t.check(nodes.group or nodes.cdev, "the device has no node")
         if nodes.cdev is not None:
@@ -254,7 +247,7 @@ def sysfs_leads_to_the_nodes(t: Test) -> None:
 @case(needs=("edu",), cites="drivers/base/devtmpfs.c; drivers/vfio/vfio_main.c vfio_device_devnode()")
 def permissions_do_not_outlive_the_binding(t: Test) -> None:
     """A node that was opened to everyone is root's alone again after the device was bound anew."""
-    bdf = _bound(t)
+    bdf = usable(t)
     with pci.bound(bdf) as nodes:
         for node in nodes.made:
             os.chmod(node, 0o666)

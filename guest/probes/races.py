@@ -16,13 +16,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from guest import edu, forked, libc, memory, pci, racing, vfio
 from guest.case import Test, case
 from guest.iommufd import LAST_IOVA, Iommufd
 from guest.memory import PAGE
-from guest.opened import CdevUser, opened, through_cdev
+from guest.opened import CdevUser, open_files, opened, through_cdev
 
 SMP = ("noiommu-cdev", "edu", "smp", "!viommu")
 GROUP_SMP = ("noiommu-group", "container", "edu", "smp", "!viommu")
@@ -64,8 +63,7 @@ def _no_trace(t: Test, bdf: str) -> Iterator[None]:
 
 
 def _level() -> tuple[int, int, int]:
-    files = int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
-    return memory.held_pins(), memory.table_pages(), files
+    return memory.held_pins(), memory.table_pages(), open_files()
 
 
 def _session(bdf: str) -> Callable[[racing.Tally], racing.Act]:

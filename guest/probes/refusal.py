@@ -11,7 +11,7 @@ from guest import caps, memory, pci, taint, vfio
 from guest import iommufd as api
 from guest.case import Test, case
 from guest.iommufd import NO_SUCH_ID, Iommufd
-from guest.opened import through_cdev
+from guest.opened import through_cdev, usable
 
 
 @case(needs=("!noiommu",), cites="drivers/vfio/vfio_main.c module_param_named() under CONFIG_VFIO_NOIOMMU")
@@ -84,26 +84,21 @@ def without_group_there_is_no_container(t: Test) -> None:
 @case(needs=("!cdev", "edu"), cites="drivers/vfio/vfio.h without CONFIG_VFIO_DEVICE_CDEV")
 def without_cdev_nothing_opens_by_node(t: Test) -> None:
     """Without VFIO_DEVICE_CDEV a bound device has no device number, and /dev/vfio/devices is not there."""
-    if "noiommu" not in t.features and not pci.has_iommu(t.device("edu")):
-        t.skip("the device does not bind at all")
-    bdf = t.device("edu")
+    bdf = usable(t)
     with pci.bound(bdf):
         t.errno(errno.ENOENT, vfio.open_cdev, bdf)
         t.check(not Path("/dev/vfio/devices").exists(), "/dev/vfio/devices exists")
 
 
 @case(
-    needs=("!viommu", "cdev", "edu"),
+    needs=("noiommu-cdev", "edu", "!viommu"),
     cites="drivers/vfio/vfio_main.c vfio_init(); fs/char_dev.c chrdev_open()",
 )
 def nodes_do_not_open_without_a_device(t: Test) -> None:
     """A device number kept from an earlier binding opens nothing once the device is unbound (ENXIO)."""
-    if "noiommu" not in t.features:
-        t.skip("the device does not bind at all")
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
-        if nodes.cdev is None:
-            t.skip("no-IOMMU devices have no cdev here")
+        assert nodes.cdev is not None
         number = os.stat(nodes.cdev).st_rdev
     with pci.kept_node(number) as kept:
         t.errno(errno.ENXIO, os.open, kept, os.O_RDWR)

@@ -13,13 +13,11 @@ from typing import Optional
 
 from guest import igb, libc, pci, vfio
 from guest.case import Test, case
-from guest.iommufd import Iommufd
-from guest.opened import Event
+from guest.opened import Event, reopened, reopened_by_cdev, reopened_by_group
 
 SRIOV = ("noiommu", "igb", "sriov", "!viommu")
 
 ALLOWED = Path("/sys/module/vfio_pci/parameters/enable_sriov")
-VF_ID = 0x10CA_8086
 CLASS = 0x0A
 
 # include/uapi/linux/pci_regs.h
@@ -60,31 +58,8 @@ def _token(t: Test) -> uuid.UUID:
     return uuid.UUID(int=t.random.getrandbits(128), version=4)
 
 
-@contextlib.contextmanager
-def _by_cdev(bdf: str, token: Optional[uuid.UUID]) -> Iterator[vfio.Device]:
-    with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
-        device.bind_iommufd(iommufd.fd, token=token.bytes if token else None)
-        yield device
-
-
-@contextlib.contextmanager
-def _by_group(bdf: str, token: Optional[uuid.UUID]) -> Iterator[vfio.Device]:
-    with vfio.open_container() as container, vfio.open_group(bdf) as group:
-        group.set_container(container)
-        container.set_iommu(vfio.NOIOMMU_IOMMU)
-        with group.device(f"{bdf} vf_token={token}" if token else bdf) as device:
-            yield device
-
-
-def _use(
-    t: Test, bdf: str, token: Optional[uuid.UUID] = None
-) -> contextlib.AbstractContextManager[vfio.Device]:
-    """Open *bdf*, bound already, by its device node where there is one, else by its group."""
-    return (_by_cdev if "noiommu-cdev" in t.features else _by_group)(bdf, token)
-
-
 def _try(t: Test, bdf: str, token: Optional[uuid.UUID] = None) -> None:
-    with _use(t, bdf, token):
+    with reopened(t, bdf, token):
         pass
 
 
@@ -185,13 +160,13 @@ def function_opens_with_the_token_alone(t: Test) -> None:
         t.errno(errno.EACCES, _try, t, vf)
         t.errno(errno.EACCES, _try, t, vf, token)
         t.errno(errno.EACCES, _try, t, vf, uuid.UUID(int=0))
-        with _use(t, pf, token):
+        with reopened(t, pf, token):
             t.errno(errno.EACCES, _try, t, vf)
             t.errno(errno.EACCES, _try, t, vf, other)
             t.errno(errno.EACCES, _try, t, vf, uuid.UUID(int=token.int ^ 1))
-            with _use(t, vf, token) as device:
-                t.equal(device.read_config(0, 4), VF_ID, "device and vendor of the function")
-        with _use(t, vf, token):
+            with reopened(t, vf, token) as device:
+                t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "device and vendor of the function")
+        with reopened(t, vf, token):
             pass
         t.errno(errno.EACCES, _try, t, vf, other)
 
@@ -202,22 +177,22 @@ def pf_opens_beside_its_functions_with_the_token(t: Test) -> None:
     attempt does not change it; once no function is in use, anybody opens the PF and sets another."""
     pf, token, other = t.device("igb"), _token(t), _token(t)
     with _functions(pf, 2) as (vf, second):
-        with _use(t, pf, token):
+        with reopened(t, pf, token):
             pass
-        with _use(t, vf, token):
+        with reopened(t, vf, token):
             t.errno(errno.EACCES, _try, t, pf)
             t.errno(errno.EACCES, _try, t, pf, other)
-            with _use(t, second, token):
+            with reopened(t, second, token):
                 pass
             t.errno(errno.EACCES, _try, t, pf)
-            with _use(t, pf, token):
+            with reopened(t, pf, token):
                 pass
-        with _use(t, pf):
+        with reopened(t, pf):
             pass
-        with _use(t, pf, other):
+        with reopened(t, pf, other):
             pass
         t.errno(errno.EACCES, _try, t, vf, token)
-        with _use(t, vf, other):
+        with reopened(t, vf, other):
             pass
 
 
@@ -226,17 +201,19 @@ def token_is_a_feature_of_the_pf(t: Test) -> None:
     """The user of a PF replaces the token by a feature that can be set and not read, in use or not; a
     function does not have that feature (ENOTTY)."""
     pf, token, other = t.device("igb"), _token(t), _token(t)
-    with _functions(pf, 1) as (vf,), _use(t, pf, token) as device:
+    with _functions(pf, 1) as (vf,), reopened(t, pf, token) as device:
         device.feature(vfio.FEATURE_PROBE | vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN)
         t.errno(errno.EINVAL, device.feature, vfio.FEATURE_GET | vfio.FEATURE_VF_TOKEN, bytes(16))
         t.errno(errno.EINVAL, device.feature, vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN, bytes(15))
-        with _use(t, vf, token) as function:
+        with reopened(t, vf, token) as function:
             device.feature(vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN, other.bytes)
             attempt = vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN
             t.errno(errno.ENOTTY, function.feature, attempt, token.bytes)
-            t.equal(function.read_config(0, 4), VF_ID, "the function of one who came by the old token")
+            t.equal(
+                function.read_config(0, 4), igb.FUNCTION_IDS, "the function of one who came by the old token"
+            )
         t.errno(errno.EACCES, _try, t, vf, token)
-        with _use(t, vf, other):
+        with reopened(t, vf, other):
             pass
 
 
@@ -249,7 +226,7 @@ def token_in_a_device_name_is_parsed(t: Test) -> None:
     two, or another option is EINVAL, and a name that goes on without a space is ENODEV."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 1) as (vf,):
-        with _by_group(pf, token):
+        with reopened_by_group(pf, token):
             pass
         for wrong in (
             f" vf_token={str(token)[:-1]}",
@@ -273,12 +250,12 @@ def both_doors_ask_for_one_token(t: Test) -> None:
     """The token set by either door is the one that the other asks for, byte for byte."""
     pf = t.device("igb")
     with _functions(pf, 1) as (vf,):
-        for first, second in ((_by_cdev, _by_group), (_by_group, _by_cdev)):
+        for first, second in ((reopened_by_cdev, reopened_by_group), (reopened_by_group, reopened_by_cdev)):
             token = _token(t)
             with first(pf, token):
                 pass
             with second(vf, token) as device:
-                t.equal(device.read_config(0, 4), VF_ID, "the function by the other door")
+                t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "the function by the other door")
             swapped = uuid.UUID(bytes=token.bytes_le)
             t.errno(errno.EACCES, _try, t, vf, swapped)
 
@@ -288,9 +265,9 @@ def function_looks_like_a_device(t: Test) -> None:
     """What a function lacks in configuration space VFIO makes up: its ids, memory decoding that is on; it
     has no INTx and the vectors of its own table."""
     pf, token = t.device("igb"), _token(t)
-    with _functions(pf, 1) as (vf,), _use(t, pf, token), _use(t, vf, token) as device:
+    with _functions(pf, 1) as (vf,), reopened(t, pf, token), reopened(t, vf, token) as device:
         t.equal(pci.config_number(vf, 0, 4), 0xFFFFFFFF, "the ids without VFIO")
-        t.equal(device.read_config(0, 4), VF_ID, "the ids by VFIO")
+        t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "the ids by VFIO")
         t.equal(device.irq_info(vfio.INTX).count, 0, "INTx interrupts")
         t.equal(device.irq_info(vfio.MSIX).count, 3, "MSI-X vectors")
         t.errno(errno.EINVAL, device.set_eventfds, vfio.INTX, Event().fd)
@@ -306,7 +283,7 @@ def function_can_be_reset(t: Test) -> None:
     """A function can be reset on its own: it keeps its user's bus mastering, and its PF and the other
     functions answer as before."""
     pf, token = t.device("igb"), _token(t)
-    with _functions(pf, 2) as (vf, other), _use(t, pf, token), _use(t, vf, token) as device:
+    with _functions(pf, 2) as (vf, other), reopened(t, pf, token), reopened(t, vf, token) as device:
         t.check(device.info().flags & vfio.DEVICE_FLAGS_RESET, "the function does not claim that it can be")
         device.set_bus_master()
         device.reset()
@@ -326,14 +303,14 @@ def functions_outlive_the_user_of_their_pf(t: Test) -> None:
     users."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 1) as (vf,):
-        with _use(t, pf, token) as master, _use(t, vf, token) as device:
+        with reopened(t, pf, token) as master, reopened(t, vf, token) as device:
             master.close()
             t.equal((_number(pf), pci.find("igb-vf")), ("1", [vf]), "functions after the close")
             t.equal(pci.config_number(vf, CLASS, 2), 0x0200, "class of the function on the bus")
             t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the function does not answer")
             device.reset()
-        with _use(t, vf, token) as device:
-            t.equal(device.read_config(0, 4), VF_ID, "the function for its next user")
+        with reopened(t, vf, token) as device:
+            t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "the function for its next user")
 
 
 @case(needs=SRIOV, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); drivers/pci/iov.c")
@@ -341,14 +318,14 @@ def functions_in_use_are_waited_for(t: Test) -> None:
     """Taking functions away asks the user of one through its REQ eventfd and waits for it; the PF's user is
     not asked."""
     pf, token = t.device("igb"), _token(t)
-    with _functions(pf, 1) as (vf,), _use(t, pf, token) as master, _use(t, vf, token) as device:
+    with _functions(pf, 1) as (vf,), reopened(t, pf, token) as master, reopened(t, vf, token) as device:
         asked, unasked = Event(), Event()
         device.set_eventfds(vfio.REQ, asked.fd)
         master.set_eventfds(vfio.REQ, unasked.fd)
         writer = pci.PendingWrite(pci.path_of(pf) / "sriov_numvfs", "0")
         t.equal(asked.arrives(), 1, "requests to the function's user")
         t.check(not writer.done and pci.exists(vf), "the function went while it was in use")
-        t.equal(device.read_config(0, 4), VF_ID, "the function during the wait")
+        t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "the function during the wait")
         device.close()
         writer.wait(GOES)
         t.check(not pci.exists(vf), "the function is still there")
@@ -359,7 +336,7 @@ def functions_in_use_are_waited_for(t: Test) -> None:
 def unbinding_a_pf_takes_its_functions_first(t: Test) -> None:
     """Unbinding a PF waits for the user of a function before it asks the PF's own, and ends with neither."""
     pf, token = t.device("igb"), _token(t)
-    with _functions(pf, 1) as (vf,), _use(t, pf, token) as master, _use(t, vf, token) as device:
+    with _functions(pf, 1) as (vf,), reopened(t, pf, token) as master, reopened(t, vf, token) as device:
         first, second = Event(), Event()
         device.set_eventfds(vfio.REQ, first.fd)
         master.set_eventfds(vfio.REQ, second.fd)
@@ -384,7 +361,7 @@ def _power_state(bdf: str) -> int:
 def pf_with_functions_stays_awake(t: Test) -> None:
     """A PF that has functions cannot be put to sleep by its user, and creating functions wakes it up."""
     pf, token = t.device("igb"), _token(t)
-    with _functions(pf, 1), _use(t, pf, token) as device:
+    with _functions(pf, 1), reopened(t, pf, token) as device:
         control = pci.capability(pf, pci.CAP_POWER) + POWER_CONTROL
         t.equal(_power_state(pf), 0, "power state at first")
         device.write_config(control, 2, 3)
