@@ -30,6 +30,15 @@ In topology hotplug the slots are ACPI's, which wait for nothing; those of topol
 # include/uapi/linux/pci_regs.h
 CLASS = 0x0A
 SLOT_CONTROL, SLOT_TELL_PRESENCE, SLOT_TELL, SLOT_OFF = 24, 0x0008, 0x0020, 0x0700
+SLOT_INDICATOR, SLOT_BLINKS = 0x0300, 0x0200
+
+SETTLES = 1.0
+"""Seconds after which the indicator of a slot that was filled shines, unless pciehp is about to empty it.
+
+QEMU presses the button of a slot that it fills.  Where pciehp has heard of the link first, the slot is on by
+then, and the press is one that switches it off 5 seconds later (pciehp_handle_button_press())."""
+
+PRESSES = 3
 
 HOLDS = 8.0
 """Seconds after the request within which a removal that nothing holds up is over."""
@@ -162,9 +171,15 @@ class _Slot:
 
     def refill(self, t: Test, device: str, bdf: str) -> None:
         """Put *device* back once pciehp has switched the slot off: that would remove a newcomer as well."""
-        t.wait_until(lambda: self._control() & SLOT_OFF == SLOT_OFF, "the slot's power-off", GOES)
-        t.host.plug(device)
-        _wait_for_return(t, bdf)
+        for _ in range(PRESSES):
+            t.wait_until(lambda: self._control() & SLOT_OFF == SLOT_OFF, "the slot's power-off", GOES)
+            t.host.plug(device)
+            _wait_for_return(t, bdf)
+            time.sleep(SETTLES)
+            if self._control() & SLOT_INDICATOR != SLOT_BLINKS:
+                return
+            t.log("pciehp saw the link before the button, and takes the press for one that empties the slot")
+        t.fail(f"{PRESSES} times the press that fills the slot was taken for one that empties it")
 
 
 @case(needs=SLOT, timeout=120, cites="drivers/pci/hotplug/pciehp_ctrl.c; drivers/vfio/pci/vfio_pci_core.c")
