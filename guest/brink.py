@@ -2,60 +2,24 @@
 """Arguments of ioctls and system calls that lie where they hurt: at the end of memory, or in memory that
 cannot be written.
 
-Python copies the argument of an ioctl to a place of its own, from which no fault can come; these calls hand
-over the very address.
+Python copies the argument of an ioctl to a place of its own, from which no fault can come; libc.ioctl(),
+pread() and pwrite() hand over the very address.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import functools
 import mmap
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Optional, Union
 
 from guest import libc, memory
 from guest.memory import PAGE
 
-PROT_NONE = 0
-
 NOWHERE = 0x1000
 """An address that is never mapped: below what mmap_min_addr lets anybody map."""
-
-
-@functools.lru_cache(maxsize=None)
-def _libc() -> ctypes.CDLL:
-    library = ctypes.CDLL(None, use_errno=True)
-    library.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
-    for name in ("pread", "pwrite"):
-        function = getattr(library, name)
-        function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
-        function.restype = ctypes.c_ssize_t
-    return library
-
-
-def ioctl(fd: int, request: int, address: int) -> int:
-    """Make an ioctl whose argument lies at *address*; raise its OSError."""
-    result = int(_libc().ioctl(fd, request, address))
-    if result < 0:
-        raise libc.raise_errno(f"ioctl {request:#x}")
-    return result
-
-
-def pread(fd: int, address: int, count: int, offset: int) -> int:
-    """Read to *address* and return the number of bytes read; raise the OSError."""
-    result = int(_libc().pread(fd, address, count, offset))
-    if result < 0:
-        raise libc.raise_errno(f"pread of {count} bytes at {offset:#x}")
-    return result
-
-
-def pwrite(fd: int, address: int, count: int, offset: int) -> int:
-    """Write from *address* and return the number of bytes written; raise the OSError."""
-    result = int(_libc().pwrite(fd, address, count, offset))
-    if result < 0:
-        raise libc.raise_errno(f"pwrite of {count} bytes at {offset:#x}")
-    return result
 
 
 class Brink:
@@ -63,7 +27,7 @@ class Brink:
 
     def __init__(self) -> None:
         self._buffer = memory.anonymous(2 * PAGE)
-        libc.mprotect(self._buffer.address + PAGE, PAGE, PROT_NONE)
+        libc.mprotect(self._buffer.address + PAGE, PAGE, memory.PROT_NONE)
 
     def put(self, data: Union[bytes, bytearray, ctypes.Structure], length: Optional[int] = None) -> int:
         """Put the first *length* bytes of *data* right before the abyss and return their address."""
@@ -96,9 +60,10 @@ class Brink:
         self.close()
 
 
-def frozen(data: Union[bytes, bytearray, ctypes.Structure]) -> tuple[Brink, int]:
-    """Return a brink that holds *data* and cannot be written, and the address of the data."""
-    brink = Brink()
-    address = brink.put(data)
-    brink.freeze()
-    return brink, address
+@contextlib.contextmanager
+def frozen(data: Union[bytes, bytearray, ctypes.Structure]) -> Iterator[int]:
+    """The address of a copy of *data* that the kernel can read and not write."""
+    with Brink() as brink:
+        address = brink.put(data)
+        brink.freeze()
+        yield address

@@ -24,6 +24,9 @@ from guest.kmsg import KernelLog
 
 PROBES = "guest.probes"
 
+COMPLAINTS = ("WARNING:", "BUG:", "refcount_t:", "Time out waiting for iommufd", "Oops", "general protection")
+"""What the kernel says when it has caught itself at a mistake."""
+
 T = TypeVar("T")
 
 
@@ -259,6 +262,11 @@ class Test:
     def dmesg(self) -> list[str]:
         """Return what the kernel printed since the case began, one record a line, without timestamps."""
         return self._kmsg.lines()
+
+    def check_no_complaint(self) -> None:
+        """Fail when the kernel complained of itself since the case began."""
+        found = [line for line in self.dmesg() if any(word in line for word in COMPLAINTS)]
+        self.equal(found, [], "the kernel's complaints")
 
 
 def _show(value: object) -> str:

@@ -20,6 +20,8 @@ BAR_SIZE = 0x100000
 # Fixed part of the identification register; the upper half carries the revision (0xRRrr00ed).
 IDENTIFICATION = 0x00ED
 IDENTIFICATION_MASK = 0xFFFF
+IDENTIFIES = 0x0100_00ED
+"""All of that register in the revision that QEMU has."""
 
 REG_IDENTIFICATION = 0x00
 REG_LIVENESS = 0x04

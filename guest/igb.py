@@ -18,6 +18,12 @@ from typing import Protocol
 
 VENDOR_ID = 0x8086
 DEVICE_ID = 0x10C9
+FUNCTION_IDS = 0x10CA_8086
+"""Device and vendor id of a virtual function."""
+
+# QEMU's hw/net/igb.c: IGB_MSIX_VEC_NUM, and the BAR in which the vector table is, from the start of it.
+VECTORS = 10
+TABLE_BAR = 3
 
 CTRL = 0x0000
 STATUS = 0x0008

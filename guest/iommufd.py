@@ -40,6 +40,8 @@ VIOMMU_TYPE_ARM_SMMUV3 = 1
 HWPT_NEST_PARENT, HWPT_DIRTY_TRACKING, HWPT_FAULT_ID_VALID, HWPT_PASID = 1, 2, 4, 8
 
 LAST_IOVA = 2**64 - 1
+NO_SUCH_ID = 0xDEAD
+"""An object id that no test comes near."""
 
 
 class Destroy(Struct):

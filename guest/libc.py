@@ -20,7 +20,7 @@ PR_CAP_AMBIENT_RAISE = 2
 
 # include/uapi/linux/sched.h
 CLONE_FILES = 0x400
-
+CLONE_NEWUSER = 0x1000_0000
 
 _shared: dict[int, int] = {}
 """Address and length of every file that is mapped shared."""
@@ -41,6 +41,10 @@ def _libc() -> ctypes.CDLL:
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
+    for function in (libc.pread, libc.pwrite):
+        function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
+        function.restype = ctypes.c_ssize_t
     return libc
 
 
@@ -84,6 +88,30 @@ def madvise(address: int, length: int, advice: int) -> None:
     """Advise the kernel about mapped memory."""
     if _libc().madvise(address, length, advice):
         raise raise_errno(f"madvise({address:#x}, {length:#x}, {advice})")
+
+
+def ioctl(fd: int, request: int, address: int) -> int:
+    """Make an ioctl whose argument lies at *address* itself; fcntl.ioctl() hands over a copy."""
+    result = int(_libc().ioctl(fd, request, address))
+    if result < 0:
+        raise raise_errno(f"ioctl {request:#x}")
+    return result
+
+
+def pread(fd: int, address: int, count: int, offset: int) -> int:
+    """Read from *fd* to *address* and return the number of bytes read."""
+    result = int(_libc().pread(fd, address, count, offset))
+    if result < 0:
+        raise raise_errno(f"pread of {count} bytes at {offset:#x}")
+    return result
+
+
+def pwrite(fd: int, address: int, count: int, offset: int) -> int:
+    """Write from *address* to *fd* and return the number of bytes written."""
+    result = int(_libc().pwrite(fd, address, count, offset))
+    if result < 0:
+        raise raise_errno(f"pwrite of {count} bytes at {offset:#x}")
+    return result
 
 
 def prctl(option: int, argument: int = 0, second: int = 0) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import random
 import struct
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +25,14 @@ VMSTAT = Path("/proc/vmstat")
 MAP_FIXED = 0x10
 MAP_HUGETLB = 0x40000
 MAP_POPULATE = 0x8000
+MADV_DONTNEED = 4
 MADV_HUGEPAGE = 14
 MADV_NOHUGEPAGE = 15
+PROT_NONE = 0
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+
+MSI_WINDOW = 0xFEE0_0000
+"""Where x86 sends its interrupts: Intel SDM volume 3, "Message Address Register Format"."""
 
 # Documentation/admin-guide/mm/pagemap.rst: bit 63 page present, bits 0-54 page frame number
 _PRESENT = 1 << 63
@@ -89,6 +95,11 @@ class Buffer:
         traceback: Optional[TracebackType],
     ) -> None:
         self.close()
+
+
+def pattern(source: random.Random, length: int) -> bytes:
+    """Return bytes that no other page holds by chance, none of them zero."""
+    return bytes(source.randrange(1, 256) for _ in range(length))
 
 
 def anonymous(length: int = PAGE, *, prot: int = READ_WRITE, small: bool = True) -> Buffer:

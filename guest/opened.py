@@ -11,13 +11,19 @@ import contextlib
 import ctypes
 import os
 import select
+import signal
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
 
-from guest import igb, libc, memory, pci, vfio
+from guest import edu, igb, libc, memory, pci, vfio
 from guest.case import Test
+from guest.forked import Child
 from guest.iommufd import Iommufd
+from guest.memory import PAGE
 
 SETTLE = 0.1
 """Seconds in which an interrupt that is on its way arrives, also under TCG on a busy host.
@@ -59,6 +65,13 @@ def through_cdev(bdf: str) -> Iterator[CdevUser]:
         yield CdevUser(device=device, iommufd=iommufd, ioas=ioas, devid=devid)
 
 
+@contextlib.contextmanager
+def unbound(bdf: str) -> Iterator[tuple[vfio.Device, Iommufd]]:
+    """Have *bdf* on vfio-pci and its device node open, not yet bound, beside a new iommufd."""
+    with pci.bound(bdf), vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
+        yield device, iommufd
+
+
 @dataclass(frozen=True)
 class GroupUser:
     """A device that a group in a container handed out."""
@@ -84,6 +97,104 @@ def opened(t: Test, bdf: str) -> Iterator[vfio.Device]:
     door = through_cdev if "noiommu-cdev" in t.features else through_group
     with door(bdf) as user:
         yield user.device
+
+
+@contextlib.contextmanager
+def reopened_by_cdev(bdf: str, token: Optional[uuid.UUID] = None) -> Iterator[vfio.Device]:
+    """Open *bdf*, which is on vfio-pci already, by its device node, and leave it on vfio-pci."""
+    with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+        device.bind_iommufd(iommufd.fd, token=token.bytes if token else None)
+        yield device
+
+
+@contextlib.contextmanager
+def reopened_by_group(bdf: str, token: Optional[uuid.UUID] = None) -> Iterator[vfio.Device]:
+    """Open *bdf*, which is on vfio-pci already, by its group, and leave it on vfio-pci."""
+    with vfio.open_container() as container, vfio.open_group(bdf) as group:
+        group.set_container(container)
+        container.set_iommu(vfio.NOIOMMU_IOMMU)
+        with group.device(f"{bdf} vf_token={token}" if token else bdf) as device:
+            yield device
+
+
+def reopened(
+    t: Test, bdf: str, token: Optional[uuid.UUID] = None
+) -> contextlib.AbstractContextManager[vfio.Device]:
+    """Open *bdf*, which is on vfio-pci already, by its device node where there is one, else by its group."""
+    return (reopened_by_cdev if "noiommu-cdev" in t.features else reopened_by_group)(bdf, token)
+
+
+def open_files() -> int:
+    """Return how many files are open in the whole machine."""
+    return int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
+
+
+def usable(t: Test, kind: str = "edu") -> str:
+    """Return a device of *kind*, behind an IOMMU or not; skip the case where this kernel cannot drive it."""
+    bdf = t.device(kind)
+    if "noiommu" not in t.features and not pci.has_iommu(bdf):
+        t.skip("the device does not bind at all")
+    return bdf
+
+
+def container_type(bdf: str) -> int:
+    """Return the IOMMU type that a container with the group of *bdf* takes."""
+    return vfio.TYPE1V2_IOMMU if pci.has_iommu(bdf) else vfio.NOIOMMU_IOMMU
+
+
+@contextlib.contextmanager
+def _registers(device: vfio.Device) -> Iterator[edu.Edu]:
+    with device.bar() as bar:
+        one = edu.Edu(bar)
+        one.ack_irq()  # what a case that failed may have left asserted
+        try:
+            yield one
+        finally:
+            one.ack_irq()
+
+
+@contextlib.contextmanager
+def opened_edu(t: Test) -> Iterator[tuple[vfio.Device, edu.Edu]]:
+    """Open an edu without an IOMMU, and its registers."""
+    with opened(t, t.device("edu")) as device, _registers(device) as one:
+        yield device, one
+
+
+@contextlib.contextmanager
+def opened_any_edu(t: Test) -> Iterator[tuple[vfio.Device, edu.Edu]]:
+    """Open an edu, whether or not an IOMMU stands before it, by whichever door the kernel offers."""
+    bdf = usable(t)
+    by_cdev = "cdev" if pci.has_iommu(bdf) else "noiommu-cdev"
+    door = through_cdev(bdf) if by_cdev in t.features else through_group(bdf, container_type(bdf))
+    with door as user, _registers(user.device) as one:
+        yield user.device, one
+
+
+@contextlib.contextmanager
+def opened_igb(t: Test) -> Iterator[tuple[vfio.Device, igb.Igb]]:
+    """Open an igb without an IOMMU, reset and bus master, and its registers."""
+    with opened(t, t.device("igb")) as device, device.bar() as bar:
+        device.set_bus_master()
+        card = igb.Igb(bar)
+        card.reset()
+        yield device, card
+
+
+def sigbus(t: Test, access: Callable[[], object], what: str) -> None:
+    """Fail unless *access*, in a process of its own, ends that with SIGBUS."""
+    with Child(access) as child:
+        status = child.wait()
+    t.check(os.WIFSIGNALED(status), f"{what} did not kill its process: wait status {status:#x}")
+    t.equal(os.WTERMSIG(status), int(signal.SIGBUS), f"the signal for {what}")
+
+
+def round_trip(t: Test, device: edu.Edu, buffer: memory.Buffer, iova: int) -> None:
+    """Have the device copy the first page of *buffer*, mapped at *iova*, to the second."""
+    data = memory.pattern(t.random, 256)
+    buffer.write(data)
+    device.copy_from_ram(iova, 256)
+    device.copy_to_ram(iova + PAGE, 256)
+    t.equal(buffer.read(PAGE, 256), data, "what came back by IOVA")
 
 
 def dma_buffer(buffer: memory.Buffer, address: int) -> igb.DmaBuffer:

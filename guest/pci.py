@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,12 @@ KINDS: dict[str, tuple[int, int]] = {
     "pci-testdev": (0x1B36, 0x0005),
     "ivshmem": (0x1AF4, 0x1110),
 }
+
+# include/uapi/linux/pci_regs.h
+CAP_LIST = 0x34
+CAP_POWER, CAP_MSI, CAP_EXPRESS, CAP_MSIX = 0x01, 0x05, 0x10, 0x11
+MOST_CAPABILITIES = 48
+"""As many of four bytes as find room behind the header."""
 
 WRITE_TIMEOUT = 20.0
 """Seconds after which a sysfs write counts as stuck; a probe with a reset takes about one under TCG."""
@@ -139,6 +146,42 @@ def ids(bdf: str) -> tuple[int, int]:
     """Return (vendor, device) of the device at *bdf*."""
     where = path_of(bdf)
     return int(read(where / "vendor"), 16), int(read(where / "device"), 16)
+
+
+def config(bdf: str, offset: int, size: int) -> bytes:
+    """Read configuration space as the device itself has it, past VFIO; that wakes a device that sleeps."""
+    with open(path_of(bdf) / "config", "rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, offset)
+
+
+def config_number(bdf: str, offset: int, size: int) -> int:
+    """Read a little-endian number from the device's own configuration space."""
+    return int.from_bytes(config(bdf, offset, size), "little")
+
+
+def write_config(bdf: str, offset: int, data: bytes) -> None:
+    """Write to the device's own configuration space, past VFIO."""
+    with open(path_of(bdf) / "config", "r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), data, offset)
+
+
+def capabilities(space: bytes) -> list[tuple[int, int]]:
+    """Return (id, offset) of each capability in the list of the configuration space *space*."""
+    found: list[tuple[int, int]] = []
+    offset = space[CAP_LIST]
+    while offset:
+        found.append((space[offset], offset))
+        assert len(found) <= MOST_CAPABILITIES, "the capability list does not end"
+        offset = space[offset + 1]
+    return found
+
+
+def capability(bdf: str, wanted: int) -> int:
+    """Return where the device has the capability *wanted*; raise LookupError when it has none."""
+    offsets = dict(capabilities(config(bdf, 0, 256)))
+    if wanted not in offsets:
+        raise LookupError(f"{bdf} has no capability {wanted:#x}")
+    return offsets[wanted]
 
 
 def driver(bdf: str) -> Optional[str]:
@@ -255,6 +298,13 @@ class Nodes:
     cdev: Optional[Path]
     """/dev/vfio/devices/vfioN or noiommu-vfioN; None without VFIO_DEVICE_CDEV."""
 
+    @property
+    def made(self) -> list[Path]:
+        """The nodes there are; a bound device without any is a failure."""
+        found = [node for node in (self.group, self.cdev) if node is not None]
+        assert found, "the bound device has no VFIO node at all"
+        return found
+
 
 def vfio_dev_name(bdf: str) -> Optional[str]:
     """Return the name of the vfio-dev class device of *bdf* (`vfio0`, `noiommu-vfio0`), or None."""
@@ -279,6 +329,17 @@ def vfio_nodes(bdf: str) -> Nodes:
                 group = Path(f"/dev/vfio/{prefix}{number}")
                 break
     return Nodes(group=group, cdev=cdev)
+
+
+@contextlib.contextmanager
+def kept_node(number: int) -> Iterator[Path]:
+    """Have a node with the device number *number*, as one may be kept from an earlier binding."""
+    path = Path("/dev/vfio-harness-kept")
+    os.mknod(path, 0o600 | stat.S_IFCHR, number)
+    try:
+        yield path
+    finally:
+        path.unlink()
 
 
 def rescan() -> None:

@@ -7,7 +7,7 @@ import ctypes
 import fcntl
 import os
 from types import TracebackType
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
 Fields = tuple[tuple[str, type[ctypes._SimpleCData]], ...]  # type: ignore[type-arg]
 
@@ -35,6 +35,15 @@ def s32(*names: str) -> Fields:
 def u64(*names: str) -> Fields:
     """Fields of type __u64."""
     return tuple((name, ctypes.c_uint64) for name in names)
+
+
+def errno_of(call: Callable[..., object], *arguments: object) -> int:
+    """Make *call* and return the errno of its refusal, 0 for success."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        return error.errno or -1
+    return 0
 
 
 class Struct(ctypes.Structure):

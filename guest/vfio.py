@@ -58,8 +58,13 @@ IRQ_EVENTFD, IRQ_MASKABLE, IRQ_AUTOMASKED, IRQ_NORESIZE = 1, 2, 4, 8
 SET_DATA_NONE, SET_DATA_BOOL, SET_DATA_EVENTFD = 1, 2, 4
 SET_ACTION_MASK, SET_ACTION_UNMASK, SET_ACTION_TRIGGER = 8, 16, 32
 FEATURE_GET, FEATURE_SET, FEATURE_PROBE = 1 << 16, 1 << 17, 1 << 18
+FEATURE_VF_TOKEN, FEATURE_MIGRATION = 0, 1
+LOW_POWER_ENTRY, LOW_POWER_ENTRY_WAKEUP, LOW_POWER_EXIT = 3, 4, 5
 BIND_FLAG_TOKEN = 1
 PASID_FLAG = 1
+
+OFFSET_SHIFT = 40
+"""Where the number of a region lies in an offset of the file (VFIO_PCI_OFFSET_SHIFT)."""
 
 BAR0, BAR1, BAR2, BAR3, BAR4, BAR5, ROM, CONFIG, VGA = range(9)
 INTX, MSI, MSIX, ERR, REQ = range(5)
@@ -163,6 +168,18 @@ class DetachPt(Struct):
     flags: int
     pasid: int
     _fields_ = (*u32("argsz", "flags", "pasid"),)
+
+
+class Ioeventfd(Struct):
+    """struct vfio_device_ioeventfd."""
+
+    argsz: int
+    flags: int
+    offset: int
+    data: int
+    fd: int
+    reserved: int
+    _fields_ = (*u32("argsz", "flags"), *u64("offset", "data"), *s32("fd"), *u32("reserved"))
 
 
 class Type1Info(Struct):
@@ -431,6 +448,11 @@ class Group(Descriptor):
 
 def _open(path: Union[str, Path]) -> int:
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+def try_open(node: Path) -> None:
+    """Open any node, and close it again at once."""
+    os.close(_open(node))
 
 
 def open_container(path: Union[str, Path] = CONTAINER) -> Container:

@@ -27,8 +27,6 @@ GET_PHYS = "drivers/iommu/iommufd/io_pagetable.c iopt_get_phys()"
 
 BASE = 0x1000_0000
 SMALL_PAGES = 16
-# include/uapi/asm-generic/mman-common.h
-PROT_NONE = 0
 MAP_NORESERVE = 0x4000
 
 Answer = Union[tuple[int, int], int]
@@ -166,7 +164,7 @@ def quilt(t: Test) -> Iterator[Cloth]:
     if memory.set_hugepages(2) < 2:
         t.skip("the kernel cannot reserve 2 pages of 2 MiB")
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-    with memory.Buffer(libc.mmap(5 * HUGE, PROT_NONE, flags), 5 * HUGE) as room:
+    with memory.Buffer(libc.mmap(5 * HUGE, memory.PROT_NONE, flags), 5 * HUGE) as room:
         first = -(-room.address // HUGE) * HUGE
         start = first + HUGE - SMALL_PAGES * PAGE
         _patch(t, start, SMALL_PAGES)
@@ -273,7 +271,7 @@ def walk_meets_every_byte_once(t: Test) -> None:
         t.equal(space.ask(area.end, 1), errno.ENOENT, "the answer after the last byte")
 
 
-@case(needs=BARE, cites=f"{GET_PHYS}; ioas.c iommufd_ioas_noiommu_get_pa() iommufd_get_ioas()")
+@case(needs=BARE, cites=f"{GET_PHYS}; ioas.c iommufd_ioas_noiommu_get_pa()")
 def address_spaces_are_apart(t: Test) -> None:
     """The same IOVAs mean other pages in each address space, and unmapping in one leaves the others."""
     with through_cdev(t.device("edu")) as user, quilt(t) as cloth:

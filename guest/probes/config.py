@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import struct
-from typing import Callable
 
 from guest import edu, igb, pci, vfio
 from guest.case import Test, case
-from guest.forked import Child
 from guest.opened import Event, opened
-from guest.vfio import CONFIG, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY
+from guest.vfio import CONFIG, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY, ROM
 
 EDU = ("noiommu", "edu", "!viommu")
 IGB = ("noiommu", "igb", "!viommu")
@@ -25,15 +22,13 @@ IGB = ("noiommu", "igb", "!viommu")
 PCI_COMMAND_IO = 1
 CACHE_LINE_SIZE = 0x0C
 BAR0, ROM_ADDRESS = 0x10, 0x30
-CAP_LIST = 0x34
-CAP_PM, CAP_MSI, CAP_EXPRESS, CAP_MSIX = 0x01, 0x05, 0x10, 0x11
+INTERRUPT_LINE = 0x3C
 EXT_CAPS, EXT_CAP_SRIOV = 0x100, 0x10
 PM_PMC, PM_CTRL = 2, 4
-PMCSR_PME_ENABLE, PMCSR_STATE = 0x100, 3
-D0, D1, D3HOT = 0, 1, 3
 EXPRESS_DEVCTL, EXPRESS_LNKCTL = 8, 0x10
 DEVCTL_PAYLOAD, DEVCTL_READ_REQUEST = 0xE0, 0x7000
 MSI_FLAGS = 2
+MSI_ENABLE = 1
 MSI_CAPABLE, MSI_ENABLED_VECTORS, MSI_64BIT = 0x0E, 0x70, 0x80
 MSIX_ENABLE, MSIX_MASK_ALL = 0x8000, 0x4000
 SRIOV_CTRL, SRIOV_NUM_VF, SRIOV_PAGE_SIZE = 0x08, 0x10, 0x20
@@ -42,31 +37,12 @@ SRIOV_ENABLE = 0x19  # VF enable, VF memory enable, ARI
 HEADER = 0x40
 
 
-def _hardware(bdf: str, offset: int, size: int) -> bytes:
-    with open(pci.path_of(bdf) / "config", "rb", buffering=0) as config:
-        return os.pread(config.fileno(), size, offset)
-
-
-def _number(bdf: str, offset: int, size: int) -> int:
-    return int.from_bytes(_hardware(bdf, offset, size), "little")
-
-
 def _read(device: vfio.Device, offset: int, size: int) -> bytes:
     return os.pread(device.fd, size, device.region(CONFIG).offset + offset)
 
 
 def _write(device: vfio.Device, offset: int, data: bytes) -> int:
     return os.pwrite(device.fd, data, device.region(CONFIG).offset + offset)
-
-
-def _capabilities(space: bytes) -> list[tuple[int, int]]:
-    """(id, offset) of each capability in the list of *space*."""
-    found: list[tuple[int, int]] = []
-    offset = space[CAP_LIST]
-    while offset and len(found) < 48:
-        found.append((space[offset], offset))
-        offset = space[offset + 1]
-    return found
 
 
 def _extended(space: bytes) -> list[tuple[int, int]]:
@@ -78,12 +54,6 @@ def _extended(space: bytes) -> list[tuple[int, int]]:
         found.append((header & 0xFFFF, offset))
         offset = header >> 20
     return found
-
-
-def _find(t: Test, bdf: str, wanted: int) -> int:
-    offsets = dict(_capabilities(_hardware(bdf, 0, 256)))
-    t.check(wanted in offsets, f"the device has no capability {wanted:#x}")
-    return offsets[wanted]
 
 
 def _slices_agree(t: Test, kind: str) -> None:
@@ -117,7 +87,7 @@ def plain_device_is_shown_as_it_is(t: Test) -> None:
     """Of a device with nothing to hide, every byte of configuration space is the device's own."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
-        shown, real = _read(device, 0, 256), _hardware(bdf, 0, 256)
+        shown, real = _read(device, 0, 256), pci.config(bdf, 0, 256)
         t.equal([offset for offset in range(256) if shown[offset] != real[offset]], [], "offsets that differ")
 
 
@@ -127,12 +97,15 @@ def capabilities_are_shown_as_they_are(t: Test) -> None:
     management that tell of wake events."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
-        shown, real = _read(device, 0, 4096), _hardware(bdf, 0, 4096)
-        capabilities, extended = _capabilities(real), _extended(real)
-        t.check({CAP_PM, CAP_MSI, CAP_EXPRESS, CAP_MSIX} <= {one for one, _at in capabilities}, "an odd card")
-        t.equal(_capabilities(shown), capabilities, "the capabilities")
+        shown, real = _read(device, 0, 4096), pci.config(bdf, 0, 4096)
+        capabilities, extended = pci.capabilities(real), _extended(real)
+        t.check(
+            {pci.CAP_POWER, pci.CAP_MSI, pci.CAP_EXPRESS, pci.CAP_MSIX} <= {one for one, _at in capabilities},
+            "an odd card",
+        )
+        t.equal(pci.capabilities(shown), capabilities, "the capabilities")
         t.equal(_extended(shown), extended, "the extended capabilities")
-        pm = dict(capabilities)[CAP_PM]
+        pm = dict(capabilities)[pci.CAP_POWER]
         wake = {pm + PM_PMC + 1, pm + PM_CTRL + 1}
         differ = {offset for offset in range(4096) if shown[offset] != real[offset]}
         t.equal(sorted(differ - wake), [], "other offsets that differ")
@@ -144,18 +117,20 @@ def header_is_out_of_reach(t: Test) -> None:
     is neither a BAR nor the interrupt line does not even seem to change."""
     bdf = t.device("edu")
     free = {*range(PCI_COMMAND, PCI_COMMAND + 2), CACHE_LINE_SIZE, 0x0D, 0x0F}
-    virtual = {*range(BAR0, BAR0 + 24), *range(ROM_ADDRESS, ROM_ADDRESS + 4), 0x3C}
+    virtual = {*range(BAR0, BAR0 + 24), *range(ROM_ADDRESS, ROM_ADDRESS + 4), INTERRUPT_LINE}
     with opened(t, bdf) as device:
-        real, shown = _hardware(bdf, 0, HEADER), _read(device, 0, HEADER)
+        real, shown = pci.config(bdf, 0, HEADER), _read(device, 0, HEADER)
         for offset in sorted(set(range(HEADER)) - free):
             _write(device, offset, bytes([shown[offset] ^ 0xFF]))
             if offset not in virtual:
                 t.equal(
                     _read(device, offset, 1), shown[offset : offset + 1], f"the byte shown at {offset:#x}"
                 )
+        _write(device, 0, bytes(byte ^ 0xFF for byte in shown[:4]))
+        t.equal(_read(device, 0, 4), shown[:4], "vendor and device id after writing both")
         _write(device, 8, b"\xff" * 4)
         _write(device, 0x28, b"\xff" * 8)
-        t.equal(_hardware(bdf, 0, HEADER), real, "the device's own header")
+        t.equal(pci.config(bdf, 0, HEADER), real, "the device's own header")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_basic_config_write()")
@@ -170,7 +145,9 @@ def command_bits_reach_the_device(t: Test) -> None:
             device.write_config(PCI_COMMAND, 2, value)
             got = device.read_config(PCI_COMMAND, 2) & sum(bits)
             t.equal(got, value & sum(bits), f"bits shown after writing {value:#x}")
-            t.equal(_number(bdf, PCI_COMMAND, 2) & sum(bits), got, f"the device's bits after {value:#x}")
+            t.equal(
+                pci.config_number(bdf, PCI_COMMAND, 2) & sum(bits), got, f"the device's bits after {value:#x}"
+            )
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable() (pci_restore_state())")
@@ -183,9 +160,9 @@ def next_user_finds_the_old_configuration(t: Test) -> None:
             before = _read(device, 0, HEADER)
             size = before[CACHE_LINE_SIZE] ^ 0x10
             _write(device, CACHE_LINE_SIZE, bytes([size]))
-            t.equal(_number(bdf, CACHE_LINE_SIZE, 1), size, "the device's own cache line size")
+            t.equal(pci.config_number(bdf, CACHE_LINE_SIZE, 1), size, "the device's own cache line size")
             _write(device, BAR0, b"\xff" * 24)
-            _write(device, 0x3C, b"\x99")
+            _write(device, INTERRUPT_LINE, b"\x99")
             command = device.read_config(PCI_COMMAND, 2)
             device.write_config(PCI_COMMAND, 2, command & ~PCI_COMMAND_MEMORY | vfio.PCI_COMMAND_INTX_DISABLE)
         with opened(t, bdf) as device:
@@ -198,17 +175,17 @@ def write_over_the_end_writes_nothing(t: Test) -> None:
     end is refused whole."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
-        last = _hardware(bdf, 252, 4)
+        last = pci.config(bdf, 252, 4)
         other = bytes(byte ^ 0x5A for byte in last)
         t.errno(errno.EFAULT, _write, device, 252, other + b"\0\0\0\0")
         t.errno(errno.EFAULT, _write, device, 252, other + b"\0")
         t.errno(errno.EFAULT, _write, device, 256, other)
-        t.equal(_hardware(bdf, 252, 4), last, "the last bytes after refused writes")
+        t.equal(pci.config(bdf, 252, 4), last, "the last bytes after refused writes")
         t.equal(_write(device, 252, other), 4, "bytes written at the end")
-        t.equal(_hardware(bdf, 252, 4), other, "the device's last bytes")
+        t.equal(pci.config(bdf, 252, 4), other, "the device's last bytes")
         t.equal(_read(device, 252, 4), other, "the last bytes shown")
         t.equal(_write(device, 253, last[1:]), 3, "three bytes written unaligned")
-        t.equal(_hardware(bdf, 252, 4), other[:1] + last[1:], "the device's last bytes after that")
+        t.equal(pci.config(bdf, 252, 4), other[:1] + last[1:], "the device's last bytes after that")
         _write(device, 252, last)
 
 
@@ -235,7 +212,7 @@ def bars_of_every_kind_are_sized(t: Test) -> None:
     and the card's own stay."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
-        real = struct.unpack("<6I", _hardware(bdf, BAR0, 24))
+        real = struct.unpack("<6I", pci.config(bdf, BAR0, 24))
         t.equal(_write(device, BAR0, b"\xff" * 24), 24, "bytes written")
         want, upper = [], False
         for index, bar in enumerate(real):
@@ -248,7 +225,7 @@ def bars_of_every_kind_are_sized(t: Test) -> None:
             want.append(-size & 0xFFFFFFFF | kind if size else 0)
             upper = bool(size) and kind & 7 == 4
         t.equal(list(struct.unpack("<6I", _read(device, BAR0, 24))), want, "the BARs after writing ones")
-        t.equal(struct.unpack("<6I", _hardware(bdf, BAR0, 24)), real, "the card's own BARs")
+        t.equal(struct.unpack("<6I", pci.config(bdf, BAR0, 24)), real, "the card's own BARs")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_need_bar_restore(), vfio_bar_restore()")
@@ -257,12 +234,11 @@ def lost_bars_are_put_back(t: Test) -> None:
     back, and its registers answer."""
     bdf = t.device("edu")
     with opened(t, bdf) as device, device.bar() as bar:
-        real = _hardware(bdf, BAR0, 4)
-        with open(pci.path_of(bdf) / "config", "r+b", buffering=0) as config:
-            os.pwrite(config.fileno(), bytes(4), BAR0)
-        t.equal(_number(bdf, BAR0, 4), 0, "the device's own BAR, lost")
+        real = pci.config(bdf, BAR0, 4)
+        pci.write_config(bdf, BAR0, bytes(4))
+        t.equal(pci.config_number(bdf, BAR0, 4), 0, "the device's own BAR, lost")
         device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2))
-        t.equal(_hardware(bdf, BAR0, 4), real, "the device's own BAR after the write")
+        t.equal(pci.config(bdf, BAR0, 4), real, "the device's own BAR after the write")
         t.check(edu.Edu(bar).is_edu(), "the mapped BAR no longer leads to the device")
         t.check(any("restoring BARs" in line for line in t.dmesg()), "the kernel did not say so")
 
@@ -276,7 +252,7 @@ def msi_capabilities_cannot_be_written(t: Test) -> None:
     write."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
-        flags = _find(t, bdf, CAP_MSI) + MSI_FLAGS
+        flags = pci.capability(bdf, pci.CAP_MSI) + MSI_FLAGS
         before = device.read_config(flags, 2)
         device.write_config(flags, 2, before ^ (MSI_CAPABLE | MSI_64BIT))
         got = device.read_config(flags, 2)
@@ -292,7 +268,7 @@ def msi_vectors_are_enabled_by_set_irqs_alone(t: Test) -> None:
     enable bit there leaves what SET_IRQS enabled to be disabled by it."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
-        flags = _find(t, bdf, CAP_MSI) + MSI_FLAGS
+        flags = pci.capability(bdf, pci.CAP_MSI) + MSI_FLAGS
         for enabled in (False, True):
             if enabled:
                 device.set_eventfds(vfio.MSI, Event().fd)
@@ -300,87 +276,11 @@ def msi_vectors_are_enabled_by_set_irqs_alone(t: Test) -> None:
                 before = device.read_config(flags, 2) & ~MSI_ENABLED_VECTORS
                 device.write_config(flags, 2, before | vectors)
                 t.equal(device.read_config(flags, 2) & MSI_ENABLED_VECTORS, 0, "vectors shown")
-                t.equal(_number(bdf, flags, 2) & MSI_ENABLED_VECTORS, 0, "vectors enabled in the device")
+                t.equal(
+                    pci.config_number(bdf, flags, 2) & MSI_ENABLED_VECTORS, 0, "vectors enabled in the device"
+                )
         device.disable_irqs(vfio.MSI)
-        t.equal(_number(bdf, flags, 2) & 1, 0, "the device's enable bit after SET_IRQS")
-
-
-def _survives(access: Callable[[], object]) -> int:
-    """Run *access* in a process of its own and return the signal that ended it, 0 for none."""
-    with Child(access) as child:
-        status = child.wait()
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-
-
-@case(
-    needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pm_config_write(); vfio_pci_set_power_state()"
-)
-def sleeping_device_has_no_memory(t: Test) -> None:
-    """In D3hot the card's state reads so, its BAR is EIO by file and a SIGBUS by mapping; back in D0
-    everything is as before, BARs and command register too. A state that the card does not have is ignored."""
-    bdf = t.device("igb")
-    with opened(t, bdf) as device, device.bar() as bar:
-        pmcsr, offset = _find(t, bdf, CAP_PM) + PM_CTRL, device.region(vfio.BAR0).offset
-        device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2) | PCI_COMMAND_MASTER)
-        header, status = _hardware(bdf, 4, 0x30), bar.read32(8)
-        device.write_config(pmcsr, 2, D1)
-        t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after writing D1")
-        device.write_config(pmcsr, 2, D3HOT)
-        t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D3HOT, "the state after writing D3hot")
-        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), igb.DEVICE_ID << 16 | igb.VENDOR_ID, "ids asleep")
-        t.errno(errno.EIO, os.pread, device.fd, 4, offset + 8)
-        t.errno(errno.EIO, os.pwrite, device.fd, bytes(4), offset)
-        t.equal(_survives(lambda: bar.read32(8)), int(signal.SIGBUS), "the signal of a load")
-        device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2) | PCI_COMMAND_MEMORY)
-        t.errno(errno.EIO, os.pread, device.fd, 4, offset + 8)
-        device.write_config(pmcsr, 2, D0)
-        t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after writing D0")
-        t.equal(_hardware(bdf, 4, 0x30), header, "the card's own header")
-        t.equal(bar.read32(8) & 0xF, status & 0xF, "duplex, link and function id by the mapping")
-
-
-@case(
-    needs=IGB,
-    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset(), vfio_pci_core_disable()",
-    timeout=45,
-)
-def sleeping_device_is_woken(t: Test) -> None:
-    """A reset wakes a card from D3hot, and a user who leaves it there leaves it awake for the next."""
-    bdf = t.device("igb")
-    with pci.bound(bdf):
-        with opened(t, bdf) as device, device.bar() as bar:
-            pmcsr = _find(t, bdf, CAP_PM) + PM_CTRL
-            device.write_config(pmcsr, 2, D3HOT)
-            device.reset()
-            t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state after a reset")
-            t.check(bar.read32(8) != 0xFFFFFFFF, "the status register reads as ones after the reset")
-            device.write_config(pmcsr, 2, D3HOT)
-        with opened(t, bdf) as device, device.bar() as bar:
-            t.equal(device.read_config(pmcsr, 2) & PMCSR_STATE, D0, "the state for the next user")
-            t.check(bar.read32(8) != 0xFFFFFFFF, "the status register reads as ones for the next user")
-            t.equal(len(os.pread(device.fd, 4, device.region(vfio.BAR0).offset)), 4, "bytes read by file")
-
-
-@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_pm_perm()")
-def wake_events_are_not_the_users(t: Test) -> None:
-    """The bit that enables wake events reads as zero whatever the card or the user writes, and the user can
-    neither set nor clear the card's."""
-    bdf = t.device("igb")
-    with opened(t, bdf) as device, open(pci.path_of(bdf) / "config", "r+b", buffering=0) as config:
-        pmcsr = _find(t, bdf, CAP_PM) + PM_CTRL
-        for real in (0, PMCSR_PME_ENABLE):
-            os.pwrite(config.fileno(), struct.pack("<H", real), pmcsr)
-            t.equal(_number(bdf, pmcsr, 2) & PMCSR_PME_ENABLE, real, "the card's own bit, set past VFIO")
-            for size, offset, value in (
-                (2, 0, real ^ PMCSR_PME_ENABLE),
-                (4, 0, PMCSR_PME_ENABLE),
-                (1, 1, 0),
-                (1, 1, 1),
-            ):
-                device.write_config(pmcsr + offset, size, value)
-                t.equal(device.read_config(pmcsr, 2) & PMCSR_PME_ENABLE, 0, "the bit shown")
-                t.equal(_number(bdf, pmcsr, 2) & PMCSR_PME_ENABLE, real, "the card's own bit")
-        os.pwrite(config.fileno(), bytes(2), pmcsr)
+        t.equal(pci.config_number(bdf, flags, 2) & 1, 0, "the device's enable bit after SET_IRQS")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_exp_perm(), vfio_exp_config_write()")
@@ -389,21 +289,23 @@ def payload_size_is_virtual(t: Test) -> None:
     suits its bus, and the next user sees the card's again; the link is out of reach."""
     bdf = t.device("igb")
     with pci.bound(bdf):
-        express = _find(t, bdf, CAP_EXPRESS)
+        express = pci.capability(bdf, pci.CAP_EXPRESS)
         control, link = express + EXPRESS_DEVCTL, express + EXPRESS_LNKCTL
         with opened(t, bdf) as device:
-            before, real = device.read_config(control, 2), _number(bdf, control, 2)
+            before, real = device.read_config(control, 2), pci.config_number(bdf, control, 2)
             wanted = before ^ (DEVCTL_PAYLOAD | DEVCTL_READ_REQUEST & 0x5000)
             device.write_config(control, 2, wanted)
             t.equal(device.read_config(control, 2), wanted, "what the user sees of his own write")
-            got = _number(bdf, control, 2) & DEVCTL_PAYLOAD
+            got = pci.config_number(bdf, control, 2) & DEVCTL_PAYLOAD
             t.equal(got, real & DEVCTL_PAYLOAD, "the card's payload size")
-            wide = _number(bdf, link, 2)
+            wide = pci.config_number(bdf, link, 2)
             device.write_config(link, 2, wide ^ 0x43)
-            t.equal((device.read_config(link, 2), _number(bdf, link, 2)), (wide, wide), "link control")
+            t.equal(
+                (device.read_config(link, 2), pci.config_number(bdf, link, 2)), (wide, wide), "link control"
+            )
         with opened(t, bdf) as device:
             t.equal(device.read_config(control, 2), before, "what the next user sees")
-            t.equal(_number(bdf, control, 2), real, "the card's own register for the next user")
+            t.equal(pci.config_number(bdf, control, 2), real, "the card's own register for the next user")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c cap_perms (read only by default)")
@@ -412,20 +314,26 @@ def msix_capability_is_read_only(t: Test) -> None:
     switched on, nor move the table."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
-        cap = _find(t, bdf, CAP_MSIX)
-        control = _number(bdf, cap + 2, 2)
+        cap = pci.capability(bdf, pci.CAP_MSIX)
+        control = pci.config_number(bdf, cap + 2, 2)
         t.check(not control & MSIX_ENABLE, "MSI-X is enabled after open")
         for value in (control | MSIX_ENABLE, control | MSIX_MASK_ALL, 0xFFFF):
             device.write_config(cap + 2, 2, value)
             t.equal(device.read_config(cap + 2, 2), control, f"message control shown after {value:#x}")
-            t.equal(_number(bdf, cap + 2, 2), control, f"the card's message control after {value:#x}")
+            t.equal(
+                pci.config_number(bdf, cap + 2, 2), control, f"the card's message control after {value:#x}"
+            )
         for offset in (cap + 4, cap + 8):
-            place = _number(bdf, offset, 4)
+            place = pci.config_number(bdf, offset, 4)
             device.write_config(offset, 4, place ^ 0x1FFF)
-            t.equal((device.read_config(offset, 4), _number(bdf, offset, 4)), (place, place), "table and PBA")
+            t.equal(
+                (device.read_config(offset, 4), pci.config_number(bdf, offset, 4)),
+                (place, place),
+                "table and PBA",
+            )
         device.set_eventfds(vfio.MSIX, Event().fd)
         device.write_config(cap + 2, 2, control)
-        t.check(_number(bdf, cap + 2, 2) & MSIX_ENABLE, "the user switched MSI-X off")
+        t.check(pci.config_number(bdf, cap + 2, 2) & MSIX_ENABLE, "the user switched MSI-X off")
         t.check(device.read_config(cap + 2, 2) & MSIX_ENABLE, "MSI-X is not shown as enabled")
 
 
@@ -434,15 +342,99 @@ def user_makes_no_virtual_functions(t: Test) -> None:
     """Nothing that a user writes to the SR-IOV capability reaches the card: no virtual function appears."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
-        caps = dict(_extended(_hardware(bdf, 0, 4096)))
+        caps = dict(_extended(pci.config(bdf, 0, 4096)))
         t.check(EXT_CAP_SRIOV in caps, "the card has no SR-IOV capability")
         cap = caps[EXT_CAP_SRIOV]
-        before = _hardware(bdf, cap, 0x40)
+        before = pci.config(bdf, cap, 0x40)
         _write(device, cap + SRIOV_NUM_VF, struct.pack("<H", 2))
         _write(device, cap + SRIOV_PAGE_SIZE, b"\xff" * 4)
         _write(device, cap + 0x24, b"\xff" * 24)
         _write(device, cap + SRIOV_CTRL, struct.pack("<H", SRIOV_ENABLE))
-        t.equal(_hardware(bdf, cap, 0x40), before, "the card's own capability")
+        t.equal(pci.config(bdf, cap, 0x40), before, "the card's own capability")
         t.equal(_read(device, cap, 0x40), before, "the capability shown")
         _write(device, cap, before)
         t.equal(len(t.devices("igb-vf")), 0, "virtual functions")
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_config.c vfio_pci_config_rw_single(); vfio_pci_core.c vfio_pci_rw()",
+)
+def config_space_has_an_end(t: Test) -> None:
+    """Configuration space reads as the device's up to its last byte; reading or writing beyond, and a
+    region that does not exist, is refused; an empty region has nothing to read."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        offset = device.region(CONFIG).offset
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), 0x11E81234, "vendor and device id")
+        t.equal(len(os.pread(device.fd, 1, offset + 255)), 1, "bytes read at the end")
+        t.errno(errno.EFAULT, os.pread, device.fd, 1, offset + 256)
+        t.errno(errno.EFAULT, os.pread, device.fd, 8, offset + 252)
+        t.errno(errno.EFAULT, os.pwrite, device.fd, b"\0", offset + 256)
+        t.errno(errno.EINVAL, os.pread, device.fd, 4, 9 << vfio.OFFSET_SHIFT)
+        t.errno(errno.EINVAL, os.pread, device.fd, 4, vfio.BAR1 << vfio.OFFSET_SHIFT)
+        t.errno(errno.EINVAL, os.pwrite, device.fd, b"\0", ROM << vfio.OFFSET_SHIFT)
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_bar_fixup(), init_pci_cap_basic_perm()")
+def bars_are_virtual(t: Test) -> None:
+    """A user can size and move a BAR in configuration space as on hardware, while the device's own BAR
+    stays and goes on working."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device, device.bar() as bar:
+        real = pci.config_number(bdf, BAR0, 4)
+        t.equal(device.read_config(BAR0, 4), real, "the virtual BAR after open")
+        device.write_config(BAR0, 4, 0xFFFFFFFF)
+        t.equal(device.read_config(BAR0, 4), 0xFFF00000, "the size mask of a 1 MiB memory BAR")
+        device.write_config(BAR0, 4, 0xD0000000)
+        t.equal(device.read_config(BAR0, 4), 0xD0000000, "the virtual BAR after moving it")
+        t.equal(pci.config_number(bdf, BAR0, 4), real, "the device's own BAR")
+        t.check(edu.Edu(bar).is_edu(), "the mapped BAR no longer leads to the device")
+        device.write_config(BAR0 + 4, 4, 0xFFFFFFFF)
+        t.equal(device.read_config(BAR0 + 4, 4), 0, "a BAR that the device does not have")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_basic_perm()")
+def interrupt_line_is_virtual(t: Test) -> None:
+    """The interrupt line keeps what is written and passes nothing on; the pin beside it ignores writes."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        line = pci.config_number(bdf, INTERRUPT_LINE, 1)
+        device.write_config(INTERRUPT_LINE, 2, 0x0299)
+        t.equal(device.read_config(INTERRUPT_LINE, 2), 0x0199, "interrupt line and pin")
+        t.equal(pci.config_number(bdf, INTERRUPT_LINE, 1), line, "the device's own interrupt line")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_msi_config_write()")
+def msi_enable_bit_is_not_the_users(t: Test) -> None:
+    """MSI is enabled by SET_IRQS alone: the enable bit written before has no effect, and no message address
+    that a user writes reaches the device."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        cap = device.read_config(pci.CAP_LIST, 1)
+        t.equal(device.read_config(cap, 1), 5, "id of edu's first capability (MSI)")
+        device.write_config(cap + 2, 2, device.read_config(cap + 2, 2) | MSI_ENABLE)
+        t.equal(device.read_config(cap + 2, 2) & MSI_ENABLE, 0, "the enable bit after writing it")
+        t.equal(pci.config_number(bdf, cap + 2, 2) & MSI_ENABLE, 0, "the device's own enable bit")
+        address = pci.config_number(bdf, cap + 4, 4)
+        device.write_config(cap + 4, 4, 0xFEE01230)
+        t.equal(device.read_config(cap + 4, 4), 0xFEE01230, "the virtual message address")
+        t.equal(pci.config_number(bdf, cap + 4, 4), address, "the device's own message address")
+        device.set_eventfds(vfio.MSI, Event().fd)
+        t.equal(pci.config_number(bdf, cap + 2, 2) & MSI_ENABLE, 1, "the device's enable bit after SET_IRQS")
+        t.check(
+            pci.config_number(bdf, cap + 4, 4) != 0xFEE01230, "the user's message address reached the device"
+        )
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_ecap_init(), vfio_pci_config_rw_single()")
+def config_space_is_extended(t: Test) -> None:
+    """The configuration space of a PCI Express device is 4096 bytes, with its extended capabilities in
+    reach and not a byte more."""
+    with opened(t, t.device("igb")) as device:
+        region = device.region(CONFIG)
+        t.equal(region.size, 4096, "size of configuration space")
+        t.equal(device.read_config(0, 4), igb.DEVICE_ID << 16 | igb.VENDOR_ID, "device and vendor id")
+        t.equal(device.read_config(0x100, 4) & 0xFFFF, 1, "id of the first extended capability (AER)")
+        t.equal(len(os.pread(device.fd, 4, region.offset + 4092)), 4, "bytes read at the end")
+        t.errno(errno.EFAULT, os.pread, device.fd, 4, region.offset + 4096)

@@ -13,8 +13,11 @@ import os
 from collections.abc import Iterator
 
 from guest import iommufd, memory, pci, vfio
+from guest import iommufd as api
 from guest.case import Test, case
+from guest.iommufd import Iommufd
 from guest.opened import through_group
+from guest.uapi import errno_of
 from guest.vfio import NOIOMMU_IOMMU, TYPE1_IOMMU, TYPE1V2_IOMMU
 
 NATIVE = ("noiommu-group", "container", "edu", "!viommu")
@@ -89,14 +92,6 @@ def noiommu_is_offered_by_parameter(t: Test) -> None:
             t.equal(container.check_extension(NOIOMMU_IOMMU), int(value), f"CHECK_EXTENSION(8), {value}")
 
 
-@case(needs=("container", "!noiommu"), cites="drivers/vfio/container.c vfio_container_init()")
-def noiommu_is_never_offered_without_it(t: Test) -> None:
-    """A kernel without no-IOMMU support has no parameter for it and offers it in no container."""
-    t.equal(pci.parameter(), None, "the module parameter")
-    with vfio.open_container() as container:
-        t.equal(container.check_extension(NOIOMMU_IOMMU), 0, "CHECK_EXTENSION(8)")
-
-
 @case(needs=("container",), cites="drivers/vfio/container.c vfio_ioctl_set_iommu(), vfio_fops_unl_ioctl()")
 def empty_container_does_nothing(t: Test) -> None:
     """Without a group in it a container takes no IOMMU type and no mapping."""
@@ -130,7 +125,8 @@ def only_the_noiommu_type_is_taken(t: Test) -> None:
         container.set_iommu(NOIOMMU_IOMMU)
         for kind in (NOIOMMU_IOMMU, TYPE1_IOMMU):
             t.errno(errno.EINVAL, container.set_iommu, kind)
-        t.equal(container.check_extension(TYPE1V2_IOMMU), 0, "CHECK_EXTENSION(3) with the type set")
+        for kind in (TYPE1_IOMMU, TYPE1V2_IOMMU):
+            t.equal(container.check_extension(kind), 0, f"CHECK_EXTENSION({kind}) with the type set")
 
 
 @case(needs=NATIVE, cites="drivers/vfio/container.c vfio_noiommu_ioctl()")
@@ -148,6 +144,7 @@ def parameter_off_stops_new_users_only(t: Test) -> None:
     bdf = t.device("edu")
     with _native(bdf) as (container, group):
         group.set_container(container)
+        t.equal(container.check_extension(NOIOMMU_IOMMU), 1, "CHECK_EXTENSION(8) with the parameter on")
         pci.set_parameter(False)
         t.equal(container.check_extension(NOIOMMU_IOMMU), 0, "CHECK_EXTENSION(8) with the parameter off")
         t.errno(errno.ENODEV, container.set_iommu, NOIOMMU_IOMMU)
@@ -410,3 +407,48 @@ def played_container_and_cdev_exclude_each_other(t: Test) -> None:
             t.errno(errno.EINVAL, cdev.bind_iommufd, other.fd)
         with vfio.open_cdev(bdf) as cdev:
             cdev.bind_iommufd(other.fd)
+
+
+@case(
+    needs=("mixed", "noiommu-group", "iommufd", "edu2"),
+    cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_compat_ioas_create(), "
+    "iommufd_vfio_compat_set_no_iommu()",
+)
+def played_containers_do_not_mix(t: Test) -> None:
+    """An iommufd that plays the container for a group behind an IOMMU refuses one without, and the other way
+    round, also after the first has left; the one refused stays free."""
+    real, bare = t.device("edu", iommu=True), t.device("edu", iommu=False)
+    with pci.bound(real), pci.bound(bare), vfio.open_group(real) as first, vfio.open_group(bare) as second:
+        for resident, stranger in ((first, second), (second, first)):
+            with vfio.open_container(api.PATH) as container:
+                resident.set_container(container)
+                t.errno(errno.EINVAL, stranger.set_container, container)
+                resident.unset_container()
+                t.errno(errno.EINVAL, stranger.set_container, container)
+                t.equal(stranger.status(), vfio.GROUP_VIABLE, "status of the group that was refused")
+
+
+@case(
+    needs=("noiommu-group", "iommufd", "container", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_group_ioctl_unset_container(); container.c vfio_group_unuse_container()",
+    destructive=True,
+)
+def group_file_lives_as_long_as_its_users(t: Test) -> None:
+    """However a group changes containers, closing its devices leaves it open and takes no reference too
+    many."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), Iommufd() as iommufd, vfio.open_container() as container:
+        group = vfio.open_group(bdf)
+        group.set_container(iommufd.fd)
+        first = group.device(bdf)
+        refused = errno_of(group.unset_container)
+        t.check(refused in (0, errno.EBUSY), f"UNSET_CONTAINER is refused with {os.strerror(refused)}")
+        if not refused:  # a kernel that keeps its promise refuses
+            group.set_container(container)
+            container.set_iommu(vfio.NOIOMMU_IOMMU)
+        second = group.device(bdf)
+        first.close()
+        second.close()
+        t.check_no_complaint()
+        os.fstat(group.fd)
+        group.close()

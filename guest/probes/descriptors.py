@@ -13,21 +13,20 @@ import mmap
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from guest import brink, edu, forked, libc, memory, pci, vfio
 from guest import iommufd as api
 from guest.case import Test, case
-from guest.iommufd import LAST_IOVA, Iommufd
+from guest.iommufd import Iommufd
 from guest.memory import PAGE
-from guest.opened import through_cdev, through_group
+from guest.opened import through_cdev, through_group, unbound
 from guest.uapi import Descriptor
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
 GROUP = ("noiommu-group", "edu", "!viommu")
 
 BASE = 0x1000_0000
-EDU_IDENTIFICATION = 0x010000ED
 
 WORD = 20.0
 """Seconds after which the word of another process will not come any more."""
@@ -74,7 +73,7 @@ def _use_what_comes(through: socket.socket) -> None:
     device = vfio.Device(fd)
     through.sendall(b"have it")
     through.recv(64)
-    assert _identification(device) == EDU_IDENTIFICATION
+    assert _identification(device) == edu.IDENTIFIES
     ioas = int(word)
     if ioas:
         device.detach()
@@ -195,7 +194,7 @@ def binding_outlives_the_binder(t: Test) -> None:
         answer = t.in_child(bind)
         assert isinstance(answer, list)
         _devid, ioas, hwpt = answer
-        t.equal(_identification(device), EDU_IDENTIFICATION, "the register read by the parent")
+        t.equal(_identification(device), edu.IDENTIFIES, "the register read by the parent")
         t.errno(errno.EINVAL, device.bind_iommufd, mine.fd)
         t.equal(device.attach(ioas), hwpt, "the page table by attaching again")
         device.detach()
@@ -234,34 +233,6 @@ def inherited_mapping_holds_the_device(t: Test) -> None:
         t.wait_until(lambda: _can_bind(second, mine), "the end of the binding with the child's mapping")
 
 
-@case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin() (source_mm), iopt_alloc_pages()")
-def memory_is_its_mappers(t: Test) -> None:
-    """What a process maps through an iommufd that it shares is its own memory, whoever attaches the device;
-    it stays pinned when that process dies, and cannot be pinned again once it was let go (EFAULT)."""
-    with through_cdev(t.device("edu", iommu=False)) as user, _sockets() as (here, there):
-        user.device.detach()
-
-        def map_own() -> None:
-            page = memory.anonymous()
-            page.write(b"the child's")
-            user.map(page, BASE)
-            there.sendall(page.physical().to_bytes(8, "little"))
-            signal.pause()
-
-        with forked.Child(map_own) as child:
-            physical = int.from_bytes(here.recv(8), "little")
-            user.device.attach(user.ioas)
-            t.equal(user.physical(BASE, PAGE), physical, "the address of the child's page")
-            t.equal(memory.pinned_kib(), 0, "KiB pinned of the parent's memory")
-            child.kill()
-            child.wait()
-        t.equal(user.physical(BASE, PAGE), physical, "the address with the child dead")
-        user.device.detach()
-        t.errno(errno.EFAULT, user.device.attach, user.ioas)
-        t.equal(user.iommufd.unmap(user.ioas, 0, LAST_IOVA), PAGE, "bytes unmapped")
-        t.check(user.device.attach(user.ioas) > 0, "attach without the dead child's memory")
-
-
 @case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_open(), iommufd_fops_release()")
 def duplicates_share_all_objects(t: Test) -> None:
     """A duplicate of an iommufd, in this process or a child, has the same objects, and they live until the
@@ -286,23 +257,6 @@ def duplicates_share_all_objects(t: Test) -> None:
         copy.call(api.IOAS_UNMAP, argument)
         t.equal(argument.length, PAGE, "bytes unmapped through the duplicate")
         copy.close()
-
-
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_mmap(), iommufd_fops")
-def iommufd_is_no_memory(t: Test) -> None:
-    """An iommufd with nothing to map cannot be mapped anywhere (ENXIO), never privately or executable, and is
-    neither read nor written."""
-    with Iommufd() as iommufd:
-
-        def attempt(flags: int, prot: int, offset: int = 0) -> None:
-            libc.mmap(PAGE, prot, flags, iommufd.fd, offset)
-
-        for offset in (0, PAGE, 1 << 40, (1 << 63) - PAGE):
-            t.errno(errno.ENXIO, attempt, mmap.MAP_SHARED, memory.READ_WRITE, offset)
-        t.errno(errno.EINVAL, attempt, mmap.MAP_PRIVATE, memory.READ_WRITE)
-        t.errno(errno.EPERM, attempt, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_EXEC)
-        t.errno(errno.EINVAL, os.read, iommufd.fd, 8)
-        t.errno(errno.EINVAL, os.write, iommufd.fd, bytes(8))
 
 
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_unl_ioctl(); drivers/iommu/iommufd/main.c")
@@ -333,7 +287,7 @@ def files_know_their_own_calls(t: Test) -> None:
             vfio.DEVICE_DETACH_IOMMUFD_PT,
         ):
             t.errno(errno.ENOTTY, user.iommufd.call, request, bytearray(64))
-        t.equal(_identification(user.device), EDU_IDENTIFICATION, "the register in the end")
+        t.equal(_identification(user.device), edu.IDENTIFIES, "the register in the end")
 
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(); fs/read_write.c, mm/mmap.c")
@@ -344,10 +298,10 @@ def file_mode_bounds_access(t: Test) -> None:
     with pci.bound(bdf), Iommufd() as iommufd:
         node = pci.vfio_nodes(bdf).cdev
         assert node is not None
-        offset = vfio.CONFIG << 40
+        offset = vfio.CONFIG << vfio.OFFSET_SHIFT
         with vfio.Device(os.open(node, os.O_RDONLY | os.O_CLOEXEC)) as device:
             device.bind_iommufd(iommufd.fd)
-            t.equal(_identification(device), EDU_IDENTIFICATION, "the register by file")
+            t.equal(_identification(device), edu.IDENTIFIES, "the register by file")
             t.errno(errno.EBADF, os.pwrite, device.fd, bytes(2), offset + vfio.PCI_COMMAND)
             t.errno(errno.EACCES, vfio.Bar, device.fd, 0, PAGE)
         with vfio.Device(os.open(node, os.O_WRONLY | os.O_CLOEXEC)) as device:
@@ -375,12 +329,83 @@ def device_name_must_be_a_string(t: Test) -> None:
         group, request = user.group.fd, vfio.GROUP_GET_DEVICE_FD
         first = os.dup(group)
         os.close(first)
-        t.errno(errno.EFAULT, brink.ioctl, group, request, edge.put(bdf.encode()))
-        t.errno(errno.EFAULT, brink.ioctl, group, request, brink.NOWHERE)
+        t.errno(errno.EFAULT, libc.ioctl, group, request, edge.put(bdf.encode()))
+        t.errno(errno.EFAULT, libc.ioctl, group, request, brink.NOWHERE)
         with memory.anonymous(2 * PAGE) as long:
             long.fill(ord("0"))
-            t.errno(errno.EINVAL, brink.ioctl, group, request, long.address)
-        t.errno(errno.ENODEV, brink.ioctl, group, request, edge.put(b"\0"))
-        device = vfio.Device(brink.ioctl(group, request, edge.put(bdf.encode() + b"\0")))
+            t.errno(errno.EINVAL, libc.ioctl, group, request, long.address)
+        t.errno(errno.ENODEV, libc.ioctl, group, request, edge.put(b"\0"))
+        device = vfio.Device(libc.ioctl(group, request, edge.put(bdf.encode() + b"\0")))
         t.equal(device.fd, first, "the number of the next descriptor")
         device.close()
+
+
+@case(
+    needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); device.c iommufd_device_unbind()"
+)
+def device_survives_its_iommufd(t: Test) -> None:
+    """Closing the iommufd first takes nothing from the device: it works, its pages stay pinned."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), vfio.open_cdev(bdf) as device, memory.anonymous() as page:
+        page.touch()
+        with Iommufd() as iommufd:
+            device.bind_iommufd(iommufd.fd)
+            ioas = iommufd.ioas_alloc()
+            device.attach(ioas)
+            iommufd.map(ioas, page.address, page.length, 0)
+        t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
+        t.equal(memory.pinned_kib(), 4, "KiB pinned with the iommufd closed")
+        device.close()
+        t.equal(memory.pinned_kib(), 0, "KiB pinned with the device closed")
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release(); drivers/iommu/iommufd/main.c")
+def either_may_be_closed_first(t: Test) -> None:
+    """Device and iommufd can be closed in either order, again and again, and leave nothing pinned or busy."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), memory.anonymous() as page:
+        page.touch()
+        for turn in range(10):
+            device, iommufd = vfio.open_cdev(bdf), Iommufd()
+            device.bind_iommufd(iommufd.fd)
+            ioas = iommufd.ioas_alloc()
+            device.attach(ioas)
+            iommufd.map(ioas, page.address, page.length, 0)
+            order: list[Callable[[], None]] = [device.close, iommufd.close]
+            for close in reversed(order) if turn % 2 else order:
+                close()
+            t.equal(memory.pinned_kib(), 0, f"KiB pinned after turn {turn}")
+    t.check_no_complaint()
+
+
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release() (last reference)")
+def duplicates_keep_the_device_open(t: Test) -> None:
+    """A dup of a bound device file keeps it bound; the last close frees it for the next."""
+    bdf = t.device("edu", iommu=False)
+    with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
+        device.bind_iommufd(iommufd.fd)
+        copy = vfio.Device(os.dup(device.fd))
+        device.close()
+        t.check(copy.info().flags & vfio.DEVICE_FLAGS_PCI, "the duplicate does not answer")
+        t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
+        copy.close()
+        second.bind_iommufd(iommufd.fd)
+
+
+@case(
+    needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_mmap(); vfio_pci_core.c vfio_pci_core_mmap()"
+)
+def mapped_bar_keeps_the_device_bound(t: Test) -> None:
+    """A mapped BAR works on after the file is closed, and keeps the device bound until it is unmapped."""
+    bdf = t.device("edu", iommu=False)
+    with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
+        device.bind_iommufd(iommufd.fd)
+        bar = device.bar(length=memory.PAGE)
+        device.close()
+        t.equal(bar.read32(0), edu.IDENTIFIES, "edu's identification register")
+        t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
+        bar.close()
+        second.bind_iommufd(iommufd.fd)
+        t.errno(
+            errno.EINVAL, vfio.Bar, second.fd, vfio.CONFIG << vfio.OFFSET_SHIFT, memory.PAGE, mmap.PROT_READ
+        )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import time
@@ -20,11 +19,6 @@ IOVA = 0x1000_0000
 # One transfer takes 100 ms of QEMU's virtual clock (QEMU hw/misc/edu.c dma_rw()).
 EDU_TRANSFER = 0.1
 AFTER_DMA = 5 * EDU_TRANSFER
-
-
-def _pattern(t: Test, length: int) -> bytes:
-    """Bytes that no other page holds by chance, none of them zero."""
-    return bytes(t.random.randrange(1, 256) for _ in range(length))
 
 
 def _mapped(user: CdevUser, pages: int, iova: int = IOVA) -> memory.Buffer:
@@ -45,7 +39,7 @@ def both_ways_by_get_pa(t: Test) -> None:
         device = edu.Edu(bar)
         t.check(device.is_edu(), "BAR 0 does not identify itself as an edu")
         buffer = _mapped(user, 3)
-        data = _pattern(t, 256)
+        data = memory.pattern(t.random, 256)
         buffer.write(data, 64)
         user.device.set_bus_master()
         device.copy_from_ram(user.physical(IOVA, PAGE) + 64, 256)
@@ -62,7 +56,7 @@ def offset_within_a_page_counts(t: Test) -> None:
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
         device = edu.Edu(bar)
         buffer = _mapped(user, 1)
-        data = _pattern(t, 32)
+        data = memory.pattern(t.random, 32)
         buffer.write(data, 0x123)
         user.device.set_bus_master()
         device.copy_from_ram(user.physical(IOVA + 0x123, 32), 32)
@@ -78,7 +72,7 @@ def each_page_has_its_own_address(t: Test) -> None:
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
         device = edu.Edu(bar)
         source, target = _mapped(user, pages), _mapped(user, pages, IOVA + 2 * pages * PAGE)
-        data = [_pattern(t, PAGE) for _ in range(pages)]
+        data = [memory.pattern(t.random, PAGE) for _ in range(pages)]
         source.write(b"".join(data))
         order = t.random.sample(range(pages), pages)
         user.device.set_bus_master()
@@ -105,7 +99,7 @@ def huge_page_is_one_piece(t: Test) -> None:
         base, contiguous = user.iommufd.get_pa(user.ioas, IOVA, HUGE)
         t.equal(contiguous, HUGE, "contiguous bytes of a 2 MiB page")
         t.equal(base % HUGE, 0, "alignment of a 2 MiB page")
-        data = _pattern(t, PAGE)
+        data = memory.pattern(t.random, PAGE)
         buffer.write(data, 5 * PAGE - 1000)
         user.device.set_bus_master()
         device.copy_from_ram(base + 5 * PAGE - 1000, PAGE)
@@ -128,9 +122,10 @@ def fork_leaves_the_page_to_the_device(t: Test) -> None:
             time.sleep(60)  # holds its share of the copy-on-write pages until it is killed
             os._exit(0)
         try:
-            data = _pattern(t, 128)
+            data = memory.pattern(t.random, 128)
             buffer.write(data)
             t.equal(user.physical(IOVA, PAGE), before, "the physical address after fork and write")
+            t.equal(buffer.physical(), before, "the owner's page after fork and write")
             user.device.set_bus_master()
             device.copy_from_ram(before, 128)
             device.copy_to_ram(before + 2048, 128)
@@ -147,7 +142,7 @@ def memfd_is_reached_through_its_mapping(t: Test) -> None:
         device = edu.Edu(bar)
         fd = memory.memfd(2 * PAGE)
         with memory.shared_file(fd, 2 * PAGE) as buffer:
-            data = _pattern(t, 512)
+            data = memory.pattern(t.random, 512)
             buffer.write(data)
             user.iommufd.map_file(user.ioas, fd, 2 * PAGE, IOVA)
             user.device.set_bus_master()
@@ -170,7 +165,7 @@ def two_devices_share_an_address_space(t: Test) -> None:
         other.bind_iommufd(user.iommufd.fd)
         other.attach(user.ioas)
         buffer = _mapped(user, 3)
-        data = _pattern(t, 1024)
+        data = memory.pattern(t.random, 1024)
         buffer.write(data)
         user.device.set_bus_master()
         other.set_bus_master()
@@ -189,7 +184,7 @@ def nothing_moves_without_bus_master(t: Test) -> None:
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
         device = edu.Edu(bar)
         buffer = _mapped(user, 2)
-        secret, mark = _pattern(t, 64), _pattern(t, 64)
+        secret, mark = memory.pattern(t.random, 64), memory.pattern(t.random, 64)
         buffer.write(secret)
         buffer.write(mark, PAGE)
         source, target = user.physical(IOVA, PAGE), user.physical(IOVA + PAGE, PAGE)
@@ -217,7 +212,7 @@ def nothing_moves_without_bus_master(t: Test) -> None:
 def closing_the_device_stops_its_dma(t: Test) -> None:
     """A transfer that is still under way when the device file is closed never reaches memory."""
     with _locked(PAGE) as buffer:
-        mark, address = _pattern(t, 64), buffer.physical()
+        mark, address = memory.pattern(t.random, 64), buffer.physical()
         for _attempt in range(5):
             closed = _close_during_transfer(t, buffer, mark, address)
             if closed < EDU_TRANSFER:
@@ -236,7 +231,7 @@ def group_user_finds_addresses_himself(t: Test) -> None:
     """By the group, which has no GET_PA, a device does DMA to the physical addresses of locked memory."""
     with through_group(t.device("edu")) as user, user.device.bar() as bar, _locked(2 * PAGE) as buffer:
         device = edu.Edu(bar)
-        data = _pattern(t, 1024)
+        data = memory.pattern(t.random, 1024)
         buffer.write(data)
         source, target = buffer.physical(), buffer.physical(PAGE)
         mark = buffer.read(PAGE, 1024)
@@ -248,24 +243,6 @@ def group_user_finds_addresses_himself(t: Test) -> None:
         device.copy_to_ram(target, 1024)
         t.equal((buffer.physical(), buffer.physical(PAGE)), (source, target), "where the locked pages lie")
         t.equal(buffer.read(PAGE, 1024), data, "what came back")
-
-
-@case(needs=CDEV, cites="drivers/iommu/iommufd/io_pagetable.c iopt_unmap_iova()")
-def addresses_end_with_the_mapping(t: Test) -> None:
-    """While a page is mapped GET_PA and DMA agree on it; once it is unmapped GET_PA knows no address for
-    it."""
-    with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
-        device = edu.Edu(bar)
-        buffer = _mapped(user, 2)
-        data = _pattern(t, 64)
-        buffer.write(data)
-        user.device.set_bus_master()
-        device.copy_from_ram(user.physical(IOVA, 64), 64)
-        device.copy_to_ram(user.physical(IOVA + PAGE, 64), 64)
-        t.equal(buffer.read(PAGE, 64), data, "what came back while mapped")
-        user.iommufd.unmap(user.ioas, IOVA, 2 * PAGE)
-        t.errno(errno.ENOENT, user.iommufd.get_pa, user.ioas, IOVA, 64)
-        t.errno(errno.ENOENT, user.iommufd.get_pa, user.ioas, IOVA + PAGE, 64)
 
 
 def _close_during_transfer(t: Test, buffer: memory.Buffer, mark: bytes, address: int) -> float:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
 import struct
 import time
 
-from guest import brink, forked, libc, memory, pci, vfio
+from guest import brink, forked, libc, memory
 from guest import iommufd as api
 from guest.case import Failure, Test, case
-from guest.iommufd import LAST_IOVA, Iommufd
+from guest.iommufd import LAST_IOVA, NO_SUCH_ID, Iommufd
 from guest.memory import HUGE, PAGE
 from guest.opened import CdevUser, through_cdev
 
@@ -213,7 +212,7 @@ def refusals_come_in_order(t: Test) -> None:
         page.touch()
         user.map(page, BASE)
         iommufd, ioas = user.iommufd, user.ioas
-        none = 0xDEAD
+        none = NO_SUCH_ID
 
         def ask(**fields: int) -> None:
             iommufd.call(api.IOAS_NOIOMMU_GET_PA, api.NoiommuGetPa(**fields))
@@ -267,22 +266,24 @@ def structure_may_end_where_memory_does(t: Test) -> None:
         fd, request = user.iommufd.fd, api.IOAS_NOIOMMU_GET_PA
         whole = api.NoiommuGetPa(ioas_id=user.ioas, iova=BASE, length=PAGE)
         for short in (3, 4, 39):
-            t.errno(errno.EFAULT, brink.ioctl, fd, request, edge.put(whole, short))
+            t.errno(errno.EFAULT, libc.ioctl, fd, request, edge.put(whole, short))
         for size in (0, 4, 39):
             short_one = api.NoiommuGetPa(size=size, ioas_id=user.ioas, iova=BASE, length=PAGE)
-            t.errno(errno.EINVAL, brink.ioctl, fd, request, edge.put(short_one, 39))
+            t.errno(errno.EINVAL, libc.ioctl, fd, request, edge.put(short_one, 39))
         for size in (41, PAGE + 1, 0xFFFFFFFF):
             liar = api.NoiommuGetPa(size=size, ioas_id=user.ioas, iova=BASE, length=PAGE)
-            t.errno(errno.EFAULT, brink.ioctl, fd, request, edge.put(liar))
-        readable, where = brink.frozen(whole)
-        with readable:
-            t.errno(errno.EFAULT, brink.ioctl, fd, request, where)
-        brink.ioctl(fd, request, edge.put(whole))
+            t.errno(errno.EFAULT, libc.ioctl, fd, request, edge.put(liar))
+        with brink.frozen(whole) as where:
+            t.errno(errno.EFAULT, libc.ioctl, fd, request, where)
+        libc.ioctl(fd, request, edge.put(whole))
         answer = api.NoiommuGetPa.from_buffer_copy(edge.tail(40))
         t.equal((answer.out_phys, answer.length), (page.physical(), PAGE), "address and length")
 
 
-@case(needs=BARE, cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); iopt_get_phys()")
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); io_pagetable.c iopt_get_phys()",
+)
 def longest_question_is_answered(t: Test) -> None:
     """Any length may be asked for, up to 2^64-1, from any byte, and the input fields come back as they were;
     what out_phys held before does not matter."""
@@ -325,6 +326,10 @@ def address_dies_with_the_mapping(t: Test) -> None:
             iommufd.map(ioas, buffer.address + index * PAGE, PAGE, BASE)
             t.equal(iommufd.get_pa(ioas, BASE, 1)[0], buffer.physical(index * PAGE), "the address")
             iommufd.unmap(ioas, BASE, PAGE)
+        user.map(buffer, BASE)
+        iommufd.unmap(ioas, BASE, 2 * PAGE)
+        for index in (0, 1):
+            t.errno(errno.ENOENT, iommufd.get_pa, ioas, BASE + index * PAGE, 64)
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (storage_domain)")
@@ -342,21 +347,6 @@ def address_needs_an_attached_device(t: Test) -> None:
         user.device.attach(user.ioas)
         user.device.close()
         t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, BASE, 1)
-
-
-@case(needs=BARE, cites="drivers/iommu/iommufd/pages.c (pin_user_pages, FOLL_LONGTERM); mm/memory.c")
-def pinned_page_stays_through_a_fork(t: Test) -> None:
-    """After a fork, writing to the mapped page leaves in place the page that the device knows."""
-    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
-        page.touch()
-        user.map(page, BASE)
-        before = user.physical(BASE, PAGE)
-        reader, writer = os.pipe()
-        with forked.Child(lambda: os.read(reader, 1) and None):
-            page.write(b"after the fork")
-            t.equal(page.physical(), before, "the page map's address after writing")
-            t.equal(user.physical(BASE, PAGE), before, "GET_PA's address after writing")
-            os.write(writer, b"x")
 
 
 @case(
@@ -393,8 +383,9 @@ def concurrent_callers_see_sense(t: Test) -> None:
                 _churn(user, page)
             answers = (one.result(), other.result())
         t.log(f"addresses given: {answers}")
+        t.check(any(answers), "nobody was ever given an address")
         t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
-        t.equal([line for line in t.dmesg() if "WARNING:" in line or "BUG:" in line], [], "complaints")
+        t.check_no_complaint()
 
 
 def _churn(user: CdevUser, page: memory.Buffer) -> None:
@@ -405,74 +396,12 @@ def _churn(user: CdevUser, page: memory.Buffer) -> None:
 
 
 @case(
-    needs=("viommu", "viommu-intel", "noiommu-cdev", "edu"),
-    cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (owner != &iommufd_noiommu_ops)",
-)
-def real_iommu_gives_no_address(t: Test) -> None:
-    """A mapping translated by an IOMMU has no address to give (EOPNOTSUPP); where none is mapped, ENOENT."""
-    with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as page:
-        page.touch()
-        user.map(page, BASE)
-        t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, BASE, 1)
-        t.errno(errno.ENOENT, user.iommufd.get_pa, user.ioas, BASE + PAGE, 1)
-        t.errno(errno.EINVAL, user.iommufd.get_pa, user.ioas, BASE, 0)
-
-
-@case(
-    needs=("mixed", "noiommu-cdev", "edu2"),
-    cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(), iommufd_hwpt_attach_device()",
-)
-def attach_after_a_real_device_is_honest(t: Test) -> None:
-    """A no-IOMMU device that joins a translated device's IOAS gets addresses, or is refused."""
-    bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
-    with (
-        through_cdev(real) as user,
-        pci.bound(bare),
-        vfio.open_cdev(bare) as device,
-        memory.anonymous() as page,
-    ):
-        page.touch()
-        user.map(page, BASE)
-        device.bind_iommufd(user.iommufd.fd)
-        try:
-            device.attach(user.ioas)
-        except OSError as error:
-            t.log(f"the attach is refused: {error}")
-            return
-        try:
-            t.equal(user.physical(BASE, PAGE), page.physical(), "the address")
-        except OSError as error:
-            t.fail(f"the attach succeeded, and GET_PA is {error}")
-
-
-@case(
-    needs=("mixed", "noiommu-cdev", "edu2"),
-    cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(); io_pagetable.c iopt_get_phys()",
-)
-def noiommu_device_first_keeps_its_addresses(t: Test) -> None:
-    """A no-IOMMU device that was there first keeps its addresses when a translated device joins its IOAS."""
-    bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
-    with (
-        through_cdev(bare) as user,
-        pci.bound(real),
-        vfio.open_cdev(real) as device,
-        memory.anonymous() as page,
-    ):
-        page.touch()
-        user.map(page, BASE)
-        before = user.device.attach(user.ioas)
-        device.bind_iommufd(user.iommufd.fd)
-        t.check(device.attach(user.ioas) != before, "both devices share one page table")
-        t.equal(user.physical(BASE, PAGE), page.physical(), "the address")
-
-
-@case(
     needs=("noiommu-cdev",),
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); main.c iommufd_ioctl_ops",
 )
 def kernel_has_the_ioctl(t: Test) -> None:
     """A bare iommufd knows the ioctl: no address space is ENOENT, and neither ENOTTY nor EOPNOTSUPP."""
     with Iommufd() as iommufd:
-        t.errno(errno.ENOENT, iommufd.get_pa, 0xDEAD, 0, 1)
+        t.errno(errno.ENOENT, iommufd.get_pa, NO_SUCH_ID, 0, 1)
         ioas = iommufd.ioas_alloc()
         t.errno(errno.ENOENT, iommufd.get_pa, ioas, 0, 1)

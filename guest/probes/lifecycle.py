@@ -11,7 +11,7 @@ import os
 import signal
 import time
 
-from guest import forked, libc, memory, pci, vfio
+from guest import edu, forked, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.opened import Event, opened, through_cdev, through_group
@@ -48,7 +48,8 @@ def unbind_waits_for_a_bound_user(t: Test) -> None:
 
 @case(
     needs=BARE,
-    cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open() vfio_device_try_get_registration()",
+    cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(); vfio_main.c "
+    "vfio_device_try_get_registration()",
 )
 def unbind_waits_for_an_open_file(t: Test) -> None:
     """A cdev that is merely open, never bound, holds the unbind up as well."""
@@ -68,13 +69,14 @@ def unbind_waits_for_a_mapped_bar(t: Test) -> None:
         bar = user.device.bar(length=memory.PAGE)
         user.device.close()
         writer = _start_blocked_unbind(t, bdf)
-        t.equal(bar.read32(0), 0x010000ED, "edu's identification register during the unbind")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "edu's identification register during the unbind")
         bar.close()
         writer.wait(5)
 
 
 @case(
-    needs=BARE, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_request(); vfio_unregister_group_dev()"
+    needs=BARE,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_request(); vfio_main.c vfio_unregister_group_dev()",
 )
 def unbind_asks_through_the_req_eventfd(t: Test) -> None:
     """The user's REQ eventfd is signalled as soon as somebody wants the device, and the log says so."""
@@ -118,7 +120,7 @@ def signal_does_not_free_the_device(t: Test) -> None:
         t.check(not writer.done, "a signal ended the unbind")
         t.check(user.device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
         user.device.close()
-        writer.errno(15)
+        t.equal(writer.errno(15), errno.EINTR, "the end of who waited, by the signal")
     t.equal(pci.driver(bdf), None, "the driver afterwards")
 
 
@@ -144,13 +146,15 @@ def unbind_waits_for_a_group_device(t: Test) -> None:
 def open_group_does_not_hold_the_device(t: Test) -> None:
     """An open group file without a device lets the unbind through, and is dead afterwards (ENODEV)."""
     bdf = t.device("edu", iommu=False)
-    with pci.bound(bdf), vfio.open_group(bdf) as group, vfio.open_container() as container:
+    with pci.bound(bdf) as nodes, vfio.open_group(bdf) as group, vfio.open_container() as container:
         pci.unbind(bdf, timeout=5)
+        t.check(nodes.group is not None and not nodes.group.exists(), f"{nodes.group} is still there")
         t.errno(errno.ENODEV, group.status)
         t.errno(errno.ENODEV, group.set_container, container)
+        t.errno(errno.ENODEV, group.device, bdf)
 
 
-@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_del(), vfio_unregister_group_dev()")
+@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); vfio.h vfio_device_del()")
 def nothing_opens_during_an_unbind(t: Test) -> None:
     """While an unbind waits, the device cannot be opened anew, by its old number either."""
     bdf = t.device("edu", iommu=False)
@@ -160,12 +164,8 @@ def nothing_opens_during_an_unbind(t: Test) -> None:
         number = os.stat(node).st_rdev
         writer = _start_blocked_unbind(t, bdf)
         t.errno(errno.ENOENT, os.open, node, os.O_RDWR)
-        kept = "/dev/vfio-harness-kept"
-        os.mknod(kept, 0o600 | 0o020000, number)
-        try:
+        with pci.kept_node(number) as kept:
             t.errno((errno.ENXIO, errno.ENODEV), os.open, kept, os.O_RDWR)
-        finally:
-            os.unlink(kept)
         user.device.close()
         writer.wait(5)
 
@@ -239,20 +239,18 @@ def killed_user_leaves_nothing(t: Test) -> None:
 
         with forked.Child(use) as child:
             os.read(reader, 1)
-            t.equal(_command(bdf) & vfio.PCI_COMMAND_MASTER, vfio.PCI_COMMAND_MASTER, "bus master before")
+            t.equal(
+                pci.config_number(bdf, vfio.PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER,
+                vfio.PCI_COMMAND_MASTER,
+                "bus master before",
+            )
             child.kill()
             status = child.wait()
         t.equal(os.WTERMSIG(status), signal.SIGKILL, "the signal that ended the user")
-        t.equal(_command(bdf) & vfio.PCI_COMMAND_MASTER, 0, "bus master after")
+        t.equal(pci.config_number(bdf, vfio.PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER, 0, "bus master after")
         with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
             t.check(device.bind_iommufd(iommufd.fd) > 0, "no id")
         pci.unbind(bdf, timeout=5)
-
-
-def _command(bdf: str) -> int:
-    with open(pci.path_of(bdf) / "config", "rb") as config:
-        config.seek(vfio.PCI_COMMAND)
-        return int.from_bytes(config.read(2), "little")
 
 
 @case(needs=("noiommu", "edu", "!viommu"), cites="drivers/pci/pci-sysfs.c remove_store(), rescan_store()")
@@ -262,8 +260,7 @@ def removed_device_comes_back(t: Test) -> None:
     with pci.bound(bdf) as nodes:
         first = nodes
         pci.remove(bdf)
-        made = [node for node in (first.group, first.cdev) if node is not None]
-        t.equal([str(node) for node in made if node.exists()], [], "nodes left after the removal")
+        t.equal([str(node) for node in first.made if node.exists()], [], "nodes left after the removal")
     pci.rescan()
     t.check(pci.exists(bdf), "a rescan does not find the device")
     with pci.bound(bdf) as nodes:
@@ -422,8 +419,8 @@ def new_id_takes_devices_without_override(t: Test) -> None:
         t.equal(
             (pci.driver(bdf), pci.override(bdf)), (pci.VFIO_PCI, ""), "driver and override with the mode on"
         )
-        nodes = [node for node in vars(pci.vfio_nodes(bdf)).values() if node is not None]
-        names = [node.name for node in nodes if not node.name.startswith("noiommu-")]
+        made = pci.vfio_nodes(bdf).made
+        names = [node.name for node in made if not node.name.startswith("noiommu-")]
         t.equal(names, [], "names without noiommu-")
     finally:
         pci.write(gone, "1234 11e8")
@@ -474,34 +471,3 @@ def dead_group_file_stays_dead(t: Test) -> None:
             t.errno(errno.ENODEV, stale.device, bdf)
             with group.device(bdf) as device:
                 t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "the vendor by the new group")
-
-
-@case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name() (read at registration)")
-def mode_matters_at_binding_alone(t: Test) -> None:
-    """Switched to and fro before each step of its life, the mode decides nothing but whether a device may be
-    bound."""
-    bdf = t.device("edu", iommu=False)
-    for first in (False, True):
-        pci.set_parameter(True)
-        pci.bind(bdf)
-        pci.set_parameter(first)
-        with vfio.open_cdev(bdf) as device, Iommufd() as iommufd, memory.anonymous() as buffer:
-            buffer.touch()
-            pci.set_parameter(not first)
-            device.bind_iommufd(iommufd.fd)
-            pci.set_parameter(first)
-            ioas = iommufd.ioas_alloc()
-            device.attach(ioas)
-            pci.set_parameter(not first)
-            iommufd.map(ioas, buffer.address, buffer.length, 0)
-            pci.set_parameter(first)
-            got = iommufd.get_pa(ioas, 0, memory.PAGE)
-            t.equal(got, (buffer.physical(), memory.PAGE), f"GET_PA with the mode {first}")
-            pci.set_parameter(not first)
-            device.detach()
-            pci.set_parameter(first)
-            device.attach(ioas)
-        pci.unbind(bdf, timeout=5)
-        pci.set_parameter(False)
-        t.errno(errno.EINVAL, pci.bind, bdf)
-    pci.release(bdf)

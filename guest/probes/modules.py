@@ -27,7 +27,6 @@ DELETE_MODULE = 176
 STACK = ("vfio_pci", "vfio_pci_core", "vfio_iommu_type1", "vfio", "iommufd")
 """In the order in which they can be unloaded."""
 
-VF_ID = 0x10CA_8086
 
 GOES = 10.0
 
@@ -96,7 +95,7 @@ def unloading_frees_the_devices(t: Test) -> None:
     are still overridden to it, under the same names."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes, _stack_back():
-        made = [node for node in (nodes.group, nodes.cdev) if node is not None]
+        made = nodes.made
         pci.set_parameter(True)
         for turn in range(3):
             _unload("vfio_pci")
@@ -110,7 +109,7 @@ def unloading_frees_the_devices(t: Test) -> None:
                 t.equal(device.read_config(0, 2), 0x1234, f"the vendor at turn {turn}")
 
 
-@case(needs=MODULAR, cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_pci_init()")
+@case(needs=MODULAR, cites="drivers/vfio/group.c vfio_group_find_or_alloc(); pci/vfio_pci.c vfio_pci_init()")
 def loading_takes_nothing_while_off(t: Test) -> None:
     """With no-IOMMU mode off, loading vfio-pci succeeds without taking the devices that wait for it."""
     bdf = t.device("edu", iommu=False)
@@ -317,7 +316,7 @@ def function_of_a_native_pf_has_no_token(t: Test) -> None:
         with pci.bound(vf), Iommufd() as iommufd, vfio.open_cdev(vf) as device:
             t.errno(errno.EINVAL, device.bind_iommufd, iommufd.fd, token=token)
             device.bind_iommufd(iommufd.fd)
-            t.equal(device.read_config(0, 4), VF_ID, "ids of the function")
+            t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "ids of the function")
             t.errno(errno.ENOTTY, device.feature, vfio.FEATURE_SET, token)
         t.equal(len(_interfaces(pf)), 1, "network interfaces of the PF")
 
@@ -336,7 +335,7 @@ def native_pf_waits_for_the_user_of_its_function(t: Test) -> None:
         writer = pci.PendingWrite(pci.path_of(pf) / "sriov_numvfs", "0")
         t.equal(event.arrives(), 1, "requests to the function's user")
         t.check(pci.exists(vf) and not writer.done, "the function went while it was in use")
-        t.equal(device.read_config(0, 4), VF_ID, "ids of the function during the wait")
+        t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "ids of the function during the wait")
         device.close()
         writer.wait(GOES)
         t.check(not pci.exists(vf), "the function is still there")

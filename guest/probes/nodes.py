@@ -10,7 +10,7 @@ from pathlib import Path
 
 from guest import pci
 from guest.case import Test, case
-from guest.opened import through_cdev
+from guest.opened import through_cdev, usable
 
 CDEVS = Path("/dev/vfio/devices")
 
@@ -113,7 +113,7 @@ def nodes_go_with_the_binding(t: Test) -> None:
     """Unbinding takes every node, class device and made-up group away."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
-        made = [node for node in (nodes.group, nodes.cdev) if node is not None]
+        made = nodes.made
         t.check(made and all(node.exists() for node in made), f"not all of {made} exist")
     t.equal([str(node) for node in made if node.exists()], [], "nodes left after unbinding")
     t.equal(pci.vfio_dev_name(bdf), None, "the vfio-dev device left after unbinding")
@@ -228,20 +228,13 @@ def _uevent(node: Path, directory: Path) -> None:
     assert told == f"{want['MAJOR']}:{want['MINOR']}", f"{directory}/dev says {told}, {node} is {want}"
 
 
-def _bound(t: Test) -> str:
-    bdf = t.device("edu")
-    if "noiommu" not in t.features and not pci.has_iommu(bdf):
-        t.skip("the device does not bind at all")
-    return bdf
-
-
 @case(
     needs=("edu",),
     cites="drivers/vfio/vfio_main.c vfio_device_devnode(), group.c vfio_devnode(); base/core.c",
 )
 def sysfs_leads_to_the_nodes(t: Test) -> None:
     """What sysfs tells udev of a device, number and name, is what its nodes in /dev have."""
-    bdf = _bound(t)
+    bdf = usable(t)
     with pci.bound(bdf) as nodes:
         t.check(nodes.group or nodes.cdev, "the device has no node")
         if nodes.cdev is not None:
@@ -254,13 +247,11 @@ def sysfs_leads_to_the_nodes(t: Test) -> None:
 @case(needs=("edu",), cites="drivers/base/devtmpfs.c; drivers/vfio/vfio_main.c vfio_device_devnode()")
 def permissions_do_not_outlive_the_binding(t: Test) -> None:
     """A node that was opened to everyone is root's alone again after the device was bound anew."""
-    bdf = _bound(t)
+    bdf = usable(t)
     with pci.bound(bdf) as nodes:
-        for node in (nodes.group, nodes.cdev):
-            if node is not None:
-                os.chmod(node, 0o666)
-                os.chown(node, 1, 1)
+        for node in nodes.made:
+            os.chmod(node, 0o666)
+            os.chown(node, 1, 1)
     with pci.bound(bdf) as nodes:
-        for node in (nodes.group, nodes.cdev):
-            if node is not None:
-                t.equal(_describe(node)[1:], ("0o600", "0:0"), f"mode and owner of {node}")
+        for node in nodes.made:
+            t.equal(_describe(node)[1:], ("0o600", "0:0"), f"mode and owner of {node}")

@@ -15,9 +15,6 @@ from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.opened import opened
 
-# include/uapi/linux/sched.h
-CLONE_NEWUSER = 0x10000000
-
 TOGGLE_SECONDS = 12.0
 """How long the parameter is toggled against binding; a tenth of the binds or more hit the window (TCG)."""
 
@@ -27,7 +24,11 @@ def _write(text: str) -> None:
         file.write(text)
 
 
-@case(needs=("noiommu",), fresh=True, cites="drivers/vfio/vfio_main.c module_param_named(); vfio.rst")
+@case(
+    needs=("noiommu",),
+    fresh=True,
+    cites="drivers/vfio/vfio_main.c module_param_named(); Documentation/driver-api/vfio.rst",
+)
 def is_off_after_boot(t: Test) -> None:
     """The unsafe mode is off unless the command line asks for it, in a file that root alone may write."""
     if "enable_unsafe_noiommu_mode" in Path("/proc/cmdline").read_text(encoding="utf-8"):
@@ -104,24 +105,6 @@ def switching_on_changes_nothing_until_bound(t: Test) -> None:
 
 
 @case(
-    needs=("noiommu-cdev", "edu", "!viommu"),
-    cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name(): read once, at registration",
-)
-def switching_off_leaves_a_bound_cdev_usable(t: Test) -> None:
-    """A device bound while the mode was on can be opened, attached and asked for PAs after it is off."""
-    bdf = t.device("edu", iommu=False)
-    with pci.bound(bdf):
-        pci.set_parameter(False)
-        with vfio.open_cdev(bdf) as device, Iommufd() as iommufd, memory.anonymous() as page:
-            device.bind_iommufd(iommufd.fd)
-            ioas = iommufd.ioas_alloc()
-            device.attach(ioas)
-            page.touch()
-            iommufd.map(ioas, page.address, page.length, 0x10000)
-            t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the physical address")
-
-
-@case(
     needs=("noiommu", "edu", "!viommu"),
     cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c __vfio_register_dev()",
 )
@@ -132,26 +115,6 @@ def switching_off_refuses_the_next_bind(t: Test) -> None:
         pci.set_parameter(False)
     t.errno(errno.EINVAL, pci.bind, bdf)
     pci.release(bdf)
-
-
-@case(
-    needs=("noiommu-group", "container", "edu", "!viommu"),
-    cites="drivers/vfio/container.c vfio_noiommu_ops, vfio_iommu_driver_allowed()",
-)
-def native_container_follows_it(t: Test) -> None:
-    """A native container offers VFIO_NOIOMMU_IOMMU while the mode is on; one already set works on."""
-    bdf = t.device("edu", iommu=False)
-    with pci.bound(bdf), vfio.open_container() as container, vfio.open_group(bdf) as group:
-        group.set_container(container)
-        t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 1, "CHECK_EXTENSION while on")
-        pci.set_parameter(False)
-        t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 0, "CHECK_EXTENSION while off")
-        t.errno(errno.ENODEV, container.set_iommu, vfio.NOIOMMU_IOMMU)
-        pci.set_parameter(True)
-        container.set_iommu(vfio.NOIOMMU_IOMMU)
-        pci.set_parameter(False)
-        with group.device(bdf) as device:
-            t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
 
 
 @case(
@@ -222,7 +185,7 @@ def user_namespace_root_cannot_switch_it(t: Test) -> None:
 
     def inside() -> None:
         caps.become()
-        libc.unshare(CLONE_NEWUSER)
+        libc.unshare(libc.CLONE_NEWUSER)
         t.check(caps.has(caps.CAP_DAC_OVERRIDE), "the new namespace gives no capabilities")
         t.errno(errno.EACCES, _write, "Y")
 
@@ -260,3 +223,37 @@ def is_asked_for_the_bare_device_only(t: Test) -> None:
         t.errno(errno.EINVAL, pci.bind, bare)
         t.equal(pci.driver(bare), None, "the driver of the device without an IOMMU")
     pci.release(bare)
+
+
+@case(
+    needs=("noiommu-cdev", "edu", "!viommu"),
+    cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name() (read at registration)",
+)
+def mode_matters_at_binding_alone(t: Test) -> None:
+    """Switched to and fro before each step of its life, the mode decides nothing but whether a device may be
+    bound."""
+    bdf = t.device("edu", iommu=False)
+    for first in (False, True):
+        pci.set_parameter(True)
+        pci.bind(bdf)
+        pci.set_parameter(first)
+        with vfio.open_cdev(bdf) as device, Iommufd() as iommufd, memory.anonymous() as buffer:
+            buffer.touch()
+            pci.set_parameter(not first)
+            device.bind_iommufd(iommufd.fd)
+            pci.set_parameter(first)
+            ioas = iommufd.ioas_alloc()
+            device.attach(ioas)
+            pci.set_parameter(not first)
+            iommufd.map(ioas, buffer.address, buffer.length, 0)
+            pci.set_parameter(first)
+            got = iommufd.get_pa(ioas, 0, memory.PAGE)
+            t.equal(got, (buffer.physical(), memory.PAGE), f"GET_PA with the mode {first}")
+            pci.set_parameter(not first)
+            device.detach()
+            pci.set_parameter(first)
+            device.attach(ioas)
+        pci.unbind(bdf, timeout=5)
+        pci.set_parameter(False)
+        t.errno(errno.EINVAL, pci.bind, bdf)
+    pci.release(bdf)

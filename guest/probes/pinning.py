@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Pinned memory: whose limit it counts against, what it survives, and that all of it is given back.
+"""Pinned memory: when it is pinned, whose limit it counts against, and what it survives.
 
 Limits are lowered and privileges dropped in children alone; the iommufd is inherited, the memory is the
 child's own.
@@ -12,7 +12,6 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from guest import caps, forked, libc, memory, pci, vfio
 from guest import iommufd as api
@@ -28,17 +27,6 @@ BASE = 0x1000_0000
 PER_USER, PER_PROCESS = 0, 1
 LIMIT = 16
 """Pages that a child may lock."""
-
-MADV_DONTNEED = 4  # include/uapi/asm-generic/mman-common.h
-
-CYCLES, REBINDS = 200, 30
-WARM_UP = 0.15
-ROUNDS = 4
-"""How often slabs may grow by more than noise before that is a leak."""
-
-SLAB_NOISE_KIB = 32
-"""What unreclaimable slabs may grow by without any leak, one slab of order 3; so many cycles of so small an
-object as a struct vfio_device_file are more."""
 
 
 @contextlib.contextmanager
@@ -240,7 +228,8 @@ def attach_charges_who_mapped(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin() (mmget_not_zero)")
 def memory_of_the_dead_cannot_be_attached(t: Test) -> None:
-    """Memory whose process has ended unattached is EFAULT to attach; without it the IOAS attaches."""
+    """Memory whose process has ended is EFAULT to attach, never attached or let go; without it the IOAS
+    attaches."""
     with through_cdev(t.device("edu")) as user:
         user.device.detach()
         before = memory.held_pins()
@@ -248,7 +237,14 @@ def memory_of_the_dead_cannot_be_attached(t: Test) -> None:
         t.errno(errno.EFAULT, user.device.attach, user.ioas)
         t.equal(memory.held_pins(), before, "pins in the machine after the refusal")
         t.equal(user.iommufd.unmap(user.ioas, 0, LAST_IOVA), 8 * PAGE, "bytes still mapped")
-        user.device.attach(user.ioas)
+        t.check(user.device.attach(user.ioas) > 0, "attach without the dead process's memory")
+        with _holder(lambda: _map(user, 8, BASE), killed=True):
+            pass
+        user.device.detach()
+        t.errno(errno.EFAULT, user.device.attach, user.ioas)
+        t.equal(memory.held_pins(), before, "pins in the machine after the second refusal")
+        t.equal(user.iommufd.unmap(user.ioas, 0, LAST_IOVA), 8 * PAGE, "bytes still mapped then")
+        t.check(user.device.attach(user.ioas) > 0, "attach without that memory either")
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pin_memfd_pages(), pfn_reader_user_pin() (user->file)")
@@ -283,14 +279,7 @@ def pages_outlive_their_owner(t: Test) -> None:
             t.equal(memory.held_pins() - before, LIMIT, "pins in the machine after the kill")
             user.iommufd.unmap(user.ioas, 0, LAST_IOVA)
             t.equal(memory.held_pins(), before, "pins in the machine after the unmap")
-    _no_complaint(t)
-
-
-def _no_complaint(t: Test) -> None:
-    words = ("WARNING:", "BUG:", "refcount_t:", "Time out waiting for iommufd")
-    t.equal(
-        [line for line in t.dmesg() if any(word in line for word in words)], [], "the kernel's complaints"
-    )
+    t.check_no_complaint()
 
 
 @case(needs=BARE, cites=f"{ACCOUNTING}; pages.c iopt_area_fill_domains(), iopt_area_unfill_domain()")
@@ -340,7 +329,7 @@ def dontneed_parts_process_and_device(t: Test) -> None:
         buffer.fill(0x5A)
         user.map(buffer, BASE)
         old = memory.frames(buffer.address, buffer.length)
-        libc.madvise(buffer.address, buffer.length, MADV_DONTNEED)
+        libc.madvise(buffer.address, buffer.length, memory.MADV_DONTNEED)
         t.check(not any(buffer.read()), "the process still sees the old bytes")
         buffer.touch()
         t.equal(set(old) & set(memory.frames(buffer.address, buffer.length)), set(), "frames in both hands")
@@ -365,7 +354,7 @@ def truncation_leaves_the_pinned_pages(t: Test) -> None:
     os.close(fd)
 
 
-@case(needs=BARE, cites="mm/gup.c gup_must_unshare() (FOLL_LONGTERM breaks copy-on-write in advance)")
+@case(needs=BARE, cites="mm/internal.h gup_must_unshare() (FOLL_LONGTERM breaks copy-on-write in advance)")
 def read_only_pin_holds_through_a_write(t: Test) -> None:
     """Memory mapped for reading before its first write has no shared zero page: a write moves nothing."""
     with through_cdev(t.device("edu")) as user, memory.anonymous(8 * PAGE) as buffer:
@@ -401,124 +390,44 @@ def large_pages_save_a_table(t: Test) -> None:
         t.equal(sizes[1] - sizes[0], 1, f"pages of tables saved (with and without large pages: {sizes})")
 
 
-@case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); hw_pagetable.c; iommu-pages.c")
-def every_end_gives_everything_back(t: Test) -> None:
-    """Unmap, detach, close, exit and kill each give back all pins and, with the table, all of its pages."""
-    bdf = t.device("edu")
-    with pci.bound(bdf):
-        before = (memory.held_pins(), memory.table_pages())
-        for end in ("unmap", "detach", "close", "exit", "kill"):
-            t.log(f"end by {end}")
-            ready = forked.Gate()
-
-            def use(how: str = end, ready: forked.Gate = ready) -> None:
-                _use_until(bdf, how, ready)
-
-            with forked.Child(use) as child:
-                ready.wait()
-                if end != "exit":
-                    left = (memory.held_pins() - before[0], memory.table_pages() > before[1])
-                    want = {"kill": (64, True), "unmap": (0, True)}.get(end, (0, False))
-                    t.equal(left, want, f"pins, and whether tables are left, at {end}")
-                    child.kill()
-                child.wait()
-            t.equal((memory.held_pins(), memory.table_pages()), before, f"pins and table pages after {end}")
-
-
-def _use_until(bdf: str, how: str, ready: forked.Gate) -> None:
-    """Map 64 pages, end that in the way *how*, and stay, or end as a process."""
-    device, iommufd = vfio.open_cdev(bdf), Iommufd()
-    devid = device.bind_iommufd(iommufd.fd)
-    user = CdevUser(device=device, iommufd=iommufd, ioas=iommufd.ioas_alloc(), devid=devid)
-    device.attach(user.ioas)
-    _map(user, 64, BASE)
-    if how == "unmap":
-        iommufd.unmap(user.ioas, 0, LAST_IOVA)
-    elif how == "detach":
-        device.detach()
-    elif how == "close":
-        device.close()
-        iommufd.close()
-    ready.open()
-    if how != "exit":
-        forked.Gate().wait(60)
-
-
-def _meminfo(*names: str) -> list[int]:
-    values = {}
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, value = line.split()[:2]
-        values[name.rstrip(":")] = int(value)
-    return [values[name] for name in names]
-
-
-def _level() -> list[int]:
-    """What must be the same before and after: pins, table pages, pages that cannot go, open files."""
-    files = int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
-    return [memory.held_pins(), memory.table_pages(), *_meminfo("Unevictable", "Mlocked"), files]
-
-
-def _expect_no_growth(t: Test, cycle: Callable[[], None], turns: int) -> None:
-    """Run *cycle* till caches are warm, and then see that *turns* more of it leave nothing behind.
-
-    Slabs of others come and go; a leak grows in every round.
-    """
-    for _ in range(int(turns * WARM_UP)):
-        cycle()
-    level, least = _level(), SLAB_NOISE_KIB + 1
-    for _ in range(ROUNDS):
-        (slab,) = _meminfo("SUnreclaim")
-        for _ in range(turns):
-            cycle()
-        t.wait_until(lambda: _level() == level, f"return to {level} (now {_level()})", 2)
-        growth = _meminfo("SUnreclaim")[0] - slab
-        t.log(f"{turns} turns, slabs grew by {growth} KiB")
-        least = min(least, growth)
-        if least <= SLAB_NOISE_KIB:
-            return
-    t.fail(f"{turns} turns left {least} KiB or more in unreclaimable slabs, {ROUNDS} times in a row")
-
-
 @case(
-    needs=(*BARE, "!debug"),
-    cites="drivers/vfio/device_cdev.c; drivers/iommu/iommufd/main.c, pages.c iopt_release_pages()",
-    timeout=60,
+    needs=BARE,
+    cites="drivers/iommu/iommufd/pages.c iopt_area_fill_domain(), io_pagetable.c iopt_fill_domain()",
 )
-def cycles_of_use_leave_nothing(t: Test) -> None:
-    """Open, bind, attach, map, ask, unmap and close, 200 times: no page, pin, file or slab is left."""
-    bdf = t.device("edu")
-    with pci.bound(bdf), memory.anonymous(4 * PAGE) as buffer:
+def attach_over_the_limit_changes_nothing(t: Test) -> None:
+    """Attaching an IOAS that would pin more than RLIMIT_MEMLOCK is ENOMEM and leaves its maps."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(32 * PAGE) as buffer:
         buffer.touch()
+        user.device.detach()
 
-        def cycle() -> None:
-            with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
-                device.bind_iommufd(iommufd.fd)
-                ioas = iommufd.ioas_alloc()
-                device.attach(ioas)
-                for page in range(4):
-                    iova = iommufd.map(ioas, buffer.address + page * PAGE, PAGE)
-                    iommufd.get_pa(ioas, iova, PAGE)
-                    if page % 2:
-                        iommufd.unmap(ioas, iova, PAGE)
+        def limited() -> None:
+            _limit(LIMIT * PAGE)
+            user.map(buffer, 0x100000)
+            t.errno(errno.ENOMEM, user.device.attach, user.ioas)
+            t.equal(memory.pinned_kib(), 0, "KiB pinned after the refusal")
+            t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, 0x100000, 1)
+            t.equal(user.iommufd.unmap(user.ioas, 0, LAST_IOVA), buffer.length, "bytes still mapped")
+            t.check(user.device.attach(user.ioas) > 0, "attach of the empty IOAS")
 
-        _expect_no_growth(t, cycle, CYCLES)
+        t.in_child(limited)
 
 
 @case(
-    needs=("noiommu", "edu", "!viommu", "!debug"),
-    cites="drivers/vfio/vfio_main.c vfio_device_release()",
-    timeout=60,
+    needs=BARE,
+    cites="drivers/iommu/iommufd/pages.c iopt_area_fill_domains(), io_pagetable.c iopt_fill_domain()",
 )
-def cycles_of_binding_leave_nothing(t: Test) -> None:
-    """Bound and unbound 30 times, a device leaves no file, page or slab behind."""
-    bdf = t.device("edu")
-    pci.set_parameter(True)
-    pci.set_override(bdf, pci.VFIO_PCI)
-
-    def cycle() -> None:
-        pci.write(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", bdf)
-        pci.write(pci.path_of(bdf) / "driver" / "unbind", bdf)
-
-    _expect_no_growth(t, cycle, REBINDS)
-    pci.release(bdf)
-    pci.set_parameter(False)
+def pages_are_pinned_for_a_domain_only(t: Test) -> None:
+    """Memory is pinned while a device is attached, for maps made before and during it, and not otherwise."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(256 * PAGE) as buffer:
+        buffer.touch()
+        user.device.detach()
+        user.map(buffer, 0x100000)
+        t.equal(memory.pinned_kib(), 0, "KiB pinned while detached")
+        user.device.attach(user.ioas)
+        t.equal(memory.pinned_kib(), 1024, "KiB pinned by attaching")
+        user.iommufd.map(user.ioas, buffer.address, 4 * PAGE, 0x800000)
+        t.equal(memory.pinned_kib(), 1040, "KiB pinned with another map")
+        user.iommufd.unmap(user.ioas, 0x100000, buffer.length)
+        t.equal(memory.pinned_kib(), 16, "KiB pinned after unmapping the first")
+        user.device.detach()
+        t.equal(memory.pinned_kib(), 0, "KiB pinned after detaching")

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Users of a device against each other, against unbinding, removal and the parameter, and against death.
 
-Each process draws what it does from the case's seed, which is in the log; when the processes meet is the
-scheduler's choice.  What must hold is the same for any schedule: only the errnos that the kernel's code gives
+What must hold is the same for any schedule: only the errnos that the kernel's code gives
 for a lost race, not a word from the kernel, no pin, no page table and no file left, and a device that works
 afterwards.
 """
@@ -17,20 +16,15 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Optional, TypeVar
 
-from guest import edu, forked, libc, memory, pci, vfio
+from guest import edu, forked, libc, memory, pci, racing, vfio
 from guest.case import Test, case
 from guest.iommufd import LAST_IOVA, Iommufd
 from guest.memory import PAGE
-from guest.opened import CdevUser, opened, through_cdev
+from guest.opened import CdevUser, open_files, opened, through_cdev
 
 SMP = ("noiommu-cdev", "edu", "smp", "!viommu")
 GROUP_SMP = ("noiommu-group", "container", "edu", "smp", "!viommu")
-
-STRESS = 1.2
-"""Seconds for which processes race each other."""
 
 BASE = 0x1000_0000
 PAUSE = 0.06
@@ -38,14 +32,8 @@ PAUSE = 0.06
 
 PLACES = 4
 AREA = 4 * PAGE
-ROUNDS = 8
-LATE = 20.0
-"""Seconds after the end of a race in which every process is back, also on a busy host."""
 IDS = 6
 """Object ids that are used and destroyed at random."""
-
-# include/uapi/asm-generic/mman-common.h
-PROT_NONE, MADV_DONTNEED = 0, 4
 
 GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 """The device is not there, no longer there, or its number is free (fs/char_dev.c chrdev_open())."""
@@ -61,115 +49,13 @@ vfio_ioctl_set_iommu()).  EAGAIN as above."""
 UNMAPPED = (errno.ENOENT, errno.EOPNOTSUPP)
 """GET_PA without a mapping, or without a page table."""
 
-COMPLAINTS = ("WARNING:", "BUG:", "refcount_t:", "Time out waiting for iommufd", "Oops", "general protection")
-
-T = TypeVar("T")
-Act = Callable[[random.Random], None]
-
-
-class Tally:
-    """What a racing process has met: successes, and refusals by what was tried."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def attempt(self, what: str, allowed: Sequence[int], call: Callable[[], T]) -> Optional[T]:
-        """Count *what* and return what *call* does; None when refused with one of the errnos *allowed*."""
-        try:
-            result = call()
-        except OSError as error:
-            name = errno.errorcode.get(error.errno or 0, str(error.errno))
-            if error.errno not in allowed:
-                raise AssertionError(f"{what} is refused with {name}, which no race explains") from error
-            self._count(f"{what} {name}")
-            return None
-        self._count(f"{what} ok")
-        return result
-
-    def _count(self, key: str) -> None:
-        self.counts[key] = self.counts.get(key, 0) + 1
-
-
-def _until(seconds: float, seed: int, act: Act) -> None:
-    """Do *act* again and again with one source of choices."""
-    choices, end = random.Random(seed), time.monotonic() + seconds
-    while time.monotonic() < end:
-        act(choices)
-
-
-def _race(
-    t: Test, makes: Sequence[Callable[[Tally], Act]], *met: str, meanwhile: Optional[Act] = None
-) -> None:
-    """Let processes race, and do *meanwhile* in this one, till each of *met* has happened, or it fails.
-
-    A race in which nobody got anywhere shows nothing; on a busy host that may need another round.
-    """
-    t.log(f"seed {t.seed}")
-    total: dict[str, int] = {}
-    missing = list(met)
-    for number in range(ROUNDS):
-        seeds = random.Random(t.seed * ROUNDS + number)
-        for key, count in _round(makes, meanwhile, seeds).items():
-            total[key] = total.get(key, 0) + count
-        missing = [key for key in met if key not in total]
-        if not missing:
-            break
-    t.log(", ".join(f"{key} {total[key]}" for key in sorted(total)))
-    t.equal(missing, [], f"what never happened in {ROUNDS} rounds")
-
-
-def _round(
-    makes: Sequence[Callable[[Tally], Act]], meanwhile: Optional[Act], seeds: random.Random
-) -> dict[str, int]:
-    """Let processes race for a while, and add up what they met."""
-    start = forked.Gate()
-    total: dict[str, int] = {}
-    with contextlib.ExitStack() as stack:
-        racers = [stack.enter_context(_racer(make, start, seeds.getrandbits(32))) for make in makes]
-        start.open()
-        if meanwhile is not None:
-            _until(STRESS, seeds.getrandbits(32), meanwhile)
-        for racer in racers:
-            if not racer.ended() and not forked.wait_for_end(racer.pid, STRESS + LATE):
-                raise AssertionError(f"a racer did not come back: {_whereabouts(racer.pid)}")
-            counts = racer.result()
-            assert isinstance(counts, dict)
-            for key, count in counts.items():
-                total[key] = total.get(key, 0) + count
-    start.close()
-    return total
-
-
-def _whereabouts(pid: int) -> str:
-    """Say where in the kernel a process is: its system call and its stack there."""
-    where = Path("/proc") / str(pid)
-    texts = []
-    for name in ("wchan", "syscall", "stack"):
-        with contextlib.suppress(OSError):
-            texts.append(f"{name}: {' '.join((where / name).read_text(encoding='ascii').split())}")
-    return "; ".join(texts)
-
-
-def _racer(make: Callable[[Tally], Act], start: forked.Gate, seed: int) -> forked.Child:
-    """A process that does what *make* makes, from when *start* opens."""
-
-    def run() -> dict[str, int]:
-        tally = Tally()
-        act = make(tally)
-        start.wait()
-        _until(STRESS, seed, act)
-        return tally.counts
-
-    return forked.Child(run)
-
 
 @contextlib.contextmanager
 def _no_trace(t: Test, bdf: str) -> Iterator[None]:
     """See that the block leaves no pin, table or file, a silent kernel, and a device that works."""
     before = _level()
     yield
-    complaints = [line for line in t.dmesg() if any(word in line for word in COMPLAINTS)]
-    t.equal(complaints, [], "the kernel's complaints")
+    t.check_no_complaint()
     t.wait_until(lambda: _level() == before, f"return to {before} pins, table pages and files", 5)
     with opened(t, bdf) as device, device.bar() as bar:
         t.equal(edu.Edu(bar).factorial(5), 120, "5! by the device afterwards")
@@ -177,14 +63,13 @@ def _no_trace(t: Test, bdf: str) -> Iterator[None]:
 
 
 def _level() -> tuple[int, int, int]:
-    files = int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
-    return memory.held_pins(), memory.table_pages(), files
+    return memory.held_pins(), memory.table_pages(), open_files()
 
 
-def _session(bdf: str) -> Callable[[Tally], Act]:
+def _session(bdf: str) -> Callable[[racing.Tally], racing.Act]:
     """Make a user that opens *bdf*, goes as far as it is let, and closes, at any point."""
 
-    def make(tally: Tally) -> Act:
+    def make(tally: racing.Tally) -> racing.Act:
         buffer = memory.anonymous(PLACES * AREA)
         buffer.touch()
         return lambda choices: _use_once(tally, choices, bdf, buffer)
@@ -192,7 +77,7 @@ def _session(bdf: str) -> Callable[[Tally], Act]:
     return make
 
 
-def _use_once(tally: Tally, choices: random.Random, bdf: str, buffer: memory.Buffer) -> None:
+def _use_once(tally: racing.Tally, choices: random.Random, bdf: str, buffer: memory.Buffer) -> None:
     with contextlib.ExitStack() as stack:
         device = tally.attempt("open", GONE, lambda: stack.enter_context(vfio.open_cdev(bdf)))
         if device is None or choices.random() < 0.2:
@@ -223,7 +108,7 @@ def _use(choices: random.Random, user: CdevUser, buffer: memory.Buffer) -> None:
         user.device.detach()
 
 
-def _rebinder(bdf: str) -> Act:
+def _rebinder(bdf: str) -> racing.Act:
     """Unbind the device and bind it again, and leave its users a moment."""
 
     def rebind(choices: random.Random) -> None:
@@ -239,7 +124,7 @@ def users_against_unbinding(t: Test) -> None:
     """Users that come and go while the device is unbound and bound again lose cleanly or use it fully."""
     bdf = t.device("edu")
     with _no_trace(t, bdf), pci.bound(bdf):
-        _race(t, [_session(bdf)] * 2, "open ok", "bind ok", meanwhile=_rebinder(bdf))
+        racing.race(t, [_session(bdf)] * 2, "open ok", "bind ok", meanwhile=_rebinder(bdf))
 
 
 @case(needs=SMP, timeout=60, cites="drivers/pci/pci-sysfs.c remove_store(), dev_rescan_store(); vfio_main.c")
@@ -254,7 +139,7 @@ def users_against_removal(t: Test) -> None:
         time.sleep(choices.random() * PAUSE)
 
     with _no_trace(t, bdf), pci.bound(bdf):
-        _race(t, [_session(bdf)] * 2, "open ok", "bind ok", meanwhile=replug)
+        racing.race(t, [_session(bdf)] * 2, "open ok", "bind ok", meanwhile=replug)
 
 
 @case(needs=SMP, timeout=60, cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name(); group.c")
@@ -266,16 +151,16 @@ def users_against_the_parameter(t: Test) -> None:
         pci.set_parameter(choices.random() < 0.5)
         time.sleep(choices.random() * PAUSE / 10)
 
-    def rebind(tally: Tally) -> Act:
+    def rebind(tally: racing.Tally) -> racing.Act:
         return lambda choices: _rebind_if_allowed(tally, choices, bdf)
 
     with _no_trace(t, bdf), pci.bound(bdf):
-        _race(t, [_session(bdf), rebind], "open ok", "rebind ok", "rebind EINVAL", meanwhile=toggle)
+        racing.race(t, [_session(bdf), rebind], "open ok", "rebind ok", "rebind EINVAL", meanwhile=toggle)
         pci.set_parameter(True)
         pci.bind(bdf)
 
 
-def _rebind_if_allowed(tally: Tally, choices: random.Random, bdf: str) -> None:
+def _rebind_if_allowed(tally: racing.Tally, choices: random.Random, bdf: str) -> None:
     pci.unbind(bdf)
     bind = pci.BUS / "drivers" / pci.VFIO_PCI / "bind"
     tally.attempt("rebind", (errno.EINVAL,), lambda: pci.write(bind, bdf))
@@ -289,13 +174,13 @@ def one_binder_wins(t: Test) -> None:
     bdf = t.device("edu")
     with memory.shared_file(memory.memfd(), PAGE) as owner, _no_trace(t, bdf), pci.bound(bdf):
 
-        def make(tally: Tally) -> Act:
+        def make(tally: racing.Tally) -> racing.Act:
             return lambda _: _bind_alone(tally, bdf, owner)
 
-        _race(t, [make] * 3, "bind ok", "bind EINVAL")
+        racing.race(t, [make] * 3, "bind ok", "bind EINVAL")
 
 
-def _bind_alone(tally: Tally, bdf: str, owner: memory.Buffer) -> None:
+def _bind_alone(tally: racing.Tally, bdf: str, owner: memory.Buffer) -> None:
     """Bind, and hold the device for a moment under one's own name, which must stay there."""
     with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
         if tally.attempt("bind", (errno.EINVAL,), lambda: device.bind_iommufd(iommufd.fd)) is None:
@@ -319,22 +204,22 @@ def group_and_cdev_exclude_each_other(t: Test) -> None:
     bdf = t.device("edu")
     with memory.shared_file(memory.memfd(), PAGE) as owner, _no_trace(t, bdf), pci.bound(bdf):
 
-        def bind(tally: Tally) -> Act:
+        def bind(tally: racing.Tally) -> racing.Act:
             return lambda _: _hold_cdev(tally, bdf, owner)
 
-        def group(tally: Tally) -> Act:
+        def group(tally: racing.Tally) -> racing.Act:
             return lambda _: _hold_group(tally, bdf, owner)
 
-        _race(t, [bind, group], "bind ok", "bind EBUSY", "group ok", "group EBUSY")
+        racing.race(t, [bind, group], "bind ok", "bind EBUSY", "group ok", "group EBUSY")
 
 
-def _hold_cdev(tally: Tally, bdf: str, flags: memory.Buffer) -> None:
+def _hold_cdev(tally: racing.Tally, bdf: str, flags: memory.Buffer) -> None:
     with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
         if tally.attempt("bind", (errno.EBUSY,), lambda: device.bind_iommufd(iommufd.fd)) is not None:
             _hold(flags, 0)
 
 
-def _hold_group(tally: Tally, bdf: str, flags: memory.Buffer) -> None:
+def _hold_group(tally: racing.Tally, bdf: str, flags: memory.Buffer) -> None:
     group = tally.attempt("group", (errno.EBUSY,), lambda: vfio.open_group(bdf))
     if group is not None:
         with group:
@@ -356,13 +241,13 @@ def group_users_against_unbinding(t: Test) -> None:
     bdf = t.device("edu")
     with _no_trace(t, bdf), pci.bound(bdf):
 
-        def make(tally: Tally) -> Act:
+        def make(tally: racing.Tally) -> racing.Act:
             return lambda choices: _use_group_once(tally, choices, bdf)
 
-        _race(t, [make] * 2, "group ok", "device ok", meanwhile=_rebinder(bdf))
+        racing.race(t, [make] * 2, "group ok", "device ok", meanwhile=_rebinder(bdf))
 
 
-def _use_group_once(tally: Tally, choices: random.Random, bdf: str) -> None:
+def _use_group_once(tally: racing.Tally, choices: random.Random, bdf: str) -> None:
     with contextlib.ExitStack() as stack:
         busy = (errno.EBUSY, *GONE)
         group = tally.attempt("group", busy, lambda: stack.enter_context(vfio.open_group(bdf)))
@@ -389,14 +274,14 @@ def _device_of(group: vfio.Group, container: vfio.Container, bdf: str) -> vfio.D
 @case(
     needs=SMP,
     timeout=60,
-    cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); vfio_device_fops_release()",
+    cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); vfio_main.c vfio_device_fops_release()",
 )
 def killed_users_leave_nothing(t: Test) -> None:
     """Users killed at any moment of opening, mapping and closing free device and memory; an unbind ends."""
     bdf = t.device("edu")
     t.log(f"seed {t.seed}")
     with _no_trace(t, bdf), pci.bound(bdf):
-        end, turn, rebind = time.monotonic() + STRESS, 0, _rebinder(bdf)
+        end, turn, rebind = time.monotonic() + racing.STRESS, 0, _rebinder(bdf)
         while time.monotonic() < end:
             turn += 1
             with contextlib.ExitStack() as stack:
@@ -410,8 +295,8 @@ def killed_users_leave_nothing(t: Test) -> None:
         t.log(f"{turn} times two users killed")
 
 
-def _endless(make: Callable[[Tally], Act], seed: int) -> forked.Child:
-    return forked.Child(lambda: _until(60, seed, make(Tally())))
+def _endless(make: Callable[[racing.Tally], racing.Act], seed: int) -> forked.Child:
+    return forked.Child(lambda: racing.until(60, seed, make(racing.Tally())))
 
 
 @case(
@@ -429,20 +314,22 @@ def changes_of_one_space_race_cleanly(t: Test) -> None:
         spaces = (user.ioas, user.iommufd.ioas_alloc())
         frames = memory.frames(buffer.address, buffer.length)
 
-        def change(tally: Tally) -> Act:
+        def change(tally: racing.Tally) -> racing.Act:
             return lambda choices: _change(tally, choices, user.iommufd, spaces, fd)
 
-        def ask(tally: Tally) -> Act:
+        def ask(tally: racing.Tally) -> racing.Act:
             return lambda choices: _ask(tally, choices, user, spaces, frames)
 
-        def replace(tally: Tally) -> Act:
+        def replace(tally: racing.Tally) -> racing.Act:
             return lambda choices: _replace(tally, choices, user, spaces)
 
         met = ("map ok", "unmap ok", "copy ok", "ask ok", "attach ok", "table ok")
-        _race(t, [change, change, ask, replace], *met)
+        racing.race(t, [change, change, ask, replace], *met)
 
 
-def _change(tally: Tally, choices: random.Random, iommufd: Iommufd, spaces: Sequence[int], fd: int) -> None:
+def _change(
+    tally: racing.Tally, choices: random.Random, iommufd: Iommufd, spaces: Sequence[int], fd: int
+) -> None:
     """Map, copy or unmap a place, which always holds the same pages."""
     one, other = choices.sample(spaces, 2)
     start = choices.randrange(PLACES) * AREA
@@ -460,7 +347,7 @@ def _change(tally: Tally, choices: random.Random, iommufd: Iommufd, spaces: Sequ
 
 
 def _ask(
-    tally: Tally, choices: random.Random, user: CdevUser, spaces: Sequence[int], frames: Sequence[int]
+    tally: racing.Tally, choices: random.Random, user: CdevUser, spaces: Sequence[int], frames: Sequence[int]
 ) -> None:
     """Ask for a page: an answer must be the page's frame, whatever goes on."""
     page, ioas = choices.randrange(len(frames)), choices.choice(spaces)
@@ -468,7 +355,7 @@ def _ask(
     assert got in (None, (frames[page], PAGE)), f"page {page} is said to be at {got}, not {frames[page]:#x}"
 
 
-def _replace(tally: Tally, choices: random.Random, user: CdevUser, spaces: Sequence[int]) -> None:
+def _replace(tally: racing.Tally, choices: random.Random, user: CdevUser, spaces: Sequence[int]) -> None:
     """Move the device to another IOAS, or make a page table by hand and destroy it."""
     ioas = choices.choice(spaces)
     kind = choices.choice(("attach", "attach", "attach", "detach", "table", "table"))
@@ -495,16 +382,16 @@ def destroying_races_with_use(t: Test) -> None:
         user.device.detach()
         first = user.ioas
 
-        def use(tally: Tally) -> Act:
+        def use(tally: racing.Tally) -> racing.Act:
             return lambda choices: _use_any(tally, choices, user, first, fd)
 
-        def destroy(tally: Tally) -> Act:
+        def destroy(tally: racing.Tally) -> racing.Act:
             return lambda choices: _destroy_any(tally, choices, user, first)
 
-        _race(t, [use, use, destroy], "destroy ok", "alloc ok", "map ok", "attach ok")
+        racing.race(t, [use, use, destroy], "destroy ok", "alloc ok", "map ok", "attach ok")
 
 
-def _use_any(tally: Tally, choices: random.Random, user: CdevUser, first: int, fd: int) -> None:
+def _use_any(tally: racing.Tally, choices: random.Random, user: CdevUser, first: int, fd: int) -> None:
     """Use an id that may be an IOAS, a page table, or nothing at all by now."""
     some = choices.randrange(first, first + IDS)
     none = (errno.ENOENT,)
@@ -522,7 +409,7 @@ def _use_any(tally: Tally, choices: random.Random, user: CdevUser, first: int, f
         tally.attempt(kind, (), user.device.detach)
 
 
-def _destroy_any(tally: Tally, choices: random.Random, user: CdevUser, first: int) -> None:
+def _destroy_any(tally: racing.Tally, choices: random.Random, user: CdevUser, first: int) -> None:
     some = choices.randrange(first, first + IDS)
     tally.attempt("destroy", (errno.ENOENT, errno.EBUSY), lambda: user.iommufd.destroy(some))
 
@@ -540,11 +427,11 @@ def pinning_races_with_the_address_space(t: Test) -> None:
         stop = threading.Event()
         upheaval = threading.Thread(target=_upheave, args=(random.Random(t.seed), buffer, stop))
         upheaval.start()
-        tally = Tally()
+        tally = racing.Tally()
         try:
-            for number in range(ROUNDS):
-                seed = t.seed * ROUNDS + number
-                _until(STRESS, seed, lambda choices: _pin(tally, choices, user, buffer))
+            for number in range(racing.ROUNDS):
+                seed = t.seed * racing.ROUNDS + number
+                racing.until(racing.STRESS, seed, lambda choices: _pin(tally, choices, user, buffer))
                 if len(tally.counts) == 2:
                     break
         finally:
@@ -555,7 +442,7 @@ def pinning_races_with_the_address_space(t: Test) -> None:
         t.equal(sorted(tally.counts), ["map EFAULT", "map ok"], "what happened")
 
 
-def _pin(tally: Tally, choices: random.Random, user: CdevUser, buffer: memory.Buffer) -> None:
+def _pin(tally: racing.Tally, choices: random.Random, user: CdevUser, buffer: memory.Buffer) -> None:
     offset = choices.randrange(PLACES) * AREA
     start, iova = buffer.address + offset, BASE + offset
     if tally.attempt("map", (errno.EFAULT,), lambda: user.iommufd.map(user.ioas, start, AREA, iova)) is None:
@@ -574,11 +461,11 @@ def _upheave(choices: random.Random, buffer: memory.Buffer, stop: threading.Even
         kind = choices.randrange(4)
         if kind == 0:
             # Nothing may come to lie in the hole: inaccessible instead of unmapped.
-            libc.mmap(PAGE, 0, flags, address=address)
+            libc.mmap(PAGE, memory.PROT_NONE, flags, address=address)
         elif kind == 1:
             libc.mmap(PAGE, memory.READ_WRITE, flags, address=address)
         elif kind == 2:
-            libc.madvise(address, PAGE, 4)
+            libc.madvise(address, PAGE, memory.MADV_DONTNEED)
         else:
             libc.mmap(
                 AREA, memory.READ_WRITE, flags, address=buffer.address + choices.randrange(PLACES) * AREA

@@ -10,8 +10,8 @@ from pathlib import Path
 from guest import caps, memory, pci, taint, vfio
 from guest import iommufd as api
 from guest.case import Test, case
-from guest.iommufd import Iommufd
-from guest.opened import through_cdev, through_group
+from guest.iommufd import NO_SUCH_ID, Iommufd
+from guest.opened import through_cdev, usable
 
 
 @case(needs=("!noiommu",), cites="drivers/vfio/vfio_main.c module_param_named() under CONFIG_VFIO_NOIOMMU")
@@ -55,7 +55,7 @@ def without_cdev_get_pa_is_compiled_out(t: Test) -> None:
     """Without CONFIG_IOMMUFD_NOIOMMU every GET_PA is EOPNOTSUPP, whoever asks and whatever the arguments."""
     with Iommufd() as iommufd:
         ioas = iommufd.ioas_alloc()
-        for arguments in ((ioas, 0, 1), (ioas, 0, 0), (0xDEAD, 0, 1), (ioas, api.LAST_IOVA, 1)):
+        for arguments in ((ioas, 0, 1), (ioas, 0, 0), (NO_SUCH_ID, 0, 1), (ioas, api.LAST_IOVA, 1)):
             t.errno(errno.EOPNOTSUPP, iommufd.get_pa, *arguments)
 
         def without_rawio() -> None:
@@ -84,93 +84,24 @@ def without_group_there_is_no_container(t: Test) -> None:
 @case(needs=("!cdev", "edu"), cites="drivers/vfio/vfio.h without CONFIG_VFIO_DEVICE_CDEV")
 def without_cdev_nothing_opens_by_node(t: Test) -> None:
     """Without VFIO_DEVICE_CDEV a bound device has no device number, and /dev/vfio/devices is not there."""
-    if "noiommu" not in t.features and not pci.has_iommu(t.device("edu")):
-        t.skip("the device does not bind at all")
-    bdf = t.device("edu")
+    bdf = usable(t)
     with pci.bound(bdf):
         t.errno(errno.ENOENT, vfio.open_cdev, bdf)
         t.check(not Path("/dev/vfio/devices").exists(), "/dev/vfio/devices exists")
 
 
 @case(
-    needs=("noiommu-group", "iommufd", "edu", "!viommu"),
-    cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (df->group); vfio_main.c ioctl switch",
-)
-def group_device_takes_no_iommufd(t: Test) -> None:
-    """A device file from a group cannot be bound to an iommufd, nor attached: its way is the container."""
-    with through_group(t.device("edu", iommu=False)) as user, Iommufd() as iommufd:
-        refused = errno.EINVAL if "cdev" in t.features else errno.ENOTTY
-        t.errno(refused, user.device.bind_iommufd, iommufd.fd)
-        t.errno(errno.ENOTTY, user.device.attach, iommufd.ioas_alloc())
-        t.errno(errno.ENOTTY, user.device.detach)
-
-
-@case(
-    needs=("noiommu-group", "container", "edu", "!viommu"),
-    cites="drivers/vfio/container.c vfio_noiommu_ioctl(), vfio_iommu_driver_allowed()",
-)
-def noiommu_container_maps_nothing(t: Test) -> None:
-    """In a no-IOMMU container type1 is not on offer and no memory can be mapped."""
-    with through_group(t.device("edu", iommu=False)) as user:
-        t.equal(user.container.check_extension(vfio.TYPE1_IOMMU), 0, "CHECK_EXTENSION(VFIO_TYPE1_IOMMU)")
-        t.equal(user.container.check_extension(vfio.TYPE1V2_IOMMU), 0, "CHECK_EXTENSION(VFIO_TYPE1v2_IOMMU)")
-        t.errno(errno.ENOTTY, user.container.map_dma, 0, 0, 4096)
-        t.errno(errno.ENOTTY, user.container.unmap_dma, 0, 4096)
-        t.errno(errno.ENOTTY, user.container.iommu_info)
-
-
-@case(
-    needs=("viommu", "group", "container", "edu"),
-    cites="drivers/vfio/container.c vfio_iommu_driver_allowed(), vfio_container_attach_group()",
-)
-def real_iommu_is_no_noiommu(t: Test) -> None:
-    """A group behind an IOMMU is refused VFIO_NOIOMMU_IOMMU (ENODEV) with the unsafe mode on."""
-    bdf = t.device("edu", iommu=True)
-    unsafe = pci.bound(bdf, noiommu="noiommu" in t.features)
-    with unsafe, vfio.open_container() as container, vfio.open_group(bdf) as group:
-        group.set_container(container)
-        t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 0, "CHECK_EXTENSION(VFIO_NOIOMMU_IOMMU)")
-        t.errno(errno.ENODEV, container.set_iommu, vfio.NOIOMMU_IOMMU)
-
-
-@case(
     needs=("noiommu-cdev", "edu", "!viommu"),
-    cites="drivers/vfio/device_cdev.c; drivers/vfio/vfio_main.c vfio_device_fops_unl_ioctl()",
-)
-def cdev_knows_no_group_calls(t: Test) -> None:
-    """A bound cdev answers ENOTTY to calls of groups, containers and iommufds, and to unknown ones."""
-    with through_cdev(t.device("edu", iommu=False)) as user:
-        for number in (
-            vfio.GROUP_GET_STATUS,
-            vfio.GROUP_SET_CONTAINER,
-            vfio.GROUP_UNSET_CONTAINER,
-            vfio.SET_IOMMU,
-            vfio.IOMMU_UNMAP_DMA,
-            api.IOAS_NOIOMMU_GET_PA,
-            0x3BFF,
-        ):
-            t.errno(errno.ENOTTY, user.device.call, number)
-
-
-@case(
-    needs=("!viommu", "cdev", "edu"),
     cites="drivers/vfio/vfio_main.c vfio_init(); fs/char_dev.c chrdev_open()",
 )
 def nodes_do_not_open_without_a_device(t: Test) -> None:
     """A device number kept from an earlier binding opens nothing once the device is unbound (ENXIO)."""
-    if "noiommu" not in t.features:
-        t.skip("the device does not bind at all")
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
-        if nodes.cdev is None:
-            t.skip("no-IOMMU devices have no cdev here")
+        assert nodes.cdev is not None
         number = os.stat(nodes.cdev).st_rdev
-    kept = Path("/dev/vfio-harness-kept")
-    os.mknod(kept, 0o600 | 0o020000, number)
-    try:
+    with pci.kept_node(number) as kept:
         t.errno(errno.ENXIO, os.open, kept, os.O_RDWR)
-    finally:
-        kept.unlink()
 
 
 def _symbols(*prefixes: str) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel's warning that it gave away an unprotected device: the taint bit, and the lines in the log."""
+"""The kernel's word that it gave away an unprotected device: the taint bit, and the lines in the log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from guest import caps, pci, taint, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
-from guest.opened import through_group
+from guest.opened import through_cdev, through_group
 
 GROUP_LINE = "Adding kernel taint for vfio-noiommu group on device"
 CDEV_LINE = "Adding kernel taint for vfio-noiommu cdev"
@@ -42,7 +42,7 @@ def refused_binding_does_not_taint(t: Test) -> None:
 @case(
     needs=("viommu", "noiommu", "edu"),
     fresh=True,
-    cites="drivers/vfio/vfio_main.c vfio_device_is_noiommu(); group.c vfio_group_find_or_alloc()",
+    cites="drivers/vfio/vfio.h vfio_device_is_noiommu(); group.c vfio_group_find_or_alloc()",
 )
 def real_iommu_does_not_taint(t: Test) -> None:
     """Binding a device behind an IOMMU taints nothing, even with the unsafe mode on."""
@@ -54,7 +54,7 @@ def real_iommu_does_not_taint(t: Test) -> None:
 @case(
     needs=("noiommu", "edu", "!viommu"),
     fresh=True,
-    cites="drivers/vfio/group.c vfio_group_find_or_alloc(), vfio_main.c __vfio_register_dev() add_taint()",
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(), vfio_main.c __vfio_register_dev() (add_taint())",
 )
 def binding_taints_for_good(t: Test) -> None:
     """Binding a no-IOMMU device taints the kernel with U alone, and unbinding does not take that back."""
@@ -97,18 +97,6 @@ def group_alone_warns_once(t: Test) -> None:
     """Without cdevs the one warning is about the group."""
     with pci.bound(t.device("edu", iommu=False)):
         t.equal(_taint_lines(t), [GROUP_LINE], "warnings")
-
-
-@case(
-    needs=("noiommu-group", "edu", "!viommu"),
-    cites="drivers/vfio/group.c vfio_device_open_file()",
-)
-def group_device_open_is_logged(t: Test) -> None:
-    """Whoever gets a device out of a no-IOMMU group is named in the log, with command and pid."""
-    with through_group(t.device("edu", iommu=False)):
-        comm = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
-        want = f"vfio-noiommu device opened by user ({comm}:{os.getpid()})"
-        t.check(any(line.endswith(want) for line in t.dmesg()), f"no line {want!r}")
 
 
 @case(
@@ -173,7 +161,7 @@ def joining_and_leaving_the_group_is_logged(t: Test) -> None:
 @case(
     needs=("mixed", "noiommu", "edu2"),
     fresh=True,
-    cites="drivers/vfio/group.c vfio_group_find_or_alloc(), vfio_main.c vfio_device_is_noiommu()",
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc(), vfio.h vfio_device_is_noiommu()",
 )
 def only_the_bare_device_taints(t: Test) -> None:
     """In a mixed machine with the mode on, binding and using the device behind the IOMMU taints nothing, and
@@ -189,3 +177,32 @@ def only_the_bare_device_taints(t: Test) -> None:
                 "a warning names another device",
             )
     pci.set_parameter(False)
+
+
+@case(needs=("noiommu-group", "edu", "!viommu"), cites="drivers/vfio/group.c vfio_device_open_file()")
+def every_opener_is_logged(t: Test) -> None:
+    """For each device file that a no-IOMMU group hands out the log names device, command and pid."""
+    bdf = t.device("edu", iommu=False)
+    comm = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
+    want = f"{OPENED} ({comm}:{os.getpid()})"
+    with through_group(bdf) as user:
+        lines = [line for line in t.dmesg() if OPENED in line]
+        t.equal(len(lines), 1, "log lines for one device file")
+        t.check(bdf in lines[0], f"the line does not name the device: {lines[0]}")
+        t.check(lines[0].endswith(want), f"want {want!r}, got {lines[0]}")
+        with user.group.device(bdf):
+            lines = [line for line in t.dmesg() if OPENED in line]
+            t.equal(len(lines), 2, "log lines for two device files")
+
+
+@case(
+    needs=("noiommu-cdev", "edu", "!viommu"),
+    cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(), vfio_df_ioctl_bind_iommufd(); group.c "
+    "vfio_device_open_file() (opened by user)",
+)
+def opening_by_the_device_node_is_logged(t: Test) -> None:
+    """Whoever opens a no-IOMMU device is named in the kernel's log, by the device node as by the group."""
+    with through_cdev(t.device("edu", iommu=False)):
+        said = t.dmesg()
+    who = f":{os.getpid()})"
+    t.check(any("opened by user" in line and who in line for line in said), f"no line names {who}: {said}")

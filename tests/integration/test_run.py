@@ -126,8 +126,8 @@ def test_variants_keep_their_promises(variant: str) -> None:
     ("variant", "topology", "modules"),
     [
         ("modules", "sriov", ("modules", "sriov")),
-        ("group-cdev", "pciehp", ("hotplug", "power")),
-        ("group-cdev", "mixed", ("exclusion", "findings", "get_pa")),
+        ("group-cdev", "pciehp", ("hotplug", "power", "reset")),
+        ("group-cdev", "mixed", ("container", "exclusion", "mixed")),
     ],
 )
 def test_promises_of_special_machines(variant: str, topology: str, modules: tuple[str, ...]) -> None:
@@ -190,8 +190,8 @@ def test_isolation(group_cdev: Kernel, isolation: str, machines: int) -> None:
     cases = (
         "get_pa/offset_in_page_is_kept",
         "get_pa/refusals_come_in_order",
-        "ioas/bar_is_no_memory",
-        "ioas/map_refuses_nonsense",
+        "mapping/bar_is_no_memory",
+        "mapping/map_refuses_nonsense",
     )
     words = [word for case in cases for word in ("--case", f"probes/{case}")]
     done, run = harness("run", "--tree", TREE, "--topology", "edu", "--isolation", isolation, *words)

@@ -7,33 +7,25 @@ import re
 
 import pytest
 
-from guest import vfio
+from guest import pci
 from guest.case import Case, discover
 from guest.needs import FEATURES
-from guest.probes import igb as probe
 
-MODULES = ("container", "device", "dma", "group", "igb", "interrupts", "viommu")
+MODULES = (
+    "container", "device", "dma", "group", "igb", "interrupts", "intx", "ioeventfd", "mixed", "msi",
+    "regions", "reset", "viommu",
+)  # fmt: skip
+
 CASES = [one for one in discover() if one.module in MODULES]
 
 
-class FakeConfig(vfio.Device):
-    """A device of which only configuration space exists."""
-
-    def __init__(self, config: bytes) -> None:
-        super().__init__(-1)
-        self.config = config
-
-    def read_config(self, offset: int, size: int) -> int:
-        return int.from_bytes(self.config[offset : offset + size], "little")
-
-
-def config_with(*capabilities: tuple[int, int, int]) -> FakeConfig:
+def config_with(*capabilities: tuple[int, int, int]) -> bytes:
     """Configuration space with (offset, id, next) capabilities; the list begins with the first."""
     data = bytearray(256)
-    data[probe.CAP_LIST] = capabilities[0][0] if capabilities else 0
+    data[pci.CAP_LIST] = capabilities[0][0] if capabilities else 0
     for offset, name, following in capabilities:
         data[offset : offset + 2] = bytes((name, following))
-    return FakeConfig(bytes(data))
+    return bytes(data)
 
 
 @pytest.mark.parametrize("one", CASES, ids=lambda one: one.address)
@@ -63,16 +55,14 @@ def test_every_variant_has_cases_of_its_own() -> None:
         assert [one for one in CASES if feature in one.needs], feature
 
 
-def test_find_capability_walks_the_list() -> None:
-    """It finds what is there, and says 0 for what is not."""
-    device = config_with((0x40, 1, 0x70), (0x70, probe.CAP_MSIX, 0xA0), (0xA0, probe.CAP_EXPRESS, 0))
-    assert probe._find_capability(device, probe.CAP_MSIX) == 0x70
-    assert probe._find_capability(device, probe.CAP_EXPRESS) == 0xA0
-    assert probe._find_capability(device, 5) == 0
-    assert probe._find_capability(config_with(), 5) == 0
+def test_capabilities_walks_the_list() -> None:
+    """It finds what is there, in order, and nothing where there is nothing."""
+    space = config_with((0x40, 1, 0x70), (0x70, pci.CAP_MSIX, 0xA0), (0xA0, pci.CAP_EXPRESS, 0))
+    assert pci.capabilities(space) == [(1, 0x40), (pci.CAP_MSIX, 0x70), (pci.CAP_EXPRESS, 0xA0)]
+    assert pci.capabilities(config_with()) == []
 
 
-def test_find_capability_does_not_run_in_circles() -> None:
+def test_capabilities_does_not_run_in_circles() -> None:
     """A list that does not end is a finding, not a hang."""
     with pytest.raises(AssertionError, match="does not end"):
-        probe._find_capability(config_with((0x40, 1, 0x40)), probe.CAP_MSIX)
+        pci.capabilities(config_with((0x40, 1, 0x40)))

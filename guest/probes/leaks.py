@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""That nothing is left behind: pins, page tables, files and slabs after every end and many cycles of use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from guest import forked, memory, pci, vfio
+from guest.case import Test, case
+from guest.iommufd import LAST_IOVA, Iommufd
+from guest.memory import PAGE
+from guest.opened import CdevUser, open_files
+
+BARE = ("noiommu-cdev", "edu", "!viommu")
+
+BASE = 0x1000_0000
+
+CYCLES, REBINDS = 200, 30
+
+WARM_UP = 0.15
+
+ROUNDS = 4
+"""How often slabs may grow by more than noise before that is a leak."""
+
+SLAB_NOISE_KIB = 32
+"""What unreclaimable slabs may grow by without any leak, one slab of order 3; so many cycles of so small an
+object as a struct vfio_device_file are more."""
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); hw_pagetable.c; iommu-pages.c")
+def every_end_gives_everything_back(t: Test) -> None:
+    """Unmap, detach, close, exit and kill each give back all pins and, with the table, all of its pages."""
+    bdf = t.device("edu")
+    with pci.bound(bdf):
+        before = (memory.held_pins(), memory.table_pages())
+        for end in ("unmap", "detach", "close", "exit", "kill"):
+            t.log(f"end by {end}")
+            ready = forked.Gate()
+
+            def use(how: str = end, ready: forked.Gate = ready) -> None:
+                _use_until(bdf, how, ready)
+
+            with forked.Child(use) as child:
+                ready.wait()
+                if end != "exit":
+                    left = (memory.held_pins() - before[0], memory.table_pages() > before[1])
+                    want = {"kill": (64, True), "unmap": (0, True)}.get(end, (0, False))
+                    t.equal(left, want, f"pins, and whether tables are left, at {end}")
+                    child.kill()
+                child.wait()
+            t.equal((memory.held_pins(), memory.table_pages()), before, f"pins and table pages after {end}")
+
+
+def _use_until(bdf: str, how: str, ready: forked.Gate) -> None:
+    """Map 64 pages, end that in the way *how*, and stay, or end as a process."""
+    device, iommufd = vfio.open_cdev(bdf), Iommufd()
+    devid = device.bind_iommufd(iommufd.fd)
+    user = CdevUser(device=device, iommufd=iommufd, ioas=iommufd.ioas_alloc(), devid=devid)
+    device.attach(user.ioas)
+    buffer = memory.anonymous(64 * PAGE)
+    buffer.touch()
+    user.map(buffer, BASE)
+    if how == "unmap":
+        iommufd.unmap(user.ioas, 0, LAST_IOVA)
+    elif how == "detach":
+        device.detach()
+    elif how == "close":
+        device.close()
+        iommufd.close()
+    ready.open()
+    if how != "exit":
+        forked.Gate().wait(60)
+
+
+def _meminfo(*names: str) -> list[int]:
+    values = {}
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, value = line.split()[:2]
+        values[name.rstrip(":")] = int(value)
+    return [values[name] for name in names]
+
+
+def _level() -> list[int]:
+    """What must be the same before and after: pins, table pages, pages that cannot go, open files."""
+    stuck = _meminfo("Unevictable", "Mlocked")
+    return [memory.held_pins(), memory.table_pages(), *stuck, open_files()]
+
+
+def _expect_no_growth(t: Test, cycle: Callable[[], None], turns: int) -> None:
+    """Run *cycle* till caches are warm, and then see that *turns* more of it leave nothing behind.
+
+    Slabs of others come and go; a leak grows in every round.
+    """
+    for _ in range(int(turns * WARM_UP)):
+        cycle()
+    level, growths = _level(), []
+    for _ in range(ROUNDS):
+        (slab,) = _meminfo("SUnreclaim")
+        for _ in range(turns):
+            cycle()
+        t.wait_until(lambda: _level() == level, f"return to {level} (now {_level()})", 2)
+        growth = _meminfo("SUnreclaim")[0] - slab
+        t.log(f"{turns} turns, slabs grew by {growth} KiB")
+        growths.append(growth)
+        if growth <= SLAB_NOISE_KIB:
+            return
+    t.fail(f"{turns} turns left KiB in unreclaimable slabs, in each of {ROUNDS} rounds: {growths}")
+
+
+@case(
+    needs=(*BARE, "!debug"),
+    cites="drivers/vfio/device_cdev.c; drivers/iommu/iommufd/main.c, pages.c iopt_release_pages()",
+    timeout=60,
+)
+def cycles_of_use_leave_nothing(t: Test) -> None:
+    """Open, bind, attach, map, ask, unmap and close, 200 times: no page, pin, file or slab is left."""
+    bdf = t.device("edu")
+    with pci.bound(bdf), memory.anonymous(4 * PAGE) as buffer:
+        buffer.touch()
+
+        def cycle() -> None:
+            with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+                device.bind_iommufd(iommufd.fd)
+                ioas = iommufd.ioas_alloc()
+                device.attach(ioas)
+                for page in range(4):
+                    iova = iommufd.map(ioas, buffer.address + page * PAGE, PAGE)
+                    iommufd.get_pa(ioas, iova, PAGE)
+                    if page % 2:
+                        iommufd.unmap(ioas, iova, PAGE)
+
+        _expect_no_growth(t, cycle, CYCLES)
+
+
+@case(
+    needs=("noiommu", "edu", "!viommu", "!debug"),
+    cites="drivers/vfio/vfio_main.c vfio_device_release()",
+    timeout=60,
+)
+def cycles_of_binding_leave_nothing(t: Test) -> None:
+    """Bound and unbound 30 times, a device leaves no file, page or slab behind."""
+    bdf = t.device("edu")
+    pci.set_parameter(True)
+    pci.set_override(bdf, pci.VFIO_PCI)
+
+    def cycle() -> None:
+        pci.write(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", bdf)
+        pci.write(pci.path_of(bdf) / "driver" / "unbind", bdf)
+
+    _expect_no_growth(t, cycle, REBINDS)
+    pci.release(bdf)
+    pci.set_parameter(False)

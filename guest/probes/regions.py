@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A device's regions: the BARs by file and by mapping, what they tell of themselves, and where they end."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+
+from guest import edu, igb, libc, pci, vfio
+from guest.brink import NOWHERE, Brink
+from guest.case import Test, case
+from guest.memory import PAGE
+from guest.opened import opened, sigbus
+from guest.vfio import BAR0, CONFIG, PCI_COMMAND, ROM, VGA
+
+EDU = ("noiommu", "edu", "!viommu")
+IGB = ("noiommu", "igb", "!viommu")
+
+PCI_BAR0 = 0x10
+
+# include/uapi/linux/vfio.h
+REGION_CAP_MSIX_MAPPABLE = 3
+
+
+def _resources(bdf: str) -> list[int]:
+    """Sizes of the six BARs as sysfs has them."""
+    lines = pci.read(pci.path_of(bdf) / "resource").splitlines()[:6]
+    ranges = [tuple(int(word, 16) for word in line.split()[:2]) for line in lines]
+    return [last - first + 1 if last else 0 for first, last in ranges]
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_region_info()")
+def regions_are_the_bars(t: Test) -> None:
+    """The BAR regions have the sizes that sysfs gives, those without a BAR are empty, and configuration
+    space is 256 bytes that can be read and written but not mapped."""
+    bdf = t.device("edu")
+    with opened(t, bdf) as device:
+        sizes = _resources(bdf)
+        t.equal(sizes[0], edu.BAR_SIZE, "edu's BAR 0 in sysfs")
+        for index, size in enumerate(sizes):
+            region = device.region(index)
+            flags = vfio.REGION_READ | vfio.REGION_WRITE | vfio.REGION_MMAP if size else 0
+            t.equal((region.size, region.flags), (size, flags), f"size and flags of region {index}")
+            t.equal(region.offset, index << vfio.OFFSET_SHIFT, f"file offset of region {index}")
+        config = device.region(CONFIG)
+        t.equal(
+            (config.size, config.flags), (256, vfio.REGION_READ | vfio.REGION_WRITE), "configuration space"
+        )
+        t.equal(device.region(ROM).size, 0, "size of the ROM that edu does not have")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_region_info()")
+def regions_that_do_not_exist(t: Test) -> None:
+    """VGA of a device that is none and a tenth region are refused."""
+    with opened(t, t.device("edu")) as device:
+        t.errno(errno.EINVAL, device.region_info, VGA)
+        t.errno(errno.EINVAL, device.region_info, 9)
+        t.errno(errno.EINVAL, device.region_info, 0xFFFFFFFF)
+
+
+@case(needs=IGB, cites="drivers/vfio/vfio_main.c vfio_get_region_info() (caps); include/uapi/linux/vfio.h")
+def region_info_tells_the_room_it_needs(t: Test) -> None:
+    """For a region with a capability GET_REGION_INFO says in argsz how much room it needs; with less it gives
+    no offset and writes nothing behind the structure, with as much it gives both."""
+    with opened(t, t.device("igb")) as device, Brink() as edge:
+        for size, offset in ((32, 0), (39, 0), (40, 32)):
+            argument = bytes(vfio.RegionInfo(argsz=size, index=igb.TABLE_BAR, cap_offset=77))
+            where = edge.put(argument + b"\xa5" * (size - 32))
+            libc.ioctl(device.fd, vfio.DEVICE_GET_REGION_INFO, where)
+            told = edge.tail(size)
+            info = vfio.RegionInfo.from_buffer_copy(told[:32])
+            t.check(info.flags & vfio.REGION_CAPS, f"no capability is told with argsz {size}")
+            t.equal((info.argsz, info.cap_offset), (40, offset), f"argsz and offset with argsz {size}")
+            if not offset:
+                t.equal(told[32:], b"\xa5" * (size - 32), "what lies behind the structure")
+        plain = vfio.RegionInfo(argsz=4000, index=BAR0)
+        device.call(vfio.DEVICE_GET_REGION_INFO, plain)
+        t.equal((plain.argsz, plain.cap_offset), (4000, 0), "argsz and offset of a region without any")
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_rdwr.c vfio_pci_bar_rw(); vfio_pci_core.c vfio_pci_core_mmap()",
+)
+def file_and_mapping_show_the_same_bar(t: Test) -> None:
+    """Reading and writing a BAR through the file and through a mapping reaches the same registers."""
+    with opened(t, t.device("edu")) as device, device.bar() as bar:
+        offset = device.region(BAR0).offset
+        t.equal(os.pread(device.fd, 4, offset), struct.pack("<I", edu.IDENTIFIES), "identification by file")
+        t.equal(bar.read32(edu.REG_IDENTIFICATION), edu.IDENTIFIES, "identification by mapping")
+        os.pwrite(device.fd, struct.pack("<I", 0x0F0F0F0F), offset + edu.REG_LIVENESS)
+        t.equal(bar.read32(edu.REG_LIVENESS), 0xF0F0F0F0, "what was written by file, read by mapping")
+        bar.write64(edu.REG_DMA_SOURCE, 0x1234_5678_9ABC_DEF0)
+        data = os.pread(device.fd, 8, offset + edu.REG_DMA_SOURCE)
+        t.equal(data, struct.pack("<Q", 0x1234_5678_9ABC_DEF0), "what was written by mapping, read by file")
+        t.equal(edu.Edu(bar).factorial(10), 3628800, "the factorial of ten")
+        t.equal(len(os.pread(device.fd, 16, offset + edu.BAR_SIZE - 4)), 4, "bytes read across the BAR's end")
+        t.errno(errno.EINVAL, os.pread, device.fd, 4, offset + edu.BAR_SIZE)
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()")
+def mappings_stay_inside_a_bar(t: Test) -> None:
+    """A part of a BAR can be mapped shared; a private mapping, one beyond its end, and one of anything that
+    is no BAR is refused."""
+    with opened(t, t.device("edu")) as device:
+        region = device.region(BAR0)
+        page = mmap.PAGESIZE
+
+        def attempt(length: int, offset: int, flags: int = mmap.MAP_SHARED) -> None:
+            libc.munmap(libc.mmap(length, vfio.READ_WRITE, flags, device.fd, offset), length)
+
+        attempt(region.size, region.offset)
+        attempt(page, region.offset + region.size - page)
+        with device.bar(offset=edu.BUFFER_BASE, length=page) as part:
+            part.write32(0, 0)
+        t.errno(errno.EINVAL, attempt, region.size + page, region.offset)
+        t.errno(errno.EINVAL, attempt, 2 * page, region.offset + region.size - page)
+        t.errno(errno.EINVAL, attempt, page, region.offset + region.size)
+        t.errno(errno.EINVAL, attempt, page, region.offset, mmap.MAP_PRIVATE)
+        for index in (vfio.BAR1, ROM, CONFIG, VGA, 9):
+            t.errno(errno.EINVAL, attempt, page, index << vfio.OFFSET_SHIFT)
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_read(), vfio_pci_rw(); vfio_pci_rdwr.c "
+    "vfio_pci_bar_rw()",
+)
+def transfers_end_with_the_bar(t: Test) -> None:
+    """A transfer over the end of a BAR is cut short, one of nothing succeeds anywhere, and one from or to
+    where no memory is is EFAULT and reaches no register."""
+    with opened(t, t.device("edu")) as device, device.bar() as bar, Brink() as edge:
+        start, config = device.region(BAR0).offset, device.region(CONFIG).offset
+        end = start + edu.BAR_SIZE
+        t.equal(os.pwrite(device.fd, bytes(16), end - 8), 8, "bytes written across the end of the BAR")
+        t.equal(len(os.pread(device.fd, 1 << 20, end - 4)), 4, "bytes of a long read at the end")
+        t.errno(errno.EINVAL, os.pwrite, device.fd, bytes(4), end)
+        t.errno(errno.EINVAL, os.pread, device.fd, 1, start + (1 << vfio.OFFSET_SHIFT) - 1)
+        for offset in (start, end, config + 256, vfio.BAR1 << vfio.OFFSET_SHIFT, 9 << vfio.OFFSET_SHIFT):
+            t.equal(os.pread(device.fd, 0, offset), b"", f"a read of nothing at {offset:#x}")
+            t.equal(os.pwrite(device.fd, b"", offset), 0, f"a write of nothing at {offset:#x}")
+        bar.write32(edu.REG_LIVENESS, 0x01020304)
+        for offset in (start + edu.REG_LIVENESS, config + PCI_BAR0):
+            t.errno(errno.EFAULT, libc.pread, device.fd, NOWHERE, 4, offset)
+            t.errno(errno.EFAULT, libc.pwrite, device.fd, NOWHERE, 4, offset)
+            t.errno(errno.EFAULT, libc.pwrite, device.fd, edge.put(bytes(3)), 4, offset)
+            t.errno(errno.EFAULT, libc.pread, device.fd, edge.put(bytes(3)), 4, offset)
+        t.equal(bar.read32(edu.REG_LIVENESS), 0xFEFDFCFB, "the register after faults")
+        t.equal(libc.pread(device.fd, edge.put(bytes(4)), 4, start), 4, "bytes read to the last of memory")
+        t.equal(edge.tail(4), struct.pack("<I", edu.IDENTIFIES), "what was read there")
+
+
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_vmf_insert_pfn(), vfio_pci_zap_bars()")
+def bar_without_memory_enable_is_a_sigbus(t: Test) -> None:
+    """With memory decoding off a mapped BAR is a SIGBUS for its user and a read of the file EIO; switched
+    on again, both work as before and the kernel has nothing to say."""
+    with opened(t, t.device("edu")) as device, device.bar() as bar:
+        offset = device.region(BAR0).offset
+        command = device.read_config(PCI_COMMAND, 2)
+        t.check(bar.read32(0) == edu.IDENTIFIES, "the BAR does not work to begin with")
+        device.write_config(PCI_COMMAND, 2, command & ~vfio.PCI_COMMAND_MEMORY)
+        sigbus(t, lambda: bar.read32(0), "a load")
+        sigbus(t, lambda: bar.write32(edu.REG_LIVENESS, 1), "a store")
+        t.errno(errno.EIO, os.pread, device.fd, 4, offset)
+        t.errno(errno.EIO, os.pwrite, device.fd, b"\0\0\0\0", offset + edu.REG_LIVENESS)
+        device.write_config(PCI_COMMAND, 2, command)
+        t.equal(bar.read32(0), edu.IDENTIFIES, "identification by mapping afterwards")
+        t.equal(
+            os.pread(device.fd, 4, offset),
+            struct.pack("<I", edu.IDENTIFIES),
+            "identification by file afterwards",
+        )
+        t.check_no_complaint()
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap(); Documentation/driver-api/vfio.rst",
+)
+def bar_may_be_mapped_while_it_is_off(t: Test) -> None:
+    """A BAR can be mapped with memory decoding off; using it is a SIGBUS until decoding is on, and then
+    works, in a child that inherits it as well."""
+    with opened(t, t.device("edu")) as device:
+        command = device.read_config(PCI_COMMAND, 2)
+        device.write_config(PCI_COMMAND, 2, command & ~vfio.PCI_COMMAND_MEMORY)
+        with device.bar() as bar:
+            sigbus(t, lambda: bar.read32(0), "a load")
+            device.write_config(PCI_COMMAND, 2, command)
+            t.equal(t.in_child(lambda: bar.read32(0)), edu.IDENTIFIES, "identification read by a child")
+            t.equal(bar.read32(0), edu.IDENTIFIES, "identification")
+            device.write_config(PCI_COMMAND, 1, command & 0xFF & ~vfio.PCI_COMMAND_MEMORY)
+            sigbus(t, lambda: bar.write32(edu.REG_LIVENESS, 1), "a store after a write of the low byte alone")
+            device.write_config(PCI_COMMAND, 1, command & 0xFF)
+            t.equal(bar.read32(0), edu.IDENTIFIES, "identification in the end")
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_region_info(); QEMU hw/net/igb.c")
+def regions_of_every_kind(t: Test) -> None:
+    """igb's memory BARs can be mapped, its port BAR only read and written, and its MSI-X BAR says that it
+    may be mapped although it holds the vector table."""
+    access = vfio.REGION_READ | vfio.REGION_WRITE
+    want = {
+        0: (0x20000, access | vfio.REGION_MMAP),
+        1: (0x20000, access | vfio.REGION_MMAP),
+        2: (32, access),
+        3: (0x4000, access | vfio.REGION_MMAP | vfio.REGION_CAPS),
+        4: (0, 0),
+        5: (0, 0),
+    }
+    with opened(t, t.device("igb")) as device:
+        for index, (size, flags) in want.items():
+            region = device.region(index)
+            t.equal((region.size, region.flags), (size, flags), f"size and flags of region {index}")
+        room = bytearray(struct.pack("<IIIIQQ", 64, 0, igb.TABLE_BAR, 0, 0, 0) + bytes(32))
+        device.call(vfio.DEVICE_GET_REGION_INFO, room)
+        start = struct.unpack_from("<I", room, 12)[0]
+        t.equal(start, 32, "offset of the capability behind the region info")
+        t.equal(
+            struct.unpack_from("<HHI", room, start), (REGION_CAP_MSIX_MAPPABLE, 1, 0), "id, version, next"
+        )
+        ports = device.region(2).offset
+        t.errno(errno.EINVAL, libc.mmap, PAGE, vfio.READ_WRITE, mmap.MAP_SHARED, device.fd, ports)
+        t.equal(len(os.pread(device.fd, 4, ports)), 4, "bytes read from the port BAR")
