@@ -30,7 +30,7 @@ matrices:
     suites: [probes]
 """
 
-CASES = ("probes/get_pa/*", "probes/descriptors/*", "probes/ioas/*", "probes/addresses/*")
+CASES = ("probes/get_pa/*", "probes/descriptors/*", "probes/ioas/*", "probes/mapping/*", "probes/addresses/*")
 
 SECONDS = 400.0
 
