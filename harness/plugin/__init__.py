@@ -13,6 +13,7 @@ from harness.plugin.hooks import (
     pytest_report_header,
     pytest_runtest_teardown,
     pytest_unconfigure,
+    pytest_xdist_make_scheduler,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "pytest_report_header",
     "pytest_runtest_teardown",
     "pytest_unconfigure",
+    "pytest_xdist_make_scheduler",
 ]

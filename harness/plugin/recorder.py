@@ -101,6 +101,8 @@ class Recorder:
             for work in group
         }
         self._waiting: dict[Key, Work] = {}
+        self._heard: set[Key] = set()
+        """Of what there was a result; a worker that takes a dead one's place collects everything anew."""
         self._interrupted = False
 
     @pytest.hookimpl(trylast=True)
@@ -114,13 +116,14 @@ class Recorder:
     def _expect(self, nodeids: Iterable[str]) -> None:
         for nodeid in nodeids:
             work = self._work.get(_key(nodeid))
-            if work is not None:
+            if work is not None and _key(nodeid) not in self._heard:
                 self._waiting[_key(nodeid)] = work
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = {"call": RESULTS_PROPERTY, "teardown": LATE_PROPERTY}.get(str(report.when), "")
         carried = dict(report.user_properties).get(name)
         if isinstance(carried, str):
+            self._heard.add(_key(report.nodeid))
             self._waiting.pop(_key(report.nodeid), None)
             self._store.add(*map(result_from_plain, json.loads(carried)))
         elif report.failed and (work := self._waiting.pop(_key(report.nodeid), None)) is not None:
