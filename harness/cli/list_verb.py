@@ -69,6 +69,7 @@ def _known_issues() -> list[Row]:
             "what": f"{issue.kernels}: {issue.reason}",
             "kernels": str(issue.kernels),
             "evidence": issue.evidence,
+            "expires": str(issue.expires or ""),
             "link": issue.link,
         }
         for issue in shipped_issues()
