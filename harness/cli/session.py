@@ -23,6 +23,7 @@ from harness.builder import Builder
 from harness.cli import planning
 from harness.cli.output import emit, tell, tolerant_stdout
 from harness.cli.planning import JobWish, KernelWish, MachineWish, Planned
+from harness.cli.seen import check_history, see
 from harness.cli.timing import phase_line
 from harness.cli.workers import default_workers
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError, UsageError
@@ -38,6 +39,7 @@ from harness.suites.catalogue import check_cases, check_patterns, check_suites
 PLAN_FILE = "plan.json"
 JUNIT_FILE = "junit.xml"
 JSON_FILE = "run.json"
+HTML_FILE = "report.html"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,7 @@ class Session:
         check_suites(self._suites)
         check_patterns(self._cases, self._suites)
         self._check_outputs()
+        check_history()
         for wish in self._kernels:
             planning.wished_variant(wish.variant)
             planning.check_addons(wish.addons)
@@ -387,18 +390,23 @@ class Session:
         from harness.report import FORMATS, show, write
 
         run = load(self.run_dir)
+        seen = see(run)
+        background = seen.background
         if as_json:
-            emit(FORMATS["json"](run))
+            emit(FORMATS["json"](run, background))
         else:
             with tolerant_stdout():
-                show(run, sys.stdout)
+                show(run, sys.stdout, background)
         self.say(phase_line(self._phases, self.run_dir))
         self.say(f"everything is in {self.run_dir}")
-        write(run, "junit", self.run_dir / JUNIT_FILE)
-        write(run, "json", self.run_dir / JSON_FILE)
+        write(run, "junit", self.run_dir / JUNIT_FILE, background)
+        write(run, "json", self.run_dir / JSON_FILE, background)
+        write(run, "html", self.run_dir / HTML_FILE, background)
         if self._junit is not None:
-            write(run, "junit", self._junit)
-        return int(exit_code(run))
+            write(run, "junit", self._junit, background)
+        code = exit_code(run, background.comparison)
+        # Without its history a run is not known to have lost nothing.
+        return int(ExitCode.INFRA if seen.trouble is not None and code is ExitCode.GOOD else code)
 
 
 def _slug(text: str) -> str:
