@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from harness.errors import InfraError, UsageError, nearest
-from harness.report import console, html, json, junit, markdown, view
+from harness.report import console, html, json, junit, kcidb, markdown, view
 from harness.results import Background, Run
 
 FORMATS: Mapping[str, Callable[[Run, Background], str]] = {
@@ -18,6 +18,7 @@ FORMATS: Mapping[str, Callable[[Run, Background], str]] = {
     "json": json.render,
     "html": html.render,
     "markdown": markdown.render,
+    "kcidb": kcidb.render,
 }
 """Format name -> its renderer."""
 
