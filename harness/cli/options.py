@@ -102,6 +102,16 @@ def run_argument(function: F) -> F:
     return click.argument("run", required=False, metavar="[RUN]", shell_complete=_complete_run)(function)
 
 
+def runs_argument(name: str) -> Callable[[F], F]:
+    """One of several earlier runs, by id or directory."""
+    return click.argument(name, metavar=name.upper(), shell_complete=_complete_run)
+
+
+def past_case_argument(function: F) -> F:
+    """A case of earlier runs, or a pattern."""
+    return click.argument("case", metavar="CASE", shell_complete=_complete_case)(function)
+
+
 def tree_option(function: F) -> F:
     """Where the kernel source comes from."""
     return click.option(
