@@ -54,6 +54,12 @@ from harness.plan import Isolation
     show_default=True,
     help="What random choices in cases start from.",
 )
+@click.option(
+    "--compare/--no-compare",
+    default=True,
+    show_default=True,
+    help="Judge the run by earlier ones of the same line as well: what passed there must not be gone.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole run as JSON on stdout at the end.")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -80,6 +86,7 @@ def command(
     verbose: bool,
     junit: Path | None,
     seed: int,
+    compare: bool,
     as_json: bool,
     pytest_args: tuple[str, ...],
 ) -> int:
@@ -117,7 +124,7 @@ def command(
         verbose=verbose,
         extra=pytest_args,
     )
-    session = Session(wishes, cases, seed, junit=junit, isolation=Isolation(isolation))
+    session = Session(wishes, cases, seed, junit=junit, isolation=Isolation(isolation), compare=compare)
     session.check()
     session.prepare()
     if collect_only:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness import paths
-from harness.errors import HarnessError, UsageError, nearest
-from harness.results import Address, Background, History, Outcome, Run, consult, list_runs, load
+from harness.errors import ExitCode, HarnessError, UsageError, nearest
+from harness.results import Address, Background, History, Outcome, Run, consult, exit_code, list_runs, load
 
 T = TypeVar("T")
 
@@ -38,12 +38,13 @@ def ask(question: Callable[[History], T]) -> T:
     return consult(paths.runs_dir(), question, exists=_exists)
 
 
-def check_history() -> None:
-    """Refuse a history that could not be used, and known issues that cannot be read, before anything slow."""
+def check_history(compare: bool = True) -> None:
+    """Refuse known issues that cannot be read, and a history that is wanted and cannot be used, early."""
     from harness.suites.known import shipped_issues
 
     shipped_issues()
-    ask(lambda history: None)
+    if compare:
+        ask(lambda history: None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +55,21 @@ class Seen:
     background: Background
     trouble: HarnessError | None = None
 
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the command that made the Run exits with: without its history it is not known to be good."""
+        code = exit_code(self.run, self.background.comparison)
+        return ExitCode.INFRA if self.trouble is not None and code is ExitCode.GOOD else code
 
-def see(run: Run) -> Seen:
-    """Gather what *run* is to be seen against; trouble with that costs no results."""
+
+def see(run: Run, *, compare: bool = True) -> Seen:
+    """Gather what *run* is to be seen against; trouble with that costs no results.
+
+    Without *compare* it is judged by itself.
+    """
     notes = _about_known_issues(run)
+    if not compare:
+        return Seen(run=run, background=Background(notes=notes))
     try:
         background = ask(lambda history: history.background(run))
     except HarnessError as error:

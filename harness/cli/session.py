@@ -33,7 +33,7 @@ from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
 from harness.machine.topology import load_topology
 from harness.plan import Isolation, Job, Plan
-from harness.results import Inputs, RunInfo, RunStore, State, exit_code, judge, load
+from harness.results import Inputs, RunInfo, RunStore, State, judge, load
 from harness.suites.catalogue import check_cases, check_patterns, check_suites
 
 PLAN_FILE = "plan.json"
@@ -94,11 +94,13 @@ class Session:
         *,
         junit: Path | None,
         isolation: Isolation = Isolation.VM,
+        compare: bool = True,
     ) -> None:
         self._wishes = tuple(wishes)
         self._cases = cases
         self._seed = seed
         self._isolation = isolation
+        self._compare = compare
         self._junit = junit
         self._phases: dict[str, float] = {}
         self._started = datetime.datetime.now(datetime.UTC)
@@ -131,7 +133,7 @@ class Session:
         check_suites(self._suites)
         check_patterns(self._cases, self._suites)
         self._check_outputs()
-        check_history()
+        check_history(self._compare)
         for wish in self._kernels:
             planning.wished_variant(wish.variant)
             planning.check_addons(wish.addons)
@@ -390,7 +392,7 @@ class Session:
         from harness.report import FORMATS, show, write
 
         run = load(self.run_dir)
-        seen = see(run)
+        seen = see(run, compare=self._compare)
         background = seen.background
         if as_json:
             emit(FORMATS["json"](run, background))
@@ -404,9 +406,7 @@ class Session:
         write(run, "html", self.run_dir / HTML_FILE, background)
         if self._junit is not None:
             write(run, "junit", self._junit, background)
-        code = exit_code(run, background.comparison)
-        # Without its history a run is not known to have lost nothing.
-        return int(ExitCode.INFRA if seen.trouble is not None and code is ExitCode.GOOD else code)
+        return int(seen.exit_code)
 
 
 def _slug(text: str) -> str:

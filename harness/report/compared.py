@@ -13,7 +13,7 @@ from rich.text import Text
 
 from harness.report import console, names, view
 from harness.report.json import comparison_to_plain
-from harness.results import FLAKY, Comparison, Outcome, Past, Run, codec
+from harness.results import FLAKY, Comparison, Outcome, Past, Run, State, codec
 
 _MOST = 100
 """Changes of one kind that are told one by one."""
@@ -30,7 +30,9 @@ def render(before: Run, after: Run, comparison: Comparison, *, width: int = 100,
     terminal = console.make_console(out, width, color)
     for name, run in (("before", before), ("after", after)):
         tree = names.name(run.info.inputs.tree) if run.info.inputs.tree else "unknown tree"
-        terminal.print(Text(f"{name:6} {names.name(run.info.id)}: {view.told(view.count(run.cases))}"))
+        state = "" if run.state is State.FINISHED else f" ({run.state.value}, not finished)"
+        counts = view.told(view.count(run.cases)) or "nothing"
+        terminal.print(Text(f"{name:6} {names.name(run.info.id)}{state}: {counts}"))
         terminal.print(Text(f"       {tree}", style="dim"), overflow="fold")
     headings = view.changes(after, comparison)
     console.print_headings(terminal, headings, _MOST, all_of=True)

@@ -158,30 +158,32 @@ class Background:
 def consult(root: Path, question: Callable[[History], T], *, exists: Exists = everything_exists) -> T:
     """Bring the history of the Runs below *root* up to date and ask it *question*.
 
-    A history that is damaged is moved aside, with a word about it, and made anew.
+    A history that is damaged is moved aside, with a word about it, and made anew.  Where none can be kept,
+    one is made in memory.
     Raises UsageError when it is from a newer harness, InfraError when it cannot be read or written.
     """
     path = root / FILE_NAME
+    if not os.access(root, os.W_OK):
+        return _consult(Path(":memory:"), root, question, exists)
     with _FORM.sentences(path):
-        root.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             # SQLite does not wait for a lock while it turns a new file into one with a log.
             with _alone(root):
                 _FORM.connect(path).close()
         inode = path.stat().st_ino
     try:
-        return _consult(path, question, exists)
+        return _consult(path, root, question, exists)
     except database.Damaged as error:
         if error.path != path:
             raise
         _move_aside(path, inode, error)
-    return _consult(path, question, exists)
+    return _consult(path, root, question, exists)
 
 
-def _consult(path: Path, question: Callable[[History], T], exists: Exists) -> T:
+def _consult(path: Path, root: Path, question: Callable[[History], T], exists: Exists) -> T:
     with _FORM.sentences(path), contextlib.closing(_FORM.connect(path)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
-        history = History(path.parent, connection, exists)
+        history = History(root, connection, exists)
         history.catch_up()
         return question(history)
 

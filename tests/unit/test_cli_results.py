@@ -14,7 +14,7 @@ from history_runs import GOOD, case, make_run
 from harness import process
 from harness.cli import seen
 from harness.errors import ExitCode, UsageError
-from harness.results import Outcome, load
+from harness.results import Outcome, exit_code, load
 from harness.suites import known
 
 
@@ -100,6 +100,14 @@ def test_accepting_a_loss(runs: Path) -> None:
     assert load(runs / "run04").accepted == "they were merged into a"
 
 
+def test_a_run_can_be_judged_by_itself(runs: Path) -> None:
+    """As a bisect must, which goes back to where cases did not apply yet."""
+    run = load(make_run(runs, 4, {"a": Outcome.PASS, "b": Outcome.SKIP}))
+    alone, among = seen.see(run, compare=False), seen.see(run)
+    assert exit_code(run, alone.background.comparison) is ExitCode.GOOD
+    assert exit_code(run, among.background.comparison) is ExitCode.CASE_FAILED
+
+
 def test_a_history_from_the_future(runs: Path) -> None:
     """What needs the history refuses with one sentence; a report goes on without it and says so."""
     harness("list", "runs")
@@ -110,6 +118,9 @@ def test_a_history_from_the_future(runs: Path) -> None:
         done = harness(*words)
         assert done.status == ExitCode.USAGE
         assert "history.sqlite was written by a newer vfio-harness" in done.stderr
+    # A run that ends now would not be known to be good; one that is bad is bad.
+    assert seen.see(load(runs / "run01")).exit_code is ExitCode.INFRA
+    assert seen.see(load(runs / "run02")).exit_code is ExitCode.CASE_FAILED
     done = harness("report", "run01")
     assert done.ok
     assert "note: earlier runs are not taken into account" in done.stdout

@@ -343,6 +343,16 @@ def test_a_history_from_the_future(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.damaged-*"))
 
 
+def test_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in a place that cannot be written are compared all the same; where none are, nothing is made."""
+    make_run(tmp_path / "runs", 1)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert list(runs(tmp_path / "runs")) == ["run01"]
+    assert runs(tmp_path / "nowhere") == {}
+    assert not (tmp_path / "runs" / FILE_NAME).exists()
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_an_unreadable_run_is_passed_over(tmp_path: Path) -> None:
     """One damaged run directory costs itself only, and is named."""
     make_run(tmp_path, 1)
