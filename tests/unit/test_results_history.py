@@ -269,6 +269,24 @@ def test_the_past_of_a_case(tmp_path: Path) -> None:
     assert "kselftest:vfio/edu/d" in consult(tmp_path, lambda h: h.addresses())
 
 
+def test_how_long_things_take(tmp_path: Path) -> None:
+    """For a plan: what jobs took that ran the same on the same accelerator, and what each case took."""
+    for day in (1, 2):
+        make_run(tmp_path, day, {}, results=(case("a", Outcome.PASS, duration=float(day)),))
+    one = dataclasses.replace(INPUTS, cases=("kselftest:vfio/edu/b",))
+    make_run(tmp_path, 3, {}, results=(case("b", Outcome.PASS, duration=9.0),), inputs=one)
+    make_run(tmp_path, 4, {}, results=(case("a", Outcome.FAIL, duration=60.0),))
+    make_run(tmp_path, 5, {"a": Outcome.PASS}, state=State.INTERRUPTED)
+    jobs = consult(tmp_path, lambda h: h.job_seconds(JOB.series, INPUTS))
+    assert jobs == (1.0, 2.0, 60.0)
+    assert consult(tmp_path, lambda h: h.job_seconds("another", INPUTS)) == ()
+    cases = consult(tmp_path, lambda h: h.case_seconds(JOB.series, "tcg"))
+    assert {address.case: seconds for address, seconds in cases.items()} == {
+        "a": (1.0, 2.0, 1.0),
+        "b": (9.0,),
+    }
+
+
 def import_all(root: Path) -> str:
     return (
         "import sys; from pathlib import Path; from harness.results import consult\n"
