@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: run test unit integration lint setup clean
+.PHONY: run test unit integration lint setup browser clean
 
 # The one-shot: newest Debian kernel source, no-IOMMU group and cdev, edu and igb.
 run: setup
@@ -33,8 +33,13 @@ lint: $(VENV)/.ready
 unit: $(VENV)/.ready
 	$(BIN)/pytest -n auto tests/unit
 
-integration: setup
+integration: setup browser
 	$(BIN)/pytest tests/integration
+
+# The HTML report is tried in a real browser.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+		|| { $(SUDO) apt-get update -q; $(SUDO) apt-get install -y --no-install-recommends chromium chromium-driver; }
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

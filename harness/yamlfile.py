@@ -7,6 +7,7 @@ refuses the keys nobody took and names the nearest right one.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,17 @@ import yaml
 
 from harness.errors import UsageError, nearest
 
-_TYPE_NAMES = {str: "text", bool: "true or false", int: "a whole number", list: "a list", dict: "a mapping"}
+_TYPE_NAMES: dict[type, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    list: "a list",
+    dict: "a mapping",
+    datetime.date: "a date like 2030-01-31",
+}
 
+
+_NOT: dict[type, type] = {int: bool, datetime.date: datetime.datetime}
 
 _LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's where PyYAML was built with it: ten times as quick."""
@@ -57,7 +67,8 @@ class Section:
 
     def _typed(self, key: str, kind: type) -> Any:
         value = _plain(self._value(key))
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        # bool is an int to Python, and a point in time a date.
+        if not isinstance(value, kind) or isinstance(value, _NOT.get(kind, ())):
             raise UsageError(
                 f"{self.where(key)}: {key!r} in {self._name} must be {_TYPE_NAMES[kind]}, not {value!r}"
             )
@@ -72,6 +83,10 @@ class Section:
 
     def number(self, key: str, default: int | None = None) -> int:
         return default if default is not None and key not in self else int(self._typed(key, int))
+
+    def date(self, key: str) -> datetime.date | None:
+        """The date at *key*, None when it is absent."""
+        return None if key not in self else datetime.date.fromisoformat(str(self._typed(key, datetime.date)))
 
     def texts(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """The list of texts at *key*."""

@@ -78,6 +78,7 @@ def _known_issues() -> list[Row]:
             "what": f"{issue.kernels}: {issue.reason}",
             "kernels": str(issue.kernels),
             "evidence": issue.evidence,
+            "expires": str(issue.expires or ""),
             "link": issue.link,
         }
         for issue in shipped_issues()
@@ -98,17 +99,42 @@ def _kernels() -> list[Row]:
 
 
 def _runs() -> list[Row]:
+    from harness.cli.seen import ask
+    from harness.report.view import told
     from harness.results import list_runs
 
-    return [
+    past = {run.directory.name: run for run in ask(lambda history: history.runs())}
+    rows = []
+    for name, run in past.items():
+        cases = sum(run.counts.values())
+        jobs = "1 job" if run.jobs == 1 else f"{run.jobs} jobs"
+        rows.append(
+            {
+                "name": name,
+                "what": f"{run.verdict.value:10} {cases} cases in {jobs}: {told(run.counts) or 'none'}",
+                "started": f"{run.started:%Y-%m-%d %H:%M}",
+                "verdict": run.verdict.value,
+                "exit_code": str(int(run.exit_code)),
+                "state": run.state.value,
+                "why": run.why,
+                "accepted": run.accepted,
+                "accelerator": run.accel,
+                "problem": "",
+            }
+        )
+    # What the history does not have is going on, or cannot be read.
+    others = [run for run in list_runs(paths.runs_dir()) if run.directory.name not in past]
+    going = [
         {
             "name": run.directory.name,
-            "what": run.verdict.value if run.verdict else run.state.value,
+            "what": run.problem.removeprefix(f"{run.directory}/") or run.state.value,
             "started": f"{run.info.started:%Y-%m-%d %H:%M}" if run.info else "",
+            "state": run.state.value,
             "problem": run.problem,
         }
-        for run in list_runs(paths.runs_dir())
+        for run in others
     ]
+    return [*(row for row in going if not row["problem"]), *rows, *(row for row in going if row["problem"])]
 
 
 _KINDS: Mapping[str, Callable[[], list[Row]]] = {

@@ -28,6 +28,8 @@ VERBS = {
     "shell": "Open a shell in a VM, on the same machine that run uses.",
     "list": "List variants, topologies, matrices, suites, cases, kernels or runs.",
     "report": "Show or convert the report of an earlier run.",
+    "compare": "Say what changed from one run to another.",
+    "history": "Show what a case came to over all runs.",
     "doctor": "Say what this host lacks and what that costs; --fix installs it.",
     "bench": "Measure what the harness costs, as ratios to what one would use otherwise.",
     "gc": "Prune kernels, objects, sources, images and snapshots in the cache.",

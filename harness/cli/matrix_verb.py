@@ -71,6 +71,7 @@ def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str
 @options.confirm_option(default=True)
 @options.junit_option
 @options.seed_option
+@options.compare_option
 @click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole run as JSON on stdout at the end.")
 def command(
@@ -96,6 +97,7 @@ def command(
     confirm: bool,
     junit: Path | None,
     seed: int,
+    compare: bool,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -130,6 +132,7 @@ def command(
             isolation=Isolation(isolation),
             confirm=confirm,
             until=until,
+            compare=compare,
             about={"matrix": matrix.name, **({"shard": shard} if shard else {})},
         )
         entries = _cut(matrix.entries, shard)

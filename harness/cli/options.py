@@ -106,6 +106,16 @@ def run_argument(function: F) -> F:
     return click.argument("run", required=False, metavar="[RUN]", shell_complete=complete_run)(function)
 
 
+def runs_argument(name: str) -> Callable[[F], F]:
+    """One of several earlier runs, by id or directory."""
+    return click.argument(name, metavar=name.upper(), shell_complete=complete_run)
+
+
+def past_case_argument(function: F) -> F:
+    """A case of earlier runs, or a pattern."""
+    return click.argument("case", metavar="CASE", shell_complete=_complete_case)(function)
+
+
 def tree_option(function: F) -> F:
     """Where the kernel source comes from."""
     return click.option(
@@ -269,4 +279,14 @@ def seed_option(function: F) -> F:
         default=DEFAULT_SEED,
         show_default=True,
         help="What random choices in cases start from.",
+    )(function)
+
+
+def compare_option(function: F) -> F:
+    """Whether the verdict is about earlier runs as well."""
+    return click.option(
+        "--compare/--no-compare",
+        default=True,
+        show_default=True,
+        help="Judge the run by earlier ones of the same line as well: what passed there must not be gone.",
     )(function)

@@ -8,46 +8,46 @@ from pathlib import Path
 
 import click
 
-from harness import paths
 from harness.cli import options
 from harness.cli.output import emit, tolerant_stdout
-from harness.errors import UsageError, nearest
+from harness.cli.seen import find_run, see
+from harness.errors import UsageError
 from harness.report import FORMATS, show, write
-from harness.results import Run, exit_code, list_runs, load
-
-
-def _find(run: str | None) -> Run:
-    """The run called *run*: its directory, its id, or the newest when nothing is said."""
-    root = paths.runs_dir()
-    if run is not None and (Path(run).is_dir() or "/" in run):
-        return load(Path(run))
-    readable = [summary for summary in list_runs(root) if summary.info is not None]
-    known = {summary.directory.name: summary.directory for summary in readable}
-    if run is None:
-        if not known:
-            raise UsageError(f"there are no runs in {root}", hint="vfio-harness run makes one")
-        # The newest comes first.
-        return load(readable[0].directory)
-    if run not in known:
-        raise UsageError(f"there is no run {run!r} in {root}", hint=nearest(run, known))
-    return load(known[run])
+from harness.results import RunStore, exit_code
 
 
 @click.command("report")
 @options.run_argument
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="text", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
-def command(run: str | None, form: str, output: Path | None) -> int:
+@click.option(
+    "--accept",
+    metavar="REASON",
+    help="Take the coverage that RUN lost for meant: later runs are held against it.",
+)
+def command(run: str | None, form: str, output: Path | None, accept: str | None) -> int:
     """Show the report of RUN (an id or a run's directory; the newest by default).
 
     Exits as the run itself did.
+
+    \b
+    Examples:
+      vfio-harness report --format html -o report.html
+      vfio-harness report --format markdown
     """
-    found = _find(run)
+    found = find_run(run)
+    if accept is not None:
+        if not accept.strip():
+            raise UsageError("--accept wants a reason", hint="say why the cases are gone or skipped")
+        with RunStore.open(Path(found.directory)) as store:
+            store.accept(" ".join(accept.split()))
+            found = store.read()
+    seen = see(found)
     if output is not None:
-        write(found, form, output)
+        write(found, form, output, seen.background)
     elif form == "text":
         with tolerant_stdout():
-            show(found, sys.stdout)
+            show(found, sys.stdout, seen.background)
     else:
-        emit(FORMATS[form](found))
-    return int(exit_code(found))
+        emit(FORMATS[form](found, seen.background))
+    return int(exit_code(found, seen.background.comparison))

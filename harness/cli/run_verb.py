@@ -31,6 +31,7 @@ from harness.plan import Isolation
 @click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
 @options.junit_option
 @options.seed_option
+@options.compare_option
 @click.option("--json", "as_json", is_flag=True, help="Print the whole run as JSON on stdout at the end.")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -58,6 +59,7 @@ def command(
     verbose: bool,
     junit: Path | None,
     seed: int,
+    compare: bool,
     as_json: bool,
     pytest_args: tuple[str, ...],
 ) -> int:
@@ -95,7 +97,9 @@ def command(
         verbose=verbose,
         extra=pytest_args,
     )
-    conduct = Conduct(cases=cases, seed=seed, isolation=Isolation(isolation), confirm=confirm)
+    conduct = Conduct(
+        cases=cases, seed=seed, isolation=Isolation(isolation), confirm=confirm, compare=compare
+    )
     session = Session(wishes, conduct, junit=junit)
     session.check()
     session.prepare()

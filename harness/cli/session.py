@@ -21,9 +21,11 @@ import harness
 from harness import paths
 from harness.builder import Builder
 from harness.cli import planning
+from harness.cli.expected import expected_seconds
 from harness.cli.output import emit, tell, tolerant_stdout
 from harness.cli.plan_table import PlannedKernel, plan_of_job, show_plan
 from harness.cli.planning import Planned
+from harness.cli.seen import check_history, see
 from harness.cli.timing import phase_line, processor_line
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, save_wishes
 from harness.cli.workers import default_workers
@@ -34,13 +36,14 @@ from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
 from harness.machine.topology import load_topology
 from harness.plan import Job, Plan
-from harness.results import Inputs, Run, RunInfo, RunStore, State, exit_code, judge, load
+from harness.results import Inputs, JobRecord, Run, RunInfo, RunStore, State, judge, load
 from harness.suites.catalogue import check_cases, check_patterns, check_suites, to_do
 from harness.suites.probes import SUITE as PROBES
 
 PLAN_FILE = "plan.json"
 JUNIT_FILE = "junit.xml"
 JSON_FILE = "run.json"
+HTML_FILE = "report.html"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,8 @@ class Session:
         """Jobs whose kernel did not build before any test ran."""
         self._narrowed = False
         self._build_cpu = 0.0
+        self._seconds: dict[str, float] = {}
+        """Group of work -> what it took lately."""
 
     def say(self, line: str) -> None:
         """Progress goes to stderr, so that stdout carries results only."""
@@ -134,6 +139,7 @@ class Session:
         check_suites(self._suites)
         check_patterns(self._conduct.cases, self._suites)
         self._check_outputs()
+        check_history(self._conduct.compare)
         for wish in self._kernels:
             planning.wished_variant(wish.variant)
             planning.check_addons(wish.addons)
@@ -172,6 +178,9 @@ class Session:
             self._planned[kernel] = self._plan_kernel(trees[kernel.tree], kernel)
         for wish in self._wishes:
             self._plan_job(wish)
+        self._seconds = expected_seconds(
+            {job.name: (job, self._record(wish, job)) for wish, job in self._jobs.items()}
+        )
         self._phases["plan"] = time.monotonic() - began
 
     def _open(self, spec: str | None) -> KernelTree:
@@ -199,6 +208,10 @@ class Session:
         if self._is_taken(job.name):
             raise UsageError(f"two jobs would be called {job.name!r}", hint="rename one of the topologies")
         self._jobs[wish] = job
+
+    def _record(self, wish: JobWish, job: Job | None, problem: HarnessError | None = None) -> JobRecord:
+        """How the job of *wish* goes into the results."""
+        return self._planned[wish.kernel].record(load_topology(wish.machine.topology).name, job, problem)
 
     def _is_taken(self, name: str) -> bool:
         return any(name == job.name for job in self._jobs.values())
@@ -257,13 +270,20 @@ class Session:
             confirm=self._conduct.confirm,
             until=self._conduct.until,
             done=done_in(self._goes_on) if self._goes_on is not None else (),
+            seconds=self._seconds,
             jobs=self._jobs_in_order(),
         )
 
     def _jobs_in_order(self) -> tuple[Job, ...]:
-        """Jobs whose kernel is there come first."""
+        """Jobs whose kernel is there come first; of one kernel's, what takes longest."""
         place = {planned.wish: number for number, planned in enumerate(self._with_jobs())}
-        return tuple(job for _, job in sorted(self._jobs.items(), key=lambda pair: place[pair[0].kernel]))
+        ordered = sorted(
+            self._jobs.items(), key=lambda pair: (place[pair[0].kernel], -self._job_seconds(pair[1]))
+        )
+        return tuple(job for _, job in ordered)
+
+    def _job_seconds(self, job: Job) -> float:
+        return sum(seconds for group, seconds in self._seconds.items() if group.startswith(f"{job.name}/"))
 
     def show_plan(self, passed_on: PytestOptions) -> int:
         """Print what would be built and run, and how long that took lately; nothing is started."""
@@ -369,7 +389,7 @@ class Session:
         with RunStore.open(self.run_dir) as store:
             for wish, job in self._jobs.items():
                 if job.kernel.digest == plan.key:
-                    store.add_job(self._planned[wish.kernel].record(_topology_of(wish), job, came_of_it))
+                    store.add_job(self._record(wish, job, came_of_it))
 
     def _begin(self, plan: Plan) -> RunStore:
         """The run's store, its directory filled with what was asked for."""
@@ -452,26 +472,29 @@ class Session:
             planned = self._planned[wish.kernel]
             if planned.proof is None:
                 job = self._jobs.get(wish) or self._failed.get(wish)
-                store.add_job(planned.record(_topology_of(wish), job))
+                store.add_job(self._record(wish, job))
 
     def _report(self, as_json: bool) -> int:
         from harness.report import FORMATS, show, write
 
         run = load(self.run_dir)
+        seen = see(run, compare=self._conduct.compare)
+        background = seen.background
         if as_json:
-            emit(FORMATS["json"](run))
+            emit(FORMATS["json"](run, background))
         else:
             with tolerant_stdout():
-                show(run, sys.stdout)
+                show(run, sys.stdout, background)
         self.say(phase_line(self._phases, self.run_dir))
         if line := processor_line(self.run_dir, self._build_cpu):
             self.say(line)
         self.say(f"everything is in {self.run_dir}")
-        write(run, "junit", self.run_dir / JUNIT_FILE)
-        write(run, "json", self.run_dir / JSON_FILE)
+        write(run, "junit", self.run_dir / JUNIT_FILE, background)
+        write(run, "json", self.run_dir / JSON_FILE, background)
+        write(run, "html", self.run_dir / HTML_FILE, background)
         if self._junit is not None:
-            write(run, "junit", self._junit)
-        return int(exit_code(run))
+            write(run, "junit", self._junit, background)
+        return int(seen.exit_code)
 
 
 _RAN = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
@@ -497,10 +520,6 @@ def done_in(run: Run) -> tuple[str, ...]:
 def _slug(text: str) -> str:
     """*text* as part of a file's or a job's name."""
     return re.sub(r"[^\w.+~-]+", "-", text)
-
-
-def _topology_of(wish: JobWish) -> str:
-    return load_topology(wish.machine.topology).name
 
 
 def _run_pytest(arguments: list[str]) -> pytest.ExitCode:

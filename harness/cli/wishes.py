@@ -130,6 +130,8 @@ class Conduct:
     """Whether what fails is tried once more in a fresh VM."""
     until: float | None = None
     """Seconds since the epoch after which no case begins."""
+    compare: bool = True
+    """Whether earlier runs of the same line count in the verdict."""
     about: dict[str, str] = dataclasses.field(default_factory=dict)
     """More that is worth recording: the matrix, the shard."""
 

@@ -9,19 +9,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from harness.errors import InfraError, UsageError, nearest
-from harness.report import console, html, json, junit
-from harness.results import Run
+from harness.report import console, html, json, junit, kcidb, markdown, view
+from harness.results import Background, Run
 
-FORMATS: Mapping[str, Callable[[Run], str]] = {
+FORMATS: Mapping[str, Callable[[Run, Background], str]] = {
     "text": console.render,
     "junit": junit.render,
     "json": json.render,
     "html": html.render,
+    "markdown": markdown.render,
+    "kcidb": kcidb.render,
 }
 """Format name -> its renderer."""
 
 
-def write(run: Run, form: str, path: Path) -> None:
+def write(run: Run, form: str, path: Path, background: Background = view.NOTHING) -> None:
     """Write *run* to *path* in the format *form*, replacing what is there in one step.
 
     Raises UsageError for an unknown format, InfraError when the file cannot be written.
@@ -29,7 +31,7 @@ def write(run: Run, form: str, path: Path) -> None:
     if form not in FORMATS:
         raise UsageError(f"there is no report format {form!r}", hint=nearest(form, FORMATS))
     # What a guest printed may not be encodable; a report is never lost for it.
-    content = FORMATS[form](run).encode("utf-8", "backslashreplace")
+    content = FORMATS[form](run, background).encode("utf-8", "backslashreplace")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, content)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import datetime
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from harness.report import names, view
-from harness.results import Outcome, Result, Run
+from harness.results import FLAKY, Address, Background, Change, Comparison, Outcome, Result, Run
 
 _LOG_MOST = 20_000
 """Characters of log in a testcase: GitLab drops a report beyond a size limit, and the whole log is a file."""
@@ -22,26 +22,26 @@ _ERRORS = frozenset({Outcome.ERROR, Outcome.CRASH, Outcome.LOST, Outcome.NOT_RUN
 _SKIPS = frozenset({Outcome.SKIP, Outcome.XFAIL})
 
 
-def render(run: Run) -> str:
+def render(run: Run, background: Background = view.NOTHING) -> str:
     """*run* as an XML document."""
-    root = ET.Element("testsuites", {"name": "vfio-harness", **_counts(run.cases)})
+    root = ET.Element("testsuites", {"name": "vfio-harness"})
     for number, job in enumerate(view.by_job(run)):
-        _suite(root, run, job, number)
+        _suite(root, run, job, number, _lost(run, background.comparison, job.job.name))
+    _total(root)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=False).join(
         ("<?xml version='1.0' encoding='utf-8'?>\n", "\n")
     )
 
 
-def _suite(root: ET.Element, run: Run, job: view.JobView, number: int) -> None:
-    cases = list(job.cases)
-    stopped = bool(job.job.problem) and job.job.applicable and not any(case.outcome.is_bad for case in cases)
-    counts = _counts(cases)
-    if stopped:
-        counts["tests"] = str(len(cases) + 1)
-        counts["errors"] = str(int(counts["errors"]) + 1)
-        total = root.attrib
-        total["tests"], total["errors"] = str(int(total["tests"]) + 1), str(int(total["errors"]) + 1)
+def _lost(run: Run, comparison: Comparison | None, job: str) -> tuple[Change, ...]:
+    """What *job* no longer covers, unless that was accepted: it makes the Run bad, so it must show."""
+    if comparison is None or run.accepted:
+        return ()
+    return tuple(change for change in comparison.lost if change.job == job)
+
+
+def _suite(root: ET.Element, run: Run, job: view.JobView, number: int, lost: Sequence[Change]) -> None:
     suite = ET.SubElement(
         root,
         "testsuite",
@@ -52,19 +52,30 @@ def _suite(root: ET.Element, run: Run, job: view.JobView, number: int) -> None:
             "hostname": names.name(run.info.inputs.extra.get("host", "localhost")),
             # The schema knows no time zones.
             "timestamp": run.info.started.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S"),
-            **counts,
         },
     )
     _properties(suite, run, job)
-    for case in cases:
-        _case(suite, run, case)
-    if stopped:
+    skipped = {change.address for change in lost if change.after is not None}
+    for case in job.cases:
+        _case(suite, run, case, lost=case.address in skipped)
+    for change in lost:
+        if change.after is None:
+            _vanished(suite, job.job.name, change)
+    if job.job.problem and job.job.applicable and not any(case.is_bad for case in job.cases):
         element = ET.SubElement(
             suite, "testcase", {"classname": names.dotless(job.job.name), "name": "(job)", "time": "0.000"}
         )
         _mark(element, "error", job.job.problem_code.name, job.job.problem)
+    for key, value in _counts(suite).items():
+        suite.set(key, value)
     ET.SubElement(suite, "system-out").text = view.acceleration(run)
     ET.SubElement(suite, "system-err").text = names.text(job.job.problem)
+
+
+def _vanished(suite: ET.Element, job: str, change: Change) -> None:
+    element = ET.SubElement(suite, "testcase", {**_identity(job, change.address), "time": "0.000"})
+    was = change.before.label if change.before is not None else "there"
+    _mark(element, "failure", "VANISHED", f"it was {was} in an earlier run and is not there any more")
 
 
 def _properties(suite: ET.Element, run: Run, job: view.JobView) -> None:
@@ -83,27 +94,32 @@ def _properties(suite: ET.Element, run: Run, job: view.JobView) -> None:
             ET.SubElement(element, "property", {"name": key, "value": names.name(value)})
 
 
-def _case(suite: ET.Element, run: Run, case: Result) -> None:
-    address = case.address
+def _identity(job: str, address: Address) -> dict[str, str]:
     # The Job is part of the class name: consumers merge cases of the same class and name.
-    parts = (case.job, address.suite, address.program)
+    parts = (job, address.suite, address.program)
+    return {"classname": ".".join(names.dotless(part) for part in parts), "name": names.name(address.case)}
+
+
+def _case(suite: ET.Element, run: Run, case: Result, *, lost: bool) -> None:
     element = ET.SubElement(
-        suite,
-        "testcase",
-        {
-            "classname": ".".join(names.dotless(part) for part in parts),
-            "name": names.name(address.case),
-            "time": _seconds(case.duration),
-        },
+        suite, "testcase", {**_identity(case.job, case.address), "time": _seconds(case.duration)}
     )
     reason = view.reason(case)
-    if case.outcome in _SKIPS:
+    if case.label == FLAKY:
+        # A testcase without failure or error counts as passed; Surefire's element tells those who look.
+        _mark(element, "flakyFailure", case.outcome.value, reason, _evidence(run, case))
+    elif lost:
+        _mark(element, "failure", "NEW_SKIP", f"it ran before and is skipped: {reason}")
+    elif case.outcome in _SKIPS:
         ET.SubElement(element, "skipped", {"type": case.outcome.value, "message": reason})
     elif case.outcome in _FAILURES:
         _mark(element, "failure", case.outcome.value, reason, _evidence(run, case))
     elif case.outcome in _ERRORS:
         _mark(element, "error", case.outcome.value, reason, _evidence(run, case))
-    if case.outcome.is_bad and case.log:
+    if case.label == FLAKY:
+        log = names.excerpt(case.log, _LOG_MOST) if case.log else ""
+        ET.SubElement(element, "system-out").text = f"FLAKY: {case.outcome.value}: {reason}\n{log}"
+    elif case.is_bad and case.log:
         ET.SubElement(element, "system-out").text = names.excerpt(case.log, _LOG_MOST)
 
 
@@ -125,16 +141,25 @@ def _evidence(run: Run, case: Result) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _counts(cases: Iterable[Result]) -> dict[str, str]:
-    found = list(cases)
-    outcomes = [case.outcome for case in found]
-    return {
-        "tests": str(len(found)),
-        "failures": str(sum(outcome in _FAILURES for outcome in outcomes)),
-        "errors": str(sum(outcome in _ERRORS for outcome in outcomes)),
-        "skipped": str(sum(outcome in _SKIPS for outcome in outcomes)),
-        "time": _seconds(sum(case.duration for case in found)),
+def _counts(suite: ET.Element) -> dict[str, str]:
+    cases = suite.findall("testcase")
+    marked = {
+        tag: sum(case.find(tag) is not None for case in cases) for tag in ("failure", "error", "skipped")
     }
+    return {
+        "tests": str(len(cases)),
+        "failures": str(marked["failure"]),
+        "errors": str(marked["error"]),
+        "skipped": str(marked["skipped"]),
+        "time": _seconds(sum(float(case.attrib["time"]) for case in cases)),
+    }
+
+
+def _total(root: ET.Element) -> None:
+    """The sums over all suites; the schema has no `skipped` at the top."""
+    for key in ("tests", "failures", "errors"):
+        root.set(key, str(sum(int(suite.attrib[key]) for suite in root)))
+    root.set("time", _seconds(sum(float(suite.attrib["time"]) for suite in root)))
 
 
 def _seconds(value: float) -> str:

@@ -83,7 +83,8 @@ class Comparison:
 
     @property
     def is_worse(self) -> bool:
-        return bool(self.new_failures or self.still_failing or self.lost)
+        """Whether something was lost; what failed before as well is no worse."""
+        return bool(self.new_failures or self.lost)
 
 
 def join(parts: Iterable[Comparison]) -> Comparison:

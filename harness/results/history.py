@@ -158,30 +158,32 @@ class Background:
 def consult(root: Path, question: Callable[[History], T], *, exists: Exists = everything_exists) -> T:
     """Bring the history of the Runs below *root* up to date and ask it *question*.
 
-    A history that is damaged is moved aside, with a word about it, and made anew.
+    A history that is damaged is moved aside, with a word about it, and made anew.  Where none can be kept,
+    one is made in memory.
     Raises UsageError when it is from a newer harness, InfraError when it cannot be read or written.
     """
     path = root / FILE_NAME
+    if not os.access(root, os.W_OK):
+        return _consult(Path(":memory:"), root, question, exists)
     with _FORM.sentences(path):
-        root.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             # SQLite does not wait for a lock while it turns a new file into one with a log.
             with _alone(root):
                 _FORM.connect(path).close()
         inode = path.stat().st_ino
     try:
-        return _consult(path, question, exists)
+        return _consult(path, root, question, exists)
     except database.Damaged as error:
         if error.path != path:
             raise
         _move_aside(path, inode, error)
-    return _consult(path, question, exists)
+    return _consult(path, root, question, exists)
 
 
-def _consult(path: Path, question: Callable[[History], T], exists: Exists) -> T:
+def _consult(path: Path, root: Path, question: Callable[[History], T], exists: Exists) -> T:
     with _FORM.sentences(path), contextlib.closing(_FORM.connect(path)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
-        history = History(path.parent, connection, exists)
+        history = History(root, connection, exists)
         history.catch_up()
         return question(history)
 
@@ -364,16 +366,12 @@ class History:
         seconds: dict[str, Sequence[float]] = {}
         cases = cases_by_job(run)
         for job in run.jobs:
-            earlier = self._past(
-                "job.id IN (SELECT job.id FROM job JOIN run ON run.id = job.run WHERE job.series = ?"
-                " AND run.started < ? ORDER BY run.started DESC LIMIT ?)",
-                (job.series, began(run), WINDOW),
-            )
+            earlier = self._recent(job.series, run.info.started)
             by_address: dict[Address, list[Past]] = {}
             for one in earlier:
                 by_address.setdefault(one.case.address, []).append(one)
             past.update({(job.name, address): tuple(found) for address, found in by_address.items()})
-            seconds[job.name] = self._job_seconds(run, job)
+            seconds[job.name] = self.job_seconds(job.series, run.info.inputs, run.info.started)
             mine = cases.get(job.name, [])
             part = self._compare_job(run, job, mine, by_address)
             slower = _slower(job, mine, by_address, run.info.inputs.accel)
@@ -393,7 +391,7 @@ class History:
         for number, name, fine, info in self._connection.execute(
             "SELECT job.id, run.name, job.good, run.info FROM job JOIN run ON run.id = job.run"
             " WHERE job.series = ? AND run.started < ? ORDER BY run.started DESC",
-            (job.series, began(run)),
+            (job.series, _moment(run.info.started)),
         ):
             with database.decoding():
                 earlier = codec.info_from_plain(json.loads(info)).inputs
@@ -421,13 +419,40 @@ class History:
     def _cases(self, job: int) -> tuple[Result, ...]:
         return tuple(one.case for one in self._past("job.id = ?", (job,)))
 
-    def _job_seconds(self, run: Run, job: JobRecord) -> tuple[float, ...]:
+    def job_seconds(
+        self, series: str, inputs: Inputs, before: datetime.datetime | None = None
+    ) -> tuple[float, ...]:
+        """How long the Jobs of *series* took that ran what one with *inputs* does, there; oldest first."""
         rows = self._connection.execute(
-            "SELECT job.seconds FROM job JOIN run ON run.id = job.run WHERE job.series = ?"
-            " AND run.started < ? AND run.accel = ? ORDER BY run.started DESC LIMIT ?",
-            (job.series, began(run), run.info.inputs.accel, WINDOW),
+            "SELECT job.seconds, run.info FROM job JOIN run ON run.id = job.run WHERE job.series = ?"
+            " AND run.accel = ? AND run.started < ? AND run.state = ? ORDER BY run.started DESC",
+            (series, inputs.accel, _moment(before), State.FINISHED.value),
         )
-        return tuple(seconds for (seconds,) in rows)[::-1]
+        found: list[float] = []
+        with database.decoding():
+            for seconds, info in rows:
+                earlier = codec.info_from_plain(json.loads(info)).inputs
+                if covers(earlier, inputs) and covers(inputs, earlier):
+                    found.insert(0, seconds)
+                if len(found) == WINDOW:
+                    break
+        return tuple(found)
+
+    def case_seconds(self, series: str, accel: str) -> dict[Address, tuple[float, ...]]:
+        """How long each case of *series* took when it passed, on *accel*, in its last Runs; oldest first."""
+        found: dict[Address, list[float]] = {}
+        for one in self._recent(series, None):
+            if one.accel == accel and one.case.outcome in (Outcome.PASS, Outcome.XFAIL):
+                found.setdefault(one.case.address, []).append(one.case.duration)
+        return {address: tuple(seconds) for address, seconds in found.items()}
+
+    def _recent(self, series: str, before: datetime.datetime | None) -> tuple[Past, ...]:
+        """The last Runs of *series*, oldest first."""
+        return self._past(
+            "job.id IN (SELECT job.id FROM job JOIN run ON run.id = job.run WHERE job.series = ?"
+            " AND run.started < ? ORDER BY run.started DESC LIMIT ?)",
+            (series, _moment(before), WINDOW),
+        )
 
     def _past(self, where: str, values: Iterable[object]) -> tuple[Past, ...]:
         rows = self._connection.execute(
@@ -442,9 +467,9 @@ class History:
             return tuple(_read_past(row, kernels) for row in rows)
 
 
-def began(run: Run) -> str:
-    """When *run* began, as the history sorts it."""
-    return codec.time_to_text(run.info.started)
+def _moment(before: datetime.datetime | None) -> str:
+    """*before* as the history sorts it; after everything when it is None."""
+    return "~" if before is None else codec.time_to_text(before)
 
 
 def _read_past(row: tuple[Any, ...], kernels: dict[str, str]) -> Past:

@@ -160,24 +160,24 @@ def _about_failures(failures: Sequence[Result], comparison: Comparison | None) -
     had = f"{_some(len(failures), 'case')} failed"
     if comparison is not None and comparison.against:
         had += f" ({len(comparison.new_failures)} of them newly)"
-    return f"{had}, the worst: {worst.outcome.value} {worst.address}"
+    told = f"{had}, the worst: {worst.outcome.value} {worst.address}"
+    return f"{told}; coverage was lost: {_losses(comparison)}" if comparison and comparison.lost else told
 
 
 def _about_losses(lost: Sequence[Change], comparison: Comparison) -> str:
     first = lost[0]
-    gone, skipped = len(comparison.vanished), len(comparison.new_skips)
-    told = " and ".join(
-        part
-        for part in (
-            f"{_some(gone, 'case')} vanished" if gone else "",
-            f"{_some(skipped, 'case')} that ran before {'is' if skipped == 1 else 'are'} skipped"
-            if skipped
-            else "",
-        )
-        if part
-    )
     since = comparison.against.get(first.job, "")
-    return f"coverage was lost: {told} since {since}, first {first.address} of {first.job}"
+    return f"coverage was lost: {_losses(comparison)} since {since}, first {first.address} of {first.job}"
+
+
+def _losses(comparison: Comparison) -> str:
+    parts = []
+    if comparison.vanished:
+        parts.append(f"{_some(len(comparison.vanished), 'case')} vanished")
+    if comparison.new_skips:
+        are = "is" if len(comparison.new_skips) == 1 else "are"
+        parts.append(f"{_some(len(comparison.new_skips), 'case')} that ran before {are} skipped")
+    return " and ".join(parts)
 
 
 def _trouble(run: Run, cases: Sequence[Result]) -> tuple[Verdict, str] | None:

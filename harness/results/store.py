@@ -241,13 +241,14 @@ def list_runs(root: Path) -> tuple[RunSummary, ...]:
     """Every Run below *root*, newest first; one that cannot be read is listed last with its problem."""
     if not root.is_dir():
         return ()
-    found = [_summarize(path.parent) for path in sorted(root.glob(f"*/{FILE_NAME}"))]
+    found = [summarize(path.parent) for path in sorted(root.glob(f"*/{FILE_NAME}"))]
     readable = [(summary.info.started, summary) for summary in found if summary.info is not None]
     readable.sort(key=lambda pair: pair[0], reverse=True)
     return (*(summary for _, summary in readable), *(one for one in found if one.info is None))
 
 
-def _summarize(directory: Path) -> RunSummary:
+def summarize(directory: Path) -> RunSummary:
+    """The Run in *directory* as a line in a list; what is wrong with it is its problem."""
     path = directory / FILE_NAME
     try:
         with _FORM.sentences(path), contextlib.closing(_FORM.connect_to_read(path)) as connection:

@@ -2,12 +2,14 @@
 """Known issues: defects of released kernels, each with the case that shows it, and the kernels that have it.
 
 A case that is listed for the kernel at hand is expected to fail (XFAIL); passing (XPASS) is as bad as failing
-elsewhere: the kernel has changed, and the list is out of date.
+elsewhere: the kernel has changed, and the list is out of date.  An entry that has expired, or whose case is
+gone, is reported and goes on excusing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import re
 from collections.abc import Collection, Iterable
@@ -17,7 +19,6 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from harness import yamlfile
 from harness.errors import UsageError, nearest
-from harness.suites.probes import SUITE, probe_cases
 
 _SHIPPED = Path(__file__).with_name("known-issues.yaml")
 
@@ -37,6 +38,8 @@ class KnownIssue:
     """What is wrong, in a sentence."""
     evidence: str
     """Where it is shown: a file of this project or a message."""
+    expires: datetime.date | None = None
+    """When a person is to look at it again."""
     link: str = ""
     """Where it was reported; empty: not yet."""
     racy: bool = False
@@ -58,27 +61,51 @@ def known_issue(case: str, release: str) -> KnownIssue | None:
 @functools.cache
 def shipped_issues() -> tuple[KnownIssue, ...]:
     """The issues that come with the harness."""
-    return load_issues(_SHIPPED, [f"{SUITE}/{case.address}" for case in probe_cases()])
+    return load_issues(_SHIPPED)
 
 
-def load_issues(path: Path, cases: Collection[str]) -> tuple[KnownIssue, ...]:
-    """Read a file of known issues about *cases*; UsageError names file, line and key of what is wrong."""
+def load_issues(path: Path) -> tuple[KnownIssue, ...]:
+    """Read a file of known issues; UsageError names file, line and key of what is wrong."""
     top = yamlfile.load(path)
-    issues = tuple(_read(section, cases) for section in top.sections("issues"))
+    issues = tuple(_read(section) for section in top.sections("issues"))
     top.done()
     _check_twice(issues)
     return issues
 
 
-def _read(section: yamlfile.Section, cases: Collection[str]) -> KnownIssue:
-    case = section.text("case")
-    if case not in cases:
-        raise UsageError(f"{section.where('case')}: there is no case {case!r}", hint=nearest(case, cases))
+def outdated(
+    issues: Iterable[KnownIssue],
+    cases: Collection[str],
+    passed: Iterable[tuple[str, str]],
+    today: datetime.date,
+) -> tuple[str, ...]:
+    """A sentence about every one of *issues* that a person should look at again.
+
+    *cases* are all that there are, *passed* the addresses that were XPASS with the kernel's release.
+    """
+    found = []
+    surprises = list(passed)
+    for issue in issues:
+        entry = f"known issue {issue.case} ({issue.where})"
+        if issue.case not in cases:
+            found.append(f"{entry}: there is no such case any more; {nearest(issue.case, cases)}")
+        if issue.expires is not None and issue.expires < today:
+            found.append(f"{entry} expired on {issue.expires}: {issue.reason}")
+        found += [
+            f"{entry} passed on {release}: if that kernel is mended, end its range of releases"
+            for case, release in surprises
+            if issue.concerns(case, release)
+        ]
+    return tuple(dict.fromkeys(found))
+
+
+def _read(section: yamlfile.Section) -> KnownIssue:
     issue = KnownIssue(
-        case=case,
+        case=section.text("case"),
         kernels=_kernels(section),
         reason=_sentence(section, "reason"),
         evidence=_sentence(section, "evidence"),
+        expires=section.date("expires"),
         link=section.text("link", ""),
         racy=section.flag("racy", False),
         where=section.where(),

@@ -26,13 +26,16 @@ STARTED = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 JOB = JobRecord(
     name="7.3.4-cdev-edu", kernel="7.3.4 aa", variant="cdev", topology="edu", line="debian:7.3", tree="t"
 )
-INPUTS = Inputs(accel="tcg", suites=("probes",), root="image")
+INPUTS = Inputs(accel="tcg", suites=("kselftest:vfio",), root="image")
 GOOD = {"a": Outcome.PASS, "b": Outcome.PASS, "c": Outcome.XFAIL, "d": Outcome.SKIP}
 
 
 def case(name: str, outcome: Outcome, **fields: object) -> Result:
     made = Result(
-        address=Address(suite="probes", program="edu", case=name), job=JOB.name, outcome=outcome, duration=1.0
+        address=Address(suite="kselftest:vfio", program="edu", case=name),
+        job=JOB.name,
+        outcome=outcome,
+        duration=1.0,
     )
     return dataclasses.replace(made, **fields)  # type: ignore[arg-type]
 

@@ -134,7 +134,7 @@ def test_no_colour_when_not_a_terminal(cli: Path) -> None:
 
 def test_help_of_every_verb(cli: Path) -> None:
     """Every verb explains itself."""
-    for verb in ("run", "build", "shell", "list", "report", "doctor", "gc"):
+    for verb in ("run", "build", "shell", "list", "report", "compare", "history", "doctor", "gc"):
         done = harness(verb, "--help", cwd=cli)
         assert done.ok
         assert done.stdout.startswith("Usage:")

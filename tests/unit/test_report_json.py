@@ -15,8 +15,8 @@ def test_the_keys_are_a_promise() -> None:
     plain = json.loads(report.render(RUN))
     assert plain["schema"] == report.SCHEMA == 1
     assert list(plain) == [
-        *("attempts", "cases", "counts", "directory", "exit_code", "finished", "generator", "jobs"),
-        *("run", "schema", "state", "verdict", "why"),
+        *("accepted", "attempts", "cases", "comparison", "counts", "directory", "exit_code", "finished"),
+        *("generator", "jobs", "notes", "run", "schema", "state", "verdict", "why"),
     ]
     assert list(plain["cases"][0]) == [
         *("address", "attempt", "case", "confirms", "duration", "flaky", "job", "log", "outcome"),

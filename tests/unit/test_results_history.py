@@ -135,7 +135,7 @@ def test_lost_coverage_is_bad_until_it_is_accepted(tmp_path: Path) -> None:
         judged = judgement(run, compared(tmp_path, run))
         assert (judged.verdict, judged.exit_code) == (Verdict.BAD, ExitCode.CASE_FAILED)
         assert judged.why == (
-            "coverage was lost: 1 case vanished since run01, first probes/edu/b of 7.3.4-cdev-edu"
+            "coverage was lost: 1 case vanished since run01, first kselftest:vfio/edu/b of 7.3.4-cdev-edu"
         )
     assert runs(tmp_path)["run03"].verdict is Verdict.BAD
     with RunStore.open(tmp_path / "run03") as store:
@@ -166,7 +166,7 @@ def test_coverage_is_kept_where_no_run_was_ever_good(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "inputs",
     [
-        dataclasses.replace(INPUTS, cases=("probes/edu/a",)),
+        dataclasses.replace(INPUTS, cases=("kselftest:vfio/edu/a",)),
         dataclasses.replace(INPUTS, narrowed=True),
     ],
 )
@@ -228,7 +228,7 @@ def test_flaky_is_news_once(tmp_path: Path) -> None:
     judged = judgement(run, found)
     assert judged.exit_code is ExitCode.GOOD
     assert judged.why == (
-        "2 cases passed; flaky: 2 cases failed and then passed in a fresh VM, first probes/edu/f"
+        "2 cases passed; flaky: 2 cases failed and then passed in a fresh VM, first kselftest:vfio/edu/f"
     )
 
 
@@ -261,12 +261,30 @@ def test_the_past_of_a_case(tmp_path: Path) -> None:
     splat = "BUG: unable to handle page fault\n vfio_x+0x1/0x2\n"
     make_run(tmp_path, 2, {}, results=(case("a", Outcome.CRASH, splat=splat),))
     make_run(tmp_path, 1)
-    first, second = consult(tmp_path, lambda h: h.of_case("probes/edu/a"))
+    first, second = consult(tmp_path, lambda h: h.of_case("kselftest:vfio/edu/a"))
     assert (first.run, first.case.outcome, first.kernel, first.fingerprint) == (
         "run01", Outcome.PASS, "7.3.4 aa", "",
     )  # fmt: skip
     assert (second.case.outcome, len(second.fingerprint)) == (Outcome.CRASH, 12)
-    assert "probes/edu/d" in consult(tmp_path, lambda h: h.addresses())
+    assert "kselftest:vfio/edu/d" in consult(tmp_path, lambda h: h.addresses())
+
+
+def test_how_long_things_take(tmp_path: Path) -> None:
+    """For a plan: what jobs took that ran the same on the same accelerator, and what each case took."""
+    for day in (1, 2):
+        make_run(tmp_path, day, {}, results=(case("a", Outcome.PASS, duration=float(day)),))
+    one = dataclasses.replace(INPUTS, cases=("kselftest:vfio/edu/b",))
+    make_run(tmp_path, 3, {}, results=(case("b", Outcome.PASS, duration=9.0),), inputs=one)
+    make_run(tmp_path, 4, {}, results=(case("a", Outcome.FAIL, duration=60.0),))
+    make_run(tmp_path, 5, {"a": Outcome.PASS}, state=State.INTERRUPTED)
+    jobs = consult(tmp_path, lambda h: h.job_seconds(JOB.series, INPUTS))
+    assert jobs == (1.0, 2.0, 60.0)
+    assert consult(tmp_path, lambda h: h.job_seconds("another", INPUTS)) == ()
+    cases = consult(tmp_path, lambda h: h.case_seconds(JOB.series, "tcg"))
+    assert {address.case: seconds for address, seconds in cases.items()} == {
+        "a": (1.0, 2.0, 1.0),
+        "b": (9.0,),
+    }
 
 
 def import_all(root: Path) -> str:
@@ -341,6 +359,16 @@ def test_a_history_from_the_future(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"history\.sqlite was written by a newer vfio-harness"):
         runs(tmp_path)
     assert not list(tmp_path.glob("*.damaged-*"))
+
+
+def test_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in a place that cannot be written are compared all the same; where none are, nothing is made."""
+    make_run(tmp_path / "runs", 1)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert list(runs(tmp_path / "runs")) == ["run01"]
+    assert runs(tmp_path / "nowhere") == {}
+    assert not (tmp_path / "runs" / FILE_NAME).exists()
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_an_unreadable_run_is_passed_over(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import pytest
 
 from harness.errors import UsageError
-from harness.suites.known import known_issue, load_issues, shipped_issues
+from harness.suites.known import known_issue, load_issues, outdated, shipped_issues
+from harness.suites.probes import SUITE, probe_cases
 
 CASE = "probes/cdev/pasid_zero_is_no_pasid"
 ENTRY = """issues:
@@ -25,7 +27,7 @@ def load(tmp_path: Path, text: str) -> str:
     path = tmp_path / "known.yaml"
     path.write_text(text)
     try:
-        load_issues(path, ("probes/a/b", "probes/a/c"))
+        load_issues(path)
     except UsageError as error:
         return f"{error.message} {error.hint}"
     return ""
@@ -46,7 +48,7 @@ def test_releases(tmp_path: Path, release: str, concerned: bool) -> None:
     """What follows the numbers of a release does not count: a candidate has what the release has."""
     path = tmp_path / "known.yaml"
     path.write_text(ENTRY)
-    (issue,) = load_issues(path, ("probes/a/b",))
+    (issue,) = load_issues(path)
     assert issue.reason == "it is broken"
     assert issue.concerns("probes/a/b", release) is concerned
     assert not issue.concerns("probes/a/c", release)
@@ -55,7 +57,8 @@ def test_releases(tmp_path: Path, release: str, concerned: bool) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("probes/a/b", "probes/a/bb", "known.yaml:2: there is no case 'probes/a/bb' did you mean"),
+        ("a mail", "a mail\n    expires: soon", "must be a date like 2030-01-31, not 'soon'"),
+        ("a mail", "a mail\n    expires: 2030-01-02 10:00:00", "must be a date like 2030-01-31"),
         (">=7.3,<7.5", "7.3 and up", "known.yaml:3: '7.3 and up' is no range of releases"),
         ("a mail", '" "', "known.yaml:6: 'evidence' says nothing"),
         ("    evidence: a mail\n", "", "lacks the key 'evidence'"),
@@ -80,6 +83,8 @@ def test_shipped_ones_have_their_evidence() -> None:
     """Every shipped issue points at a file that is there."""
     root = Path(__file__).parents[2]
     assert shipped_issues()
+    cases = [f"{SUITE}/{case.address}" for case in probe_cases()]
+    assert outdated(shipped_issues(), cases, [], datetime.date.today()) == ()
     for issue in shipped_issues():
         assert (root / issue.evidence).is_file(), issue.where
 
@@ -88,3 +93,19 @@ def test_known_on_the_kernel_at_hand_only() -> None:
     assert known_issue(CASE, "7.3.4") is not None
     assert known_issue(CASE, "7.2.12") is None
     assert known_issue("probes/cdev/no_such_case", "7.3.4") is None
+
+
+def test_what_is_out_of_date_is_said(tmp_path: Path) -> None:
+    """An expired issue, one whose case is gone and one whose case passes are each a sentence."""
+    path = tmp_path / "known.yaml"
+    path.write_text(ENTRY + "    expires: 2030-01-31\n")
+    issues = load_issues(path)
+    day = datetime.date(2030, 1, 31)
+    cases = ["probes/a/b"]
+    assert outdated(issues, cases, [("probes/a/b", "7.5.0"), ("probes/a/c", "7.3.4")], day) == ()
+    (expired,) = outdated(issues, cases, [], day + datetime.timedelta(days=1))
+    assert expired == f"known issue probes/a/b ({path}:2) expired on 2030-01-31: it is broken"
+    (passed,) = outdated(issues, cases, [("probes/a/b", "7.3.4")] * 2, day)
+    assert "passed on 7.3.4" in passed
+    (gone,) = outdated(issues, ["probes/a/bb"], [], day)
+    assert gone.endswith("there is no such case any more; did you mean 'probes/a/bb'?")

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A run in the light of the others: finds runs, and gathers what one is judged and reported against."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from harness import paths
+from harness.errors import ExitCode, HarnessError, UsageError, nearest
+from harness.results import Address, Background, History, Outcome, Run, consult, exit_code, list_runs, load
+
+T = TypeVar("T")
+
+
+def find_run(run: str | None) -> Run:
+    """The run called *run*: its directory, its id, or the newest when nothing is said."""
+    root = paths.runs_dir()
+    if run is not None and (Path(run).is_dir() or "/" in run):
+        return load(Path(run))
+    readable = [summary for summary in list_runs(root) if summary.info is not None]
+    known = {summary.directory.name: summary.directory for summary in readable}
+    if run is None:
+        if not known:
+            raise UsageError(f"there are no runs in {root}", hint="vfio-harness run makes one")
+        # The newest comes first.
+        return load(readable[0].directory)
+    if run not in known:
+        raise UsageError(f"there is no run {run!r} in {root}", hint=nearest(run, known))
+    return load(known[run])
+
+
+def ask(question: Callable[[History], T]) -> T:
+    """Ask the history of all runs; it is brought up to date first."""
+    return consult(paths.runs_dir(), question, exists=_exists)
+
+
+def check_history(compare: bool = True) -> None:
+    """Refuse known issues that cannot be read, and a history that is wanted and cannot be used, early."""
+    from harness.suites.known import shipped_issues
+
+    shipped_issues()
+    if compare:
+        ask(lambda history: None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A Run and its Background; *trouble* is why earlier runs could not be taken into account, if so."""
+
+    run: Run
+    background: Background
+    trouble: HarnessError | None = None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the command that made the Run exits with: without its history it is not known to be good."""
+        code = exit_code(self.run, self.background.comparison)
+        return ExitCode.INFRA if self.trouble is not None and code is ExitCode.GOOD else code
+
+
+def see(run: Run, *, compare: bool = True) -> Seen:
+    """Gather what *run* is to be seen against; trouble with that costs no results.
+
+    Without *compare* it is judged by itself.
+    """
+    notes = _about_known_issues(run)
+    if not compare:
+        return Seen(run=run, background=Background(notes=notes))
+    try:
+        background = ask(lambda history: history.background(run))
+    except HarnessError as error:
+        notes = (f"earlier runs are not taken into account: {error}", *notes)
+        return Seen(run=run, background=Background(notes=notes), trouble=error)
+    return Seen(run=run, background=dataclasses.replace(background, notes=notes))
+
+
+def _exists(address: Address) -> bool:
+    """Whether the harness still has the case at *address*; what upstream's suites have is theirs to say."""
+    from harness.suites.probes import SUITE, probe_cases
+
+    return address.suite != SUITE or any(str(address) == f"{SUITE}/{case.address}" for case in probe_cases())
+
+
+def _about_known_issues(run: Run) -> tuple[str, ...]:
+    from harness.suites.known import outdated, shipped_issues
+    from harness.suites.probes import SUITE, probe_cases
+
+    releases = {job.name: job.kernel.partition(" ")[0] for job in run.jobs}
+    passed = [
+        (str(case.address), releases.get(case.job, "")) for case in run.cases if case.outcome is Outcome.XPASS
+    ]
+    cases = [f"{SUITE}/{case.address}" for case in probe_cases()]
+    try:
+        return outdated(shipped_issues(), cases, passed, datetime.date.today())
+    except UsageError as error:
+        return (f"the known issues cannot be read: {error}",)

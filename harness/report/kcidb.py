@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A Run for KernelCI's common database: checkouts, builds, and a test for every attempt at every case.
+
+A documented failure (XFAIL) is a FAIL there with an incident that ties it to an issue, which is how KCIDB
+says that a failure is known; attempts are kept apart, so that a flaky case is one FAIL and one PASS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from harness.report import names, view
+from harness.report.json import dumps
+from harness.results import Background, JobRecord, Outcome, Result, Run, codec
+from harness.results.fingerprint import fingerprint
+
+ORIGIN = "vfio_harness"
+"""The name of the CI system that submits; a submitter replaces it by the name KernelCI gave them."""
+
+_EXCERPT_MOST = 16_000
+"""The schema's maximum is 16384 characters."""
+
+_STATUS = {
+    Outcome.PASS: "PASS",
+    Outcome.SKIP: "SKIP",
+    Outcome.XFAIL: "FAIL",
+    Outcome.XPASS: "PASS",
+    Outcome.FAIL: "FAIL",
+    Outcome.TIMEOUT: "FAIL",
+    Outcome.CRASH: "FAIL",
+    Outcome.ERROR: "ERROR",
+    Outcome.LOST: "MISS",
+    Outcome.NOT_RUN: "MISS",
+}
+
+_COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
+
+Plain = dict[str, Any]
+
+
+def render(run: Run, background: Background = view.NOTHING) -> str:
+    """*run* as KCIDB JSON of the newest schema, validated."""
+    return dumps(to_plain(run))
+
+
+def to_plain(run: Run) -> Plain:
+    """*run* as KCIDB's objects; ValidationError of jsonschema if they were not: our own fault."""
+    # A third of a second that only this format needs.
+    import kcidb_io
+
+    jobs = {job.job.name: job.job for job in view.by_job(run)}
+    issues, incidents = _known(run)
+    plain: Plain = {
+        "version": {"major": kcidb_io.schema.LATEST.major, "minor": kcidb_io.schema.LATEST.minor},
+        "checkouts": _unique(_checkout(run, job) for job in jobs.values()),
+        "builds": _unique(_build(run, job) for job in jobs.values()),
+        "tests": [_test(run, jobs[result.job], result) for result in run.results],
+        "issues": issues,
+        "incidents": incidents,
+    }
+    kcidb_io.schema.LATEST.validate(plain)
+    return plain
+
+
+def _id(*parts: str) -> str:
+    """An identifier of an object: the same parts always give the same."""
+    return f"{ORIGIN}:{hashlib.sha256(chr(0).join(parts).encode('utf-8', 'replace')).hexdigest()[:32]}"
+
+
+def _unique(objects: Iterable[Plain]) -> list[Plain]:
+    return list({one["id"]: one for one in objects}.values())
+
+
+def _text(raw: str) -> str:
+    return names.name(raw)
+
+
+def _excerpt(raw: str) -> str:
+    return names.excerpt(raw, _EXCERPT_MOST - 100)
+
+
+def _tree(run: Run, job: JobRecord) -> str:
+    return job.tree or run.info.inputs.tree
+
+
+def _checkout_id(run: Run, job: JobRecord) -> str:
+    return _id("checkout", job.line, _tree(run, job))
+
+
+def _checkout(run: Run, job: JobRecord) -> Plain:
+    tree = _tree(run, job)
+    commit = _COMMIT.search(tree)
+    return {
+        "id": _checkout_id(run, job),
+        "origin": ORIGIN,
+        "comment": _text(tree),
+        "start_time": codec.time_to_text(run.info.started),
+        "valid": True,
+        **({"git_commit_hash": commit[0]} if commit else {}),
+        "misc": {"line": job.line, "tree": tree},
+    }
+
+
+def _build_id(run: Run, job: JobRecord) -> str:
+    return _id(
+        "build", _checkout_id(run, job), job.kernel or job.variant or job.name, job.variant, *job.addons
+    )
+
+
+def _build(run: Run, job: JobRecord) -> Plain:
+    status = "PASS" if not job.problem else "FAIL" if job.applicable else "SKIP"
+    config = "+".join((job.variant, *job.addons)) or job.name
+    return {
+        "id": _build_id(run, job),
+        "checkout_id": _checkout_id(run, job),
+        "origin": ORIGIN,
+        "architecture": "x86_64",
+        "config_name": _text(config),
+        "comment": _text(f"{job.kernel or 'no kernel'}, VFIO no-IOMMU variant {config}"),
+        "status": status,
+        **({"log_excerpt": _excerpt(job.problem)} if job.problem else {}),
+        "misc": {"kernel": job.kernel, "features": list(job.features)},
+    }
+
+
+def _path(result: Result) -> str:
+    """The case as KCIDB spells it: dots between the parts, letters, digits, - and _ within."""
+    address = result.address
+    parts = ("vfio_noiommu", address.suite, address.program, *address.case.split("."))
+    words = (re.sub(r"[^A-Za-z0-9_-]+", "_", part).strip("_") for part in parts)
+    return ".".join(word for word in words if word)
+
+
+def _test_id(run: Run, result: Result) -> str:
+    return _id("test", run.info.id, result.job, str(result.address), str(result.attempt))
+
+
+def _test(run: Run, job: JobRecord, result: Result) -> Plain:
+    evidence = result.splat or result.log
+    topology = job.topology or "no topology"
+    return {
+        "id": _test_id(run, result),
+        "build_id": _build_id(run, job),
+        "origin": ORIGIN,
+        "path": _path(result),
+        "status": _STATUS[result.outcome],
+        "comment": _text(f"{result.address} on {topology}: {result.outcome.value}: {view.reason(result)}"),
+        "start_time": codec.time_to_text(run.info.started),
+        "duration": max(0.0, result.duration),
+        "environment": {
+            "comment": _text(f"QEMU {run.info.inputs.qemu} q35, {topology}, {run.info.inputs.accel}"),
+            "misc": {"topology": job.topology, "accelerator": run.info.inputs.accel},
+        },
+        **({"log_excerpt": _excerpt(evidence)} if evidence else {}),
+        "misc": {
+            "job": names.text(result.job),
+            "outcome": result.outcome.value,
+            "attempt": result.attempt,
+            "confirms": result.confirms,
+            "rerun": names.text(result.rerun),
+            **({"fingerprint": fingerprint(result.splat)} if result.splat else {}),
+        },
+    }
+
+
+def _known(run: Run) -> tuple[list[Plain], list[Plain]]:
+    """The documented failures as issues, and where each of them showed."""
+    issues: dict[str, Plain] = {}
+    incidents = []
+    for result in run.results:
+        if result.outcome is not Outcome.XFAIL:
+            continue
+        issue = _id("issue", str(result.address), result.reason)
+        issues[issue] = {
+            "id": issue,
+            "version": 1,
+            "origin": ORIGIN,
+            "comment": _text(f"{result.address}: {view.reason(result)}"),
+        }
+        incidents.append(
+            {
+                "id": _id("incident", issue, _test_id(run, result)),
+                "origin": ORIGIN,
+                "issue_id": issue,
+                "issue_version": 1,
+                "test_id": _test_id(run, result),
+                "present": True,
+            }
+        )
+    return list(issues.values()), incidents

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The verbs about earlier runs, from the command line to the exit code."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+from history_runs import GOOD, case, make_run
+
+from harness import process
+from harness.cli import seen
+from harness.errors import ExitCode, UsageError
+from harness.results import Outcome, exit_code, load
+from harness.suites import known
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A good run, a worse one and a case that vanished after it."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path / "runs"))
+    root = tmp_path / "runs"
+    make_run(root, 1)
+    make_run(root, 2, {**GOOD, "a": Outcome.FAIL})
+    less = {name: outcome for name, outcome in GOOD.items() if name != "d"}
+    make_run(root, 3, less, results=(case("n", Outcome.PASS),))
+    return root
+
+
+def harness(*words: str) -> process.Completed:
+    done = process.run([sys.executable, "-m", "harness", *words])
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_list_runs(runs: Path) -> None:
+    """Newest first, each with its verdict in the light of the others, as text and as JSON."""
+    (runs / "broken").mkdir()
+    (runs / "broken" / "results.sqlite").write_bytes(b"rubbish" * 999)
+    done = harness("list", "runs")
+    assert [line.split()[:2] for line in done.stdout.splitlines()][:3] == [
+        ["run03", "good"],
+        ["run02", "bad"],
+        ["run01", "good"],
+    ]
+    assert "4 cases in 1 job: 1 FAIL, 1 XFAIL, 1 PASS, 1 SKIP" in done.stdout
+    assert "is damaged" in done.stdout
+    plain = json.loads(harness("list", "runs", "--json").stdout)
+    assert [row["exit_code"] for row in plain[:3]] == ["0", "1", "0"]
+
+
+def test_compare(runs: Path) -> None:
+    """The exit code says whether the second is worse; ids, directories and JSON are all understood."""
+    worse = harness("compare", "run01", "run02")
+    assert worse.status == ExitCode.CASE_FAILED
+    assert worse.stdout.endswith("WORSE: 1 new failure\n")
+    better = harness("compare", str(runs / "run02"), "run03", "--json")
+    assert better.ok
+    assert json.loads(better.stdout)["changes"]["fixed"][0]["address"] == "kselftest:vfio/edu/a"
+    typo = harness("compare", "run01", "run0z")
+    assert (typo.status, typo.stdout) == (ExitCode.USAGE, "")
+    assert "there is no run 'run0z'" in typo.stderr
+
+
+def test_history(runs: Path) -> None:
+    """One case in full, a pattern in short, the nearest name for a typo."""
+    one = harness("history", "kselftest:vfio/edu/a")
+    assert "debian:7.3 cdev edu: .F.  (3 runs: 1 FAIL, 2 PASS)" in one.stdout
+    assert "run02 7.3.4 aa: FAIL" in one.stdout
+    last = harness("history", "kselftest:vfio/edu/*", "--last", "1", "--json")
+    assert len(json.loads(last.stdout)) == 5
+    typo = harness("history", "kselftest:vfio/edv/a")
+    assert typo.status == ExitCode.USAGE
+    assert "did you mean 'kselftest:vfio/edu/a'?" in typo.stderr
+
+
+def test_report_in_the_light_of_the_others(runs: Path) -> None:
+    """The report of an old run says what had changed, and exits as it did."""
+    done = harness("report", "run02")
+    assert done.status == ExitCode.CASE_FAILED
+    assert "compared with run01: 1 new failure" in done.stdout
+    assert "BAD: 1 case failed (1 of them newly)" in done.stdout
+    for form in ("markdown", "html", "junit", "kcidb", "json"):
+        assert harness("report", "run02", "--format", form).stdout
+
+
+def test_accepting_a_loss(runs: Path) -> None:
+    """A loss is bad until somebody says why it is meant."""
+    make_run(runs, 4, {"a": Outcome.PASS})
+    done = harness("report")
+    assert done.status == ExitCode.CASE_FAILED
+    assert "BAD: coverage was lost: 3 cases vanished since run03" in done.stdout
+    assert harness("report", "--accept", " ").status == ExitCode.USAGE
+    accepted = harness("report", "--accept", "they were merged into a")
+    assert accepted.ok
+    assert load(runs / "run04").accepted == "they were merged into a"
+
+
+def test_a_run_can_be_judged_by_itself(runs: Path) -> None:
+    """As a bisect must, which goes back to where cases did not apply yet."""
+    run = load(make_run(runs, 4, {"a": Outcome.PASS, "b": Outcome.SKIP}))
+    alone, among = seen.see(run, compare=False), seen.see(run)
+    assert exit_code(run, alone.background.comparison) is ExitCode.GOOD
+    assert exit_code(run, among.background.comparison) is ExitCode.CASE_FAILED
+
+
+def test_a_history_from_the_future(runs: Path) -> None:
+    """What needs the history refuses with one sentence; a report goes on without it and says so."""
+    harness("list", "runs")
+    connection = sqlite3.connect(runs / "history.sqlite")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    for words in (("list", "runs"), ("history", "kselftest:vfio/edu/a")):
+        done = harness(*words)
+        assert done.status == ExitCode.USAGE
+        assert "history.sqlite was written by a newer vfio-harness" in done.stderr
+    # A run that ends now would not be known to be good; one that is bad is bad.
+    assert seen.see(load(runs / "run01")).exit_code is ExitCode.INFRA
+    assert seen.see(load(runs / "run02")).exit_code is ExitCode.CASE_FAILED
+    done = harness("report", "run01")
+    assert done.ok
+    assert "note: earlier runs are not taken into account" in done.stdout
+    refused = harness("run", "--accel", "tcg", "--tree", "/nonexistent")
+    assert refused.status == ExitCode.USAGE
+    assert "newer vfio-harness" in refused.stderr
+
+
+def test_a_corrupt_history(runs: Path) -> None:
+    """It is moved aside with one sentence, and the answer is the same."""
+    before = harness("list", "runs").stdout
+    (runs / "history.sqlite").write_bytes(b"rubbish" * 999)
+    done = harness("list", "runs")
+    assert (done.ok, done.stdout) == (True, before)
+    assert len(done.stderr.splitlines()) == 1
+    assert "made anew from the run directories" in done.stderr
+
+
+def test_corrupt_known_issues(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run is refused before it begins; finished results are reported all the same, with a note."""
+    path = tmp_path / "known-issues.yaml"
+    path.write_text("issues:\n  - case: [\n")
+    monkeypatch.setattr(known, "_SHIPPED", path)
+    known.shipped_issues.cache_clear()
+    try:
+        with pytest.raises(UsageError, match=r"known-issues\.yaml:\d+: not valid YAML"):
+            seen.check_history()
+        found = seen.see(load(runs / "run01"))
+        assert found.trouble is None
+        assert "the known issues cannot be read" in found.background.notes[0]
+    finally:
+        known.shipped_issues.cache_clear()
+
+
+def test_no_runs_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing was run yet the verbs say so."""
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path / "runs"))
+    assert harness("list", "runs").stdout.strip() == ""
+    assert "there are no runs in" in harness("history", "x").stderr
+    assert "there is no run 'a'" in harness("compare", "a", "b").stderr
