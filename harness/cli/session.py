@@ -332,13 +332,13 @@ class Session:
             check_cases(plan)
         with self._begin(plan) as store:
             self._record_jobs(store)
-            if not plan.jobs:
+            if not to_do(plan):
                 store.finish(judge(dataclasses.replace(store.read(), state=State.FINISHED)))
         began = time.monotonic()
         status = pytest.ExitCode.OK
         if self._goes_on is not None and not to_do(plan):
             self.say("nothing is left to do in this run")
-        elif plan.jobs:
+        elif to_do(plan):
             with (
                 contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout),
                 tolerant_stdout(),
