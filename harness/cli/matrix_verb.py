@@ -13,8 +13,9 @@ from click.shell_completion import CompletionItem
 
 from harness import paths
 from harness.cli import options, output
+from harness.cli.engine import PytestOptions
 from harness.cli.moment import parse_moment
-from harness.cli.session import PytestOptions, Session
+from harness.cli.session import Session
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes
 from harness.errors import UsageError, nearest
 from harness.matrix import SHIPPED, Entry, Matrix, load_matrix, matrix_names

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from harness.cli import options
-from harness.cli.session import PytestOptions, Session
+from harness.cli.engine import PytestOptions
+from harness.cli.session import Session
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish
 from harness.plan import Isolation
 

@@ -21,14 +21,15 @@ import harness
 from harness import paths
 from harness.builder import Builder
 from harness.cli import planning
+from harness.cli.engine import PytestOptions, run_pytest
 from harness.cli.expected import expected_seconds
 from harness.cli.output import emit, tell, tolerant_stdout
 from harness.cli.plan_table import PlannedKernel, plan_of_job, show_plan
 from harness.cli.planning import Planned
+from harness.cli.remaining import done_in, jobs_with_a_chance
 from harness.cli.seen import check_history, see
 from harness.cli.timing import phase_line, processor_line
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, save_wishes
-from harness.cli.workers import default_workers
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
 from harness.kernel.store import Built, KernelPlan
 from harness.kernel.trees import KernelTree
@@ -38,53 +39,11 @@ from harness.machine.topology import load_topology
 from harness.plan import Job, Plan
 from harness.results import Inputs, JobRecord, Run, RunInfo, RunStore, State, judge, load
 from harness.suites.catalogue import check_cases, check_patterns, check_suites, to_do
-from harness.suites.probes import SUITE as PROBES
 
 PLAN_FILE = "plan.json"
 JUNIT_FILE = "junit.xml"
 JSON_FILE = "run.json"
 HTML_FILE = "report.html"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PytestOptions:
-    """What of pytest the verb passes on."""
-
-    keyword: str | None = None
-    exit_first: bool = False
-    last_failed: bool = False
-    workers: int | None = None
-    """None: as many as suit the plan and the host."""
-    collect_only: bool = False
-    verbose: bool = False
-    extra: tuple[str, ...] = ()
-
-    @property
-    def narrowed(self) -> bool:
-        """Whether pytest will choose, or behave, in a way that the plan does not tell."""
-        return bool(self.keyword or self.exit_first or self.last_failed or self.extra)
-
-    def workers_for(self, plan: Plan) -> int:
-        """How many workers *plan* gets; 0: it runs in this process."""
-        if self.workers is not None:
-            return self.workers
-        return 0 if self.narrowed or self.collect_only else default_workers(plan)
-
-    def arguments(self, plan: Plan, path: Path) -> list[str]:
-        """pytest's command line for *plan*, which is saved as *path*."""
-        ini = Path(harness.__file__).parent / "plugin" / "pytest.ini"
-        root = paths.guest_dir().parent
-        words = ["-p", "harness.plugin", f"--plan={path}", f"--config-file={ini}", f"--rootdir={root}"]
-        words += ["-o", f"cache_dir={paths.cache_dir() / 'pytest'}", "--tb=no", "-rN", "--no-header"]
-        words += ["-k", self.keyword] if self.keyword else []
-        words += ["-x"] if self.exit_first else []
-        words += ["--lf"] if self.last_failed else []
-        workers = self.workers_for(plan)
-        spread = ["-n", str(workers), "--dist", "loadgroup", "--no-loadscope-reorder"]
-        words += spread if workers else ["-p", "no:xdist"]
-        words += ["--collect-only", "-q"] if self.collect_only else []
-        words += ["-v"] if self.verbose else []
-        return [*words, *self.extra]
 
 
 class Session:
@@ -315,7 +274,7 @@ class Session:
             self._store(Path(directory)).close()
             path = Path(directory) / PLAN_FILE
             plan.save(path)
-            status = _run_pytest(passed_on.arguments(plan, path))
+            status = run_pytest(passed_on.arguments(plan, path))
         if status is pytest.ExitCode.NO_TESTS_COLLECTED:
             raise UsageError("no case matches what was asked for", hint="see: vfio-harness list cases")
         return self._worst_problem() if status is pytest.ExitCode.OK else ExitCode.USAGE
@@ -344,7 +303,7 @@ class Session:
                 tolerant_stdout(),
                 self._builder(),
             ):
-                status = _run_pytest(passed_on.arguments(plan, self.run_dir / PLAN_FILE))
+                status = run_pytest(passed_on.arguments(plan, self.run_dir / PLAN_FILE))
                 if self._conduct.confirm and status in _RAN:
                     self._second_chance(plan, passed_on)
         self._phases["test"] = time.monotonic() - began
@@ -357,7 +316,7 @@ class Session:
     def _second_chance(self, plan: Plan, passed_on: PytestOptions) -> None:
         """Run once more what had no chance for reasons of ours, such as a worker that died."""
         run = load(self.run_dir)
-        again = dataclasses.replace(plan, done=done_in(run), jobs=_jobs_with_a_chance(plan, run))
+        again = dataclasses.replace(plan, done=done_in(run), jobs=jobs_with_a_chance(plan, run))
         left = len(to_do(again))
         late = plan.until is not None and time.time() > plan.until
         if run.state is not State.FINISHED or not left or late:
@@ -366,7 +325,7 @@ class Session:
         again.save(self.run_dir / PLAN_FILE)
         with RunStore.open(self.run_dir) as store:
             store.go_on()
-        _run_pytest(passed_on.arguments(again, self.run_dir / PLAN_FILE))
+        run_pytest(passed_on.arguments(again, self.run_dir / PLAN_FILE))
         plan.save(self.run_dir / PLAN_FILE)
 
     def _builder(self) -> contextlib.AbstractContextManager[object]:
@@ -500,30 +459,6 @@ class Session:
 _RAN = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
 
-def _jobs_with_a_chance(plan: Plan, run: Run) -> tuple[Job, ...]:
-    """The jobs whose kernel was built and boots."""
-    hopeless = {job.name for job in run.jobs if job.problem}
-    hopeless |= {case.job for case in run.cases if case.address.case == "boots" and case.outcome.is_failure}
-    return tuple(job for job in plan.jobs if job.name not in hopeless)
-
-
-def done_in(run: Run) -> tuple[str, ...]:
-    """What of its plan *run* has finished, as Plan.done names it: what had its chance."""
-    done: dict[str, bool] = {}
-    for case in run.cases:
-        probe = case.address.suite == PROBES
-        name = f"{case.job} {case.address if probe else case.address.program_path}"
-        done[name] = done.get(name, True) and not case.outcome.is_infra
-    return tuple(name for name, is_done in done.items() if is_done)
-
-
 def _slug(text: str) -> str:
     """*text* as part of a file's or a job's name."""
     return re.sub(r"[^\w.+~-]+", "-", text)
-
-
-def _run_pytest(arguments: list[str]) -> pytest.ExitCode:
-    """Run pytest in this process; its exit code matters only where no results are stored."""
-    # The caller's own default options are for the caller's own tests.
-    os.environ.pop("PYTEST_ADDOPTS", None)
-    return pytest.ExitCode(pytest.main(arguments))
