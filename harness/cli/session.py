@@ -252,7 +252,8 @@ class Session:
         jobs = [plan_of_job(job, plan) for job in plan.jobs]
         with tolerant_stdout():
             show_plan(sys.stdout, kernels, jobs, passed_on.workers_for(plan) or 1)
-        return self._worst_problem()
+        broken = [p for p in self._planned.values() if p.problem and not isinstance(p.problem, NotApplicable)]
+        return self._worst_problem() if broken or not jobs else ExitCode.GOOD
 
     def _plan_of_kernel(self, planned: Planned) -> PlannedKernel:
         fate = "in the store" if planned.is_built else "to be built"
@@ -286,18 +287,19 @@ class Session:
     def test(self, passed_on: PytestOptions, as_json: bool) -> int:
         """Run the plan and say what came of it."""
         plan = self._plan()
+        work = to_do(plan)
         self._narrowed = passed_on.narrowed
         if plan.jobs:
             check_cases(plan)
         with self._begin(plan) as store:
             self._record_jobs(store)
-            if not to_do(plan):
+            if not work:
                 store.finish(judge(dataclasses.replace(store.read(), state=State.FINISHED)))
         began = time.monotonic()
         status = pytest.ExitCode.OK
-        if self._goes_on is not None and not to_do(plan):
+        if self._goes_on is not None and not work:
             self.say("nothing is left to do in this run")
-        elif to_do(plan):
+        elif work:
             with (
                 contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout),
                 tolerant_stdout(),
