@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness import process
+from harness import paths, process
 from harness.errors import InfraError, UsageError, nearest
 
 _ENV = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
@@ -49,6 +49,11 @@ def repository_root(directory: Path) -> Path:
     if not done.ok:
         raise UsageError(f"{directory} is not a git repository: {_reason(done)}")
     return Path(done.stdout.strip()).resolve()
+
+
+def place_of(root: Path) -> Path:
+    """Where the cache keeps worktrees of the repository *root* (see `repository_root`)."""
+    return paths.cache_dir() / "worktrees" / hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
 
 
 def _reason(done: process.Completed) -> str:

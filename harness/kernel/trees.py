@@ -250,8 +250,7 @@ def _open_ref(repository: Path, ref: str) -> KernelTree:
     version = read_version(gittree.show(repository, state.commit, "Makefile"))
     line = ".".join(version.split(".")[:2])
     root = gittree.repository_root(repository)
-    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
-    path = paths.cache_dir() / "worktrees" / place / re.sub(r"[^\w.-]", "-", line)
+    path = gittree.place_of(root) / re.sub(r"[^\w.-]", "-", line)
     # Neighbours in a history mostly share their configuration and their selftests.
     config, selftests = gittree.files_digest(root, state.commit, _KCONFIG_INPUT, _SELFTEST_INPUT)
     tree = KernelTree(
