@@ -22,7 +22,7 @@ from harness.plan import Isolation
 @options.case_option
 @options.kernel_options
 @options.machine_options
-@click.option("-k", "keyword", metavar="EXPR", help="pytest's -k: only items whose names match.")
+@options.keyword_option
 @click.option("-x", "exit_first", is_flag=True, help="Stop at the first bad result.")
 @click.option("--lf", "last_failed", is_flag=True, help="Only what failed last time.")
 @options.workers_option
