@@ -33,6 +33,21 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = 130
 
 
+GIT_SKIP, GIT_ABORT = 125, 128
+"""What `git bisect run` takes for untestable, and for a reason to stop."""
+
+
+def for_git_bisect(code: int) -> int:
+    """An exit code in git's words: it takes every status from 1 to 127 but 125 for bad."""
+    return (
+        {ExitCode.USAGE: GIT_ABORT, ExitCode.INFRA: GIT_SKIP, ExitCode.KERNEL: GIT_SKIP}.get(
+            ExitCode(code), code
+        )
+        if code in tuple(ExitCode)
+        else code
+    )
+
+
 class HarnessError(Exception):
     """One clear sentence for the user, and what to do about it."""
 

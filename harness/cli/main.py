@@ -19,11 +19,13 @@ import click
 
 import harness
 from harness.cli.output import complain, tell, wants_colour
-from harness.errors import ExitCode, HarnessError, nearest
+from harness.errors import ExitCode, HarnessError, for_git_bisect, nearest
 
 VERBS = {
     "run": "Build, boot and test: the one-shot for a developer with a patch.",
     "matrix": "Build, boot and test a whole matrix of jobs: the nightly.",
+    "bisect": "Find the commit that broke, or fixed, a case: unattended, in a worktree of its own.",
+    "bisect-step": "Judge the tree as it is, for `git bisect run`.",
     "build": "Build the kernel of a variant into the store.",
     "shell": "Open a shell in a VM, on the same machine that run uses.",
     "list": "List variants, topologies, matrices, suites, cases, kernels or runs.",
@@ -55,7 +57,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"harness.cli.{cmd_name}_verb").command
+        command = importlib.import_module(f"harness.cli.{cmd_name.replace('-', '_')}_verb").command
         assert isinstance(command, click.Command)
         return command
 
@@ -98,27 +100,33 @@ def main() -> NoReturn:
     """Run a verb and exit with its code; SIGTERM is handled like Ctrl-C: what is finished is kept."""
     signal.signal(signal.SIGTERM, _terminate)
     _log_to_stderr()
+    code = _run()
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    sys.exit(for_git_bisect(code) if verb == "bisect-step" else code)
+
+
+def _run() -> int:
+    """Run a verb; its exit code, or that of the error that it ended with."""
     try:
-        code = app(standalone_mode=False, color=wants_colour())
-        sys.exit(int(code or 0))
+        return int(app(standalone_mode=False, color=wants_colour()) or 0)
     except HarnessError as error:
         complain(error.message, error.hint)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         tell(error.format_message())
-        sys.exit(ExitCode.USAGE)
+        return ExitCode.USAGE
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         complain(error.format_message(), f"see: {context.command_path} --help" if context else None)
-        sys.exit(ExitCode.USAGE)
+        return ExitCode.USAGE
     except (KeyboardInterrupt, click.Abort):
         complain("interrupted")
-        sys.exit(ExitCode.INTERRUPTED)
+        return ExitCode.INTERRUPTED
     except Exception:
         # Ours, whatever it is: never the kernel's fault, and never exit code 1.
         traceback.print_exc()
         complain("the harness itself failed", "please report this with the lines above")
-        sys.exit(ExitCode.INFRA)
+        return ExitCode.INFRA
 
 
 if __name__ == "__main__":

@@ -101,6 +101,13 @@ def case_option(function: F) -> F:
     )(function)
 
 
+def keyword_option(function: F) -> F:
+    """Which of them, in pytest's words."""
+    return click.option("-k", "keyword", metavar="EXPR", help="pytest's -k: only items whose names match.")(
+        function
+    )
+
+
 def run_argument(function: F) -> F:
     """An earlier run, by id or directory."""
     return click.argument("run", required=False, metavar="[RUN]", shell_complete=complete_run)(function)
@@ -188,6 +195,18 @@ def topology_option(multiple: bool) -> Callable[[F], F]:
 
 
 def machine_options(function: F) -> F:
+    """How the VM is run, and whether one may be restored."""
+    return vm_options(
+        click.option(
+            "--snapshots/--no-snapshots",
+            default=True,
+            show_default=True,
+            help="Save a machine when it is ready for its first case, and restore it instead of booting.",
+        )(function)
+    )
+
+
+def vm_options(function: F) -> F:
     """How the VM is run."""
     return _apply(
         (
@@ -205,12 +224,6 @@ def machine_options(function: F) -> F:
                 show_default=True,
                 help="Where the guest's user space comes from: image is small and boots fast, virtme is this "
                 "host's own root, read-only, with all your tools.",
-            ),
-            click.option(
-                "--snapshots/--no-snapshots",
-                default=True,
-                show_default=True,
-                help="Save a machine when it is ready for its first case, and restore it instead of booting.",
             ),
             click.option(
                 "--cpus", type=click.IntRange(1, 64), default=DEFAULT_CPUS, show_default=True, metavar="N"

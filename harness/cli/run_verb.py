@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from harness.cli import options
+from harness.cli import options, series_runs
 from harness.cli.engine import PytestOptions
 from harness.cli.session import Session
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish
@@ -22,12 +23,19 @@ from harness.plan import Isolation
 @options.case_option
 @options.kernel_options
 @options.machine_options
-@click.option("-k", "keyword", metavar="EXPR", help="pytest's -k: only items whose names match.")
+@options.keyword_option
 @click.option("-x", "exit_first", is_flag=True, help="Stop at the first bad result.")
 @click.option("--lf", "last_failed", is_flag=True, help="Only what failed last time.")
 @options.workers_option
 @options.isolation_option
 @options.confirm_option(default=False)
+@click.option(
+    "--series",
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="Apply these patches (an mbox, or format-patch's directory) to --tree first, in the cache.",
+)
+@click.option("--each", is_flag=True, help="With --series: run after every patch, not only after the last.")
 @click.option("--collect-only", is_flag=True, help="Show what would run; boots nothing.")
 @click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
 @options.junit_option
@@ -56,6 +64,8 @@ def command(
     workers: int | None,
     isolation: str,
     confirm: bool,
+    series: Path | None,
+    each: bool,
     collect_only: bool,
     verbose: bool,
     junit: Path | None,
@@ -73,7 +83,14 @@ def command(
       vfio-harness run
       vfio-harness run --tree ~/linux --variant group-cdev --variant cdev -n 2
       vfio-harness run --topology iommu-intel --suite probes -k viommu -- --durations=5
+      vfio-harness run --tree ~/linux@v7.3 --series v2.mbox --each
     """
+    series_runs.check_each(series, each=each, as_json=as_json, junit=junit, collect=collect_only)
+    if series is not None:
+        repository, patches = series_runs.apply(tree, series)
+        if each:
+            return series_runs.run_each(repository, patches, series_runs.without_series(sys.argv[1:]))
+        tree = series_runs.spec_of(repository, patches[-1])
     kernels = [
         KernelWish(tree=tree, variant=v, addons=addons, configs=configs, jobs=jobs)
         for v in dict.fromkeys(variants)

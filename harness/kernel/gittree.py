@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness import process
+from harness import paths, process
 from harness.errors import InfraError, UsageError, nearest
 
 _ENV = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
@@ -29,19 +30,30 @@ class GitState:
     changes: dict[str, str] = dataclasses.field(default_factory=dict)  # path -> digest of its content
 
 
-def _git(directory: Path, arguments: Sequence[str]) -> process.Completed:
+def git(
+    directory: Path, arguments: Sequence[str | os.PathLike[str]], env: Mapping[str, str] | None = None
+) -> process.Completed:
+    """Run git in *directory* to its end; *env* is added to its environment.
+
+    No hooks, no questions, no housekeeping, messages in English.
+    """
     if process.find_tool("git") is None:
         raise InfraError("git is missing", hint="install git")
-    argv = ["git", "-c", "core.hooksPath=/dev/null", "-C", os.fspath(directory), *arguments]
-    return process.run(argv, env=_ENV)
+    settings = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "maintenance.auto=false"]
+    return process.run(["git", *settings, "-C", directory, *arguments], env={**_ENV, **(env or {})})
 
 
 def repository_root(directory: Path) -> Path:
     """The directory that all worktrees of a repository share; UsageError when *directory* is in none."""
-    done = _git(directory, ["rev-parse", "--path-format=absolute", "--git-common-dir"])
+    done = git(directory, ["rev-parse", "--path-format=absolute", "--git-common-dir"])
     if not done.ok:
         raise UsageError(f"{directory} is not a git repository: {_reason(done)}")
     return Path(done.stdout.strip()).resolve()
+
+
+def place_of(root: Path) -> Path:
+    """Where the cache keeps worktrees of the repository *root* (see `repository_root`)."""
+    return paths.cache_dir() / "worktrees" / hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
 
 
 def _reason(done: process.Completed) -> str:
@@ -56,10 +68,10 @@ def read_state(path: Path) -> GitState | None:
     """
     if not (path / ".git").exists():
         return None
-    commit = _git(path, ["rev-parse", "--verify", "HEAD^{commit}"])
+    commit = git(path, ["rev-parse", "--verify", "HEAD^{commit}"])
     if not commit.ok:
         raise UsageError(f"git cannot read {path}: {_reason(commit)}")
-    status = _git(path, ["status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all"])
+    status = git(path, ["status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all"])
     status.check("cannot tell whether the tree has local changes")
     changed = [entry[3:] for entry in status.stdout.split("\0") if entry]
     return GitState(
@@ -79,16 +91,16 @@ def _content_digest(path: Path) -> str:
 
 
 def _describe(path: Path, commit: str) -> str:
-    done = _git(path, ["describe", "--tags", "--always", "--abbrev=12", commit])
+    done = git(path, ["describe", "--tags", "--always", "--abbrev=12", commit])
     return done.stdout.strip() if done.ok else commit[:12]
 
 
 def resolve(repository: Path, ref: str) -> GitState:
     """The commit that *ref* names; UsageError with the nearest ref name when it names none."""
     repository_root(repository)
-    done = _git(repository, ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"])
+    done = git(repository, ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"])
     if not done.ok:
-        names = _git(repository, ["for-each-ref", "--format=%(refname:short)"]).stdout.split()
+        names = git(repository, ["for-each-ref", "--format=%(refname:short)"]).stdout.split()
         raise UsageError(f"{repository} has no ref {ref!r}", hint=nearest(ref, names) if names else None)
     commit = done.stdout.strip()
     name = ref if commit.startswith(ref) else f"{ref} ({commit[:12]})"
@@ -97,10 +109,22 @@ def resolve(repository: Path, ref: str) -> GitState:
 
 def show(repository: Path, commit: str, path: str) -> str:
     """The text of a file in a commit; UsageError when the commit has no such file."""
-    done = _git(repository, ["show", f"{commit}:{path}"])
+    done = git(repository, ["show", f"{commit}:{path}"])
     if not done.ok:
         raise UsageError(f"{repository} at {commit[:12]} is not a Linux source tree: {_reason(done)}")
     return done.stdout
+
+
+def files_digest(repository: Path, commit: str, *patterns: re.Pattern[str]) -> tuple[str, ...]:
+    """One digest per pattern: of the names and contents of the commit's files that it matches whole."""
+    done = git(repository, ["ls-tree", "-r", "-z", "--full-tree", commit])
+    done.check(f"cannot list the files of {commit[:12]}")
+    entries = [(line, line.partition("\t")[2]) for line in done.stdout.split("\0") if line]
+    digests = []
+    for pattern in patterns:
+        lines = [line for line, name in entries if pattern.fullmatch(name)]
+        digests.append(hashlib.sha256("\0".join(lines).encode()).hexdigest())
+    return tuple(digests)
 
 
 def check_out(repository: Path, path: Path, commit: str) -> None:
@@ -109,15 +133,15 @@ def check_out(repository: Path, path: Path, commit: str) -> None:
     git touches only the files that differ, so objects built from the others stay valid.
     """
     if (path / ".git").exists():
-        head = _git(path, ["rev-parse", "HEAD"])
+        head = git(path, ["rev-parse", "HEAD"])
         if head.ok and head.stdout.strip() == commit and not _is_changed(path):
             return
-        done = _git(path, ["checkout", "--quiet", "--force", "--detach", commit])
+        done = git(path, ["checkout", "--quiet", "--force", "--detach", commit])
         if done.ok:
-            _git(path, ["clean", "--quiet", "-ffdx"]).check("cannot clean the worktree in the cache")
+            git(path, ["clean", "--quiet", "-ffdx"]).check("cannot clean the worktree in the cache")
             return
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = _git(repository, ["worktree", "add", "--quiet", "--force", "--detach", os.fspath(path), commit])
+    done = git(repository, ["worktree", "add", "--quiet", "--force", "--detach", os.fspath(path), commit])
     done.check(f"cannot check out {commit[:12]} in the cache")
 
 
@@ -126,11 +150,11 @@ def remove_worktree(path: Path) -> None:
 
     Touches nothing else: `git worktree prune` would also forget the user's own on a disk that is not mounted.
     """
-    root = _git(path, ["rev-parse", "--path-format=absolute", "--git-common-dir"])
+    root = git(path, ["rev-parse", "--path-format=absolute", "--git-common-dir"])
     if root.ok:
-        _git(Path(root.stdout.strip()), ["worktree", "remove", "--force", "--force", os.fspath(path)])
+        git(Path(root.stdout.strip()), ["worktree", "remove", "--force", "--force", os.fspath(path)])
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_changed(path: Path) -> bool:
-    return bool(_git(path, ["status", "--porcelain", "--untracked-files=all"]).stdout)
+    return bool(git(path, ["status", "--porcelain", "--untracked-files=all"]).stdout)

@@ -39,6 +39,7 @@ _KINDS = {
     "images": "*",
     "snapshots": "*",
     "bench": "*",
+    "tests": "*",
 }
 """Directories of the cache, and where in them the entries are."""
 

@@ -250,16 +250,16 @@ def _open_ref(repository: Path, ref: str) -> KernelTree:
     version = read_version(gittree.show(repository, state.commit, "Makefile"))
     line = ".".join(version.split(".")[:2])
     root = gittree.repository_root(repository)
-    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
-    path = paths.cache_dir() / "worktrees" / place / re.sub(r"[^\w.-]", "-", line)
-    identity = _digest("git", state.commit, {})
+    path = gittree.place_of(root) / re.sub(r"[^\w.-]", "-", line)
+    # Neighbours in a history mostly share their configuration and their selftests.
+    config, selftests = gittree.files_digest(root, state.commit, _KCONFIG_INPUT, _SELFTEST_INPUT)
     tree = KernelTree(
         path=path,
         kind=TreeKind.WORKTREE,
         version=version,
-        identity=identity,
-        config_identity=identity,
-        selftest_identity=identity,
+        identity=_digest("git", state.commit, {}),
+        config_identity=_digest("files", config, {}),
+        selftest_identity=_digest("files", selftests, {}),
         label=state.name,
         repository=root,
         commit=state.commit,

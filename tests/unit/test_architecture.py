@@ -33,6 +33,7 @@ LAYERS = {
     "suites": 5,
     "report": 5,
     "bench": 6,
+    "bisect": 6,
     "matrix": 6,
     "plugin": 6,
     "cli": 7,

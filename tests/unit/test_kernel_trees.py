@@ -163,6 +163,19 @@ def test_held_worktree_is_put_back_to_its_commit(repository: Path) -> None:
         assert "two" not in (one.path / "init" / "main.c").read_text(encoding="utf-8")
 
 
+def test_neighbouring_commits_share_their_configuration(repository: Path) -> None:
+    """A commit shares its parent's configuration and selftests unless it touches what decides them."""
+    source, kconfig = repository / "init" / "main.c", repository / "Kconfig"
+    opened = [open_tree(f"{repository}@main")]
+    for path in (source, kconfig):
+        path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        git(repository, "commit", "--quiet", "--all", "--message=next")
+        opened.append(open_tree(f"{repository}@main"))
+    assert len({tree.identity for tree in opened}) == 3
+    assert opened[0].config_identity == opened[1].config_identity != opened[2].config_identity
+    assert opened[0].selftest_identity == opened[1].selftest_identity
+
+
 def test_other_worktrees_of_the_user_stay_known(repository: Path, tmp_path: Path) -> None:
     """A worktree of the user's whose disk is away is not forgotten for the sake of ours."""
     git(repository, "worktree", "add", "--quiet", str(tmp_path / "theirs"))

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The real Judge: builds a commit into the store, and runs the cases in a fresh VM.
+
+The build happens in this process, where its errors are values.  The test is a `vfio-harness run` of its own:
+pytest keeps state between two calls in one process, a harness that dies takes only one VM's word with it, and
+the run directory that is left is the one that people know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import harness
+from harness import process
+from harness.bisect.hunt import Prepared
+from harness.bisect.looking import observe
+from harness.bisect.model import Observation, Sight
+from harness.deadline import Deadline
+from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
+from harness.kernel.kconfig import read_fragment
+from harness.kernel.make import Progress
+from harness.kernel.store import Kernel, provide_kernel
+from harness.kernel.trees import open_tree
+from harness.kernel.variants import load_catalogue
+from harness.results import load
+
+BOOT_CASE = "probes/nodes/iommufd_node_is_for_its_group"
+"""What is run when the boot alone counts: it applies to every variant."""
+
+_FOREVER = 24 * 3600.0
+"""Every part of a run has a limit of its own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How a commit is tested."""
+
+    variant: str
+    addons: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
+    jobs: int
+    machine: tuple[str, ...] = ()
+    """Options of `run`."""
+    suites: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    """What was asked for, until the hunt knows better."""
+    keyword: str = ""
+    boot: bool = False
+    selftests: bool = False
+    """Whether the suites need the tree's own selftests."""
+
+    def options(self, hunted: Sequence[str] = ()) -> list[str]:
+        """The options of `run`, but for the tree."""
+        words = ["--variant", self.variant]
+        words += [word for addon in self.addons for word in ("--with", addon)]
+        words += [word for config in self.configs for word in ("--config", config)]
+        words += self.machine
+        words += [word for suite in self.suites for word in ("--suite", suite)]
+        words += [word for case in hunted or self.cases for word in ("--case", case)]
+        words += ["-k", self.keyword] if self.keyword and not hunted else []
+        return words
+
+
+BuildShown = Callable[[str], contextlib.AbstractContextManager[Progress]]
+
+
+class RealJudge:
+    """Builds kernels and boots VMs."""
+
+    def __init__(self, spec_of: Callable[[str], str], trial: Trial, runs: Path, shown: BuildShown) -> None:
+        self._spec_of = spec_of
+        self._trial = trial
+        self._runs = runs
+        self._shown = shown
+
+    def prepare(self, commit: str) -> Prepared | Observation:
+        """Build *commit*, or say why that cannot be."""
+        began = time.monotonic()
+        trial = self._trial
+        try:
+            with self._shown(commit[:12]) as progress:
+                kernel = provide_kernel(
+                    open_tree(self._spec_of(commit)),
+                    load_catalogue().variant(trial.variant),
+                    trial.addons,
+                    [read_fragment(Path(config)) for config in trial.configs],
+                    jobs=trial.jobs,
+                    progress=progress,
+                    with_selftests=trial.selftests,
+                )
+        except (KernelError, InfraError, UsageError) as error:
+            seconds = time.monotonic() - began
+            return Observation(
+                sight=_sight_of(error), why=error.message, hint=error.hint or "", seconds=seconds
+            )
+        return Prepared(content=content_of(kernel), seconds=time.monotonic() - began)
+
+    def look(self, commit: str, hunted: Sequence[str]) -> Observation:
+        """Boot it in a fresh VM and run *hunted*, or what was asked for."""
+        self._runs.mkdir(parents=True, exist_ok=True)
+        words = [
+            "run",
+            "--json",
+            "--no-compare",
+            "-n",
+            "0",
+            "--no-snapshots",
+            "--tree",
+            self._spec_of(commit),
+        ]
+        began = time.monotonic()
+        done = self._run(
+            [*words, *self._trial.options(hunted)], f"{len(list(self._runs.iterdir()))}-{commit[:12]}"
+        )
+        seconds = time.monotonic() - began
+        directory = _directory_in(done.stdout)
+        if directory:
+            return observe(load(Path(directory)), hunted=hunted, boot=self._trial.boot, seconds=seconds)
+        return _without_run(done, seconds)
+
+    def _run(self, words: Sequence[str], name: str) -> process.Completed:
+        """`vfio-harness WORDS`, with what it says kept beside its runs."""
+        package = Path(harness.__file__).resolve().parent.parent
+        paths = os.pathsep.join(filter(None, [os.fspath(package), os.environ.get("PYTHONPATH", "")]))
+        env = {"VFIO_HARNESS_RUNS": os.fspath(self._runs), "PYTHONPATH": paths}
+        argv = [sys.executable, "-P", "-m", "harness", *words]
+        out, err = (self._runs / f"{name}.{stream}" for stream in ("json", "log"))
+        with (
+            out.open("wb") as stdout,
+            err.open("wb") as stderr,
+            process.spawn(argv, env=env, stdout=stdout, stderr=stderr, whole_group=True) as child,
+        ):
+            child.wait(Deadline.after(_FOREVER))
+            status = child.status
+        text, log = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
+        out.unlink()
+        return process.Completed(tuple(argv), status if status is not None else -9, text, log)
+
+
+def _sight_of(error: HarnessError) -> Sight:
+    match error:
+        case InfraError():
+            return Sight.NO_CHANCE
+        case NotApplicable() | UsageError():
+            # Names were checked before: what is wrong now is that this commit lacks what is asked of it.
+            return Sight.MISSING
+        case _:
+            return Sight.UNBUILDABLE
+
+
+def _directory_in(text: str) -> str:
+    """The run directory that a JSON report names; empty when it is none."""
+    with contextlib.suppress(ValueError):
+        plain = json.loads(text)
+        if isinstance(plain, dict):
+            return str(plain.get("directory", ""))
+    return ""
+
+
+def _without_run(done: process.Completed, seconds: float) -> Observation:
+    """What a run came to that left no report."""
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    error = next((line for line in said if line.startswith("error: ")), said[-1] if said else done.ending)
+    why = error.removeprefix("error: ")
+    if done.status == ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    sight = (
+        Sight.MISSING
+        if done.status == ExitCode.USAGE and why.startswith("no case matches")
+        else Sight.NO_CHANCE
+    )
+    return Observation(sight=sight, why=why, seconds=seconds)
+
+
+def content_of(kernel: Kernel) -> str:
+    """A digest of all of *kernel* that a guest can see.
+
+    The linker's build-id is a digest of vmlinux.  Builds carry fixed stamps and no commit, so equal code is
+    an equal image.
+    """
+    parts = [kernel.build_id, os.fspath(kernel.selftests.name) if kernel.selftests else ""]
+    if kernel.modules_dir is not None:
+        parts += list(_file_digests(kernel.modules_dir))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _file_digests(directory: Path) -> Iterator[str]:
+    for path in sorted(directory.rglob("*.ko*")):
+        with path.open("rb") as file:
+            yield f"{path.relative_to(directory)} {hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What `bisect` and `bisect-step` ask for alike: which cases, of which kernel, on which machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from harness.cli import options, planning
+from harness.cli.wishes import MachineWish
+from harness.errors import UsageError, nearest
+from harness.suites.catalogue import check_patterns, check_suites, suite_names
+from harness.suites.probes import SUITE as PROBES
+from harness.suites.probes import probe_cases
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def case_options(function: F) -> F:
+    """What is judged, and how carefully."""
+    suite = click.option(
+        "--suite",
+        "suites",
+        multiple=True,
+        metavar="NAME",
+        help="A suite to run; see: list suites. Repeatable.  [default: what the cases name, else probes]",
+    )
+    boot = click.option(
+        "--boot",
+        is_flag=True,
+        help="The boot itself: a kernel that dies or complains before its guest answers is bad.",
+    )
+    repeat = click.option(
+        "--repeat",
+        type=click.IntRange(min=2),
+        default=3,
+        show_default=True,
+        metavar="N",
+        help="How many VMs judge a commit about which two disagree.",
+    )
+    function = options.case_option(options.keyword_option(boot(repeat(function))))
+    function = options.topology_option(multiple=False)(suite(function))
+    return options.variant_option(multiple=False)(function)
+
+
+def repository_of(tree: str | None) -> Path:
+    """The directory that --tree names; UsageError when it can have no history."""
+    if tree is None:
+        return Path.cwd()
+    if tree.startswith("debian:"):
+        raise UsageError(
+            f"{tree} is a package without a history", hint="give --tree a git repository of Linux"
+        )
+    path = Path(tree).expanduser().absolute()
+    if path.is_file():
+        raise UsageError(f"{path} is a file without a history", hint="give --tree a git repository of Linux")
+    directory, at, ref = tree.rpartition("@")
+    if at and not path.is_dir() and Path(directory).expanduser().is_dir():
+        raise UsageError(
+            f"--tree takes the repository {directory} alone", hint=f"name {ref} with --good or --bad"
+        )
+    return path
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was asked for, to be checked before anything slow begins."""
+
+    variant: str
+    suites: tuple[str, ...]
+    cases: tuple[str, ...]
+    keyword: str
+    boot: bool
+    addons: tuple[str, ...]
+    configs: tuple[Path, ...]
+    machine: MachineWish
+
+    def chosen_suites(self) -> tuple[str, ...]:
+        """Those given, else those that the cases name, else the probes."""
+        heads = [case.partition("/")[0] for case in self.cases]
+        named = [name for name in suite_names() if any(fnmatch.fnmatchcase(name, head) for head in heads)]
+        return tuple(dict.fromkeys(self.suites)) or tuple(named) or (PROBES,)
+
+    def check(self) -> str:
+        """Refuse what cannot be; return why which accelerator is used."""
+        if not (self.cases or self.keyword or self.boot):
+            raise click.UsageError("say what to look at: --case ADDRESS, -k EXPR or --boot")
+        check_suites(self.suites)
+        check_patterns(self.cases, self.chosen_suites() if self.suites else suite_names())
+        self._check_keyword()
+        if planning.wished_variant(self.variant).blocked:
+            raise UsageError(f"variant {self.variant!r} is never built, so there is nothing to bisect")
+        planning.check_addons(self.addons)
+        planning.read_configs(self.configs)
+        qemu, choice = planning.choose(self.machine)
+        planning.check_machine(self.machine, qemu)
+        return choice.reason
+
+    def _check_keyword(self) -> None:
+        """Refuse a single word that is in no probe's name; an expression is taken as it is."""
+        if not self.keyword.isidentifier() or self.chosen_suites() != (PROBES,):
+            return
+        names = {case.name for case in probe_cases()} | {case.module for case in probe_cases()}
+        if not any(self.keyword.lower() in name for name in names):
+            hint = nearest(self.keyword, names)
+            raise UsageError(
+                f"no case matches -k {self.keyword}",
+                hint=hint if hint.startswith("did") else "see: vfio-harness list cases",
+            )

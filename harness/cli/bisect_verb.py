@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`vfio-harness bisect`: find the commit that broke, or fixed, a case."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from harness.bisect import campaign, gitbisect
+from harness.bisect.model import Aim
+from harness.bisect.report import Finding, summary
+from harness.bisect.state import Quarry, State
+from harness.cli import asking, options, planning
+from harness.cli.asking import Asked
+from harness.cli.output import emit, tell
+from harness.cli.progress import build_progress
+from harness.cli.wishes import MachineWish
+from harness.errors import UsageError
+
+
+@click.command("bisect")
+@click.option(
+    "--tree",
+    metavar="DIR",
+    help="A git repository of Linux, with its history  [default: the current directory]",
+)
+@click.option("--good", metavar="REV", help="A commit where it passes.")
+@click.option("--bad", metavar="REV", help="A commit where it fails.")
+@asking.case_options
+@click.option("--find-fix", is_flag=True, help="The bad end is the older one: find what made it pass.")
+@click.option("--first-parent", is_flag=True, help="Follow only the first parent of merges.")
+@click.option(
+    "--skip", "skips", multiple=True, metavar="REV", help="Do not test this one, or range. Repeatable."
+)
+@click.option(
+    "--continue", "go_on", is_flag=True, help="Go on with what was interrupted, as it was asked for."
+)
+@click.option("--reset", is_flag=True, help="Drop what was interrupted.")
+@options.kernel_options
+@options.vm_options
+@click.argument("limits", nargs=-1, metavar="[-- PATH...]", type=click.UNPROCESSED)
+def command(
+    tree: str | None,
+    good: str | None,
+    bad: str | None,
+    variant: str,
+    topology: str,
+    suites: tuple[str, ...],
+    cases: tuple[str, ...],
+    keyword: str | None,
+    boot: bool,
+    repeat: int,
+    find_fix: bool,
+    first_parent: bool,
+    skips: tuple[str, ...],
+    go_on: bool,
+    reset: bool,
+    addons: tuple[str, ...],
+    configs: tuple[Path, ...],
+    jobs: int | None,
+    accel: str,
+    root: str,
+    cpus: int,
+    memory: int | None,
+    qemu: str | None,
+    limits: tuple[str, ...],
+) -> int:
+    """Find the commit that broke a case, or with --find-fix the one that made it pass.
+
+    git bisect chooses the commits, in a worktree of its own: checkout, index and a bisect of your own stay as
+    they are.  Both ends are tested first.  A failure is believed when a second VM shows it too; what does not
+    build or boot, and what the host spoilt, is skipped.  Where one end has no such variant, or the case does
+    not apply there, that counts as not passing.
+
+    It exits with 0 when the commit is found, with 2 when an end is not what it was said to be, and with 4
+    (3: by the host's doing) when what is left cannot be tested.
+
+    \b
+    Examples:
+      vfio-harness bisect --tree ~/linux --good v7.3 --bad HEAD --case probes/get_pa/gap_ends_the_length
+      vfio-harness bisect --good v7.2 --bad v7.3 --find-fix -k cdev_is_named -- drivers/vfio drivers/iommu
+      vfio-harness bisect --good v7.3 --bad master --boot
+      vfio-harness bisect --continue
+    """
+    repository = asking.repository_of(tree)
+    common = gitbisect.find_root(repository)
+    if reset:
+        dropped = campaign.reset(common)
+        tell(
+            f"dropped; its verdicts stay in {dropped}"
+            if dropped
+            else f"no bisect of {repository} is under way"
+        )
+        return 0
+    if go_on:
+        if any((good, bad, suites, cases, keyword, boot, find_fix, first_parent, skips, limits)):
+            raise click.UsageError("--continue goes on as it was asked for: give it nothing but --tree")
+        state, directory = campaign.resume(common, os.fspath(repository))
+        tell(f"going on with {directory}: {len(state.tested)} verdicts so far")
+        return _conduct(state, directory)
+    if good is None or bad is None:
+        raise click.UsageError("say where it passes and where it fails: --good REV --bad REV")
+    machine = MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu)
+    asked = Asked(
+        variant=variant,
+        suites=suites,
+        cases=cases,
+        keyword=keyword or "",
+        boot=boot,
+        addons=addons,
+        configs=configs,
+        machine=machine,
+    )
+    old, new = (gitbisect.find_end(repository, name) for name in ((bad, good) if find_fix else (good, bad)))
+    aim = Aim(find_fix=find_fix, boot=boot, repeat=repeat)
+    quarry = Quarry(
+        repository=os.fspath(repository),
+        root=os.fspath(common),
+        old=old,
+        new=new,
+        paths=_paths(limits),
+        first_parent=first_parent,
+        skips=skips,
+        variant=variant,
+        addons=addons,
+        configs=tuple(os.fspath(config.absolute()) for config in configs),
+        jobs=jobs,
+        machine=tuple(machine.options()),
+        suites=asked.chosen_suites(),
+        cases=cases,
+        keyword=keyword or "",
+    )
+    count = campaign.check_quarry(quarry, aim)
+    accelerator = asked.check()
+    state, directory = campaign.begin(quarry, aim)
+    tell(f"accelerator: {accelerator}")
+    _announce(quarry, aim, count)
+    return _conduct(state, directory)
+
+
+def _paths(limits: Sequence[str]) -> tuple[str, ...]:
+    options_among = [word for word in limits if word.startswith("--")]
+    if options_among:
+        raise UsageError(f"{options_among[0]!r} is no path", hint="options come before the --")
+    return tuple(limits)
+
+
+def _announce(quarry: Quarry, aim: Aim, count: int) -> None:
+    repository = Path(quarry.repository)
+    if gitbisect.has_changes(repository):
+        tell(f"{repository} has local changes, which are in no commit: they are left alone, and not tested")
+    where = f" in {' '.join(quarry.paths)}" if quarry.paths else ""
+    what = "the boot" if aim.boot else quarry.asked
+    number = f"{count} commit{'s' if count != 1 else ''}"
+    tell(f"bisecting {number}{where}, {quarry.old.label} to {quarry.new.label}: {what}")
+
+
+def _conduct(state: State, directory: Path) -> int:
+    selftests = planning.needs_selftests(state.quarry.suites)
+    trial = campaign.trial_of(state.quarry, state.aim, (os.cpu_count() or 1) + 1, selftests)
+    finding, code = campaign.Campaign(
+        state=state,
+        directory=directory,
+        trial=trial,
+        say=tell,
+        shown=lambda name: build_progress(name, sys.stderr),
+    ).conduct()
+    emit(summary(finding))
+    _tell_where(finding, directory)
+    return code
+
+
+def _tell_where(finding: Finding, directory: Path) -> None:
+    mail = directory / campaign.MAIL_NAME
+    if mail.is_file():
+        tell(f"for the mailing list: {mail}")
+    took = sum(step.seconds for step in finding.state.tested)
+    steps = f"{len(finding.state.steps)} steps and 2 ends"
+    tell(f"{steps} in {took / 60:.0f} min; everything is in {directory}")

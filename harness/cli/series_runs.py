@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`run --series`: the same run on a tree with patches applied, at their end or after each of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import harness
+from harness import process
+from harness.bisect.gitbisect import has_changes
+from harness.cli.asking import repository_of
+from harness.cli.output import emit, tell
+from harness.deadline import Deadline
+from harness.errors import ExitCode, UsageError
+from harness.kernel import gittree
+from harness.kernel.series import Patch, apply_series
+
+_FOREVER = 7 * 24 * 3600.0
+"""Every part of a run has a limit of its own."""
+
+_WORST_FIRST = (ExitCode.INTERRUPTED, ExitCode.CASE_FAILED, ExitCode.USAGE, ExitCode.INFRA, ExitCode.KERNEL)
+
+
+def base_of(tree: str | None) -> tuple[Path, str]:
+    """The repository and the commit that --tree names for a series."""
+    directory, at, ref = (tree or "").rpartition("@")
+    if at and not Path(tree or "").is_dir():
+        return repository_of(directory or "."), ref
+    return repository_of(tree), "HEAD"
+
+
+def apply(tree: str | None, series: Path) -> tuple[Path, tuple[Patch, ...]]:
+    """The repository, and the patches of *series* as commits in it."""
+    repository, base = base_of(tree)
+    gittree.repository_root(repository)
+    if base == "HEAD" and has_changes(repository):
+        tell(f"{repository} has local changes, which are in no commit: the series is applied without them")
+    patches = apply_series(repository, base, series)
+    for number, patch in enumerate(patches, 1):
+        tell(f"applied {number}/{len(patches)}: {patch.commit[:12]} {patch.subject}")
+    return repository, patches
+
+
+def spec_of(repository: Path, patch: Patch) -> str:
+    """What --tree must say for the tree with the patches up to *patch*."""
+    return f"{repository}@{patch.commit}"
+
+
+def run_each(repository: Path, patches: Sequence[Patch], argv: Sequence[str]) -> ExitCode:
+    """Run what *argv* asks for after each patch, in a process of its own; the worst exit code."""
+    ended: list[tuple[Patch, int]] = []
+    for number, patch in enumerate(patches, 1):
+        tell(f"after patch {number}/{len(patches)}: {patch.subject}")
+        status = _run([*argv[:1], "--tree", spec_of(repository, patch), *argv[1:]])
+        ended.append((patch, status))
+        if status == ExitCode.INTERRUPTED:
+            break
+    for number, (patch, status) in enumerate(ended, 1):
+        emit(f"{number}/{len(patches)} {patch.commit[:12]} {_word(status):<12} {patch.subject}")
+    statuses = {status for _patch, status in ended}
+    return next((code for code in _WORST_FIRST if code in statuses), ExitCode.GOOD)
+
+
+def _word(status: int) -> str:
+    words = {ExitCode.GOOD: "good", ExitCode.CASE_FAILED: "bad", ExitCode.KERNEL: "untestable"}
+    return words.get(ExitCode(status), "our fault") if status in tuple(ExitCode) else "our fault"
+
+
+def _run(words: Sequence[str]) -> int:
+    package = Path(harness.__file__).resolve().parent.parent
+    paths = os.pathsep.join(filter(None, [os.fspath(package), os.environ.get("PYTHONPATH", "")]))
+    argv = [sys.executable, "-P", "-m", "harness", *words]
+    sys.stdout.flush()
+    with process.spawn(argv, env={"PYTHONPATH": paths}, stdout=None, stderr=None, whole_group=True) as child:
+        child.wait(Deadline.after(_FOREVER))
+        status = child.status
+    return ExitCode.INFRA if status is None or status < 0 else status
+
+
+def without_series(argv: Sequence[str]) -> list[str]:
+    """*argv*, a verb and its options, less what is about the series and the tree."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            kept += [word, *words]
+        elif word in ("--series", "--tree"):
+            next(words, None)
+        elif word != "--each" and not word.startswith(("--series=", "--tree=")):
+            kept.append(word)
+    return kept
+
+
+def check_each(series: Path | None, *, each: bool, as_json: bool, junit: Path | None, collect: bool) -> None:
+    """Refuse options that go together badly."""
+    if series is None:
+        if each:
+            raise UsageError("--each says how to run a series", hint="add --series FILE|DIR")
+        return
+    if each and (as_json or junit is not None):
+        raise UsageError(
+            "--each makes one run after another, each with its own report",
+            hint="leave --json and --junit-xml out: run.json and junit.xml are in every run's directory",
+        )
+    if each and collect:
+        raise UsageError("--collect-only shows one run", hint="leave --each out")

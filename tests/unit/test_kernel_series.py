@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A series becomes the same commits every time, in the cache; a patch that does not apply is named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernel_fake_tree import make_fake_tree
+
+from harness import process
+from harness.cli import series_runs
+from harness.errors import ExitCode, KernelError, UsageError
+from harness.kernel.series import Patch, apply_series
+
+LINES = "".join(f"/* line {number} */\n" for number in range(20))
+
+
+def git(directory: Path, *arguments: str) -> str:
+    argv = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What looks like Linux, at v1; nobody in particular is its user."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path / "runs"))
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)
+    tree = make_fake_tree(tmp_path / "linux")
+    (tree / "init" / "main.c").write_text(f"void start(void) {{}}\n{LINES}")
+    git(tree, "init", "--quiet", "--initial-branch=main")
+    git(tree, "add", "--all")
+    git(tree, "commit", "--quiet", "--message=one")
+    git(tree, "tag", "v1")
+    return tree
+
+
+@pytest.fixture
+def patches(repository: Path, tmp_path: Path) -> Path:
+    """Two patches with a cover letter, as format-patch writes them; the repository is back at v1."""
+    for number in (3, 15):
+        file = repository / "init" / "main.c"
+        file.write_text(file.read_text().replace(f"line {number} ", f"line {number} changed "))
+        git(repository, "commit", "--quiet", "--all", f"--message=init: change line {number}")
+    directory = tmp_path / "patches"
+    git(repository, "format-patch", "--quiet", "--cover-letter", "-o", str(directory), "v1")
+    git(repository, "reset", "--quiet", "--hard", "v1")
+    return directory
+
+
+def mbox_of(patches: Path) -> Path:
+    mbox = patches.parent / "series.mbox"
+    mbox.write_text("".join(path.read_text() for path in sorted(patches.iterdir())))
+    return mbox
+
+
+def test_series_becomes_commits(repository: Path, patches: Path) -> None:
+    """From a directory or an mbox, less its cover letter: the same commits each time, with no user needed."""
+    before = git(repository, "for-each-ref"), git(repository, "status", "--porcelain")
+    applied = apply_series(repository, "v1", patches)
+    assert [patch.subject for patch in applied] == ["init: change line 3", "init: change line 15"]
+    assert apply_series(repository, "HEAD", mbox_of(patches)) == applied
+    assert "line 15 changed" in git(repository, "show", f"{applied[1].commit}:init/main.c")
+    assert (git(repository, "for-each-ref"), git(repository, "status", "--porcelain")) == before
+
+
+def test_conflict_is_named(repository: Path, patches: Path) -> None:
+    """Which patch, where, and what stands there instead; the next series applies again."""
+    file = repository / "init" / "main.c"
+    file.write_text(file.read_text().replace("line 15 ", "line 15 is another "))
+    git(repository, "commit", "--quiet", "--all", "--message=in the way")
+    with pytest.raises(KernelError) as error:
+        apply_series(repository, "HEAD", mbox_of(patches))
+    said = str(error.value)
+    assert "'init: change line 15' of series.mbox does not apply to HEAD" in said
+    assert "init/main.c" in said
+    assert "is another" in said
+    assert len(apply_series(repository, "v1", patches)) == 2
+
+
+def test_what_is_no_series(repository: Path, tmp_path: Path) -> None:
+    """Each wrong file is told apart."""
+    empty, rubbish = tmp_path / "empty", tmp_path / "rubbish.mbox"
+    empty.mkdir()
+    rubbish.write_text("hello\n")
+    for path, said in {
+        tmp_path / "nowhere": "there is no",
+        empty: "holds no patches",
+        rubbish: "holds no patch that git am understands",
+    }.items():
+        with pytest.raises(UsageError, match=said):
+            apply_series(repository, "v1", path)
+
+
+def run(repository: Path, *words: str) -> process.Completed:
+    argv = [sys.executable, "-m", "harness", "run", "--accel", "tcg", "--tree", str(repository), *words]
+    return process.run(argv, cwd=repository.parent)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--each",), "add --series FILE|DIR"),
+        (("--series", "patches", "--each", "--json"), "leave --json and --junit-xml out"),
+        (("--series", "patches", "--each", "--collect-only"), "leave --each out"),
+        (("--series", "nowhere"), "--series: there is no nowhere"),
+        (("--series", "patches", "--tree", "debian:7.3"), "debian:7.3 is a package without a history"),
+        (("--series", "patches", "--tree", "/"), "/ is not a git repository"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_words(repository: Path, patches: Path, words: tuple[str, ...], said: str) -> None:
+    """What does not go together is said before anything is applied."""
+    done = run(repository, *words)
+    assert said in done.stderr
+    assert done.status == ExitCode.USAGE
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="a run wants QEMU before it builds")
+def test_each_patch_is_judged(repository: Path, patches: Path) -> None:
+    """A patch that breaks the build is told from one that comes before it and one that mends it."""
+    git(repository, "am", "--quiet", *(str(path) for path in sorted(patches.glob("000[12]*"))))
+    for text in ("int broken = ;\n", ""):
+        file = repository / "init" / "main.c"
+        file.write_text(file.read_text().removesuffix("int broken = ;\n") + text)
+        git(repository, "commit", "--quiet", "--all", f"--message=init: {'break' if text else 'mend'} it")
+    series = patches.parent / "broken"
+    git(repository, "format-patch", "--quiet", "-o", str(series), "HEAD~2")
+    git(repository, "reset", "--quiet", "--hard", "HEAD~2")
+    done = run(repository, "--series", str(series), "--each", "--case", "probes/nodes/*", "--suite", "probes",
+               "--cpus", "1")  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[-2].startswith("1/2 ")
+    assert lines[-2].split()[2] == "untestable"
+    assert "init: break it" in lines[-2]
+    assert "init: mend it" in lines[-1]
+
+
+def test_words_for_each_run() -> None:
+    """The run of one patch gets everything but what is about the series and the tree."""
+    argv = [
+        "run",
+        "--tree",
+        "x",
+        "-k",
+        "a",
+        "--series=s",
+        "--each",
+        "--series",
+        "t",
+        "-n",
+        "0",
+        "--",
+        "--tree",
+    ]
+    assert series_runs.without_series(argv) == ["run", "-k", "a", "-n", "0", "--", "--tree"]
+
+
+def test_spec() -> None:
+    """A patch is a tree like any other."""
+    patch = Patch(commit="a" * 40, subject="x")
+    assert series_runs.spec_of(Path("/linux"), patch) == f"/linux@{'a' * 40}"
