@@ -10,6 +10,7 @@ a worker begins an item when it knows the next one, or that there is none (pytes
 from __future__ import annotations
 
 import collections
+import contextlib
 
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
@@ -46,6 +47,8 @@ class JobScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist is not 
     def _reschedule(self, node: WorkerController) -> None:
         """Give *node* work until it can begin, or the word that there is no more."""
         left = -1
-        while not node.shutting_down and len(self.workqueue) != left:
-            left = len(self.workqueue)
-            super()._reschedule(node)
+        # One that has just died cannot be told; when its death is, what it was given is taken back.
+        with contextlib.suppress(OSError):
+            while not node.shutting_down and len(self.workqueue) != left:
+                left = len(self.workqueue)
+                super()._reschedule(node)
