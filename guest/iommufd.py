@@ -24,8 +24,10 @@ VFIO_IOAS = 0x3B88
 HWPT_ALLOC = 0x3B89
 GET_HW_INFO = 0x3B8A
 HWPT_SET_DIRTY_TRACKING = 0x3B8B
+FAULT_QUEUE_ALLOC = 0x3B8E
 IOAS_MAP_FILE = 0x3B8F
 VIOMMU_ALLOC = 0x3B90
+IOAS_CHANGE_PROCESS = 0x3B92
 IOAS_NOIOMMU_GET_PA = 0x3B95
 
 MAP_FIXED_IOVA, MAP_WRITEABLE, MAP_READABLE = 1, 2, 4
@@ -221,6 +223,16 @@ class HwptSetDirtyTracking(Struct):
     _fields_ = (*u32("size", "flags", "hwpt_id", "reserved"),)
 
 
+class FaultAlloc(Struct):
+    """struct iommu_fault_alloc."""
+
+    size: int
+    flags: int
+    out_fault_id: int
+    out_fault_fd: int
+    _fields_ = (*u32("size", "flags", "out_fault_id", "out_fault_fd"),)
+
+
 class ViommuAlloc(Struct):
     """struct iommu_viommu_alloc."""
 
@@ -258,6 +270,14 @@ class HwInfo(Struct):
         ("reserved", ctypes.c_uint8 * 3),
         *u64("out_capabilities"),
     )
+
+
+class ChangeProcess(Struct):
+    """struct iommu_ioas_change_process."""
+
+    size: int
+    reserved: int
+    _fields_ = (*u32("size", "reserved"),)
 
 
 class NoiommuGetPa(Struct):
@@ -394,6 +414,12 @@ class Iommufd(Descriptor):
         self.call(HWPT_ALLOC, argument)
         return argument.out_hwpt_id
 
+    def fault_queue_alloc(self) -> tuple[int, int]:
+        """IOMMU_FAULT_QUEUE_ALLOC: make a queue of page faults and return its id and its file."""
+        argument = FaultAlloc()
+        self.call(FAULT_QUEUE_ALLOC, argument)
+        return argument.out_fault_id, argument.out_fault_fd
+
     def get_hw_info(self, device: int, *, flags: int = 0) -> HwInfo:
         """IOMMU_GET_HW_INFO without the hardware's own data."""
         argument = HwInfo(flags=flags, dev_id=device)
@@ -409,3 +435,7 @@ class Iommufd(Descriptor):
         argument = ViommuAlloc(type=kind, dev_id=device, hwpt_id=hwpt)
         self.call(VIOMMU_ALLOC, argument)
         return argument.out_viommu_id
+
+    def change_process(self) -> None:
+        """IOMMU_IOAS_CHANGE_PROCESS: count what every IOAS of this iommufd has pinned against the caller."""
+        self.call(IOAS_CHANGE_PROCESS, ChangeProcess())

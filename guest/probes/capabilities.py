@@ -154,13 +154,15 @@ def native_container_needs_rawio_at_every_step(t: Test) -> None:
 
 
 @case(
-    needs=("noiommu-group", "compat", "edu", "!viommu"),
+    needs=("noiommu-group", "iommufd", "edu", "!viommu"),
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_set_iommu(); vfio/group.c vfio_df_group_open()",
 )
 def emulated_container_needs_rawio(t: Test) -> None:
-    """In iommufd's container SET_IOMMU and GET_DEVICE_FD are EPERM for a task without CAP_SYS_RAWIO."""
+    """In iommufd's container, which any iommufd is, SET_IOMMU and GET_DEVICE_FD are EPERM for a task without
+    CAP_SYS_RAWIO."""
     bdf = t.device("edu", iommu=False)
-    with pci.bound(bdf), vfio.open_container() as container, vfio.open_group(bdf) as group:
+    path = vfio.CONTAINER if "compat" in t.features else iommufd_api.PATH
+    with pci.bound(bdf), vfio.open_container(path) as container, vfio.open_group(bdf) as group:
         group.set_container(container)
         _refused_without_rawio(t, lambda: t.errno(errno.EPERM, container.set_iommu, vfio.NOIOMMU_IOMMU))
         container.set_iommu(vfio.NOIOMMU_IOMMU)

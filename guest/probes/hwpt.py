@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from guest import brink, libc, memory, vfio
 from guest import iommufd as api
@@ -33,6 +34,23 @@ def page_table_by_hand(t: Test) -> None:
         iommufd.destroy(hwpt)
         t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0x10000, 1)
         t.equal(memory.pinned_kib(), 0, "KiB pinned after its end")
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain() (auto_domain)")
+def attach_leaves_page_tables_by_hand_alone(t: Test) -> None:
+    """Attaching to an IOAS makes a page table of its own beside those made by hand, which can be destroyed
+    under the attached device."""
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
+        page.touch()
+        devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
+        iommufd.map(ioas, page.address, page.length, 0x10000)
+        by_hand = iommufd.hwpt_alloc(devid, ioas)
+        own = device.attach(ioas)
+        t.check(own != by_hand, "attaching to the IOAS took the page table made by hand")
+        t.errno(errno.EBUSY, iommufd.destroy, own)
+        iommufd.destroy(by_hand)
+        t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the address by what is left")
+        t.equal(memory.pinned_kib(), 4, "KiB pinned by what is left")
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/hwpt_noiommu.c noiommu_alloc_paging_flags(), hw_pagetable.c")
@@ -110,6 +128,30 @@ def page_table_by_hand_outlives_its_device(t: Test) -> None:
             t.errno(errno.EBUSY, iommufd.destroy, hwpt)
         iommufd.destroy(hwpt)
         t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
+        iommufd.destroy(ioas)
+
+
+@case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c __iommufd_hwpt_destroy(); eventq.c")
+def fault_queue_lasts_as_long_as_its_page_table(t: Test) -> None:
+    """A fault queue given to a page table cannot be destroyed (EBUSY) while either that page table or its own
+    file is there, whichever goes first, and can with both gone."""
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
+        devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
+        for file_first in (True, False):
+            queue, fd = iommufd.fault_queue_alloc()
+            hwpt = iommufd.hwpt_alloc(devid, ioas, flags=api.HWPT_FAULT_ID_VALID, fault_id=queue)
+            t.errno(errno.EBUSY, iommufd.destroy, queue)
+            if file_first:
+                os.close(fd)
+            else:
+                iommufd.destroy(hwpt)
+            t.errno(errno.EBUSY, iommufd.destroy, queue)
+            if file_first:
+                iommufd.destroy(hwpt)
+            else:
+                os.close(fd)
+            iommufd.destroy(queue)
+            t.errno(errno.ENOENT, iommufd.destroy, queue)
         iommufd.destroy(ioas)
 
 

@@ -98,6 +98,22 @@ def new_eventfd_replaces_the_old(t: Test) -> None:
             device.disable_irqs(index)
 
 
+@case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_ctx_trigger_single() (fd == -1)")
+def minus_one_takes_the_eventfd_away(t: Test) -> None:
+    """Setting -1 takes the eventfd of an interrupt that VFIO adds away: it hears nothing more, and there is
+    nothing left to trigger; another number below zero is EINVAL and takes nothing."""
+    with opened(t, t.device("edu")) as device:
+        for index in (ERR, REQ):
+            event = Event()
+            device.set_eventfds(index, event.fd)
+            t.errno(errno.EINVAL, device.set_eventfds, index, -2)
+            device.trigger(index)
+            t.equal(event.arrives(), 1, f"events of interrupt {index} after the refusal")
+            device.set_eventfds(index, -1)
+            t.errno(errno.EINVAL, device.trigger, index)
+            t.check(event.silent(), f"the eventfd that was taken away from interrupt {index} was signalled")
+
+
 @case(
     needs=ANY,
     cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_ctx_trigger_single() (eventfd_ctx_fdget())",

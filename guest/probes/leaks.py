@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from guest import forked, memory, pci, vfio
+from guest import edu, forked, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import LAST_IOVA, Iommufd
 from guest.memory import PAGE
-from guest.opened import CdevUser, open_files
+from guest.opened import CdevUser, open_files, opened, reopened
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
+EDU = ("noiommu", "edu", "!viommu")
 
 BASE = 0x1000_0000
 
@@ -22,6 +26,9 @@ WARM_UP = 0.15
 
 ROUNDS = 4
 """How often slabs may grow by more than noise before that is a leak."""
+
+EVENTFDS = 8
+"""More than any block below makes."""
 
 SLAB_NOISE_KIB = 32
 """What unreclaimable slabs may grow by without any leak, one slab of order 3; so many cycles of so small an
@@ -151,3 +158,81 @@ def cycles_of_binding_leave_nothing(t: Test) -> None:
     _expect_no_growth(t, cycle, REBINDS)
     pci.release(bdf)
     pci.set_parameter(False)
+
+
+def _free_eventfd_ids() -> list[str]:
+    """The kernel's numbers for the next eventfds, which are the lowest that no eventfd has any more."""
+    fds = [libc.eventfd() for _ in range(EVENTFDS)]
+    told = [Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines() for fd in fds]
+    for fd in fds:
+        os.close(fd)
+    return [line for lines in told for line in lines if line.startswith("eventfd-id:")]
+
+
+@contextlib.contextmanager
+def _eventfds_come_back(t: Test, what: str) -> Iterator[Callable[[], int]]:
+    """A maker of eventfds, which are closed after the block; fail when the kernel keeps any of them then."""
+    free, made = _free_eventfd_ids(), []
+
+    def make() -> int:
+        made.append(libc.eventfd())
+        return made[-1]
+
+    yield make
+    for fd in made:
+        os.close(fd)
+    # ERR and REQ let theirs go when RCU says so.
+    t.wait_until(lambda: _free_eventfd_ids() == free, f"return of all eventfds after {what}", 5)
+
+
+def _resample(device: vfio.Device, fd: int) -> None:
+    flags = vfio.SET_DATA_EVENTFD | vfio.SET_ACTION_UNMASK
+    device.set_irqs(vfio.INTX, flags, data=struct.pack("<i", fd))
+
+
+def _write_on_signal(device: vfio.Device, fd: int) -> None:
+    where = device.region(vfio.BAR0).offset + edu.REG_LIVENESS
+    device.call(vfio.DEVICE_IOEVENTFD, vfio.Ioeventfd(flags=4, offset=where, data=1, fd=fd))
+
+
+@case(
+    needs=EDU,
+    cites="drivers/vfio/pci/vfio_pci_intrs.c, virqfd.c virqfd_shutdown() (eventfd_ctx_put()); fs/eventfd.c "
+    "eventfd_free_ctx()",
+)
+def eventfds_are_let_go_when_they_are_taken_away(t: Test) -> None:
+    """An eventfd that an interrupt, a resample or an ioeventfd had is let go when another takes its place and
+    when it is taken away, with the device still open."""
+    with opened(t, t.device("edu")) as device:
+        for index in (vfio.INTX, vfio.MSI, vfio.ERR, vfio.REQ):
+            with _eventfds_come_back(t, f"interrupt {index} was replaced and switched off") as make:
+                device.set_eventfds(index, make())
+                device.set_eventfds(index, make())
+                device.disable_irqs(index)
+        with _eventfds_come_back(t, "an INTx with a resample was switched off") as make:
+            device.set_eventfds(vfio.INTX, make())
+            _resample(device, make())
+            device.disable_irqs(vfio.INTX)
+        with _eventfds_come_back(t, "an ioeventfd was taken away") as make:
+            _write_on_signal(device, make())
+            _write_on_signal(device, -1)
+
+
+@case(
+    needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable(), vfio_pci_core_close_device()"
+)
+def eventfds_are_let_go_with_the_device(t: Test) -> None:
+    """Every eventfd that a device was given is let go when its user closes the device and does nothing
+    else."""
+    bdf = t.device("edu")
+    with pci.bound(bdf):
+        for kind in (vfio.INTX, vfio.MSI):
+            with (
+                _eventfds_come_back(t, f"the device was closed with interrupt {kind}") as make,
+                reopened(t, bdf) as device,
+            ):
+                for index in (kind, vfio.ERR, vfio.REQ):
+                    device.set_eventfds(index, make())
+                if kind == vfio.INTX:
+                    _resample(device, make())
+                _write_on_signal(device, make())

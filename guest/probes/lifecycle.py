@@ -14,7 +14,7 @@ import time
 from guest import edu, forked, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
-from guest.opened import Event, opened, through_cdev, through_group
+from guest.opened import Event, opened, reopened_by_cdev, silent, through_cdev, through_group
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
 
@@ -94,6 +94,25 @@ def unbind_asks_through_the_req_eventfd(t: Test) -> None:
         user.device.close()
         writer.wait(5)
         os.close(event)
+
+
+@case(needs=BARE, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_close_device() (err_, req_trigger)")
+def channels_end_with_their_user(t: Test) -> None:
+    """The next user of a device finds no REQ or ERR eventfd set up, and an unbind that waits for him asks
+    nobody who was there before."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf):
+        request, error = Event(), Event()
+        with reopened_by_cdev(bdf) as device:
+            device.set_eventfds(vfio.REQ, request.fd)
+            device.set_eventfds(vfio.ERR, error.fd)
+        with reopened_by_cdev(bdf) as device:
+            for index in (vfio.REQ, vfio.ERR):
+                t.errno(errno.EINVAL, device.trigger, index)
+            writer = _start_blocked_unbind(t, bdf)
+            t.check(silent(request, error), "a user who has closed the device was signalled")
+            device.close()
+            writer.wait(5)
 
 
 @case(needs=BARE, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_request()")

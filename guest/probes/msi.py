@@ -268,6 +268,29 @@ def msix_and_msi_take_turns(t: Test) -> None:
         t.check(silent(first, third), "an event at an eventfd of the past")
 
 
+@case(needs=(*IGB, "edu"), cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_memory_unlock_and_restore()")
+def vectors_leave_memory_decoding_off(t: Test) -> None:
+    """MSI and MSI-X, whose table lies in a BAR, can be set up, changed and switched off while memory decoding
+    is off, and it is off in the device after each step."""
+    for kind, index in (("edu", MSI), ("igb", MSI), ("igb", MSIX)):
+        bdf = t.device(kind)
+        with opened(t, bdf) as device:
+            command = device.read_config(vfio.PCI_COMMAND, 2)
+            device.write_config(vfio.PCI_COMMAND, 2, command & ~vfio.PCI_COMMAND_MEMORY)
+            event = Event()
+            for fd in (event.fd, -1, event.fd):
+                device.set_eventfds(index, fd)
+                own = pci.config_number(bdf, vfio.PCI_COMMAND, 2)
+                t.check(
+                    not own & vfio.PCI_COMMAND_MEMORY, f"{kind} decodes memory with interrupt {index} set"
+                )
+            device.trigger(index)
+            t.equal(event.arrives(), 1, f"events by loopback through interrupt {index} of {kind}")
+            device.disable_irqs(index)
+            own = pci.config_number(bdf, vfio.PCI_COMMAND, 2)
+            t.check(not own & vfio.PCI_COMMAND_MEMORY, f"{kind} decodes memory with interrupt {index} off")
+
+
 def _lines_of(name: str) -> list[str]:
     return [
         line for line in Path("/proc/interrupts").read_text(encoding="ascii").splitlines() if name in line

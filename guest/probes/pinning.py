@@ -226,6 +226,69 @@ def attach_charges_who_mapped(t: Test) -> None:
             t.equal(got, child.result(), "the addresses, and the frames of the owner")
 
 
+@case(needs=BARE, cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_change_process(), charge_current()")
+def count_moves_to_another_process(t: Test) -> None:
+    """CHANGE_PROCESS counts what files have pinned against its caller and no more against who mapped; one
+    whose limit is too low for it is ENOMEM, and beside any other kind of map it is EINVAL, and both leave
+    the count where it was."""
+    for mode in (PER_USER, PER_PROCESS):
+        _count_moves(t, mode)
+
+
+def _count_moves(t: Test, mode: int) -> None:
+    locked = 4 * LIMIT if mode == PER_PROCESS else 0
+    # Counted per user, the owner's pages are still in the count when the heir's are added.
+    room = LIMIT if mode == PER_PROCESS else 2 * LIMIT
+    fd = memory.memfd(LIMIT * PAGE)
+    with _counted(t.device("edu"), mode) as user, memory.anonymous() as page:
+        page.touch()
+        mapped, refused, told, moved = (forked.Gate() for _ in range(4))
+
+        def owner() -> None:
+            _limit(LIMIT * PAGE)
+            user.iommufd.map_file(user.ioas, fd, LIMIT * PAGE, BASE)
+            mapped.open()
+            refused.wait()
+            t.equal((memory.pinned_kib(), memory.locked_kib()), (4 * LIMIT, locked), "after refusals")
+            told.open()
+            moved.wait()
+            t.equal((memory.pinned_kib(), memory.locked_kib()), (0, 0), "KiB pinned and locked no more")
+
+        def poor_heir() -> None:
+            _limit(room * PAGE - 1)
+            t.errno(errno.ENOMEM, user.iommufd.change_process)
+            t.equal((memory.pinned_kib(), memory.locked_kib()), (0, 0), "KiB after the refusal")
+
+        def heir() -> None:
+            _limit(room * PAGE)
+            for _ in range(2):
+                user.iommufd.change_process()
+                t.equal((memory.pinned_kib(), memory.locked_kib()), (4 * LIMIT, locked), "KiB inherited")
+
+        with forked.Child(owner) as child:
+            mapped.wait()
+            address = user.physical(BASE, 1)
+            other = user.iommufd.ioas_alloc()
+            user.iommufd.map(other, page.address, PAGE, BASE)
+            t.errno(errno.EINVAL, user.iommufd.change_process)
+            user.iommufd.unmap(other, BASE, PAGE)
+            t.in_child(poor_heir)
+            refused.open()
+            told.wait()
+            t.in_child(heir)
+            moved.open()
+            child.result()
+        t.equal(user.physical(BASE, 1), address, "the address after both are gone")
+        user.iommufd.unmap(user.ioas, 0, LAST_IOVA)
+
+        def room_again() -> None:
+            _limit(LIMIT * PAGE)
+            _expect_room(t, user, LIMIT, BASE)
+
+        t.in_child(room_again)
+    os.close(fd)
+
+
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin() (mmget_not_zero)")
 def memory_of_the_dead_cannot_be_attached(t: Test) -> None:
     """Memory whose process has ended is EFAULT to attach, never attached or let go; without it the IOAS

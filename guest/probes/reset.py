@@ -158,6 +158,24 @@ def next_user_finds_a_reset_device(t: Test) -> None:
             t.equal(bar.read32(igb.RDBAL), default, "the ring address that the second user finds")
 
 
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable() (reset_works)")
+def closing_resets_the_device(t: Test) -> None:
+    """What a user leaves in a device that can be reset is gone as soon as he closes it, also for who looks
+    past VFIO, and although the device is kept awake."""
+    bdf = t.device("igb")
+    with pci.bound(bdf):
+        pci.write(pci.path_of(bdf) / "power" / "control", "on")
+        with reopened(t, bdf) as device, device.bar() as bar:
+            size, default = bar.length, bar.read32(igb.RDBAL)
+            bar.write32(igb.RDBAL, 0x12340000)
+            t.equal(bar.read32(igb.RDBAL), 0x12340000, "a ring address of the user")
+        with (
+            open(pci.path_of(bdf) / "resource0", "r+b", buffering=0) as past_vfio,
+            vfio.Bar(past_vfio.fileno(), 0, size) as bar,
+        ):
+            t.equal(bar.read32(igb.RDBAL), default, "the ring address after the close")
+
+
 def _hot_reset_info(device: vfio.Device, room: int) -> tuple[int, list[tuple[int, str]]]:
     """Flags, and (id, BDF) of each device that a hot reset would hit; OSError with ENOSPC when *room* is
     small."""
@@ -261,6 +279,30 @@ def reset_is_offered_where_it_works(t: Test) -> None:
         with reopened(t, bdf) as device:
             t.check(device.info().flags & vfio.DEVICE_FLAGS_RESET, "no reset is offered where there is one")
             device.reset()
+
+
+@case(
+    needs=(*IGB, "hotplug"),
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_dev_set_try_reset(), vfio_pci_dev_set_needs_reset()",
+    timeout=60,
+)
+def bus_is_reset_where_the_device_cannot_be(t: Test) -> None:
+    """A device that cannot be reset itself is reset with its bus when its user closes it, whether or not it
+    sleeps in between, and sleeps again afterwards."""
+    bdf = _port_that_comes_back(t)
+    power = pci.path_of(bdf) / "power"
+    with pci.bound(bdf), _no_reset(bdf):
+        pci.write(power / "control", "on")
+        with reopened(t, bdf) as device, device.bar() as bar:
+            t.check(not device.info().flags & vfio.DEVICE_FLAGS_RESET, "the device can be reset itself")
+            default = bar.read32(igb.RDLEN)
+            bar.write32(igb.RDLEN, 4096)
+        with reopened(t, bdf) as device, device.bar() as bar:
+            t.equal(bar.read32(igb.RDLEN), default, "the register that the next user finds")
+        pci.write(power / "control", "auto")
+        t.wait_until(
+            lambda: pci.read(power / "runtime_status") == "suspended", "the suspend of an idle device", GOES
+        )
 
 
 @case(

@@ -17,7 +17,7 @@ from guest import caps, edu, memory, pci, taint, vfio
 from guest import iommufd as api
 from guest.case import Test, case
 from guest.iommufd import Iommufd
-from guest.memory import PAGE
+from guest.memory import HUGE, PAGE
 from guest.opened import CdevUser, Event, round_trip, through_cdev, through_group, unbound
 
 CDEV = ("viommu", "cdev", "iommufd", "edu")
@@ -159,6 +159,49 @@ def type1_container_maps(t: Test) -> None:
         with user.device.bar() as bar:
             round_trip(t, edu.Edu(bar), buffer, IOVA)
         t.equal(user.container.unmap_dma(IOVA, buffer.length), buffer.length, "bytes unmapped")
+
+
+@case(
+    needs=GROUP,
+    cites="drivers/vfio/vfio_iommu_type1.c vfio_iommu_map() (prot); drivers/iommu/iommufd/vfio_compat.c",
+    timeout=45,
+)
+def type1_read_only_map_is_not_written(t: Test) -> None:
+    """What a type1 container maps for reading alone the device reads and does not write."""
+    bdf = t.device("edu", iommu=True)
+    with through_group(bdf, vfio.TYPE1V2_IOMMU) as user, memory.anonymous(2 * PAGE) as buffer:
+        data, mark = memory.pattern(t.random, 64), memory.pattern(t.random, 64)
+        buffer.write(data)
+        buffer.write(mark, PAGE)
+        user.container.map_dma(buffer.address, IOVA, 2 * PAGE, flags=vfio.REGION_READ)
+        user.container.map_dma(buffer.address, IOVA + HUGE, 2 * PAGE)
+        user.device.set_bus_master()
+        with user.device.bar() as bar:
+            device = edu.Edu(bar)
+            device.copy_from_ram(IOVA, 64)
+            device.copy_to_ram(IOVA + PAGE, 64)
+            t.equal(buffer.read(PAGE, 64), mark, "memory after a write to the map for reading")
+            device.copy_to_ram(IOVA + HUGE + PAGE, 64)
+            t.equal(buffer.read(PAGE, 64), data, "memory after a write to the map for both")
+
+
+@case(
+    needs=(*GROUP, "container"), cites="drivers/vfio/vfio_iommu_type1.c vfio_lock_acct(), vfio_remove_dma()"
+)
+def type1_counts_what_it_has_pinned(t: Test) -> None:
+    """What a type1 container has pinned counts as locked memory of who mapped it until it is unmapped, or the
+    container goes."""
+    bdf = t.device("edu", iommu=True)
+    with memory.anonymous(16 * PAGE) as buffer:
+        buffer.touch()
+        with through_group(bdf, vfio.TYPE1V2_IOMMU) as user:
+            for _ in range(2):
+                user.container.map_dma(buffer.address, IOVA, 16 * PAGE)
+                t.equal(memory.locked_kib(), 64, "KiB locked while mapped")
+                user.container.unmap_dma(IOVA, 16 * PAGE)
+                t.equal(memory.locked_kib(), 0, "KiB locked after the unmap")
+            user.container.map_dma(buffer.address, IOVA, 16 * PAGE)
+        t.equal(memory.locked_kib(), 0, "KiB locked without the container")
 
 
 @case(needs=GROUP, cites="drivers/vfio/container.c vfio_iommu_driver_allowed(); vfio_compat.c")

@@ -37,8 +37,10 @@ SIZES: dict[type[ctypes.Structure], int] = {
     iommufd.VfioIoas: 12,
     iommufd.HwptAlloc: 48,
     iommufd.HwptSetDirtyTracking: 16,
+    iommufd.FaultAlloc: 16,
     iommufd.ViommuAlloc: 40,
     iommufd.HwInfo: 40,
+    iommufd.ChangeProcess: 8,
     iommufd.NoiommuGetPa: 40,
 }
 
@@ -56,6 +58,7 @@ OFFSETS: dict[tuple[type[ctypes.Structure], str], int] = {
     (iommufd.Option, "op"): 8,
     (iommufd.Option, "val64"): 16,
     (iommufd.HwptAlloc, "out_hwpt_id"): 16,
+    (iommufd.FaultAlloc, "out_fault_fd"): 12,
     (iommufd.HwInfo, "out_data_type"): 24,
     (iommufd.HwInfo, "out_capabilities"): 32,
     (iommufd.NoiommuGetPa, "ioas_id"): 8,
