@@ -29,6 +29,9 @@ SYSRQ = {
 }
 """Keys pressed on the guest's console (Documentation/admin-guide/sysrq.rst); the answers go to its log."""
 
+_CPUS_SHOWN = 2
+"""Processors whose interrupt controller is looked at; what a machine has by default."""
+
 _BREAK_PAUSE = 0.1
 _SYSRQ_PAUSE = 0.5
 _QUIET = 0.4
@@ -56,6 +59,8 @@ def write_bundle(directory: Path, qmp: Qmp, console_socket: Path, deadline: Dead
         ("status", lambda: json.dumps(qmp.execute("query-status", seconds=min(2, limit.remaining)))),
         ("registers", lambda: qmp.monitor("info registers -a", seconds=min(4, limit.remaining))),
         ("interrupts", lambda: qmp.monitor("info pic", seconds=min(2, limit.remaining))),
+        # Whether a processor's timer is armed, and what it has begun and not ended.
+        *((f"local APIC {cpu}", _local_apic(qmp, cpu, limit)) for cpu in range(_CPUS_SHOWN)),
         ("network", lambda: qmp.monitor("info usernet", seconds=min(2, limit.remaining))),
         ("PCI as QEMU sees it", lambda: qmp.monitor("info pci", seconds=min(2, limit.remaining))),
         ("events", lambda: "\n".join(json.dumps(event) for event in qmp.events)),
@@ -68,6 +73,10 @@ def write_bundle(directory: Path, qmp: Qmp, console_socket: Path, deadline: Dead
             file.flush()
     _let_settle(directory / CONSOLE_LOG, limit)
     return path
+
+
+def _local_apic(qmp: Qmp, cpu: int, limit: Deadline) -> Callable[[], str]:
+    return lambda: qmp.monitor(f"info lapic {cpu}", seconds=min(2, limit.remaining))
 
 
 def _let_settle(console: Path, limit: Deadline) -> None:
