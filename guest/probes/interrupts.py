@@ -168,7 +168,7 @@ def signals_are_neither_lost_nor_doubled(t: Test) -> None:
 
 
 @case(
-    needs=ANY,
+    needs=(*ANY, "intx"),
     cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); pci/vfio_pci_core.c vfio_pci_core_disable()",
 )
 def interrupts_go_on_while_an_unbind_waits(t: Test) -> None:

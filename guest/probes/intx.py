@@ -62,7 +62,8 @@ def intx_still_pending_fires_at_unmask(t: Test) -> None:
 
 
 @case(
-    needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_intx_mask(), vfio_pci_set_intx_unmask()"
+    needs=(*EDU, "intx"),
+    cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_intx_mask(), vfio_pci_set_intx_unmask()",
 )
 def intx_waits_behind_a_mask(t: Test) -> None:
     """A masked INTx is held back and delivered when unmasked; the BOOL forms act only on a nonzero byte."""

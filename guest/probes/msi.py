@@ -115,7 +115,7 @@ def dma_ends_with_its_interrupt(t: Test) -> None:
         t.equal(one.irq_status(), edu.IRQ_DMA, "interrupt causes")
 
 
-@case(needs=ANY, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_enable(), vfio_msi_disable()")
+@case(needs=(*ANY, "intx"), cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_enable(), vfio_msi_disable()")
 def msi_survives_going_off_and_on(t: Test) -> None:
     """However often MSI is switched off and on, with INTx in between, each raise reaches the eventfd of the
     moment, and while it is off none does."""
