@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from harness import paths
 from harness.cli import options, output
 from harness.cli.engine import PytestOptions
 from harness.cli.moment import parse_moment
+from harness.cli.seen import find_run
 from harness.cli.session import Session
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes
 from harness.errors import UsageError, nearest
@@ -22,7 +22,7 @@ from harness.matrix import SHIPPED, Entry, Matrix, load_matrix, matrix_names
 from harness.matrix import shards as cutting
 from harness.matrix.recipes import SERVICES, recipe
 from harness.plan import Isolation
-from harness.results import Run, is_alive, load
+from harness.results import is_alive
 
 
 def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -200,16 +200,8 @@ def _refuse_with_resume() -> None:
 
 
 def _resumed(name: str, until: float | None, junit: Path | None) -> Session:
-    run = _run_called(name)
+    run = find_run(name)
     if is_alive(Path(run.directory)):
         raise UsageError(f"run {run.info.id} is still going on", hint="wait for it, or stop it")
     wishes, conduct = load_wishes(Path(run.directory))
     return Session(wishes, conduct.ending(until), junit=junit, goes_on=run)
-
-
-def _run_called(name: str) -> Run:
-    directory = Path(name) if "/" in name or Path(name).is_dir() else paths.runs_dir() / name
-    if not directory.is_dir():
-        known = [path.name for path in paths.runs_dir().glob("*/") if path.is_dir()]
-        raise UsageError(f"there is no run {name!r} in {paths.runs_dir()}", hint=nearest(name, known))
-    return load(directory)
