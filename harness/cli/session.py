@@ -291,15 +291,16 @@ class Session:
         self._narrowed = passed_on.narrowed
         if plan.jobs:
             check_cases(plan)
+        if self._goes_on is not None and self._goes_on.state is State.FINISHED and not work:
+            self.say("nothing is left to do in this run")
+            return self._report(as_json)
         with self._begin(plan) as store:
             self._record_jobs(store)
             if not work:
                 store.finish(judge(dataclasses.replace(store.read(), state=State.FINISHED)))
         began = time.monotonic()
         status = pytest.ExitCode.OK
-        if self._goes_on is not None and not work:
-            self.say("nothing is left to do in this run")
-        elif work:
+        if work:
             with (
                 contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout),
                 tolerant_stdout(),

@@ -153,6 +153,7 @@ def test_resume_does_nothing_twice(words: list[str], runs: Path, tmp_path: Path)
     again = process.run(argv, deadline=Deadline.after(SECONDS))
     assert "nothing is left to do" in again.stderr
     assert again.status == ExitCode.GOOD
+    assert load(directory).finished == after.finished
 
 
 def test_deadline_ends_it_in_order(words: list[str], runs: Path) -> None:
