@@ -54,6 +54,9 @@ class WorkItem(pytest.Item, Generic[W]):
     ) -> str:
         if isinstance(excinfo.value, CaseFailed):
             return "\n".join(_paragraph(result) for result in excinfo.value.results)
+        if isinstance(excinfo.value, pytest.xfail.Exception):
+            # pytest would parse our own sources for a traceback that nobody is shown.
+            return str(excinfo.value)
         return str(super().repr_failure(excinfo))
 
     def reportinfo(self) -> tuple[str, int | None, str]:
