@@ -253,12 +253,6 @@ def check_skips(directory: Path, skips: Sequence[str]) -> None:
             gittree.resolve(directory, name)
 
 
-def has_changes(directory: Path) -> bool:
-    """Whether the checkout has changes that are in no commit; untracked files do not count."""
-    done = gittree.git(directory, ["status", "--porcelain", "--untracked-files=no"])
-    return done.ok and bool(done.stdout.strip())
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CommitFacts:
     """A commit as a report shows it."""

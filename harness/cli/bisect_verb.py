@@ -20,6 +20,7 @@ from harness.cli.output import emit, tell
 from harness.cli.progress import build_progress
 from harness.cli.wishes import MachineWish
 from harness.errors import UsageError
+from harness.kernel import gittree
 
 
 @click.command("bisect")
@@ -151,7 +152,7 @@ def _paths(limits: Sequence[str]) -> tuple[str, ...]:
 
 def _announce(quarry: Quarry, aim: Aim, count: int) -> None:
     repository = Path(quarry.repository)
-    if gitbisect.has_changes(repository):
+    if gittree.has_changes(repository):
         tell(f"{repository} has local changes, which are in no commit: they are left alone, and not tested")
     where = f" in {' '.join(quarry.paths)}" if quarry.paths else ""
     what = "the boot" if aim.boot else quarry.asked

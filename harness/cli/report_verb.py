@@ -12,7 +12,8 @@ from harness.cli import options
 from harness.cli.output import emit, tolerant_stdout
 from harness.cli.seen import find_run, see
 from harness.errors import UsageError
-from harness.report import FORMATS, show, write
+from harness.report.console import show
+from harness.report.files import FORMATS, write
 from harness.results import RunStore, exit_code
 
 

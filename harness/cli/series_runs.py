@@ -10,7 +10,6 @@ from pathlib import Path
 
 import harness
 from harness import process
-from harness.bisect.gitbisect import has_changes
 from harness.cli.asking import repository_of
 from harness.cli.output import emit, tell
 from harness.deadline import Deadline
@@ -36,7 +35,7 @@ def apply(tree: str | None, series: Path) -> tuple[Path, tuple[Patch, ...]]:
     """The repository, and the patches of *series* as commits in it."""
     repository, base = base_of(tree)
     gittree.repository_root(repository)
-    if base == "HEAD" and has_changes(repository):
+    if base == "HEAD" and gittree.has_changes(repository):
         tell(f"{repository} has local changes, which are in no commit: the series is applied without them")
     patches = apply_series(repository, base, series)
     for number, patch in enumerate(patches, 1):

@@ -437,7 +437,8 @@ class Session:
                 store.add_job(self._record(wish, job))
 
     def _report(self, as_json: bool) -> int:
-        from harness.report import FORMATS, show, write
+        from harness.report.console import show
+        from harness.report.files import FORMATS, write
 
         run = load(self.run_dir)
         seen = see(run, compare=self._conduct.compare)

@@ -156,5 +156,11 @@ def remove_worktree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def has_changes(directory: Path) -> bool:
+    """Whether the checkout has changes that are in no commit; untracked files do not count."""
+    done = git(directory, ["status", "--porcelain", "--untracked-files=no"])
+    return done.ok and bool(done.stdout.strip())
+
+
 def _is_changed(path: Path) -> bool:
     return bool(git(path, ["status", "--porcelain", "--untracked-files=all"]).stdout)

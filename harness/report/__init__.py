@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reports: pure functions from a Run to text, and the one that writes them to files."""
+"""Reports: pure functions from a Run to text, one module each, and `files`, which writes them.
 
-from __future__ import annotations
-
-from harness.report.console import show
-from harness.report.files import FORMATS, write
-
-__all__ = ["FORMATS", "show", "write"]
+Nothing is imported here: a plan is shown with words of `view`, and must not load what makes pages.
+"""

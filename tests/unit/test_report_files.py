@@ -9,7 +9,8 @@ import pytest
 from report_sample import EMPTY, HOSTILE, RUN
 
 from harness.errors import InfraError, UsageError
-from harness.report import FORMATS, names, view, write
+from harness.report import names, view
+from harness.report.files import FORMATS, write
 
 
 @pytest.mark.parametrize("form", FORMATS)
