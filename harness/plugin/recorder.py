@@ -12,7 +12,7 @@ import datetime
 import json
 import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -128,6 +128,17 @@ class Recorder:
             self._store.add(*map(result_from_plain, json.loads(carried)))
         elif report.failed and (work := self._waiting.pop(_key(report.nodeid), None)) is not None:
             self._store.add(_without_result(work, Outcome.LOST, f"the harness failed: {_last_line(report)}"))
+
+    def pytest_report_teststatus(
+        self, report: pytest.TestReport
+    ) -> tuple[str, str, tuple[str, Mapping[str, bool]]] | None:
+        """Show work that was never begun, because a deadline had passed, as what it is: it has not failed."""
+        carried = dict(report.user_properties).get(RESULTS_PROPERTY)
+        if report.when != "call" or not report.failed or not isinstance(carried, str):
+            return None
+        if {result["outcome"] for result in json.loads(carried)} != {Outcome.NOT_RUN.value}:
+            return None
+        return "not run", "-", ("NOT RUN", {"purple": True})
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         # xdist ends a run that reached -x by a subclass of KeyboardInterrupt; nobody pressed Ctrl-C then.
