@@ -62,6 +62,8 @@ class Recipe:
     machine: Machine
     qemu: Qemu
     build_id: str
+    ticks: bool = False
+    """Whether the kernel interrupts every processor at a fixed rate, idle or not."""
     snapshots: bool = True
     """Whether a snapshot may take the place of a boot."""
 
@@ -90,7 +92,13 @@ class Recipe:
             root=find_root(job.root),
             gdb=gdb,
         )
-        return cls(machine=machine, qemu=qemu, build_id=kernel.build_id, snapshots=job.snapshots)
+        return cls(
+            machine=machine,
+            qemu=qemu,
+            build_id=kernel.build_id,
+            ticks=kernel.ticks,
+            snapshots=job.snapshots,
+        )
 
 
 class Booted:
@@ -172,7 +180,7 @@ class _Attempt:
                     if not there:
                         return None
                     vm = own.enter_context(self._vm(limit, restore=snapshot))
-                guest = own.enter_context(Guest.connect(_endpoint(vm), limit, lambda: vm.alive))
+                guest = own.enter_context(_connect(vm, limit))
                 connected = time.monotonic()
                 found = ask_facts(guest, limit, rescan=True)
                 if not found.same_machine(read_facts(snapshot.facts)):
@@ -217,7 +225,7 @@ class _Attempt:
         try:
             # slirp accepts before the guest listens; the console tells sooner when it does.
             vm.wait_booted(limit)
-            guest = Guest.connect(_endpoint(vm), limit, lambda: vm.alive)
+            guest = _connect(vm, limit)
             connected = time.monotonic()
             vm.wait_agent(limit)
             found = ask_facts(guest, limit)
@@ -250,6 +258,8 @@ class _Attempt:
     def _prove(
         self, vm: VM, guest: Guest, found: Found, connected: float, *, restored: bool = False
     ) -> Booted:
+        if self.recipe.ticks:
+            vm.watch_processors()
         _prove_kernel(found, self.recipe, self.nonce)
         places = _prove_devices(found, self.recipe)
         timing = {
@@ -278,7 +288,7 @@ class _Attempt:
             snapshot.refuse(error.description)
         except (InfraError, OSError) as error:
             _log.warning("this machine could not be saved: %s", error)
-        guest = Guest.connect(_endpoint(booted.vm), limit, lambda: booted.vm.alive)
+        guest = _connect(booted.vm, limit)
         if not ask_facts(guest, limit, rescan=True).same_machine(found):
             raise InfraError("the guest sees another machine than before it was saved")
         return Booted(booted.vm, guest, booted.bdfs)
@@ -303,6 +313,10 @@ def _note_time(booted: Booted) -> None:
     if spent is not None:
         timing = json.loads((booted.directory / paths.TIMING_FILE).read_text(encoding="utf-8"))
         _write_timing(booted.directory, {**timing, "cpu": spent})
+
+
+def _connect(vm: VM, limit: Deadline) -> Guest:
+    return Guest.connect(_endpoint(vm), limit, lambda: vm.alive, vm.check_processors)
 
 
 def _endpoint(vm: VM) -> Endpoint:

@@ -5,6 +5,7 @@ HarnessError
  ├── UsageError         2  the user asked for something wrong: unknown name, bad file, bad option
  ├── InfraError         3  the host, QEMU or the way to the guest failed: nothing is said about the kernel
  │    ├── LostGuest     3  a guest that was reachable no longer is, or never became so
+ │    │    └── StoodStill 3  one of its processors fell asleep for good
  │    └── SourceError   3  a kernel source could not be fetched or verified
  └── KernelError        4  the kernel's side: nothing could be tested
       ├── BuildError    4  the compiler or the linker refused
@@ -76,6 +77,10 @@ class InfraError(HarnessError):
 
 class LostGuest(InfraError):
     """The guest cannot be reached any more, or never answered."""
+
+
+class StoodStill(LostGuest):
+    """A processor of the guest is not run any more, so that what waits for it will wait for ever."""
 
 
 class SourceError(InfraError):

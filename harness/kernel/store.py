@@ -70,6 +70,11 @@ class Built:
     build_seconds: float  # what the build took, whenever it was
     build_cpu_seconds: float  # the same in processor time
 
+    @property
+    def ticks(self) -> bool:
+        """Whether it interrupts every processor at a fixed rate, idle or not."""
+        return ResolvedConfig.parse(self.config.read_text(encoding="utf-8")).get("HZ_PERIODIC") == "y"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel(Built):

@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.machine.machine import CONSOLE_ID, CONSOLE_LOG
+from harness.machine.pulse import describe_threads
 from harness.machine.qmp import Qmp
 
 FILE = "diagnostics.txt"
@@ -52,8 +53,11 @@ def sysrq(qmp: Qmp, console_socket: Path, key: str) -> None:
         time.sleep(_SYSRQ_PAUSE)
 
 
-def write_bundle(directory: Path, qmp: Qmp, console_socket: Path, deadline: Deadline) -> Path:
-    """Ask everything there is time for and write it to FILE in *directory*; return the file."""
+def write_bundle(directory: Path, pid: int, qmp: Qmp, console_socket: Path, deadline: Deadline) -> Path:
+    """Ask everything there is time for and write it to FILE in *directory*; return the file.
+
+    *pid* is QEMU's.
+    """
     limit = deadline.within(BUDGET_SECONDS)
     questions: list[tuple[str, Callable[[], str]]] = [
         ("status", lambda: json.dumps(qmp.execute("query-status", seconds=min(2, limit.remaining)))),
@@ -61,6 +65,7 @@ def write_bundle(directory: Path, qmp: Qmp, console_socket: Path, deadline: Dead
         ("interrupts", lambda: qmp.monitor("info pic", seconds=min(2, limit.remaining))),
         # Whether a processor's timer is armed, and what it has begun and not ended.
         *((f"local APIC {cpu}", _local_apic(qmp, cpu, limit)) for cpu in range(_CPUS_SHOWN)),
+        ("threads of QEMU", lambda: describe_threads(pid)),
         ("network", lambda: qmp.monitor("info usernet", seconds=min(2, limit.remaining))),
         ("PCI as QEMU sees it", lambda: qmp.monitor("info pci", seconds=min(2, limit.remaining))),
         ("events", lambda: "\n".join(json.dumps(event) for event in qmp.events)),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from harness import process
 from harness.deadline import Deadline
-from harness.errors import InfraError, LostGuest
+from harness.errors import InfraError, LostGuest, StoodStill
 from harness.machine import diagnose, disks, keys
 from harness.machine.console import Console
 from harness.machine.hostlink import Actions, HostLink
@@ -33,6 +33,7 @@ from harness.machine.machine import (
     Machine,
     Memory,
 )
+from harness.machine.pulse import Pulse
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.qmp import Qmp, QmpError
 from harness.machine.roots import RootParts
@@ -102,6 +103,7 @@ class VM:
         self._qmp: Qmp | None = None
         self._hostlink: HostLink | None = None
         self._ssh: SshAccess | None = None
+        self._pulse: Pulse | None = None
 
     def _attach(self, deadline: Deadline, host_key: str, stack: contextlib.ExitStack) -> None:
         """Connect to what QEMU offers, as soon as it does."""
@@ -207,6 +209,17 @@ class VM:
         if state is not State.RUNNING:
             raise LostGuest(self.ending, hint=self._see())
 
+    def watch_processors(self) -> None:
+        """Let check_processors() see whether all are run; for kernels that interrupt even an idle one."""
+        threads = {cpu["cpu-index"]: cpu["thread-id"] for cpu in self.qmp.execute("query-cpus-fast")}
+        self._pulse = Pulse(threads, self.pid)
+
+    def check_processors(self) -> None:
+        """Raise StoodStill when a processor is not run any more; call every second or so."""
+        cpu = self._pulse.still() if self._pulse is not None else None
+        if cpu is not None:
+            raise StoodStill(f"QEMU does not run processor {cpu} of the guest any more", hint=self._see())
+
     def wait_booted(self, deadline: Deadline) -> None:
         """Wait until guest/init.c or init.sh says that it starts the SSH server.
 
@@ -249,7 +262,7 @@ class VM:
         if not self.alive or self._qmp is None:
             return None
         limit = deadline or Deadline.after(diagnose.BUDGET_SECONDS)
-        return diagnose.write_bundle(self.directory, self._qmp, self._near / CONSOLE_SOCKET, limit)
+        return diagnose.write_bundle(self.directory, self.pid, self._qmp, self._near / CONSOLE_SOCKET, limit)
 
     def save(self, target: Path) -> None:
         """Write the VM's memory and devices into the directory *target*; it runs on.

@@ -20,7 +20,7 @@ from harness.admission import admitted
 from harness.boot import Booted, Recipe, boot
 from harness.builder import wait_for_kernel
 from harness.deadline import Deadline
-from harness.errors import HarnessError, InfraError, KernelError, LostGuest
+from harness.errors import HarnessError, InfraError, KernelError, LostGuest, StoodStill
 from harness.kernel.store import hold
 from harness.ktap import parse
 from harness.machine.accel import Accel
@@ -265,7 +265,7 @@ class JobVM:
             attempt.spoilt = "the work is still running in it"
             booted.diagnose()
         except LostGuest as error:
-            attempt.judged += (_whole(Outcome.LOST, booted.cause_of_loss(error)),)
+            attempt.judged += (self._gone(booted, error),)
             attempt.spoilt = "the guest is gone"
             booted.diagnose()
 
@@ -278,6 +278,11 @@ class JobVM:
         if not self.final and not self._answers(booted):
             return _whole(Outcome.LOST, "did not end in its time, and the guest answers nothing any more")
         return _whole(Outcome.TIMEOUT, "did not end in its time")
+
+    def _gone(self, booted: Booted, error: LostGuest) -> Judged:
+        """What it means that the guest was lost; standing still at the same work twice is the kernel's."""
+        still = self.final and isinstance(error, StoodStill)
+        return _whole(Outcome.TIMEOUT if still else Outcome.LOST, booted.cause_of_loss(error))
 
     def _answers(self, booted: Booted) -> bool:
         with contextlib.suppress(LostGuest):

@@ -26,6 +26,7 @@ from harness.deadline import Deadline
 from harness.errors import LostGuest
 
 _RETRY_SECONDS = 0.02
+_CHECK_SECONDS = 1.0
 _CHUNK = 65536
 # Without a handler logging would print paramiko's retries to stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -73,9 +74,10 @@ def _command_line(command: str | Sequence[str]) -> str:
 class Stream:
     """A command that runs in the guest while we talk to it, a line at a time."""
 
-    def __init__(self, channel: paramiko.Channel, command: str) -> None:
+    def __init__(self, channel: paramiko.Channel, command: str, check: Callable[[], None]) -> None:
         self._channel = channel
         self._command = command
+        self._check = check
         self._pending = b""
 
     def send(self, line: str) -> None:
@@ -105,15 +107,15 @@ class Stream:
             self._pending += chunk
 
     def _receive(self, deadline: Deadline) -> bytes:
-        if deadline.expired:
-            raise TimeoutError(f"{_shortened(self._command)} is not done")
-        self._channel.settimeout(deadline.remaining)
-        try:
-            return self._channel.recv(_CHUNK)
-        except TimeoutError:
-            raise TimeoutError(f"{_shortened(self._command)} is not done") from None
-        except _LOST as error:
-            raise LostGuest(f"the connection broke during {_shortened(self._command)!r}") from error
+        while not deadline.expired:
+            self._channel.settimeout(min(deadline.remaining, _CHECK_SECONDS))
+            try:
+                return self._channel.recv(_CHUNK)
+            except TimeoutError:
+                self._check()
+            except _LOST as error:
+                raise LostGuest(f"the connection broke during {_shortened(self._command)!r}") from error
+        raise TimeoutError(f"{_shortened(self._command)} is not done")
 
     def status(self, deadline: Deadline) -> int:
         """Wait for its exit status; LostGuest when none comes (the connection broke first)."""
@@ -131,13 +133,21 @@ class Stream:
 class Guest:
     """One authenticated SSH connection to a running guest."""
 
-    def __init__(self, transport: paramiko.Transport) -> None:
+    def __init__(self, transport: paramiko.Transport, check: Callable[[], None]) -> None:
         self._transport = transport
+        self._check = check
 
     @classmethod
-    def connect(cls, endpoint: Endpoint, deadline: Deadline, alive: Callable[[], bool]) -> Self:
+    def connect(
+        cls,
+        endpoint: Endpoint,
+        deadline: Deadline,
+        alive: Callable[[], bool],
+        check: Callable[[], None] = lambda: None,
+    ) -> Self:
         """Connect, retrying the whole handshake until *deadline* while *alive* says the VM runs.
 
+        While the guest is silent, *check* is called every _CHECK_SECONDS; it may raise LostGuest.
         slirp accepts before the guest listens, so an accepted TCP connection means nothing; only a finished
         handshake with the pinned host key counts.  Raises LostGuest.
         """
@@ -147,7 +157,7 @@ class Guest:
             if not alive():
                 raise LostGuest("the VM ended before its SSH server answered")
             try:
-                return cls(_handshake(endpoint, key, deadline))
+                return cls(_handshake(endpoint, key, deadline), check)
             except paramiko.BadHostKeyException as error:
                 raise LostGuest(f"port {endpoint.port} is answered by another machine") from error
             except _LOST as error:
@@ -180,7 +190,7 @@ class Guest:
         line = _command_line(command)
         channel = self._open(line, deadline)
         channel.set_combine_stderr(merge)
-        return Stream(channel, line)
+        return Stream(channel, line, self._check)
 
     def dial(self, port: int, deadline: Deadline) -> Stream:
         """Connect to *port* on the guest's loopback; the Stream has no exit status.  Raises LostGuest."""
@@ -192,14 +202,14 @@ class Guest:
             raise LostGuest(f"nothing answers on port {port} in the guest") from error
         except _LOST as error:
             raise LostGuest(f"the guest refused a connection to port {port}: {error}") from error
-        return Stream(channel, f"port {port}")
+        return Stream(channel, f"port {port}", self._check)
 
     def run(self, command: str | Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> Completed:
         """Run *command* to its end.  Raises TimeoutError at *deadline*, LostGuest when the guest is gone."""
         line = _command_line(command)
         channel = self._open(line, deadline)
         with contextlib.closing(channel):
-            stream = Stream(channel, line)
+            stream = Stream(channel, line, self._check)
             if stdin:
                 try:
                     channel.sendall(stdin)

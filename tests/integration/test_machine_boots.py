@@ -21,6 +21,7 @@ import pytest
 from harness import paths, process
 from harness.boot import ask_facts
 from harness.deadline import Deadline
+from harness.errors import StoodStill
 from harness.machine.accel import Accel, choose_accel
 from harness.machine.found import bdfs, mismatches
 from harness.machine.machine import Machine
@@ -71,6 +72,7 @@ class Maker:
             topology=topology,
             accel=self.accel,
             root=find_root(DEFAULT_ROOT),
+            cpus=2,
             memory_mib=1024,
         )
 
@@ -87,7 +89,7 @@ class Maker:
                 client_key=ssh.client_key,
                 host_key=ssh.host_key,
             )
-            with Guest.connect(endpoint, limit, lambda: vm.alive) as guest:
+            with Guest.connect(endpoint, limit, lambda: vm.alive, vm.check_processors) as guest:
                 vm.wait_agent(limit)
                 yield vm, guest
 
@@ -117,6 +119,19 @@ def test_panic_is_noticed(make: Maker, tmp_path: Path) -> None:
         assert vm.ending == "the guest's kernel panicked: sysrq triggered crash"
         (splat,) = vm.console.splats()
         assert (splat.kind, splat.case) == ("panic", "a/b")
+
+
+def test_processor_that_sleeps_for_good_is_noticed(make: Maker, tmp_path: Path) -> None:
+    """From outside, one that the guest has taken off line looks like one that QEMU forgot."""
+    with make.boot("edu", tmp_path) as (vm, guest):
+        vm.watch_processors()
+        vm.check_processors()
+        guest.check(("sh", "-c", "echo 0 > /sys/devices/system/cpu/cpu1/online"), make.limit())
+        with pytest.raises(StoodStill, match="does not run processor 1"):
+            guest.run("sleep 100", Deadline.after(60))
+        bundle = vm.diagnose()
+        assert bundle is not None
+        assert "futex" in bundle.read_text(encoding="utf-8").partition("== threads of QEMU")[2]
 
 
 def test_killed_qemu_is_no_panic(make: Maker, tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ class FakeVM:
 
     ssh = type("Ssh", (), dict.fromkeys(("address", "port", "user", "client_key", "host_key"), "x"))
 
+    def check_processors(self) -> None: ...
+
     def splats(self) -> tuple[str, ...]:
         return self.world.splats
 

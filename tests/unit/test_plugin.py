@@ -21,7 +21,7 @@ from guest.case import discover
 from harness import paths, process
 from harness.boot import Booted
 from harness.deadline import Deadline
-from harness.errors import ExitCode, LostGuest, UsageError
+from harness.errors import ExitCode, LostGuest, StoodStill, UsageError
 from harness.plan import Job, Plan, load_plan
 from harness.plugin.items import CaseFailed, conclude
 from harness.plugin.jobvm import JobVM, _Attempt, _crashed
@@ -95,6 +95,8 @@ def test_without_a_vm_nothing_passes_and_every_case_is_accounted_for(tmp_path: P
     assert exit_code(run) is ExitCode.INFRA
     lost = [case for case in run.cases if case.outcome is Outcome.NOT_RUN]
     assert all("is not in the store and nobody is building it" in case.reason for case in lost)
+    assert f"{len(lost)} not run" in done.stdout
+    assert "failed" not in done.stdout
     collected = run_pytest(plan(tmp_path / "again"), "--collect-only", "-q").stdout.count("::")
     assert len(run.cases) == collected
     assert done.status != 0
@@ -304,3 +306,22 @@ def test_a_guest_that_stands_still_is_blamed_on_the_second_time(
     jobvm.final, jobvm._factor = final, 1.0
     booted = Booted(vm=None, guest=guest, bdfs={})  # type: ignore[arg-type]
     assert jobvm._too_late(booted).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("error", "final", "outcome"),
+    [
+        (LostGuest("gone"), False, Outcome.LOST),
+        (LostGuest("gone"), True, Outcome.LOST),
+        (StoodStill("still"), False, Outcome.LOST),
+        (StoodStill("still"), True, Outcome.TIMEOUT),
+    ],
+)
+def test_a_processor_that_sleeps_is_blamed_on_the_second_time(
+    error: LostGuest, final: bool, outcome: Outcome
+) -> None:
+    """A guest that is gone is never blamed on the kernel, one that sleeps for good in two VMs is."""
+    jobvm = JobVM.__new__(JobVM)
+    jobvm.final = final
+    booted = SimpleNamespace(cause_of_loss=lambda error: error.message)
+    assert jobvm._gone(booted, error).outcome is outcome  # type: ignore[arg-type]
