@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+
+def default_compilers() -> int:
+    """How many compilers to run at once: one more than the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def available_mib() -> int:

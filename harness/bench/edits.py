@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from harness import paths, process
+from harness.host import default_compilers
 from harness.kernel.build import at_build_path, find_build_trees
 from harness.kernel.make import run_make
 from harness.kernel.store import build_place, provide_kernel
@@ -65,13 +66,9 @@ class EditedTree:
         self.edit()
         busy = f"another process is building from {self.path}"
         with locked(place.name, busy), at_build_path(place, newest.path.name) as objects:
-            words = [f"O={objects.path}", f"-j{_jobs()}", "LOCALVERSION=", "vmlinux"]
+            words = [f"O={objects.path}", f"-j{default_compilers()}", "LOCALVERSION=", "vmlinux"]
             return run_make(self.path, words, place / "bench.log", what="make vmlinux").seconds
 
     def _build(self) -> None:
         tree = open_tree(os.fspath(self.path))
-        provide_kernel(tree, load_catalogue().variant(self._variant), jobs=_jobs())
-
-
-def _jobs() -> int:
-    return (os.cpu_count() or 1) + 1
+        provide_kernel(tree, load_catalogue().variant(self._variant), jobs=default_compilers())

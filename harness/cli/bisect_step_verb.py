@@ -19,6 +19,7 @@ from harness.cli.output import emit, tell
 from harness.cli.progress import build_progress
 from harness.cli.wishes import MachineWish
 from harness.errors import GIT_SKIP, ExitCode
+from harness.host import default_compilers
 
 
 @click.command("bisect-step")
@@ -79,7 +80,7 @@ def command(
         variant=variant,
         addons=addons,
         configs=tuple(os.fspath(config.absolute()) for config in configs),
-        jobs=jobs or (os.cpu_count() or 1) + 1,
+        jobs=jobs or default_compilers(),
         machine=tuple(machine.options()),
         suites=asked.chosen_suites(),
         cases=cases or (() if keyword or not boot else (BOOT_CASE,)),

@@ -20,6 +20,7 @@ from harness.cli.output import emit, tell
 from harness.cli.progress import build_progress
 from harness.cli.wishes import MachineWish
 from harness.errors import UsageError
+from harness.host import default_compilers
 from harness.kernel import gittree
 
 
@@ -162,7 +163,7 @@ def _announce(quarry: Quarry, aim: Aim, count: int) -> None:
 
 def _conduct(state: State, directory: Path) -> int:
     selftests = planning.needs_selftests(state.quarry.suites)
-    trial = campaign.trial_of(state.quarry, state.aim, (os.cpu_count() or 1) + 1, selftests)
+    trial = campaign.trial_of(state.quarry, state.aim, default_compilers(), selftests)
     finding, code = campaign.Campaign(
         state=state,
         directory=directory,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from harness import paths
+from harness.host import default_compilers
 from harness.machine.roots import DEFAULT_ROOT, ROOT_NAMES
 from harness.plan import Isolation
 
@@ -159,7 +159,7 @@ def kernel_options(function: F) -> F:
                 type=click.IntRange(min=1),
                 default=None,
                 metavar="N",
-                help=f"Parallel compilers [default: {(os.cpu_count() or 1) + 1}]",
+                help=f"Parallel compilers [default: {default_compilers()}]",
             ),
         ),
         function,

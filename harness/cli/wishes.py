@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.cli.options import DEFAULT_CPUS, DEFAULT_SEED, DEFAULT_SUITES
 from harness.errors import UsageError
+from harness.host import default_compilers
 from harness.kernel.trees import DEFAULT_SPEC, is_linux
 from harness.machine.qemu import find_qemu
 from harness.machine.roots import DEFAULT_ROOT
@@ -50,7 +51,7 @@ class KernelWish:
     @property
     def compilers(self) -> int:
         """How many compilers to run at once."""
-        return self.jobs or (os.cpu_count() or 1) + 1
+        return self.jobs or default_compilers()
 
     def options(self) -> list[str]:
         """The options that say it again."""
