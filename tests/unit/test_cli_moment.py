@@ -21,6 +21,9 @@ NOW = datetime.datetime(2026, 11, 25, 22, 15, tzinfo=datetime.UTC)
         ("1h30min", "2026-11-25 23:45"),
         ("23:00", "2026-11-25 23:00"),
         ("06:30", "2026-11-26 06:30"),
+        ("06:30+09:00", "2026-11-26 21:30"),
+        ("08:00+09:00", "2026-11-25 23:00"),
+        ("23:00Z", "2026-11-25 23:00"),
         ("2026-11-27 06:30", "2026-11-27 06:30"),
         ("2026-11-27T06:30+01:00", "2026-11-27 05:30"),
     ],
@@ -30,7 +33,7 @@ def test_moments(text: str, moment: str) -> None:
     assert f"{parse_moment(text, NOW).astimezone(datetime.UTC):%Y-%m-%d %H:%M}" == moment
 
 
-@pytest.mark.parametrize("text", ["", "tomorrow", "8", "25:00", "2026-13-01 10:00"])
+@pytest.mark.parametrize("text", ["", "tomorrow", "8", "9" * 5000 + "h", "25:00", "2026-13-01 10:00"])
 def test_no_moments(text: str) -> None:
     with pytest.raises(UsageError, match="is no moment"):
         parse_moment(text, NOW)
@@ -39,3 +42,9 @@ def test_no_moments(text: str) -> None:
 def test_past() -> None:
     with pytest.raises(UsageError, match="2026-11-24 06:30 is in the past"):
         parse_moment("2026-11-24 06:30", NOW)
+
+
+@pytest.mark.parametrize("text", ["0h", "0m", "0h0m", "99999999999h", "999999999999h"])
+def test_spans_that_end_never_or_now(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is no time at all|is beyond every calendar"):
+        parse_moment(text, NOW)
