@@ -33,4 +33,4 @@ def cache_dir() -> Path:
 
 def runs_dir() -> Path:
     """One directory per run; VFIO_HARNESS_RUNS moves it (default: `runs` in the current directory)."""
-    return Path(os.environ.get("VFIO_HARNESS_RUNS", "runs")).absolute()
+    return Path(os.environ.get("VFIO_HARNESS_RUNS") or "runs").absolute()

@@ -13,6 +13,7 @@ import click
 
 from harness.cli import options
 from harness.cli.output import emit, tell
+from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.bench import Compared
@@ -54,6 +55,8 @@ def command(
       vfio-harness bench
       vfio-harness bench --only boot --repeat 9 --json
     """
+    if everything and chosen:
+        raise UsageError("--all measures everything, --only does not", hint="leave one of them out")
     from harness.bench import Bench, compare
     from harness.cli.planning import provide_job
     from harness.cli.wishes import KernelWish, MachineWish, default_tree

@@ -278,6 +278,8 @@ class Session:
             status = run_pytest(passed_on.arguments(plan, path))
         if status is pytest.ExitCode.NO_TESTS_COLLECTED:
             raise UsageError("no case matches what was asked for", hint="see: vfio-harness list cases")
+        if status is pytest.ExitCode.INTERRUPTED:
+            return ExitCode.INTERRUPTED
         return self._worst_problem() if status is pytest.ExitCode.OK else ExitCode.USAGE
 
     def _worst_problem(self) -> ExitCode:

@@ -76,4 +76,6 @@ def record(run_dir: Path) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m harness.suites.manifest RUN_DIRECTORY")
     MANIFEST.write_text(record(Path(sys.argv[1])) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from harness.bench import Bench, Figure, compare, in_turn
 from harness.cli.bench_verb import MEASURES, command
+from harness.errors import UsageError
 
 PLAIN = Figure(name="plain", unit="s", samples=(4.0, 2.0, 9.0))
 OURS = Figure(name="ours", unit="s", samples=(1.0, 2.0, 3.0), baseline="plain", target=0.45)
@@ -66,3 +67,10 @@ def test_a_wrong_measure_is_named() -> None:
     done = CliRunner().invoke(command, ["--only", "bot"])
     assert done.exit_code == 2
     assert "'bot'" in done.output
+
+
+def test_everything_and_something_is_refused() -> None:
+    """What would be left out of everything is not to be guessed."""
+    done = CliRunner().invoke(command, ["--all", "--only", "boot"])
+    assert isinstance(done.exception, UsageError)
+    assert "--all measures everything, --only does not" in str(done.exception)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from harness import process
 from harness.results import Address, Outcome, Requirement, Result, check
 from harness.suites.kselftest import Target, shipped_suites
 from harness.suites.manifest import expected_points, recorded, source_digest
@@ -50,3 +52,9 @@ def test_a_vanished_point_is_told() -> None:
     assert [result.address.case for result in missing] == list(points[1:])
     assert {result.outcome for result in missing} == {Outcome.NOT_RUN}
     assert all("vanished" in result.reason for result in missing)
+
+
+def test_recording_wants_a_run() -> None:
+    """Without one it says how it is used."""
+    done = process.run([sys.executable, "-m", "harness.suites.manifest"])
+    assert (done.status, done.stderr) == (1, "usage: python -m harness.suites.manifest RUN_DIRECTORY\n")
