@@ -13,10 +13,9 @@ import click
 
 from harness.cli import options, planning
 from harness.cli.wishes import MachineWish
-from harness.errors import UsageError, nearest
-from harness.suites.catalogue import check_patterns, check_suites, suite_names
+from harness.errors import UsageError
+from harness.suites.catalogue import check_keyword, check_patterns, check_suites, suite_names
 from harness.suites.probes import SUITE as PROBES
-from harness.suites.probes import probe_cases
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,7 +91,7 @@ class Asked:
             raise click.UsageError("say what to look at: --case ADDRESS, -k EXPR or --boot")
         check_suites(self.suites)
         check_patterns(self.cases, self.chosen_suites() if self.suites else suite_names())
-        self._check_keyword()
+        check_keyword(self.keyword, self.chosen_suites(), (self.machine.topology, self.variant, *self.addons))
         if planning.wished_variant(self.variant).blocked:
             raise UsageError(f"variant {self.variant!r} is never built, so there is nothing to bisect")
         planning.check_addons(self.addons)
@@ -100,15 +99,3 @@ class Asked:
         qemu, choice = planning.choose(self.machine)
         planning.check_machine(self.machine, qemu)
         return choice.reason
-
-    def _check_keyword(self) -> None:
-        """Refuse a single word that is in no probe's name; an expression is taken as it is."""
-        if not self.keyword.isidentifier() or self.chosen_suites() != (PROBES,):
-            return
-        names = {case.name for case in probe_cases()} | {case.module for case in probe_cases()}
-        if not any(self.keyword.lower() in name for name in names):
-            hint = nearest(self.keyword, names)
-            raise UsageError(
-                f"no case matches -k {self.keyword}",
-                hint=hint if hint.startswith("did") else "see: vfio-harness list cases",
-            )

@@ -119,7 +119,7 @@ def command(
         cases=cases, seed=seed, isolation=Isolation(isolation), confirm=confirm, compare=compare
     )
     session = Session(wishes, conduct, junit=junit)
-    session.check()
+    session.check(keyword or "")
     session.prepare()
     if collect_only:
         return session.collect(passed_on)

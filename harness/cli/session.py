@@ -9,6 +9,7 @@ import datetime
 import os
 import re
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -38,7 +39,14 @@ from harness.machine.qemu import Qemu
 from harness.machine.topology import load_topology
 from harness.plan import Job, Plan
 from harness.results import Inputs, JobRecord, Run, RunInfo, RunStore, State, judge, load
-from harness.suites.catalogue import check_cases, check_patterns, check_suites, to_do
+from harness.suites.catalogue import (
+    check_cases,
+    check_choice,
+    check_keyword,
+    check_patterns,
+    check_suites,
+    to_do,
+)
 
 PLAN_FILE = "plan.json"
 JUNIT_FILE = "junit.xml"
@@ -73,6 +81,7 @@ class Session:
         self._failed: dict[JobWish, Job] = {}
         """Jobs whose kernel did not build before any test ran."""
         self._narrowed = False
+        self._keyword = ""
         self._build_cpu = 0.0
         self._seconds: dict[str, float] = {}
         """Group of work -> what it took lately."""
@@ -93,10 +102,16 @@ class Session:
     def _kernels(self) -> tuple[KernelWish, ...]:
         return tuple(dict.fromkeys(wish.kernel for wish in self._wishes))
 
-    def check(self) -> None:
-        """Refuse everything that is wrong before anything slow begins; announce the accelerator first."""
+    def check(self, keyword: str = "") -> None:
+        """Refuse everything that is wrong before anything slow begins; announce the accelerator first.
+
+        *keyword* is what pytest's -k will be given.
+        """
+        self._keyword = keyword
         check_suites(self._suites)
         check_patterns(self._conduct.cases, self._suites)
+        names = (name for wish in self._wishes for name in (wish.kernel.name, wish.machine.topology))
+        check_keyword(keyword, self._suites, names)
         self._check_outputs()
         check_history(self._conduct.compare)
         for wish in self._kernels:
@@ -137,6 +152,7 @@ class Session:
             self._planned[kernel] = self._plan_kernel(trees[kernel.tree], kernel)
         for wish in self._wishes:
             self._plan_job(wish)
+        check_choice(self._keyword, self._jobs.values())
         self._seconds = expected_seconds(
             {job.name: (job, self._record(wish, job)) for wish, job in self._jobs.items()}
         )
@@ -315,8 +331,14 @@ class Session:
         if status is pytest.ExitCode.USAGE_ERROR:
             raise UsageError("pytest refused its options", hint="see what it said above")
         if status is pytest.ExitCode.NO_TESTS_COLLECTED:
+            self._forget_if_empty()
             raise UsageError("no case matches what was asked for", hint="see: vfio-harness list cases")
         return self._report(as_json)
+
+    def _forget_if_empty(self) -> None:
+        """A run in which nothing was chosen is none: the verb report would take it for the newest."""
+        if self._goes_on is None and not load(self.run_dir).results:
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def _second_chance(self, plan: Plan, passed_on: PytestOptions) -> None:
         """Run once more what had no chance for reasons of ours, such as a worker that died."""

@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
+from history_runs import make_run
 from plan_jobs import job
 
 from harness.cli import session
 from harness.cli.engine import PytestOptions
 from harness.cli.session import Session
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish
-from harness.errors import ExitCode
+from harness.errors import ExitCode, UsageError
 from harness.plan import Plan
+from harness.results import RunStore
+from harness.suites.catalogue import check_choice, check_keyword
 
 
 def one_job(keyword: str = "", suites: tuple[str, ...] = ("probes",)) -> Session:
@@ -33,3 +37,45 @@ def test_an_interrupted_collection_is_interrupted(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(asked, "_store", lambda directory: io.BytesIO())
     monkeypatch.setattr(session, "run_pytest", lambda words: pytest.ExitCode.INTERRUPTED)
     assert asked.collect(PytestOptions()) == ExitCode.INTERRUPTED
+
+
+def test_a_keyword_that_chooses_nothing_is_refused_at_once() -> None:
+    """Before a tree is looked at."""
+    with pytest.raises(UsageError, match="no case matches -k get_pq") as error:
+        one_job().check("get_pq")
+    assert "did you mean 'get_pa'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "keyword", ["get_pa", "VFIO_PCI_DEVICE", "kselftest", "get_pa.py", "7.3.4-group", "edu"]
+)
+def test_a_keyword_may_be_in_any_name(keyword: str) -> None:
+    """Of the case, its file, the program or the job."""
+    check_choice(keyword, [job()])
+
+
+@pytest.mark.parametrize("keyword", ["vfio_pci_devise", "cdev_opem", "7.2"])
+def test_a_keyword_that_is_in_none(keyword: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"no case matches -k {keyword}")):
+        check_choice(keyword, [job()])
+
+
+@pytest.mark.parametrize("keyword", ["", "nothing or other", "not nothing"])
+def test_expressions_are_pytests(keyword: str) -> None:
+    check_choice(keyword, [job()])
+    check_keyword(keyword, ("probes",))
+
+
+def test_an_empty_run_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pytest chose nothing of leaves nothing to report."""
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    plan = Plan(run_id="r", run_dir=str(tmp_path), seed=1, cases=(), jobs=(job(),))
+    asked = one_job()
+    make_run(tmp_path, 1, {}).rename(asked.run_dir)
+    monkeypatch.setattr(asked, "_plan", lambda: plan)
+    monkeypatch.setattr(asked, "_begin", lambda plan: RunStore.open(asked.run_dir))
+    monkeypatch.setattr(asked, "_record_jobs", lambda store: None)
+    monkeypatch.setattr(session, "run_pytest", lambda words: pytest.ExitCode.NO_TESTS_COLLECTED)
+    with pytest.raises(UsageError, match="no case matches what was asked for"):
+        asked.test(PytestOptions(keyword="this or that"), as_json=False)
+    assert not asked.run_dir.exists()
