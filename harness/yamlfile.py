@@ -66,13 +66,29 @@ class Section:
         return self._keys[key][1]
 
     def _typed(self, key: str, kind: type) -> Any:
-        value = _plain(self._value(key))
+        value = self._plain(key)
         # bool is an int to Python, and a point in time a date.
         if not isinstance(value, kind) or isinstance(value, _NOT.get(kind, ())):
             raise UsageError(
                 f"{self.where(key)}: {key!r} in {self._name} must be {_TYPE_NAMES[kind]}, not {value!r}"
             )
         return value
+
+    def _plain(self, key: str) -> Any:
+        """The value at *key* as Python has it."""
+        node = self._value(key)
+        loader = yaml.SafeLoader("")
+        try:
+            return loader.construct_object(node, deep=True)
+        # PyYAML lets out whatever its conversions meet: a KeyError for `!!bool maybe`, an IndexError for an
+        # empty `!!int`.
+        except Exception as error:
+            reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else None
+            raise UsageError(
+                f"{self.where(key)}: {key!r} in {self._name} is no value: {reason or _shown(node)}"
+            ) from error
+        finally:
+            loader.dispose()
 
     def text(self, key: str, default: str | None = None) -> str:
         """The text at *key*; without a default the key is required."""
@@ -137,12 +153,9 @@ class Section:
                 )
 
 
-def _plain(node: yaml.Node) -> Any:
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_object(node, deep=True)
-    finally:
-        loader.dispose()
+def _shown(node: yaml.Node) -> str:
+    kind = node.tag.rpartition(":")[2]
+    return f"{node.value!r} as {kind}" if isinstance(node, yaml.ScalarNode) else f"not a {kind}"
 
 
 def load(path: Path) -> Section:
@@ -161,6 +174,9 @@ def load(path: Path) -> Section:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.encode()[: error.position].count(b"\n") + 1
+        raise UsageError(f"{path}:{line}: not valid YAML: {error.reason}") from error
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}:1: the top level must be a mapping of keys")
     return Section(path, node, "the file")

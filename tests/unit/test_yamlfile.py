@@ -51,6 +51,52 @@ def test_bad_files_are_one_sentence(write: Write, text: str, message: str) -> No
         yamlfile.load(write(text)).text("name")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-13-45",
+        "!x foo",
+        '!!int "zz"',
+        '!!int ""',
+        "!!float zz",
+        "!!bool zz",
+        "!!timestamp zz",
+        "!!binary é",
+        "!!python/object:os.system x",
+        "0x",
+        "[2026-13-45]",
+        "{a: !x foo}",
+        "{? [a]: b}",
+        "&a [*a]",
+        "!!set [a]",
+        "!!omap zz",
+        "-0b",
+    ],
+)
+def test_values_that_are_none(write: Write, value: str) -> None:
+    """What YAML cannot make a value of is refused with file, line and key, whatever was wanted."""
+    for ask in (
+        yamlfile.Section.text,
+        yamlfile.Section.number,
+        yamlfile.Section.flag,
+        yamlfile.Section.texts,
+    ):
+        section = yamlfile.load(write(f"other: 1\nname: {value}\n"))
+        try:
+            ask(section, "name")
+        except UsageError as error:
+            assert ":2: 'name' in the file " in str(error)  # noqa: PT017 (some take it for a text)
+
+
+@pytest.mark.parametrize(
+    "text", ["name: a\x01b\n", "a: 1\nname: \x1b[0m\n", "name: \ufffe\n", "a: &b\nc: *d\n"]
+)
+def test_what_no_yaml_may_hold(write: Write, text: str) -> None:
+    """Control characters among them."""
+    with pytest.raises(UsageError, match=r"topology\.yaml:[12]: not valid YAML: "):
+        yamlfile.load(write(text))
+
+
 def test_a_true_is_no_number(write: Write) -> None:
     """YAML's booleans are integers to Python, not to us."""
     with pytest.raises(UsageError, match="must be a whole number, not True"):
