@@ -25,12 +25,16 @@ def default_tree() -> str:
 
 
 def line_of(spec: str | None) -> str:
-    """The line of development that `--tree SPEC` names; a directory by its absolute path."""
+    """The line of development that `--tree SPEC` names, from wherever: a directory by its absolute path."""
     spec = spec or default_tree()
+    path = Path(spec).expanduser()
     if spec.startswith("debian:"):
         return spec
-    path, at, ref = (spec, "", "") if Path(spec).exists() else spec.rpartition("@")
-    return f"{Path(path).absolute()}{at}{ref}" if path else spec
+    if path.exists():
+        return os.fspath(path.absolute())
+    directory, at, ref = spec.rpartition("@")
+    repository = Path(directory).expanduser()
+    return f"{repository.absolute()}@{ref}" if at and repository.is_dir() else spec
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +59,16 @@ class KernelWish:
 
     def options(self) -> list[str]:
         """The options that say it again."""
-        words = ["--tree", self.tree or default_tree(), "--variant", self.variant]
-        words += [word for addon in self.addons for word in ("--with", addon)]
-        words += [word for config in self.configs for word in ("--config", os.fspath(config.absolute()))]
+        wish = self.from_anywhere()
+        words = ["--tree", str(wish.tree), "--variant", wish.variant]
+        words += [word for addon in wish.addons for word in ("--with", addon)]
+        words += [word for config in wish.configs for word in ("--config", os.fspath(config))]
         return words
+
+    def from_anywhere(self) -> KernelWish:
+        """The same, whatever the current directory is."""
+        configs = tuple(config.absolute() for config in self.configs)
+        return dataclasses.replace(self, tree=line_of(self.tree), configs=configs)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +94,7 @@ class MachineWish:
 
     def options(self) -> list[str]:
         """The options that say it again, defaults left out."""
-        is_file = "/" in self.topology or self.topology.endswith((".yaml", ".yml"))
-        words = ["--topology", os.fspath(Path(self.topology).absolute()) if is_file else self.topology]
+        words = ["--topology", self.from_anywhere().topology]
         if self.accel != "auto":
             words += ["--accel", self.accel]
         if self.root != DEFAULT_ROOT:
@@ -99,6 +108,11 @@ class MachineWish:
         if self.qemu is not None:
             words += ["--qemu", os.fspath(find_qemu(self.qemu).path)]
         return words
+
+    def from_anywhere(self) -> MachineWish:
+        """The same, whatever the current directory is."""
+        is_file = "/" in self.topology or self.topology.endswith((".yaml", ".yml"))
+        return self.on(os.fspath(Path(self.topology).absolute())) if is_file else self
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +131,11 @@ class JobWish:
             words += [word for suite in self.suites for word in ("--suite", suite)]
         words += ["--seed", str(self.seed)] if self.seed != DEFAULT_SEED else []
         return words
+
+    def from_anywhere(self) -> JobWish:
+        """The same, whatever the current directory is."""
+        kernel, machine = self.kernel.from_anywhere(), self.machine.from_anywhere()
+        return dataclasses.replace(self, kernel=kernel, machine=machine)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,10 +166,10 @@ _FORMAT = 1
 
 
 def save_wishes(directory: Path, wishes: Sequence[JobWish], conduct: Conduct) -> None:
-    """Keep in a run's *directory* what was asked for, for who goes on with the run."""
+    """Keep in a run's *directory* what was asked for, for who goes on with the run, from wherever."""
     plain = {
         "format": _FORMAT,
-        "wishes": [dataclasses.asdict(wish) for wish in wishes],
+        "wishes": [dataclasses.asdict(wish.from_anywhere()) for wish in wishes],
         "conduct": dataclasses.asdict(conduct),
     }
     text = json.dumps(plain, indent=2, default=os.fspath)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What was asked for can be asked for again, from any directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, line_of, load_wishes, save_wishes
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a directory `linux` in it, which is the current one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "linux").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ("linux", "{home}/linux"),
+        ("./linux", "{home}/linux"),
+        ("~/linux", "{home}/linux"),
+        ("~/linux@topic", "{home}/linux@topic"),
+        ("linux@topic/a", "{home}/linux@topic/a"),
+        ("@topic", "{home}@topic"),
+        ("debian:7.3", "debian:7.3"),
+        (None, "debian:latest"),
+        ("nowhere@topic", "nowhere@topic"),
+    ],
+)
+def test_a_tree_is_said_so_that_it_is_found(home: Path, spec: str | None, line: str) -> None:
+    """In the line of development, and in the command that does it again."""
+    said = line.format(home=home)
+    assert line_of(spec) == said
+    assert KernelWish(tree=spec, variant="cdev").options() == ["--tree", said, "--variant", "cdev"]
+
+
+def test_what_is_kept_is_found_from_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on with the same files, wherever it is gone on with."""
+    kernel = KernelWish(tree="linux", variant="cdev", configs=(Path("my.config"),))
+    wish = JobWish(kernel=kernel, machine=MachineWish(topology="./my.yaml"))
+    save_wishes(home, [wish], Conduct())
+    monkeypatch.chdir("/")
+    ((found,), _) = load_wishes(home)
+    assert found.kernel.tree == str(home / "linux")
+    assert found.kernel.configs == (home / "my.config",)
+    assert found.machine.topology == str(home / "my.yaml")
