@@ -50,10 +50,10 @@ def spec_of(repository: Path, patch: Patch) -> str:
 
 def run_each(repository: Path, patches: Sequence[Patch], argv: Sequence[str]) -> ExitCode:
     """Run what *argv* asks for after each patch, in a process of its own; the worst exit code."""
-    ended: list[tuple[Patch, int]] = []
+    ended: list[tuple[Patch, ExitCode]] = []
     for number, patch in enumerate(patches, 1):
         tell(f"after patch {number}/{len(patches)}: {patch.subject}")
-        status = _run([*argv[:1], "--tree", spec_of(repository, patch), *argv[1:]])
+        status = _meaning(_run([*argv[:1], "--tree", spec_of(repository, patch), *argv[1:]]))
         ended.append((patch, status))
         if status == ExitCode.INTERRUPTED:
             break
@@ -63,20 +63,24 @@ def run_each(repository: Path, patches: Sequence[Patch], argv: Sequence[str]) ->
     return next((code for code in _WORST_FIRST if code in statuses), ExitCode.GOOD)
 
 
-def _word(status: int) -> str:
+def _word(code: ExitCode) -> str:
     words = {ExitCode.GOOD: "good", ExitCode.CASE_FAILED: "bad", ExitCode.KERNEL: "untestable"}
-    return words.get(ExitCode(status), "our fault") if status in tuple(ExitCode) else "our fault"
+    return words.get(code, "our fault")
 
 
-def _run(words: Sequence[str]) -> int:
+def _meaning(status: int | None) -> ExitCode:
+    """What a child's exit *status* means; one that is none of ours, or a signal's, says nothing good."""
+    return ExitCode(status) if status in tuple(ExitCode) else ExitCode.INFRA
+
+
+def _run(words: Sequence[str]) -> int | None:
     package = Path(harness.__file__).resolve().parent.parent
     paths = os.pathsep.join(filter(None, [os.fspath(package), os.environ.get("PYTHONPATH", "")]))
     argv = [sys.executable, "-P", "-m", "harness", *words]
     sys.stdout.flush()
     with process.spawn(argv, env={"PYTHONPATH": paths}, stdout=None, stderr=None, whole_group=True) as child:
         child.wait(Deadline.after(_FOREVER))
-        status = child.status
-    return ExitCode.INFRA if status is None or status < 0 else status
+        return child.status
 
 
 def without_series(argv: Sequence[str]) -> list[str]:

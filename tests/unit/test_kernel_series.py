@@ -167,3 +167,29 @@ def test_spec() -> None:
     """A patch is a tree like any other."""
     patch = Patch(commit="a" * 40, subject="x")
     assert series_runs.spec_of(Path("/linux"), patch) == f"/linux@{'a' * 40}"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [
+        ((0, 0), ExitCode.GOOD),
+        ((0, 4), ExitCode.KERNEL),
+        ((3, 1), ExitCode.CASE_FAILED),
+        ((0, 127), ExitCode.INFRA),
+        ((120, 0), ExitCode.INFRA),
+        ((0, -9), ExitCode.INFRA),
+        ((None, 0), ExitCode.INFRA),
+    ],
+)
+def test_the_worst_of_a_series(
+    statuses: tuple[int | None, ...],
+    code: ExitCode,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An exit status that the harness never has is trouble on the host, not success."""
+    left = iter(statuses)
+    monkeypatch.setattr(series_runs, "_run", lambda words: next(left))
+    patches = [Patch(commit=letter * 40, subject=letter) for letter in "ab"]
+    assert series_runs.run_each(Path("/linux"), patches, ["run"]) is code
+    assert ("our fault" in capsys.readouterr().out) is bool({*statuses} - {0, 1, 4})
