@@ -27,6 +27,8 @@ from harness.errors import LostGuest
 
 _RETRY_SECONDS = 0.02
 _CHECK_SECONDS = 1.0
+_TERMINAL_SECONDS = 60.0
+"""For a guest to open a terminal, emulated and on a busy host."""
 _CHUNK = 65536
 # Without a handler logging would print paramiko's retries to stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -59,6 +61,15 @@ class Completed:
     @property
     def ok(self) -> bool:
         return self.status == 0
+
+
+@contextlib.contextmanager
+def losing_guest(what: str) -> Iterator[None]:
+    """Turn what paramiko and the network raise into a LostGuest that says *what* came of it."""
+    try:
+        yield
+    except _LOST as error:
+        raise LostGuest(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def _shortened(command: str) -> str:
@@ -274,13 +285,17 @@ class Guest:
         return bytes(data)
 
     def terminal(self, kind: str, width: int, height: int, command: str | None = None) -> paramiko.Channel:
-        """An interactive channel with a terminal of *width* x *height* characters: a shell, or *command*."""
-        channel = self._transport.open_session()
-        channel.get_pty(kind, width, height)
-        if command is None:
-            channel.invoke_shell()
-        else:
-            channel.exec_command(command)
+        """An interactive channel with a terminal of *width* x *height* characters: a shell, or *command*.
+
+        Raises LostGuest.
+        """
+        with losing_guest("the guest gave no terminal"):
+            channel = self._transport.open_session(timeout=_TERMINAL_SECONDS)
+            channel.get_pty(kind, width, height)
+            if command is None:
+                channel.invoke_shell()
+            else:
+                channel.exec_command(command)
         return channel
 
 

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 import paramiko
 
 from harness.errors import LostGuest
-from harness.remote.guest import Guest
+from harness.remote.guest import Guest, losing_guest
 
 _CHUNK = 4096
+_GONE = "the guest went away under the shell"
 
 
 @contextlib.contextmanager
@@ -38,7 +39,9 @@ def _following_size(channel: paramiko.Channel) -> Iterator[None]:
 
     def resized(number: int, frame: object) -> None:
         size = shutil.get_terminal_size()
-        channel.resize_pty(size.columns, size.lines)
+        # A guest that is gone is told of where its output is read.
+        with contextlib.suppress(paramiko.SSHException, OSError):
+            channel.resize_pty(size.columns, size.lines)
 
     before = signal.signal(signal.SIGWINCH, resized)
     try:
@@ -63,7 +66,7 @@ def interact(guest: Guest, command: str | None = None) -> int:
             _pump(channel, fd)
         status = channel.recv_exit_status()
     if status < 0:
-        raise LostGuest("the guest went away under the shell")
+        raise LostGuest(_GONE)
     return status
 
 
@@ -72,15 +75,21 @@ def _pump(channel: paramiko.Channel, fd: int) -> None:
     while True:
         ready, _, _ = select.select(inputs, [], [])
         if channel in ready:
-            data = channel.recv(_CHUNK)
+            with losing_guest(_GONE):
+                data = channel.recv(_CHUNK)
             if not data:
                 return
             os.write(sys.stdout.fileno(), data)
         if fd in ready:
             keys = os.read(fd, _CHUNK)
             if keys:
-                channel.sendall(keys)
+                _send(channel, keys)
             else:
                 inputs.remove(fd)
                 # A terminal channel has no half-close that a shell would notice: send its end-of-file key.
-                channel.sendall(b"\x04")
+                _send(channel, b"\x04")
+
+
+def _send(channel: paramiko.Channel, keys: bytes) -> None:
+    with losing_guest(_GONE):
+        channel.sendall(keys)
