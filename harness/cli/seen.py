@@ -17,17 +17,21 @@ T = TypeVar("T")
 
 
 def find_run(run: str | None) -> Run:
-    """The run called *run*: its directory, its id, or the newest when nothing is said."""
+    """The run called *run*: its directory, its id, or the newest that can be read when nothing is said.
+
+    Raises UsageError when there is none or it is from a newer harness, InfraError when it is damaged.
+    """
     root = paths.runs_dir()
     if run is not None and (Path(run).is_dir() or "/" in run):
         return load(Path(run))
-    readable = [summary for summary in list_runs(root) if summary.info is not None]
-    known = {summary.directory.name: summary.directory for summary in readable}
+    found = list_runs(root)
+    known = {summary.directory.name: summary.directory for summary in found}
     if run is None:
-        if not known:
-            raise UsageError(f"there are no runs in {root}", hint="vfio-harness run makes one")
         # The newest comes first.
-        return load(readable[0].directory)
+        newest = next((summary.directory for summary in found if summary.info is not None), None)
+        if newest is None:
+            raise UsageError(f"there are no runs in {root}", hint="vfio-harness run makes one")
+        return load(newest)
     if run not in known:
         raise UsageError(f"there is no run {run!r} in {root}", hint=nearest(run, known))
     return load(known[run])

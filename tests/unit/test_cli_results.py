@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import sys
@@ -153,6 +154,21 @@ def test_corrupt_known_issues(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
         assert "the known issues cannot be read" in found.background.notes[0]
     finally:
         known.shipped_issues.cache_clear()
+
+
+@pytest.mark.parametrize("words", [("report",), ("matrix", "--resume"), ("compare", "run01")])
+def test_runs_that_cannot_be_read(runs: Path, words: tuple[str, ...]) -> None:
+    """They are there, and it is said what is wrong with them, as in the list of runs."""
+    (runs / "run02" / "results.sqlite").write_bytes(b"rubbish" * 999)
+    with contextlib.closing(sqlite3.connect(runs / "run03" / "results.sqlite")) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    damaged, newer = harness(*words, "run02"), harness(*words, "run03")
+    assert (damaged.status, newer.status) == (ExitCode.INFRA, ExitCode.USAGE)
+    assert "run02/results.sqlite is damaged" in damaged.stderr
+    assert "run03/results.sqlite was written by a newer vfio-harness" in newer.stderr
+    (runs / "run04").mkdir()
+    assert "there is no run 'run04'" in harness(*words, "run04").stderr
+    assert "GOOD: 2 cases passed" in harness("report").stdout
 
 
 def test_no_runs_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
