@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
-import tempfile
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +30,9 @@ RESERVE_MIB = 1024
 
 MOST_VARIABLE = "VFIO_HARNESS_VMS"
 """Environment: how many VMs may run at once, in place of PER_PROCESSOR for each processor."""
+
+_SHARED = Path("/tmp")
+"""What every process of a user sees, whatever TMPDIR says; XDG_RUNTIME_DIR is not everywhere."""
 
 _POLL_SECONDS = 0.2
 
@@ -68,8 +71,23 @@ def admitted(memory_mib: int) -> Iterator[None]:
 
 
 def _directory() -> Path:
-    """Where the tickets of this user lie; one for all caches and runs."""
-    return Path(tempfile.gettempdir()) / f"vfio-harness-{os.getuid()}"
+    """Where the tickets of this user lie; one for all caches, runs and settings of TMPDIR."""
+    return _SHARED / f"vfio-harness-{os.getuid()}"
+
+
+def _make_safely(directory: Path) -> None:
+    """Make *directory* unless it is there, for this user alone: anybody may have put something in its place.
+
+    Raises InfraError when it is somebody else's, or open to others.
+    """
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise InfraError(
+            f"cannot keep count of VMs in {directory}: it is not a directory that this user alone writes to",
+            hint="remove it",
+        )
 
 
 class _Ticket:
@@ -104,7 +122,7 @@ def _ticket(memory_mib: int) -> Iterator[_Ticket]:
     directory = _directory()
     with contextlib.ExitStack() as stack:
         try:
-            directory.mkdir(mode=0o700, exist_ok=True)
+            _make_safely(directory)
             path = directory / f"{time.time_ns()}-{os.getpid()}.{memory_mib}.waits"
             with _locked(directory):
                 handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

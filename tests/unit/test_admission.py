@@ -15,7 +15,7 @@ import pytest
 
 from harness import admission
 from harness.admission import admitted, most_vms, room_for
-from harness.errors import UsageError
+from harness.errors import InfraError, UsageError
 
 FORK = multiprocessing.get_context("fork")
 
@@ -131,3 +131,36 @@ def test_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VFIO_HARNESS_VMS", "many")
     with pytest.raises(UsageError, match="VFIO_HARNESS_VMS must be a number of VMs, not 'many'"):
         most_vms()
+
+
+def test_all_of_a_user_use_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A TMPDIR of one's own is no host of one's own."""
+    monkeypatch.undo()
+    before = admission._directory()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert admission._directory() == before
+
+
+@pytest.mark.parametrize("place", ["open", "link", "file"])
+def test_a_place_that_others_may_write_to_is_refused(tmp_path: Path, place: str) -> None:
+    """Anybody could have put it there, and hold every ticket."""
+    tickets = tmp_path / "tickets"
+    if place == "open":
+        tickets.mkdir()
+        tickets.chmod(0o777)
+    elif place == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        tickets.symlink_to(tmp_path / "elsewhere")
+    else:
+        tickets.touch(mode=0o600)
+    with pytest.raises(InfraError, match="it is not a directory that this user alone writes to"):
+        admitted(1024).__enter__()
+    assert not (tmp_path / "elsewhere" / "lock").exists()
+
+
+def test_a_place_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tickets").mkdir(mode=0o700)
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    with pytest.raises(InfraError, match="this user alone"):
+        admitted(1024).__enter__()
