@@ -67,8 +67,11 @@ def load_matrix(name: str, path: Path = SHIPPED, trees: Sequence[str] = ()) -> M
     own = tuple(trees) or said
     suites = _suites(section, None)
     product = list(_product(section, path, trees=own, suites=suites))
+    as_defined = list(_product(section, path, trees=said, suites=suites))
     for exclude in section.sections("exclude"):
-        product = _without(product, exclude)
+        patterns = _patterns(exclude)
+        _check_exclude(exclude, as_defined, patterns)
+        as_defined, product = _without(as_defined, patterns), _without(product, patterns)
     included = [
         entry
         for block in section.sections("include")
@@ -149,19 +152,31 @@ def _at(section: yamlfile.Section, key: str, look: Callable[[], T]) -> T:
 _EXCLUDABLE = ("tree", "variant", "topology")
 
 
-def _without(entries: list[Entry], exclude: yamlfile.Section) -> list[Entry]:
-    """*entries* less those that every pattern of *exclude* matches; it must match some."""
+def _patterns(exclude: yamlfile.Section) -> dict[str, str]:
     patterns = {key: exclude.text(key) for key in _EXCLUDABLE if key in exclude}
     exclude.done()
     if not patterns:
         raise UsageError(f"{exclude.where()}: an exclude says {', '.join(_EXCLUDABLE[:-1])} or topology")
-    left = [entry for entry in entries if not _matches(entry, patterns)]
-    if len(left) == len(entries):
+    return patterns
+
+
+def _without(entries: list[Entry], patterns: dict[str, str]) -> list[Entry]:
+    """*entries* less those that all of *patterns* match."""
+    return [entry for entry in entries if not _matches(entry, patterns)]
+
+
+def _check_exclude(exclude: yamlfile.Section, entries: list[Entry], patterns: dict[str, str]) -> None:
+    """Refuse an exclude that none of the matrix's own *entries* can ever match.
+
+    A matrix without trees takes any, so that only its variants and topologies are known.
+    """
+    treeless = all(entry.tree is None for entry in entries)
+    telling = {key: pattern for key, pattern in patterns.items() if not (treeless and key == "tree")}
+    if not any(_matches(entry, telling) for entry in entries):
         raise UsageError(
             f"{exclude.where()}: this exclude matches no job of its matrix",
-            hint=_nearest_exclude(entries, patterns),
+            hint=_nearest_exclude(entries, telling),
         )
-    return left
 
 
 def _matches(entry: Entry, patterns: dict[str, str]) -> bool:

@@ -54,6 +54,31 @@ def test_trees_of_the_command_line_take_the_place_of_its_own(file: Path) -> None
     assert collections.Counter(entry.tree for entry in entries) == {"debian:7.2": 4, "a@b": 4}
 
 
+@pytest.mark.parametrize(
+    ("own", "chosen", "jobs"),
+    [
+        ("[debian:7.2, debian:7.3]", [], 6),
+        ("[debian:7.2, debian:7.3]", ["debian:7.3"], 5),
+        ("[debian:7.2, debian:7.3]", ["debian:7.2"], 1),
+        (None, [], 5),
+        (None, ["debian:7.2"], 1),
+    ],
+)
+def test_exclude_of_a_tree_that_was_not_chosen(
+    file: Path, own: str | None, chosen: list[str], jobs: int
+) -> None:
+    """Right as the matrix is defined, or on a tree that it may be given: it has nothing to do today."""
+    text = GOOD.replace('{variant: cdev, topology: "i*"}', '{tree: "debian:7.2"}')
+    file.write_text(text.replace("    trees: [debian:7.3]\n", f"    trees: {own}\n" if own else ""))
+    assert len(load_matrix("mine", file, chosen).entries) == jobs
+
+
+def test_exclude_of_a_tree_that_can_never_be(file: Path) -> None:
+    file.write_text(GOOD.replace('{variant: cdev, topology: "i*"}', '{tree: "debian:7.1"}'))
+    with pytest.raises(UsageError, match=r"matrix\.yaml:9: this exclude matches no job"):
+        load_matrix("mine", file, ["debian:7.1"])
+
+
 def test_blocked_variant_is_proved_once(file: Path) -> None:
     """However many topologies there are, a configuration is one."""
     file.write_text(GOOD.replace("[group-cdev, cdev]", "[blocked-group, cdev]"))
