@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from harness.matrix import shards as cutting
 from harness.matrix.recipes import SERVICES, recipe
 from harness.plan import Isolation
 from harness.results import is_alive
+from harness.suites.catalogue import check_patterns
 
 
 def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -56,7 +56,12 @@ def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str
     shell_complete=options.complete_run,
     help="Go on with a run that was cut short, and do nothing again that it has finished.",
 )
-@click.option("--emit", type=click.Choice(SERVICES), help="Print the CI file that runs this matrix.")
+@click.option(
+    "--emit",
+    type=click.Choice(SERVICES),
+    help="Print the CI file that runs this matrix with all the options given here; paths in them are seen "
+    "from this project's checkout.",
+)
 @click.option(
     "--shards",
     type=click.IntRange(min=1),
@@ -117,13 +122,15 @@ def command(
     """
     until = _until(deadline)
     passed_on = PytestOptions(workers=workers, verbose=verbose)
+    if emit is None and "shards" in _given():
+        raise UsageError("--shards is for --emit", hint="run one part with --shard K/N")
     if resume is not None:
         _refuse_with_resume()
         session = _resumed(resume, until, junit)
     else:
         matrix = _chosen(name, path, trees)
         if emit is not None:
-            return _emit(emit, matrix, path, trees, shards)
+            return _emit(emit, matrix, cases, shards)
         machine = MachineWish(
             topology="", accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu, snapshots=snapshots
         )
@@ -178,11 +185,42 @@ def _wishes(entries: Sequence[Entry], machine: MachineWish, jobs: int | None, se
     ]
 
 
-def _emit(service: str, matrix: Matrix, path: Path | None, trees: Sequence[str], shards: int) -> int:
-    words = ["--file", os.fspath(path)] if path is not None else []
-    words += [word for tree in trees for word in ("--tree", tree)]
+def _given() -> dict[str, click.Parameter]:
+    """What the command line says itself, by name."""
+    context = click.get_current_context()
+    return {
+        str(parameter.name): parameter
+        for parameter in context.command.params
+        if context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
+    }
+
+
+_NOT_EMITTED = {"plan_only", "as_json", "shard", "junit"}
+"""Options that a CI file says itself, or that are about one run here."""
+
+
+def _emit(service: str, matrix: Matrix, cases: Sequence[str], shards: int) -> int:
+    """Print the CI file for *service*; it says again every option that the command line says."""
+    check_patterns(cases, tuple(dict.fromkeys(suite for entry in matrix.entries for suite in entry.suites)))
+    words: list[str] = []
+    for name, parameter in _given().items():
+        if name in _NOT_EMITTED:
+            raise UsageError(f"--emit prints a CI file, in which {parameter.opts[0]} has no place")
+        if isinstance(parameter, click.Option) and name not in ("emit", "shards"):
+            words += _words(parameter, click.get_current_context().params[name])
+    for word in words:
+        if word.startswith("/"):
+            output.tell(f"{word} must be there where the CI file is run")
     output.emit(recipe(service, matrix, words, shards).rstrip("\n"))
     return 0
+
+
+def _words(option: click.Option, value: object) -> list[str]:
+    """What says *option* with *value* on a command line."""
+    if option.is_flag:
+        return [option.opts[-1] if value else option.secondary_opts[-1]]
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for one in values for word in (option.opts[-1], str(one))]
 
 
 _WITH_RESUME = {"resume", "deadline", "junit", "workers", "verbose", "as_json", "plan_only"}
@@ -191,10 +229,8 @@ _WITH_RESUME = {"resume", "deadline", "junit", "workers", "verbose", "as_json", 
 
 def _refuse_with_resume() -> None:
     """Refuse what --resume cannot change."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        source = context.get_parameter_source(str(parameter.name))
-        if source is click.core.ParameterSource.COMMANDLINE and parameter.name not in _WITH_RESUME:
+    for name, parameter in _given().items():
+        if name not in _WITH_RESUME:
             word = parameter.opts[0] if isinstance(parameter, click.Option) else "NAME"
             raise UsageError(f"--resume goes on with what was asked for then: leave {word} out")
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The verb matrix: what its options come to, and which go together."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from harness import yamlfile
+from harness.cli.matrix_verb import command
+from harness.errors import UsageError
+from harness.matrix.recipes import SERVICES
+
+SAID = (
+    "--case probes/get_pa/* --memory 4096 --root virtme --seed 7 --deadline 06:30 --no-confirm -n 3"
+    " --tree debian:7.3 --tree ../linux --jobs 5 --accel tcg --no-snapshots --cpus 4 --isolation case"
+    " --no-compare -v"
+)
+
+
+def matrix(*words: str) -> Result:
+    return CliRunner().invoke(command, words)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_ci_file_says_every_option_again(service: str, tmp_path: Path) -> None:
+    """Those of the command line, and no default; a path stays what it was."""
+    done = matrix("nightly", "--emit", service, "--shards", "2", *SAID.split())
+    assert done.exit_code == 0, done.exception
+    path = tmp_path / "ci.yml"
+    path.write_text(done.stdout)
+    yamlfile.load(path)
+    (line,) = re.findall(r"bin/vfio-harness matrix (.*)", done.stdout)
+    words = line.replace("'", "").split()
+    assert words[0] == "nightly"
+    assert sorted(words[1:]) == sorted(SAID.split())
+    assert line.index("--tree debian:7.3") < line.index("--tree ../linux")
+    assert f"--emit {service} --shards 2" in done.stdout
+
+
+def test_what_is_emitted_is_quoted(tmp_path: Path) -> None:
+    """For the runner's shell, and for YAML."""
+    file = tmp_path / "my: matrix # 1.yaml"
+    text = "matrices:\n  m: {summary: x, variants: [cdev], topologies: [edu], suites: [probes]}\n"
+    file.write_text(text)
+    for service in SERVICES:
+        done = matrix("m", "--file", str(file), "--emit", service, "--shards", "1")
+        assert f"matrix m --file '{file}'" in done.stdout
+        assert f"{file} must be there where the CI file is run" in done.stderr
+        path = tmp_path / "ci.yml"
+        path.write_text(done.stdout)
+        yamlfile.load(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--emit gitlab --plan", "in which --plan has no place"),
+        ("--emit gitlab --json", "in which --json has no place"),
+        ("--emit gitlab --shard 1/2", "in which --shard has no place"),
+        ("--emit gitlab --junit-xml x.xml", "in which --junit-xml has no place"),
+        ("--emit gitlab --case probes/nothing/here", "no case matches"),
+        ("--shards 4", "--shards is for --emit"),
+    ],
+)
+def test_what_does_not_go_together(words: str, told: str) -> None:
+    done = matrix("nightly", *words.split())
+    assert isinstance(done.exception, UsageError)
+    assert told in str(done.exception)
+
+
+def test_a_run_that_goes_on_is_not_emitted() -> None:
+    done = matrix("--resume", "x", "--emit", "gitlab")
+    assert "--resume goes on with what was asked for then: leave --emit out" in str(done.exception)
