@@ -14,6 +14,9 @@ from harness.matrix.definition import Matrix
 SERVICES = ("github", "gitlab")
 """CI services a recipe can be made for: GitHub Actions and GitLab CI/CD."""
 
+_CACHE_MIB = 8 * 1024
+"""What all shards together may keep: GitHub gives a repository 10 GB of cache and then drops the oldest."""
+
 
 def recipe(service: str, matrix: Matrix, options: Sequence[str], shards: int) -> str:
     """The file for *service* that runs *matrix*, with more *options* of the verb, on *shards* machines.
@@ -28,6 +31,11 @@ def recipe(service: str, matrix: Matrix, options: Sequence[str], shards: int) ->
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("harness.matrix"), undefined=jinja2.StrictUndefined, autoescape=False
     )
-    words = shlex.join([matrix.name, *options])
     template = environment.get_template(f"{service}.yml.j2")
-    return template.render(matrix=matrix, words=words, shards=shards)
+    return template.render(
+        matrix=matrix,
+        words=shlex.join([matrix.name, *options]),
+        shards=shards,
+        key=f"vfio-harness-{matrix.name}",
+        budget=f"{_CACHE_MIB // shards}M",
+    )

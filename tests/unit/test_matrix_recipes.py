@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -31,6 +32,35 @@ def test_recipe_is_valid(service: str, tmp_path: Path) -> None:
 
 def test_github_has_every_shard() -> None:
     assert "shard: [1, 2, 3]" in recipe("github", load_matrix("nightly"), [], 3)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_history_is_kept_whatever_the_night_came_to(service: str, tmp_path: Path) -> None:
+    """Each night is compared with those before, and a failed one is one of those."""
+    text = recipe(service, load_matrix("nightly"), [], 4)
+    kept = text.count("runs/history.sqlite")
+    if service == "gitlab":
+        assert kept == 1
+        assert "when: always" in text[text.index("cache:") : text.index("before_script:")]
+        return
+    restore, save = text.index("actions/cache/restore@"), text.index("actions/cache/save@")
+    assert kept == 2
+    assert "actions/cache@" not in text
+    assert "if: always()" in text[save - 40 : save]
+    assert restore < text.index("vfio-harness matrix nightly", 200) < text.index("gc --max-size") < save
+    keys = re.findall(r"  key: (.*)", text)
+    assert len(keys) == 2
+    assert keys[0] == keys[1]
+    (prefix,) = re.findall(r"restore-keys: (.*)", text)
+    assert keys[0].startswith(prefix)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("shards", [1, 3, 8])
+def test_caches_of_all_shards_fit(service: str, shards: int) -> None:
+    """GitHub has 10 GB for the whole repository."""
+    (size,) = re.findall(r"gc --max-size (\d+)M", recipe(service, load_matrix("nightly"), [], shards))
+    assert 7 * 1024 < int(size) * shards <= 9 * 1024
 
 
 def test_too_many_shards() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -90,6 +91,22 @@ def test_it_can_be_made_anew(tmp_path: Path) -> None:
     for path in tmp_path.glob(f"{FILE_NAME}*"):
         path.unlink()
     assert runs(tmp_path) == before
+
+
+def test_it_can_travel_without_its_runs(tmp_path: Path) -> None:
+    """A CI service keeps this one file from night to night: a bad night, too, is compared with it."""
+    make_run(tmp_path, 1)
+    make_run(tmp_path, 2, {**GOOD, "a": Outcome.FAIL})
+    runs(tmp_path)
+    night = tmp_path / "night"
+    night.mkdir()
+    shutil.copy(tmp_path / FILE_NAME, night)
+    run = load(make_run(night, 3, {**GOOD, "b": Outcome.FAIL}))
+    assert list(runs(night)) == ["run03", "run02", "run01"]
+    comparison = compared(night, run)
+    assert comparison.against == {JOB.name: "run01"}
+    assert names(comparison.fixed) == ["a"]
+    assert not list(night.glob(f"{FILE_NAME}-*"))
 
 
 def test_a_good_run_changes_nothing(tmp_path: Path) -> None:
