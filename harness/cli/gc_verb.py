@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vfio-harness gc`: prune the cache by size and age."""
+"""`vfio-harness gc`: prune the cache by size and age, and the runs by number and age."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import re
 
 import click
 
+from harness import paths
 from harness.cli.output import emit
-from harness.kernel.prune import collect_garbage
+from harness.cli.seen import ask
+from harness.kernel.prune import Entry, collect_garbage
+from harness.results import PrunedRun, prune_runs
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _DAY = 24 * 3600.0
@@ -25,25 +28,53 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def _seconds(days: float | None) -> float | None:
+    return days * _DAY if days is not None else None
+
+
 @click.command("gc")
 @click.option("--max-size", callback=_size, metavar="SIZE", help="Keep at most this much, e.g. 20G.")
 @click.option(
     "--max-age", type=click.FloatRange(min=0), metavar="DAYS", help="Drop what is unused for longer."
 )
+@click.option(
+    "--keep-runs", type=click.IntRange(min=1), metavar="N", help="Drop finished runs but the newest N."
+)
+@click.option(
+    "--runs-older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Drop finished runs that began longer ago.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
-def command(max_size: int | None, max_age: float | None, as_json: bool) -> None:
-    """Prune kernels, objects, sources, images and snapshots, the least recently used first.
+def command(
+    max_size: int | None,
+    max_age: float | None,
+    keep_runs: int | None,
+    runs_older_than: float | None,
+    as_json: bool,
+) -> None:
+    """Prune kernels, objects, sources, images and snapshots, the least recently used first; and old runs.
 
-    What was used within the last hour, or is in use, stays.
+    What was used within the last hour, or is in use, stays, and so does a run that was cut short.  What a run
+    came to stays in the history when its directory goes.
 
     \b
-    Example:
+    Examples:
       vfio-harness gc --max-size 20G --max-age 30
+      vfio-harness gc --keep-runs 100 --runs-older-than 90
     """
-    if max_size is None and max_age is None:
-        raise click.UsageError("say what to keep: --max-size, --max-age or both")
-    age = max_age * _DAY if max_age is not None else None
-    removed = collect_garbage(max_bytes=max_size, max_age=age)
+    if all(limit is None for limit in (max_size, max_age, keep_runs, runs_older_than)):
+        raise click.UsageError(
+            "say what to keep: --max-size or --max-age of the cache, --keep-runs or --runs-older-than of runs"
+        )
+    removed: list[Entry | PrunedRun] = []
+    if max_size is not None or max_age is not None:
+        removed += collect_garbage(max_bytes=max_size, max_age=_seconds(max_age))
+    if keep_runs is not None or runs_older_than is not None:
+        remembered = ask(lambda history: {run.directory.name for run in history.runs()})
+        root = paths.runs_dir()
+        removed += prune_runs(root, remembered, keep=keep_runs, max_age=_seconds(runs_older_than))
     if as_json:
         emit(json.dumps([{"path": os.fspath(e.path), "bytes": e.size} for e in removed], indent=2))
         return

@@ -34,7 +34,7 @@ VERBS = {
     "history": "Show what a case came to over all runs.",
     "doctor": "Say what this host lacks and what that costs; --fix installs it.",
     "bench": "Measure what the harness costs, as ratios to what one would use otherwise.",
-    "gc": "Prune kernels, objects, sources, images and snapshots in the cache.",
+    "gc": "Prune kernels, objects, sources, images and snapshots in the cache, and old runs.",
 }
 
 EPILOG = """\b

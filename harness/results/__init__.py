@@ -22,6 +22,7 @@ from harness.results.model import (
     Verdict,
     settle,
 )
+from harness.results.prune import PrunedRun, prune_runs
 from harness.results.store import FILE_NAME, RunStore, RunSummary, is_alive, list_runs, load
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Outcome",
     "Past",
     "PastRun",
+    "PrunedRun",
     "Requirement",
     "Result",
     "Run",
@@ -60,6 +62,7 @@ __all__ = [
     "judgement",
     "list_runs",
     "load",
+    "prune_runs",
     "result_from_plain",
     "result_to_plain",
     "settle",

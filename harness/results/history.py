@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What all Runs below one directory came to: history.sqlite beside them, to judge each by those before it.
 
-A run directory is the record of its Run, and travels; the history is made from run directories and can be
-made anew from them at any time.  Each Run goes in as one transaction, when it has ended: finished, or its
-process gone.  Several processes may bring the history up to date at once.
+A run directory is the record of its Run, and travels; the history is made from run directories, can be made
+anew from those that are there at any time, and keeps what it has of those that are gone.  Each Run goes in as
+one transaction, when it has ended: finished, or its process gone.  Several processes may bring the history up
+to date at once.
 """
 
 from __future__ import annotations
