@@ -17,6 +17,7 @@ import json
 import sys
 from pathlib import Path
 
+from harness.errors import ExitCode
 from harness.plan import load_plan
 from harness.results import WHOLE_PROGRAM, load
 from harness.suites.model import Program
@@ -77,5 +78,6 @@ def record(run_dir: Path) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m harness.suites.manifest RUN_DIRECTORY")
+        print("usage: python -m harness.suites.manifest RUN_DIRECTORY", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
     MANIFEST.write_text(record(Path(sys.argv[1])) + "\n", encoding="utf-8")

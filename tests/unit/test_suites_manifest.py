@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from harness import process
+from harness.errors import ExitCode
 from harness.results import Address, Outcome, Requirement, Result, check
 from harness.suites.kselftest import Target, shipped_suites
 from harness.suites.manifest import expected_points, recorded, source_digest
@@ -57,4 +58,5 @@ def test_a_vanished_point_is_told() -> None:
 def test_recording_wants_a_run() -> None:
     """Without one it says how it is used."""
     done = process.run([sys.executable, "-m", "harness.suites.manifest"])
-    assert (done.status, done.stderr) == (1, "usage: python -m harness.suites.manifest RUN_DIRECTORY\n")
+    assert done.status == ExitCode.USAGE
+    assert done.stderr == "usage: python -m harness.suites.manifest RUN_DIRECTORY\n"
