@@ -8,17 +8,21 @@ has it, or until the run's directory says why it never will.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
-import os
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError
 from harness.kernel.make import BuildProgress
 from harness.kernel.store import Built, KernelPlan, build_kernel, find_built
+
+_log = logging.getLogger("harness.builder")
 
 _POLL_SECONDS = 0.2
 
@@ -39,11 +43,14 @@ class Builder:
         self._jobs = jobs
         self._finished = finished
         self._stop = threading.Event()
+        self._at_work: IO[bytes] | None = None
+        """A file that is locked for as long as there is hope; flock(2) ends with us, whatever happens."""
         self._thread = threading.Thread(target=self._build_all, name="builder", daemon=True)
 
     def __enter__(self) -> Builder:
         self._notes.mkdir(parents=True, exist_ok=True)
-        (self._notes / _PID).write_text(f"{os.getpid()}\n", encoding="ascii")
+        self._at_work = (self._notes / _AT_WORK).open("wb")
+        fcntl.flock(self._at_work, fcntl.LOCK_EX)
         self._thread.start()
         return self
 
@@ -53,31 +60,39 @@ class Builder:
         """Stop a build that is under way, for the tests that wanted it are over."""
         self._stop.set()
         self._thread.join()
-        (self._notes / _PID).unlink(missing_ok=True)
 
     def _build_all(self) -> None:
-        for plan in self._plans:
-            began = time.monotonic()
-            try:
-                came_of_it: Built | HarnessError = build_kernel(
-                    plan, jobs=self._jobs, progress=self._check_stop
-                )
-            except _Stopped:
-                return
-            except HarnessError as error:
-                came_of_it = error
-            except Exception as error:
-                came_of_it = InfraError(f"the build broke off: {error!r}")
-            if isinstance(came_of_it, HarnessError):
-                _note_failure(self._notes, plan.key, came_of_it)
-            self._finished(plan, came_of_it, time.monotonic() - began)
+        assert self._at_work is not None
+        with self._at_work:
+            for plan in self._plans:
+                try:
+                    self._build(plan)
+                except _Stopped:
+                    return
+                except Exception as error:
+                    # On a full disk not even a failure can be noted; who waits is told by the lock.
+                    _log.warning("building %s: %s", plan.variant.name, error)
+
+    def _build(self, plan: KernelPlan) -> None:
+        began = time.monotonic()
+        try:
+            came_of_it: Built | HarnessError = build_kernel(plan, jobs=self._jobs, progress=self._check_stop)
+        except _Stopped:
+            raise
+        except HarnessError as error:
+            came_of_it = error
+        except Exception as error:
+            came_of_it = InfraError(f"the build broke off: {error!r}")
+        if isinstance(came_of_it, HarnessError):
+            _note_failure(self._notes, plan.key, came_of_it)
+        self._finished(plan, came_of_it, time.monotonic() - began)
 
     def _check_stop(self, _progress: BuildProgress) -> None:
         if self._stop.is_set():
             raise _Stopped
 
 
-_PID = "pid"
+_AT_WORK = "at-work"
 
 
 def _notes_in(run_dir: Path) -> Path:
@@ -120,8 +135,12 @@ def _raise_noted(note: dict[str, str | int | None]) -> None:
 
 
 def _at_work(notes: Path) -> bool:
+    """Whether a builder holds its lock."""
     try:
-        os.kill(int((notes / _PID).read_text(encoding="ascii")), 0)
-    except (OSError, ValueError):
+        with (notes / _AT_WORK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
         return False
-    return True
+    return False

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import shutil
 import threading
@@ -67,6 +68,22 @@ def test_failure_reaches_who_waits(source: Path, tmp_path: Path) -> None:
                 wait_for_kernel(bad.key, tmp_path)
     assert isinstance(told.get_nowait()[1], BuildError)
     assert good.key != bad.key
+
+
+def test_builder_that_cannot_even_note_its_failure_lets_nobody_wait(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk a build fails, and so does saying so."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("harness.builder.build_kernel", full)
+    monkeypatch.setattr("harness.builder._note_failure", full)
+    with builder(queue.Queue(), tmp_path, plan(source), plan(source, "cdev")):
+        for name in ("group-cdev", "cdev"):
+            with pytest.raises(InfraError, match="nobody is building it"):
+                wait_for_kernel(plan(source, name).key, tmp_path)
 
 
 def test_nobody_waits_for_ever(source: Path, tmp_path: Path) -> None:
