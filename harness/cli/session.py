@@ -393,7 +393,7 @@ class Session:
         trees = {job.line: job.tree for job in before.jobs}
         for planned in self._planned.values():
             record = planned.record("", None)
-            was = trees.get(record.line, record.tree)
+            was = trees.get(record.line, "not in it")
             if record.tree != was:
                 raise UsageError(
                     f"the tree {record.line} has changed since run {self.run_id} began",
