@@ -10,6 +10,15 @@ from harness.machine.splat import Splat
 from harness.suites.judging import Judged
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class FalseStart:
+    """A VM that never came up, though the next one did."""
+
+    reason: str
+    vm_dir: str
+    """Relative to the run directory."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """A piece of work that was carried out, or could not be."""
@@ -22,6 +31,8 @@ class Done:
     """Relative to the run directory; empty when no VM was used."""
     strays: tuple[Splat, ...] = ()
     """What the kernel complained of outside any case: while booting, between cases."""
+    false_starts: tuple[FalseStart, ...] = ()
+    """The VMs that did not come up before the one that did the work."""
 
 
 def text_of(splats: Sequence[Splat]) -> str:

@@ -26,7 +26,7 @@ from harness.ktap import parse
 from harness.machine.accel import Accel
 from harness.machine.splat import Splat
 from harness.plan import Isolation, Job, Plan
-from harness.plugin.done import Done, text_of
+from harness.plugin.done import Done, FalseStart, text_of
 from harness.results import WHOLE_PROGRAM, Outcome
 from harness.suites.agent import Agent
 from harness.suites.judging import (
@@ -45,8 +45,8 @@ from harness.suites.programs import SELFTESTS, SetupFailed, run_program
 SERVICE_SECONDS = 20.0
 """How long the guest may take, on KVM, for what the harness itself asks of it."""
 
-BOOT_TRIES = 3
-"""A VM that does not come up is tried again: the host may have been busy."""
+BOOT_TRIES = 2
+"""A VM that does not come up is tried again, and told of: the host may have been busy."""
 
 _log = logging.getLogger("harness.plugin")
 
@@ -83,8 +83,11 @@ class JobVM:
         """Whether the VM has run anything but fresh cases; and whether it had when the last work began."""
         self.final = True
         """Whether the work at hand gets no other chance."""
+        self._newest = ""
+        """The directory of the VM that was begun last, relative to the run's; empty before the first."""
         self._unheard: tuple[Splat, ...] = ()
         """What the kernels of ended VMs said after their last piece of work."""
+        self._false_starts: list[FalseStart] = []
         self._unit = ""
         """What the VM is for, where the isolation gives every such unit a VM of its own."""
         self._stack = contextlib.ExitStack()
@@ -101,6 +104,9 @@ class JobVM:
             limit = case.timeout * self._factor
             report, attempt.spoilt = agent.run(case.address, limit, self._seed, attempt.raw)
             attempt.judged = (judge_probe(case.address, report, self._known(case)),)
+            if attempt.judged[0].outcome is Outcome.TIMEOUT and not attempt.spoilt:
+                attempt.spoilt = "a case hung in it"
+                booted.diagnose()
         return self._conclude(booted, attempt)
 
     def program(self, program: Program, features: frozenset[str]) -> Done:
@@ -183,6 +189,7 @@ class JobVM:
                 if attempt == BOOT_TRIES or isinstance(error, KernelError):
                     self._broken = error
                     raise
+                self._false_starts.append(FalseStart(str(error), self._newest))
         assert self._booted is not None
         self._used_before, self._used = self._used, self._used or not fresh
         return self._booted
@@ -205,7 +212,9 @@ class JobVM:
         self._stack.enter_context(hold(self._job.kernel.digest, _path(self._job.kernel.selftests_dir)))
         if self._recipe is None:
             self._recipe = Recipe.of(self._job)
-        self._booted = self._stack.enter_context(boot(self._recipe, self._new_directory()))
+        directory = self._new_directory()
+        self._newest = str(directory.relative_to(self._run_dir))
+        self._booted = self._stack.enter_context(boot(self._recipe, directory))
         if "debug" in self._job.features:
             self._look_for_leaks(self._booted, ("scan", "scan", "clear"))
         self._agent = None
@@ -309,7 +318,12 @@ class JobVM:
             splat=text_of(own),
             vm_dir=vm_dir,
             strays=strays,
+            false_starts=self._told_false_starts(),
         )
+
+    def _told_false_starts(self) -> tuple[FalseStart, ...]:
+        told, self._false_starts = tuple(self._false_starts), []
+        return told
 
 
 def _path(text: str | None) -> Path | None:

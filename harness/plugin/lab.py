@@ -16,16 +16,13 @@ from harness.errors import BootCrash, HarnessError
 from harness.machine.splat import Splat
 from harness.plan import Plan
 from harness.plugin.done import Done, text_of
-from harness.results import WHOLE_PROGRAM, Address, Outcome, Requirement, Result, check
+from harness.results import BOOTS, QUIET, WHOLE_PROGRAM, Address, Outcome, Requirement, Result, check
 from harness.suites.catalogue import ProbeWork, ProgramWork, Work, features_for
 from harness.suites.judging import Judged
 from harness.suites.manifest import expected_points
 
 if TYPE_CHECKING:
     from harness.plugin.jobvm import JobVM
-
-KERNEL_SUITE, KERNEL_PROGRAM = "kernel", "console"
-"""Where results stand that are about the kernel as such: `kernel/console/boots`."""
 
 LOST_TRIES = 2
 """A guest that is lost says nothing about the kernel: its work gets one more chance, which is counted."""
@@ -46,6 +43,8 @@ class Lab:
         self._crashed_at_boot: set[str] = set()
         self._confirmed = 0
         """How many failures of the current job were tried again."""
+        self._started = 0
+        """How many of its boots are told of."""
 
     def perform(self, work: Work) -> tuple[Result, ...]:
         """Run *work*, or say why it does not apply; every attempt is in what it returns."""
@@ -60,12 +59,11 @@ class Lab:
         """The results of *work*; once more after a loss, and once more to confirm a failure."""
         attempt, losses, confirms = 1, 0, False
         while True:
-            results = [
-                dataclasses.replace(result, attempt=attempt, confirms=confirms)
-                for result in self._try(work, final=losses + 1 == LOST_TRIES)
-            ]
+            done, results = self._try(work, final=losses + 1 == LOST_TRIES)
+            yield from self._boots(work.job, done)
+            results = [dataclasses.replace(result, attempt=attempt, confirms=confirms) for result in results]
             yield from results
-            own = [result.outcome for result in results if result.address.suite != KERNEL_SUITE]
+            own = [result.outcome for result in results if result.address.suite != BOOTS.suite]
             if Outcome.LOST in own and losses + 1 < LOST_TRIES:
                 losses += 1
             elif not confirms and any(outcome.is_failure for outcome in own) and self._may_confirm():
@@ -96,19 +94,20 @@ class Lab:
             self._jobvm.close()
             self._jobvm = None
 
-    def _try(self, work: Work, *, final: bool) -> Sequence[Result]:
+    def _try(self, work: Work, *, final: bool) -> tuple[Done, Sequence[Result]]:
         try:
             vm = self._vm_of(work.job)
             vm.final = final
             done = self._carry_out(vm, work)
         except BootCrash as error:
-            return (*self._boot_crash(work.job, error), self._unused(work, Outcome.NOT_RUN, str(error)))
+            crash = self._boot_crash(work.job, error)
+            return Done(), (*crash, self._unused(work, Outcome.NOT_RUN, str(error)))
         except (HarnessError, TimeoutError) as error:
-            return (self._unused(work, Outcome.NOT_RUN, str(error)),)
+            return Done(), (self._unused(work, Outcome.NOT_RUN, str(error)),)
         results = [self._result(work, judged, done) for judged in done.judged]
         if isinstance(work, ProgramWork):
             results += check(results, [self._requirement(work, done)])
-        return (*results, *self._strays(work.job, done))
+        return done, (*results, *self._strays(work.job, done))
 
     def _carry_out(self, vm: JobVM, work: Work) -> Done:
         if isinstance(work, ProbeWork):
@@ -121,7 +120,7 @@ class Lab:
             # Not before it is needed: SSH and QMP take longer to import than a plan to collect.
             from harness.plugin.jobvm import JobVM
 
-            self._job, self._confirmed = job, 0
+            self._job, self._confirmed, self._started = job, 0, 0
             self._jobvm = JobVM(self._plan, self._plan.job(job), self._worker)
         return self._jobvm
 
@@ -145,17 +144,32 @@ class Lab:
         if job in self._crashed_at_boot:
             return ()
         self._crashed_at_boot.add(job)
-        return (self._about_kernel(job, "boots", error.message, error.splat),)
+        return (self._about_kernel(job, BOOTS, error.message, error.splat),)
+
+    def _boots(self, job: str, done: Done) -> Iterator[Result]:
+        """What became of the boots before the one that did the work, so that no retry goes untold."""
+        came_up = Result(address=BOOTS, job=job, outcome=Outcome.PASS, vm_dir=done.vm_dir)
+        for start in done.false_starts:
+            self._started += 1
+            yield dataclasses.replace(
+                came_up,
+                outcome=Outcome.LOST,
+                reason=start.reason,
+                vm_dir=start.vm_dir,
+                attempt=self._started,
+            )
+        if done.false_starts:
+            self._started += 1
+            yield dataclasses.replace(came_up, attempt=self._started)
 
     def _strays(self, job: str, done: Done) -> tuple[Result, ...]:
         if not done.strays:
             return ()
         reason = f"the kernel said outside any case: {_where(done.strays[0])}{done.strays[0].title}"
-        result = self._about_kernel(job, "is_quiet_between_cases", reason, text_of(done.strays))
+        result = self._about_kernel(job, QUIET, reason, text_of(done.strays))
         return (dataclasses.replace(result, vm_dir=done.vm_dir),)
 
-    def _about_kernel(self, job: str, case: str, reason: str, splat: str) -> Result:
-        address = Address(suite=KERNEL_SUITE, program=KERNEL_PROGRAM, case=case)
+    def _about_kernel(self, job: str, address: Address, reason: str, splat: str) -> Result:
         rerun = self._plan.job(job).rerun
         return Result(
             address=address, job=job, outcome=Outcome.CRASH, reason=reason, splat=splat, rerun=rerun

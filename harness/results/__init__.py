@@ -9,7 +9,9 @@ from harness.results.fingerprint import fingerprint
 from harness.results.history import Background, History, Past, PastRun, consult
 from harness.results.judge import VANISHED, Judgement, Requirement, check, exit_code, judge, judgement
 from harness.results.model import (
+    BOOTS,
     FLAKY,
+    QUIET,
     WHOLE_PROGRAM,
     Address,
     Inputs,
@@ -26,8 +28,10 @@ from harness.results.prune import PrunedRun, prune_runs
 from harness.results.store import FILE_NAME, RunStore, RunSummary, is_alive, list_runs, load
 
 __all__ = [
+    "BOOTS",
     "FILE_NAME",
     "FLAKY",
+    "QUIET",
     "VANISHED",
     "WHOLE_PROGRAM",
     "Address",

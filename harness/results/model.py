@@ -133,6 +133,13 @@ class Address:
         return f"{self.suite}/{self.program}/{self.case}"
 
 
+BOOTS = Address(suite="kernel", program="console", case="boots")
+"""Whether the kernel comes up; told of only where it did not, or not at once."""
+
+QUIET = Address(suite="kernel", program="console", case="is_quiet_between_cases")
+"""What the kernel complained of outside any case; told of only where it did."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """What one attempt at one case came to."""

@@ -237,8 +237,8 @@ def test_a_vm_ends_with_the_case_that_damages_it(
 ) -> None:
     """After any other quiet case it is used on."""
     closed: list[bool] = []
-    jobvm = JobVM.__new__(JobVM)
-    jobvm._run_dir, jobvm._unheard, jobvm._job = tmp_path, (), job()
+    plan = Plan(run_id="r", run_dir=str(tmp_path), seed=1, cases=(), jobs=(job(),))
+    jobvm = JobVM(plan, plan.jobs[0], "main")
     monkeypatch.setattr(jobvm, "close", lambda: closed.append(True))
     unaltered = SimpleNamespace(hostlink=SimpleNamespace(actions=SimpleNamespace(altered=False)))
     booted = Booted(unaltered, None, {})  # type: ignore[arg-type]

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from plan_jobs import job
 
+from harness.errors import InfraError, KernelError, LostGuest
 from harness.plan import Plan
 from harness.plugin import lab
+from harness.plugin.done import Done, FalseStart
+from harness.plugin.jobvm import JobVM
 from harness.plugin.lab import Lab
-from harness.results import Address, Outcome, Result, settle
+from harness.results import BOOTS, Address, Outcome, Result, settle
 from harness.suites.catalogue import Work, work_of
 
 JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
@@ -28,14 +31,15 @@ class Scripted(Lab):
         super().__init__(Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(JOB,), **plan), "main")
         self._outcomes = list(outcomes)
         self.renewed = 0
+        self.done = Done()
         self._jobvm = SimpleNamespace(renew=self._renew)  # type: ignore[assignment]
 
     def _renew(self) -> None:
         self.renewed += 1
 
-    def _try(self, work: Work, *, final: bool) -> Sequence[Result]:
+    def _try(self, work: Work, *, final: bool) -> tuple[Done, Sequence[Result]]:
         address = Address.parse(work.address)
-        return [Result(address=address, job=work.job, outcome=self._outcomes.pop(0))]
+        return self.done, [Result(address=address, job=work.job, outcome=self._outcomes.pop(0))]
 
 
 @pytest.mark.parametrize(
@@ -83,3 +87,49 @@ def test_no_work_begins_after_the_deadline() -> None:
     assert result.outcome is Outcome.NOT_RUN
     assert "the deadline" in result.reason
     assert Scripted(Outcome.PASS, until=time.time() + 60).perform(WORK)[0].outcome is Outcome.PASS
+
+
+def test_no_boot_is_tried_again_untold() -> None:
+    """Every VM that did not come up is an attempt at booting; the one that did settles it."""
+    one = Scripted(Outcome.PASS, Outcome.PASS)
+    one.done = Done(false_starts=(FalseStart("no SSH answer", "vm/a-1"),), vm_dir="vm/a-2")
+    told = [result for _ in range(2) for result in one.perform(WORK) if result.address == BOOTS]
+    assert [(result.outcome, result.attempt) for result in told] == [
+        (Outcome.LOST, 1),
+        (Outcome.PASS, 2),
+        (Outcome.LOST, 3),
+        (Outcome.PASS, 4),
+    ]
+    assert (told[0].reason, told[0].vm_dir, told[1].vm_dir) == ("no SSH answer", "vm/a-1", "vm/a-2")
+    assert [settled.label for settled in settle(told)] == ["PASS"]
+
+
+@pytest.mark.parametrize(
+    ("script", "started", "told"),
+    [
+        ([], True, []),
+        ([LostGuest("once")], True, ["once"]),
+        ([LostGuest("once"), LostGuest("twice")], False, ["once"]),
+        ([KernelError("does not compile")], False, []),
+    ],
+)
+def test_vm_that_does_not_come_up_is_tried_once_more(
+    script: list[InfraError | KernelError], started: bool, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host may have been busy; a kernel that says itself that it died had its chance."""
+    jobvm = JobVM(Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(JOB,)), JOB, "main")
+    left = list(script)
+
+    def boot() -> None:
+        if left:
+            raise left.pop(0)
+        jobvm._booted = SimpleNamespace()  # type: ignore[assignment]
+
+    monkeypatch.setattr(jobvm, "_boot", boot)
+    if started:
+        jobvm._ready("", fresh=False)
+    else:
+        with pytest.raises(type(script[-1])):
+            jobvm._ready("", fresh=False)
+    assert [start.reason for start in jobvm._told_false_starts()] == told
+    assert not left
