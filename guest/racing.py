@@ -11,10 +11,9 @@ import errno
 import random
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Optional, TypeVar
 
-from guest import forked
+from guest import forked, whereabouts
 from guest.case import Test
 
 STRESS = 1.2
@@ -94,23 +93,13 @@ def _round(
             until(STRESS, seeds.getrandbits(32), meanwhile)
         for racer in racers:
             if not racer.ended() and not forked.wait_for_end(racer.pid, STRESS + LATE):
-                raise AssertionError(f"a racer did not come back: {_whereabouts(racer.pid)}")
+                raise AssertionError(f"a racer did not come back: {whereabouts.of_process(racer.pid)}")
             counts = racer.result()
             assert isinstance(counts, dict)
             for key, count in counts.items():
                 total[key] = total.get(key, 0) + count
     start.close()
     return total
-
-
-def _whereabouts(pid: int) -> str:
-    """Say where in the kernel a process is: its system call and its stack there."""
-    where = Path("/proc") / str(pid)
-    texts = []
-    for name in ("wchan", "syscall", "stack"):
-        with contextlib.suppress(OSError):
-            texts.append(f"{name}: {' '.join((where / name).read_text(encoding='ascii').split())}")
-    return "; ".join(texts)
 
 
 def _racer(make: Callable[[Tally], Act], start: forked.Gate, seed: int) -> forked.Child:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Callable, NoReturn, Optional, TextIO
 
-from guest import kmsg, libc
+from guest import kmsg, libc, whereabouts
 from guest.case import Case, Failure, Skip, Test
 from guest.forked import end_of
 from guest.ground import reap_group
@@ -90,6 +90,8 @@ def _watch(
             return said, status
         if time.monotonic() > deadline:
             lines.close()
+            for line in whereabouts.of_group(pid):
+                diagnose(line)
             return said, None
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -177,6 +178,8 @@ def test_a_hanging_case_is_ended_with_its_children(package: str) -> None:
     lines = _ask(package, {"case": "fake_probes/hangs", "timeout": 0.7})
     assert time.monotonic() - began < 10
     assert lines[-2:] == ["# why: no end after 0.7 s", "not ok 1 fake_probes/hangs # TIMEOUT after 0.7s"]
+    # Where they were is said of both, while they still are.
+    assert len([line for line in lines if re.match(r"# process \d+ \(\w\): wchan: ", line)]) == 2
     assert _goes(int(lines[0].split()[-1]))
 
 

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where in the kernel processes are: what is asked of one that does not come back, before it is killed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+def of_process(pid: int) -> str:
+    """The wait channel of a process, its system call and its kernel stack, on one line (proc(5))."""
+    texts = []
+    for name in ("wchan", "syscall", "stack"):
+        with contextlib.suppress(OSError):
+            texts.append(f"{name}: {' '.join((PROC / str(pid) / name).read_text(encoding='ascii').split())}")
+    return "; ".join(texts)
+
+
+def of_group(group: int) -> Iterator[str]:
+    """One line for every living process of the process *group*: its pid, state, and of_process()."""
+    for path in sorted(PROC.glob("[0-9]*/stat"), key=lambda path: int(path.parent.name)):
+        with contextlib.suppress(OSError):
+            # Behind the name, which may hold anything: state, parent, process group.
+            state, _, its_group = path.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                yield f"process {path.parent.name} ({state}): {of_process(int(path.parent.name))}"
