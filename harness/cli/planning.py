@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -87,7 +88,8 @@ class Planned:
     """What became of one wished kernel before it is built: its plan, or why there is none."""
 
     wish: KernelWish
-    tree: KernelTree
+    tree: KernelTree | None
+    """None when it could not be had, which is the problem then."""
     plan: KernelPlan | None = None
     selftests: Path | None = None
     proof: Result | None = None
@@ -99,23 +101,39 @@ class Planned:
         """Whether the store has it."""
         return self.plan is not None and self.plan.cached
 
+    @property
+    def tree_label(self) -> str:
+        """What the tree is called, had or not."""
+        return self.tree.label if self.tree is not None else line_of(self.wish.tree)
+
+    @property
+    def tree_identity(self) -> str:
+        """Label and identity, as results tell of the tree."""
+        return f"{self.tree_label} {self.tree.identity}" if self.tree is not None else self.tree_label
+
     def record(self, topology: str, job: Job | None, problem: HarnessError | None = None) -> JobRecord:
         """How this kernel's job on *topology* goes into the results; *problem* is one of its build."""
         problem = problem or self.problem
-        name = "-".join(word for word in (self.wish.variant, *self.wish.addons, topology) if word)
+        tree = self.tree.version if self.tree is not None else slug(self.tree_label)
+        name = "-".join(word for word in (tree, self.wish.variant, *self.wish.addons, topology) if word)
         return JobRecord(
             name=job.name if job else name,
             kernel=f"{job.kernel.version} {job.kernel.digest[:12]}" if job else "",
             variant=self.wish.variant,
             topology=topology,
             addons=(*self.wish.addons, *(config.name for config in self.wish.configs)),
-            tree=f"{self.tree.label} {self.tree.identity}",
+            tree=self.tree_identity,
             line=line_of(self.wish.tree),
             features=job.features if job else (),
             problem=str(problem) if problem else "",
             problem_code=problem.exit_code if problem else ExitCode.GOOD,
             applicable=not isinstance(problem, NotApplicable),
         )
+
+
+def slug(text: str) -> str:
+    """*text* as part of a file's or a job's name."""
+    return re.sub(r"[^\w.+~-]+", "-", text)
 
 
 def kernel_ref(plan: KernelPlan, selftests: Path | None) -> KernelRef:

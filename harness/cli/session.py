@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import datetime
 import os
-import re
 import secrets
 import shutil
 import sys
@@ -26,11 +25,11 @@ from harness.cli.engine import PytestOptions, run_pytest
 from harness.cli.expected import expected_seconds
 from harness.cli.output import emit, tell, tolerant_stdout
 from harness.cli.plan_table import PlannedKernel, plan_of_job, show_plan
-from harness.cli.planning import Planned
+from harness.cli.planning import Planned, slug
 from harness.cli.remaining import done_in, jobs_with_a_chance
 from harness.cli.seen import check_history, see
 from harness.cli.timing import phase_line, processor_line
-from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, save_wishes
+from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, line_of, save_wishes
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
 from harness.kernel.store import Built, KernelPlan
 from harness.kernel.trees import KernelTree
@@ -145,7 +144,7 @@ class Session:
     def prepare(self) -> None:
         """Open the trees, plan the kernels, plan the jobs."""
         began = time.monotonic()
-        trees = {spec: self._open(spec) for spec in dict.fromkeys(wish.tree for wish in self._kernels)}
+        trees = self._open_all(tuple(dict.fromkeys(wish.tree for wish in self._kernels)))
         self._phases["fetch"] = time.monotonic() - began
         began = time.monotonic()
         for kernel in self._kernels:
@@ -158,12 +157,31 @@ class Session:
         )
         self._phases["plan"] = time.monotonic() - began
 
+    def _open_all(self, specs: Sequence[str | None]) -> dict[str | None, KernelTree | InfraError]:
+        """Every tree, or why it could not be had: that of one must not cost the night of the others.
+
+        Raises UsageError for one that is not there to be had, and InfraError when none could be.
+        """
+        trees: dict[str | None, KernelTree | InfraError] = {}
+        for spec in specs:
+            try:
+                trees[spec] = self._open(spec)
+            except InfraError as error:
+                self.say(f"tree: {line_of(spec)}: {error}")
+                trees[spec] = error
+        troubles = [tree for tree in trees.values() if isinstance(tree, InfraError)]
+        if len(troubles) == len(trees):
+            raise troubles[0]
+        return trees
+
     def _open(self, spec: str | None) -> KernelTree:
         tree = planning.open_wished_tree(spec)
         self.say(f"tree: {tree.label} ({tree.path})")
         return tree
 
-    def _plan_kernel(self, tree: KernelTree, wish: KernelWish) -> Planned:
+    def _plan_kernel(self, tree: KernelTree | InfraError, wish: KernelWish) -> Planned:
+        if isinstance(tree, InfraError):
+            return Planned(wish=wish, tree=None, problem=tree)
         suites = [suite for job in self._wishes if job.kernel == wish for suite in job.suites]
         planned = planning.plan_wished_kernel(tree, wish, with_selftests=planning.needs_selftests(suites))
         if planned.proof is not None:
@@ -179,7 +197,7 @@ class Session:
         job = planning.make_job(planned, wish, self._accel)
         if self._is_taken(job.name):
             # Two trees of one version: what they are called tells them apart.
-            job = dataclasses.replace(job, name=f"{_slug(planned.tree.label)}-{job.name}")
+            job = dataclasses.replace(job, name=f"{slug(planned.tree_label)}-{job.name}")
         if self._is_taken(job.name):
             raise UsageError(f"two jobs would be called {job.name!r}", hint="rename one of the topologies")
         self._jobs[wish] = job
@@ -201,6 +219,7 @@ class Session:
             self._build_now(waiting[0])
         ready = self._ready()
         for planned in ready:
+            assert planned.tree is not None
             self.say(f"kernel: {planned.wish.name} {planned.tree.version} is ready")
         if ready:
             self._prove_accel(ready[0])
@@ -279,7 +298,7 @@ class Session:
             fate = f"not applicable: {planned.problem.message}"
         elif planned.problem is not None:
             fate = str(planned.problem)
-        return PlannedKernel(name=planned.wish.name, tree=planned.tree.label, fate=fate)
+        return PlannedKernel(name=planned.wish.name, tree=planned.tree_label, fate=fate)
 
     def collect(self, passed_on: PytestOptions) -> int:
         """Show what would run; the exit code tells whether all of it could."""
@@ -407,7 +426,7 @@ class Session:
             save_wishes(self.run_dir, self._wishes, self._conduct)
             for planned in self._planned.values():
                 if planned.plan is not None:
-                    config = self.run_dir / f"{_slug(self._kernel_name(planned))}.config"
+                    config = self.run_dir / f"{slug(self._kernel_name(planned))}.config"
                     config.write_text(planned.plan.config.text, encoding="utf-8")
         except OSError as error:
             raise InfraError(
@@ -418,7 +437,7 @@ class Session:
     def _store(self, directory: Path) -> RunStore:
         qemu: Qemu = self._qemu
         planned = self._planned.values()
-        trees = dict.fromkeys(f"{one.tree.label} {one.tree.identity}" for one in planned)
+        trees = dict.fromkeys(one.tree_identity for one in planned)
         kernels = {self._kernel_name(one): one.plan.key for one in planned if one.plan}
         inputs = Inputs(
             tree="; ".join(trees),
@@ -446,14 +465,15 @@ class Session:
 
     def _kernel_name(self, planned: Planned) -> str:
         """What tells a kernel from the others of this run."""
-        several = len({one.tree.path for one in self._planned.values()}) > 1
-        return f"{planned.tree.label} {planned.wish.name}" if several else planned.wish.name
+        several = len({one.tree_identity for one in self._planned.values()}) > 1
+        return f"{planned.tree_label} {planned.wish.name}" if several else planned.wish.name
 
     def _record_jobs(self, store: RunStore) -> None:
         for planned in self._planned.values():
             if planned.proof is not None:
-                store.add_job(planned.record("", None))
-                store.add(planned.proof)
+                record = planned.record("", None)
+                store.add_job(record)
+                store.add(dataclasses.replace(planned.proof, job=record.name))
         for wish in self._wishes:
             planned = self._planned[wish.kernel]
             if planned.proof is None:
@@ -485,8 +505,3 @@ class Session:
 
 
 _RAN = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-
-
-def _slug(text: str) -> str:
-    """*text* as part of a file's or a job's name."""
-    return re.sub(r"[^\w.+~-]+", "-", text)

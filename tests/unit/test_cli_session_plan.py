@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.cli.planning import Planned
 from harness.cli.session import Session
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes, save_wishes
-from harness.errors import UsageError
+from harness.errors import InfraError, SourceError, UsageError
 from harness.results import JobRecord, Run, RunInfo, State
 
 
@@ -63,3 +64,47 @@ def test_a_run_goes_on_with_the_sources_it_began_with(line: str, tree: str, refu
             session._check_same_trees(before)
     else:
         session._check_same_trees(before)
+
+
+def opened(trees: dict[str, str | Exception], monkeypatch: pytest.MonkeyPatch) -> dict[str | None, object]:
+    """What a Session has after opening *trees*, each of which is there or is trouble."""
+
+    def open_tree(spec: str) -> object:
+        found = trees[spec]
+        if isinstance(found, Exception):
+            raise found
+        return SimpleNamespace(label=found, path="/")
+
+    monkeypatch.setattr("harness.cli.planning.open_wished_tree", open_tree)
+    session = Session([wish(spec) for spec in trees], Conduct())
+    return dict(session._open_all(tuple(trees)))
+
+
+def test_trouble_with_one_tree_costs_only_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror that is away for an older kernel must not cost the night of the newer one."""
+    away = SourceError("the mirror does not answer")
+    found = opened({"debian:7.3": "7.3.4", "debian:7.2": away}, monkeypatch)
+    assert found["debian:7.2"] is away
+    assert not isinstance(found["debian:7.3"], Exception)
+
+
+def test_trouble_with_every_tree_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SourceError):
+        opened({"debian:7.3": SourceError("away")}, monkeypatch)
+
+
+def test_tree_that_nobody_has_is_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError):
+        opened({"debian:7.3": "7.3.4", "debian:9.9": UsageError("there is no such")}, monkeypatch)
+
+
+def test_job_without_its_tree_is_in_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says why it had no chance, and is no other job of the run."""
+    kernel = wish("debian:7.2").kernel
+    records = [
+        Planned(wish=kernel, tree=tree, problem=InfraError("away")).record("edu", None)  # type: ignore[arg-type]
+        for tree in (None, SimpleNamespace(label="x", identity="i", version="6.12.1"))
+    ]
+    assert [record.name for record in records] == ["debian-7.2-cdev-edu", "6.12.1-cdev-edu"]
+    assert records[0].problem == "away"
+    assert (records[0].tree, records[0].line) == ("debian:7.2", "debian:7.2")
