@@ -146,7 +146,7 @@ def command(
         entries = _cut(matrix.entries, shard)
         session = Session(_wishes(entries, machine, jobs, seed), conduct, junit=junit)
     session.check()
-    session.prepare()
+    session.prepare(build=not plan_only)
     if plan_only:
         return session.show_plan(passed_on)
     session.build()

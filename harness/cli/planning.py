@@ -24,6 +24,7 @@ from harness.kernel.store import (
     Built,
     KernelPlan,
     build_kernel,
+    has_selftests,
     plan_kernel,
     prove_blocked,
     provide_selftests,
@@ -92,6 +93,8 @@ class Planned:
     """None when it could not be had, which is the problem then."""
     plan: KernelPlan | None = None
     selftests: Path | None = None
+    uncounted: bool = False
+    """Whether its tree's selftests are wanted but not built, so that nobody knows which there are."""
     proof: Result | None = None
     """For a blocked variant: that Kconfig refuses no-IOMMU mode, or does not."""
     problem: HarnessError | None = None
@@ -198,10 +201,12 @@ def make_job(planned: Planned, wish: JobWish, accel: Choice) -> Job:
     )
 
 
-def plan_wished_kernel(tree: KernelTree, wish: KernelWish, *, with_selftests: bool) -> Planned:
+def plan_wished_kernel(
+    tree: KernelTree, wish: KernelWish, *, with_selftests: bool, build: bool = True
+) -> Planned:
     """Resolve and prove the configuration of *wish*, and build its tree's selftests, but not the kernel.
 
-    A KernelError is kept, not raised.
+    Without *build* only selftests that are there already are taken.  A KernelError is kept, not raised.
     """
     variant = wished_variant(wish.variant)
     if variant.blocked:
@@ -209,12 +214,13 @@ def plan_wished_kernel(tree: KernelTree, wish: KernelWish, *, with_selftests: bo
     try:
         plan = plan_kernel(tree, variant, wish.addons, read_configs(wish.configs))
         selftests = None
-        if with_selftests:
+        uncounted = with_selftests and not build and not has_selftests(plan)
+        if with_selftests and not uncounted:
             with build_progress(variant.name, sys.stderr) as progress:
                 selftests = provide_selftests(plan, jobs=wish.compilers, progress=progress)
     except KernelError as error:
         return Planned(wish=wish, tree=tree, problem=error)
-    return Planned(wish=wish, tree=tree, plan=plan, selftests=selftests)
+    return Planned(wish=wish, tree=tree, plan=plan, selftests=selftests, uncounted=uncounted)
 
 
 def build_planned(planned: Planned) -> Built:

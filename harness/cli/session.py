@@ -141,14 +141,14 @@ class Session:
         scaled = f"; time limits x{factor:g}" if factor != 1 else ""
         self.say(f"accelerator: {choice.reason}{scaled}")
 
-    def prepare(self) -> None:
-        """Open the trees, plan the kernels, plan the jobs."""
+    def prepare(self, *, build: bool = True) -> None:
+        """Open the trees, plan the kernels, plan the jobs; without *build* no compiler is started for it."""
         began = time.monotonic()
         trees = self._open_all(tuple(dict.fromkeys(wish.tree for wish in self._kernels)))
         self._phases["fetch"] = time.monotonic() - began
         began = time.monotonic()
         for kernel in self._kernels:
-            self._planned[kernel] = self._plan_kernel(trees[kernel.tree], kernel)
+            self._planned[kernel] = self._plan_kernel(trees[kernel.tree], kernel, build=build)
         for wish in self._wishes:
             self._plan_job(wish)
         check_choice(self._keyword, self._jobs.values())
@@ -179,11 +179,12 @@ class Session:
         self.say(f"tree: {tree.label} ({tree.path})")
         return tree
 
-    def _plan_kernel(self, tree: KernelTree | InfraError, wish: KernelWish) -> Planned:
+    def _plan_kernel(self, tree: KernelTree | InfraError, wish: KernelWish, *, build: bool) -> Planned:
         if isinstance(tree, InfraError):
             return Planned(wish=wish, tree=None, problem=tree)
         suites = [suite for job in self._wishes if job.kernel == wish for suite in job.suites]
-        planned = planning.plan_wished_kernel(tree, wish, with_selftests=planning.needs_selftests(suites))
+        wanted = planning.needs_selftests(suites)
+        planned = planning.plan_wished_kernel(tree, wish, with_selftests=wanted, build=build)
         if planned.proof is not None:
             self.say(f"kernel: {wish.name} {planned.proof.outcome.value}: {planned.proof.reason}")
         elif planned.problem is not None:
@@ -292,6 +293,8 @@ class Session:
 
     def _plan_of_kernel(self, planned: Planned) -> PlannedKernel:
         fate = "in the store" if planned.is_built else "to be built"
+        if planned.uncounted:
+            fate += "; so are its selftests, which are not counted yet"
         if planned.proof is not None:
             fate = f"never built: {planned.proof.outcome.value}, by its configuration"
         elif isinstance(planned.problem, NotApplicable):

@@ -435,11 +435,10 @@ def provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress = ignor
     Raises BuildError and InfraError.
     """
     tree = plan.tree
-    key = _digest("selftests", str(RECIPE), tree.selftest_identity, str(plan.toolchain))
-    entry = paths.cache_dir() / "selftests" / key
+    entry = _selftests_entry(plan)
     if not entry.is_dir():
         with (
-            locked(key, f"another process is building the selftests of {tree.label}"),
+            locked(entry.name, f"another process is building the selftests of {tree.label}"),
             _building(tree),
             _writing(entry),
         ):
@@ -453,6 +452,16 @@ def provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress = ignor
                 partial.rename(entry)
     _note_use(entry)
     return entry if selftests.list_programs(entry) else None
+
+
+def has_selftests(plan: KernelPlan) -> bool:
+    """Whether provide_selftests() would find them there."""
+    return _selftests_entry(plan).is_dir()
+
+
+def _selftests_entry(plan: KernelPlan) -> Path:
+    key = _digest("selftests", str(RECIPE), plan.tree.selftest_identity, str(plan.toolchain))
+    return paths.cache_dir() / "selftests" / key
 
 
 def _begin_entry(entry: Path) -> Path:
