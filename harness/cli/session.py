@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import secrets
 import shutil
@@ -270,15 +271,19 @@ class Session:
         )
 
     def _jobs_in_order(self) -> tuple[Job, ...]:
-        """Jobs whose kernel is there come first; of one kernel's, what takes longest."""
-        place = {planned.wish: number for number, planned in enumerate(self._with_jobs())}
+        """Jobs whose kernel is there come first, then in the order of the builds; among equals the longest.
+
+        One of which nothing is known may take longest of all, and is not to be what every deadline cuts off.
+        """
+        waits = {planned.wish: number for number, planned in enumerate(self._waiting(), start=1)}
         ordered = sorted(
-            self._jobs.items(), key=lambda pair: (place[pair[0].kernel], -self._job_seconds(pair[1]))
+            self._jobs.items(), key=lambda pair: (waits.get(pair[0].kernel, 0), -self._job_seconds(pair[1]))
         )
         return tuple(job for _, job in ordered)
 
     def _job_seconds(self, job: Job) -> float:
-        return sum(seconds for group, seconds in self._seconds.items() if group.startswith(f"{job.name}/"))
+        known = [seconds for group, seconds in self._seconds.items() if group.startswith(f"{job.name}/")]
+        return sum(known) if known else math.inf
 
     def show_plan(self, passed_on: PytestOptions) -> int:
         """Print what would be built and run, and how long that took lately; nothing is started."""

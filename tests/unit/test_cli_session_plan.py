@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from plan_jobs import job
 
 from harness.cli.planning import Planned
 from harness.cli.session import Session
@@ -108,3 +110,16 @@ def test_job_without_its_tree_is_in_the_results(monkeypatch: pytest.MonkeyPatch)
     assert [record.name for record in records] == ["debian-7.2-cdev-edu", "6.12.1-cdev-edu"]
     assert records[0].problem == "away"
     assert (records[0].tree, records[0].line) == ("debian:7.2", "debian:7.2")
+
+
+def test_order_of_jobs() -> None:
+    """Kernels that are there first, whatever they are called; then what may take longest."""
+    session = Session([], Conduct())
+    there, built_late = (KernelWish(tree="t", variant=name) for name in ("group", "cdev"))
+    for kernel, is_built in ((there, True), (built_late, False)):
+        session._planned[kernel] = SimpleNamespace(wish=kernel, is_built=is_built)  # type: ignore[assignment]
+    for kernel, name in ((built_late, "a"), (there, "short"), (there, "unknown"), (there, "long")):
+        wished = JobWish(kernel=kernel, machine=MachineWish(topology=name))
+        session._jobs[wished] = dataclasses.replace(job(name), name=name)
+    session._seconds = {"short/x": 3.0, "long/x": 2.0, "long/y": 2.0, "a/x": 90.0}
+    assert [one.name for one in session._jobs_in_order()] == ["unknown", "long", "short", "a"]
