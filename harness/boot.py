@@ -62,8 +62,8 @@ class Recipe:
     machine: Machine
     qemu: Qemu
     build_id: str
-    ticks: bool = False
-    """Whether the kernel interrupts every processor at a fixed rate, idle or not."""
+    watched: bool = False
+    """Whether to watch for processors that get lost."""
     snapshots: bool = True
     """Whether a snapshot may take the place of a boot."""
 
@@ -96,7 +96,8 @@ class Recipe:
             machine=machine,
             qemu=qemu,
             build_id=kernel.build_id,
-            ticks=kernel.ticks,
+            # The processors that get lost are emulated ones.
+            watched=kernel.ticks and Accel(job.accel) is Accel.TCG,
             snapshots=job.snapshots,
         )
 
@@ -258,7 +259,7 @@ class _Attempt:
     def _prove(
         self, vm: VM, guest: Guest, found: Found, connected: float, *, restored: bool = False
     ) -> Booted:
-        if self.recipe.ticks:
+        if self.recipe.watched:
             vm.watch_processors()
         _prove_kernel(found, self.recipe, self.nonce)
         places = _prove_devices(found, self.recipe)

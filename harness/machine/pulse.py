@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whether every processor of a VM is alive, seen from outside: by the threads in which QEMU runs them.
+"""Whether every processor of a VM is alive, seen from outside.
 
-On a busy host an emulated processor may fall asleep for good: its timer interrupt is pending, interrupts are
-on, the others run, and its thread is not woken (QEMU 10.0.2, TCG; `info lapic` and `info registers` of such
-VMs).  To the guest that is a task that never comes back, and to us minutes of waiting.  A kernel with
-CONFIG_HZ_PERIODIC interrupts every processor CONFIG_HZ times a second, idle or not, so that a thread that is
-not scheduled at all for seconds, while its sister is, can be nothing else.
+On a busy host a processor that QEMU emulates may be lost for good (10.0.2, TCG), and with it, to the guest,
+the tasks that sleep on it; to us that is minutes of waiting for a case that never ends.  Two kinds were met,
+both with the processor halted, interrupts on and its timer's vector 236 pending, while the others ran on:
+
+- Its thread in QEMU is not woken any more.  A kernel with CONFIG_HZ_PERIODIC interrupts every processor
+  CONFIG_HZ times a second, idle or not: a thread that is not scheduled at all for seconds is just that.
+- Vector 236 stands in the ISR of its local APIC: acknowledged, but its handler never ran, and whatever is of
+  the same or a lesser priority waits for its end (Intel SDM, volume 3, "Interrupt Acceptance for Fixed
+  Interrupts").
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ STILL_SECONDS = 5.0
 _BEATS = 100
 """How often another processor must have been scheduled meanwhile, or the host itself stood still."""
 
+STUCK_LOOKS = 8
+"""How often in a row a halted processor must be found serving an interrupt: a handler takes microseconds."""
+
 _SWITCHES = re.compile(r"^(?:non)?voluntary_ctxt_switches:\s+(\d+)$", re.MULTILINE)
 
 
@@ -36,21 +43,52 @@ class _Seen:
 
 
 class Pulse:
-    """The threads of one VM's processors."""
+    """The processors of one VM."""
 
     def __init__(
-        self, threads: Mapping[int, int], pid: int, clock: Callable[[], float] = time.monotonic
+        self,
+        threads: Mapping[int, int],
+        pid: int,
+        lapic: Callable[[int], str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*threads* are thread ids of process *pid* by number of processor, as `query-cpus-fast` tells."""
+        """*threads* are thread ids of process *pid* by number of processor, as `query-cpus-fast` tells.
+
+        *lapic* gives what the monitor's `info lapic N` prints.
+        """
         self._tasks = {cpu: Path(f"/proc/{pid}/task/{thread}") for cpu, thread in threads.items()}
+        self._lapic = lapic
         self._clock = clock
         self._seen: dict[int, _Seen] = {}
+        self._serving: dict[int, tuple[frozenset[str], int]] = {}
+        """Processor -> what it was found to serve each time in the last so many looks."""
 
-    def still(self) -> int | None:
-        """The number of a processor that has stood still for STILL_SECONDS; None while there is none.
+    def lost(self) -> str:
+        """A sentence about a processor that is lost; empty while there is none.
 
-        What was seen in earlier calls is what it is judged by: ask every second or so.
+        What was seen in earlier calls is what it is judged by: ask every second or so.  Raises QmpError when
+        QEMU does not answer.
         """
+        asleep = self._asleep()
+        if asleep is not None:
+            return f"QEMU does not run processor {asleep} of the guest any more"
+        stuck = self._stuck()
+        if stuck is not None:
+            return f"processor {stuck} of the guest is halted in the middle of an interrupt"
+        return ""
+
+    def _stuck(self) -> int | None:
+        for cpu, task in self._tasks.items():
+            before, looks = self._serving.get(cpu, (frozenset(), 0))
+            halted = _state(task) == "S"
+            now = _in_service(self._lapic(cpu)) if halted else frozenset()
+            same = now & before if looks else now
+            self._serving[cpu] = (same, looks + 1) if same else (frozenset(), 0)
+            if self._serving[cpu][1] >= STUCK_LOOKS:
+                return cpu
+        return None
+
+    def _asleep(self) -> int | None:
         now = self._clock()
         switches = {cpu: count for cpu, task in self._tasks.items() if (count := _switches(task)) is not None}
         total = sum(switches.values())
@@ -67,6 +105,12 @@ class Pulse:
             ):
                 return cpu
         return None
+
+
+def _in_service(lapic: str) -> frozenset[str]:
+    """The vectors on the ISR line of `info lapic`."""
+    line = next((line for line in lapic.splitlines() if line.startswith("ISR")), "")
+    return frozenset(re.findall(r"\d+", line))
 
 
 def _switches(task: Path) -> int | None:
