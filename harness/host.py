@@ -22,6 +22,12 @@ def total_mib() -> int:
     return _meminfo_mib("MemTotal")
 
 
+def free_mib(directory: Path) -> int:
+    """Room on the file system of *directory* for one without privileges (statvfs(3) f_bavail), in MiB."""
+    room = os.statvfs(directory)
+    return room.f_bavail * room.f_frsize >> 20
+
+
 def _meminfo_mib(wanted: str) -> int:
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")

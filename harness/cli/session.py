@@ -32,6 +32,7 @@ from harness.cli.seen import check_history, see
 from harness.cli.timing import phase_line, processor_line
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, line_of, save_wishes
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
+from harness.host import free_mib
 from harness.kernel.store import Built, KernelPlan
 from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
@@ -52,6 +53,9 @@ PLAN_FILE = "plan.json"
 JUNIT_FILE = "junit.xml"
 JSON_FILE = "run.json"
 HTML_FILE = "report.html"
+
+_LEAST_FREE_MIB = 64
+"""Results, reports and consoles of a nightly take some 40 MiB; of a run of one job, 5."""
 
 
 class Session:
@@ -131,11 +135,16 @@ class Session:
         try:
             place.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=place):
-                pass
+                room = free_mib(place)
         except OSError as error:
             raise InfraError(
                 f"cannot write runs into {place}: {error.strerror}", hint="VFIO_HARNESS_RUNS moves them"
             ) from error
+        if room < _LEAST_FREE_MIB:
+            raise InfraError(
+                f"only {room} MiB are free in {place}, and a run needs {_LEAST_FREE_MIB}",
+                hint="VFIO_HARNESS_RUNS moves runs; vfio-harness gc frees room in the cache",
+            )
 
     def _announce(self, choice: Choice) -> None:
         factor = choice.accel.timeout_factor

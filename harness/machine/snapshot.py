@@ -41,6 +41,8 @@ FACTS = "facts"
 BOOT_LOG = "console-boot.log"
 _REFUSED = "refused"
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 MOST = 24
 """Snapshots that are kept, 60 to 150 MiB each: every edited kernel leaves one behind."""
 
@@ -158,6 +160,8 @@ def snapshot_of(machine: Machine, qemu: Qemu, parts: RootParts) -> Snapshot | No
         *machine.argv(qemu, parts, nonce=""),
         f"{vmlinux.st_size} {vmlinux.st_mtime_ns}",
         _processor() if machine.accel is Accel.KVM else "",
+        # Nothing is synced to the disk, and a power cut may leave a file of the right size without its bytes.
+        _BOOT_ID.read_text(encoding="ascii"),
     )
     key = hashlib.sha256("\0".join(deciding).encode(errors="surrogateescape")).hexdigest()[:24]
     return Snapshot(paths.cache_dir() / "snapshots" / key)

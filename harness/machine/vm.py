@@ -21,6 +21,7 @@ from pathlib import Path
 from harness import process
 from harness.deadline import Deadline
 from harness.errors import InfraError, LostGuest, StoodStill
+from harness.host import free_mib
 from harness.machine import diagnose, disks, keys
 from harness.machine.console import Console
 from harness.machine.hostlink import Actions, HostLink
@@ -51,6 +52,9 @@ STOP_SECONDS = 6.0
 
 _SAVE_SECONDS = 20.0
 """For the devices' state, a few hundred kilobytes, to be written or read."""
+
+_LEAST_FREE_MIB = 8
+"""For the console and the logs of one VM; a long one's are a tenth of that."""
 
 _POLL_SECONDS = 0.01
 _MIGRATION_POLL_SECONDS = 0.002
@@ -385,6 +389,9 @@ def start_vm(
     parts = parts or machine.parts()
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
+    if free_mib(directory) < _LEAST_FREE_MIB:
+        # QEMU would drop the console's text without a word, and the guest seem never to come up.
+        raise InfraError(f"the disk of {directory} is full: less than {_LEAST_FREE_MIB} MiB are free")
     for stale in (QMP_SOCKET, CONSOLE_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG, BOOT_LOG, RAM, STATE):
         (directory / stale).unlink(missing_ok=True)
     host_key = keys.make_keys(directory, restore.directory / keys.HOST_KEY if restore else None)
@@ -395,7 +402,7 @@ def start_vm(
         for image in parts.files:
             stack.enter_context(disks.held(image))
         ram = _shared_memory(stack, machine) if savable else None
-        argv = machine.argv(qemu, parts, nonce, _memory(ram, directory, restore))
+        argv = machine.argv(qemu, parts, nonce, _memory(stack, ram, directory, restore))
         stderr = stack.enter_context((directory / STDERR_FILE).open("wb"))
         fds = () if ram is None else (ram,)
         child = stack.enter_context(
@@ -421,11 +428,15 @@ def _shared_memory(stack: contextlib.ExitStack, machine: Machine) -> int:
     return handle
 
 
-def _memory(ram: int | None, directory: Path, restore: Snapshot | None) -> Memory | None:
+def _memory(
+    stack: contextlib.ExitStack, ram: int | None, directory: Path, restore: Snapshot | None
+) -> Memory | None:
     if restore is not None:
         # Links, because the cache's path may hold what QEMU's option parser would take for its own.
         for name in (RAM, STATE):
             (directory / name).symlink_to(restore.directory / name)
+            # What packs the run's directory up later follows links, a gigabyte each.
+            stack.callback((directory / name).unlink, missing_ok=True)
         shutil.copyfile(restore.directory / BOOT_LOG, directory / BOOT_LOG)
         return Memory(path=RAM, saved=True)
     return Memory(path=f"/proc/self/fd/{ram}", saved=False) if ram is not None else None

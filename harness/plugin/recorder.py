@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from harness import __version__
+from harness.errors import InfraError
 from harness.plan import Plan
 from harness.results import (
     FILE_NAME,
@@ -104,6 +105,27 @@ class Recorder:
         self._heard: set[Key] = set()
         """Of what there was a result; a worker that takes a dead one's place collects everything anew."""
         self._interrupted = False
+        self._session: pytest.Session | None = None
+        self._trouble: InfraError | None = None
+        """Why results cannot be kept any more, as on a full disk."""
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self._session = session
+
+    def _keep(self, *results: Result) -> None:
+        """Store *results*; where that fails the run ends in order, for what is not kept was run in vain."""
+        try:
+            self._store.add(*results)
+        except InfraError as error:
+            self._stop(error)
+
+    def _stop(self, error: InfraError) -> None:
+        if self._trouble is None and self._session is not None:
+            # xdist looks at its own flag only.
+            xdist = self._session.config.pluginmanager.get_plugin("dsession")
+            for loop in filter(None, (self._session, xdist)):
+                loop.shouldstop = f"results cannot be kept: {error}"
+        self._trouble = error
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -125,9 +147,9 @@ class Recorder:
         if isinstance(carried, str):
             self._heard.add(_key(report.nodeid))
             self._waiting.pop(_key(report.nodeid), None)
-            self._store.add(*map(result_from_plain, json.loads(carried)))
+            self._keep(*map(result_from_plain, json.loads(carried)))
         elif report.failed and (work := self._waiting.pop(_key(report.nodeid), None)) is not None:
-            self._store.add(_without_result(work, Outcome.LOST, f"the harness failed: {_last_line(report)}"))
+            self._keep(_without_result(work, Outcome.LOST, f"the harness failed: {_last_line(report)}"))
 
     def pytest_report_teststatus(
         self, report: pytest.TestReport
@@ -149,10 +171,16 @@ class Recorder:
         """Account for what did not run, and close the run."""
         if session.config.option.collectonly:
             return
+        if self._trouble is not None:
+            # The run stays unfinished, as it is.
+            return
         for work in self._waiting.values():
-            self._store.add(_without_result(work, Outcome.NOT_RUN, "the run stopped before it"))
+            self._keep(_without_result(work, Outcome.NOT_RUN, "the run stopped before it"))
         state = State.INTERRUPTED if self._interrupted else State.FINISHED
-        self._store.finish(judge(dataclasses.replace(self._store.read(), state=state)), state)
+        try:
+            self._store.finish(judge(dataclasses.replace(self._store.read(), state=state)), state)
+        except InfraError as error:
+            self._stop(error)
 
     def pytest_unconfigure(self) -> None:
         self._store.close()

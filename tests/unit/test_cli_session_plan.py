@@ -123,3 +123,11 @@ def test_order_of_jobs() -> None:
         session._jobs[wished] = dataclasses.replace(job(name), name=name)
     session._seconds = {"short/x": 3.0, "long/x": 2.0, "long/y": 2.0, "a/x": 90.0}
     assert [one.name for one in session._jobs_in_order()] == ["unknown", "long", "short", "a"]
+
+
+def test_full_disk_is_told_before_anything_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU and SQLite would each tell in their own way, minutes later."""
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    monkeypatch.setattr("harness.cli.session.free_mib", lambda _: 3)
+    with pytest.raises(InfraError, match="only 3 MiB are free"):
+        Session([wish(None)], Conduct())._check_outputs()

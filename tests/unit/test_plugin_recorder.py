@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The Recorder where results cannot be kept: the run ends in order, and stays as it is."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from plan_jobs import job
+
+from harness.errors import InfraError
+from harness.plan import Plan
+from harness.plugin.recorder import RESULTS_PROPERTY, Recorder
+from harness.results import Address, Outcome, Result, RunInfo, RunStore, State, load, result_to_plain
+from harness.suites.catalogue import work_of
+
+
+def report(work: str, outcome: Outcome) -> pytest.TestReport:
+    plain = [result_to_plain(Result(address=Address.parse(work), job=job().name, outcome=outcome))]
+    return pytest.TestReport(
+        nodeid=f"x.py::{work}",
+        location=("x.py", 1, work),
+        keywords={},
+        outcome="passed" if outcome is Outcome.PASS else "failed",
+        longrepr=None,
+        when="call",
+        user_properties=[(RESULTS_PROPERTY, json.dumps(plain))],
+    )
+
+
+def recorder(directory: Path) -> Recorder:
+    info = RunInfo(id="r", started=datetime.datetime.now(datetime.UTC), harness_version="test")
+    RunStore.create(directory, info).close()
+    return Recorder(Plan(run_id="r", run_dir=str(directory), seed=1, cases=(), jobs=(job(),)))
+
+
+@pytest.mark.parametrize("with_workers", [False, True])
+def test_full_disk_ends_the_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_workers: bool
+) -> None:
+    one, work = recorder(tmp_path), work_of(job())[0].address
+    loop = SimpleNamespace(shouldstop=False)
+    plugins = SimpleNamespace(get_plugin=lambda name: loop if with_workers else None)
+    config = SimpleNamespace(pluginmanager=plugins, option=SimpleNamespace(collectonly=False))
+    session = SimpleNamespace(shouldstop=False, config=config)
+    one.pytest_sessionstart(session)  # type: ignore[arg-type]
+    one.pytest_runtest_logreport(report(work, Outcome.PASS))
+
+    def full(*_: object) -> None:
+        raise InfraError("no space left")
+
+    monkeypatch.setattr(one._store, "add", full)
+    one.pytest_runtest_logreport(report(work, Outcome.PASS))
+    one.pytest_sessionfinish(session)  # type: ignore[arg-type]
+    one.pytest_unconfigure()
+    assert session.shouldstop == "results cannot be kept: no space left"
+    assert loop.shouldstop == (session.shouldstop if with_workers else False)
+    run = load(tmp_path)
+    assert (run.state, len(run.cases)) == (State.RUNNING, 1)
+
+
+def test_only_what_had_no_chance_is_shown_as_not_run(tmp_path: Path) -> None:
+    one, work = recorder(tmp_path), work_of(job())[0].address
+    shown = one.pytest_report_teststatus(report(work, Outcome.NOT_RUN))
+    assert shown is not None
+    assert shown[:2] == ("not run", "-")
+    assert one.pytest_report_teststatus(report(work, Outcome.FAIL)) is None
+    assert one.pytest_report_teststatus(report(work, Outcome.PASS)) is None
+    one.pytest_unconfigure()
