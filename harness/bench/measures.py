@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import select
 import shlex
@@ -31,6 +32,7 @@ from harness.plan import Job
 
 _COMMAND_SECONDS = 1800.0
 _BASELINE_SECONDS = 120.0
+_RESTORES = 200
 
 Sample = Callable[[], float]
 """Does something once and returns the seconds that count."""
@@ -109,6 +111,7 @@ class Bench:
             "boot": self.boot,
             "roundtrip": self.roundtrip,
             "run": self.run,
+            "restores": self.restores,
             "throughput": self.throughput,
             "edit": self.edit,
         }
@@ -160,6 +163,21 @@ class Bench:
                 target=targets.get(name),
             )
             for name, samples in taken.items()
+        ]
+
+    def restores(self) -> list[Figure]:
+        """A snapshot restored again and again: how long it takes, and whether it ever fails."""
+        recipe = Recipe.of(self.job)
+        with _booted(recipe):
+            pass  # so that there is a snapshot
+        seconds: list[float] = []
+        for _ in range(_RESTORES):
+            with contextlib.suppress(InfraError):
+                seconds.append(_to_ssh(recipe))
+        lost = float(_RESTORES - len(seconds))
+        return [
+            Figure(name=f"{_RESTORES} restores, SSH", unit="s", samples=tuple(seconds) or (math.inf,)),
+            Figure(name="of them lost", unit="VMs", samples=(lost,), target=0.0),
         ]
 
     def roundtrip(self) -> list[Figure]:

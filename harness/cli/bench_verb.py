@@ -18,7 +18,7 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.bench import Compared
 
-MEASURES = ("startup", "boot", "roundtrip", "run", "throughput", "edit")
+MEASURES = ("startup", "boot", "roundtrip", "run", "restores", "throughput", "edit")
 _QUICK = MEASURES[:4]
 
 
