@@ -114,8 +114,17 @@ class Planned:
         """Label and identity, as results tell of the tree."""
         return f"{self.tree_label} {self.tree.identity}" if self.tree is not None else self.tree_label
 
-    def record(self, topology: str, job: Job | None, problem: HarnessError | None = None) -> JobRecord:
-        """How this kernel's job on *topology* goes into the results; *problem* is one of its build."""
+    def record(
+        self,
+        topology: str,
+        job: Job | None,
+        problem: HarnessError | None = None,
+        suites: tuple[str, ...] = (),
+    ) -> JobRecord:
+        """How this kernel's job of *suites* on *topology* goes into the results.
+
+        *problem* is one of its build.
+        """
         problem = problem or self.problem
         tree = self.tree.version if self.tree is not None else slug(self.tree_label)
         name = "-".join(word for word in (tree, self.wish.variant, *self.wish.addons, topology) if word)
@@ -128,6 +137,7 @@ class Planned:
             tree=self.tree_identity,
             line=line_of(self.wish.tree),
             features=job.features if job else (),
+            suites=suites,
             problem=str(problem) if problem else "",
             problem_code=problem.exit_code if problem else ExitCode.GOOD,
             applicable=not isinstance(problem, NotApplicable),

@@ -215,7 +215,8 @@ class Session:
 
     def _record(self, wish: JobWish, job: Job | None, problem: HarnessError | None = None) -> JobRecord:
         """How the job of *wish* goes into the results."""
-        return self._planned[wish.kernel].record(load_topology(wish.machine.topology).name, job, problem)
+        topology = load_topology(wish.machine.topology).name
+        return self._planned[wish.kernel].record(topology, job, problem, wish.suites)
 
     def _is_taken(self, name: str) -> bool:
         return any(name == job.name for job in self._jobs.values())
@@ -488,7 +489,7 @@ class Session:
     def _record_jobs(self, store: RunStore) -> None:
         for planned in self._planned.values():
             if planned.proof is not None:
-                record = planned.record("", None)
+                record = planned.record("", None, suites=("kconfig",))
                 store.add_job(record)
                 store.add(dataclasses.replace(planned.proof, job=record.name))
         for wish in self._wishes:

@@ -76,6 +76,7 @@ def job_to_plain(job: JobRecord) -> Plain:
         "tree": job.tree,
         "line": job.line,
         "features": list(job.features),
+        "suites": list(job.suites),
         "problem": job.problem,
         "problem_code": int(job.problem_code),
         "applicable": job.applicable,
@@ -89,6 +90,7 @@ def job_from_plain(plain: Plain) -> JobRecord:
             **plain,
             "features": tuple(plain["features"]),
             "addons": tuple(plain.get("addons", ())),
+            "suites": tuple(plain.get("suites", ())),
             "problem_code": ExitCode(plain["problem_code"]),
         }
     )

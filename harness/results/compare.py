@@ -113,7 +113,7 @@ def compare(before: Run, after: Run) -> Comparison:
         compare_job(
             job,
             cases_after.get(job.name, ()),
-            baseline=in_scope(cases_before.get(old[name].name, ()), after.info.inputs),
+            baseline=in_scope(cases_before.get(old[name].name, ()), after.info.inputs.of(job)),
             complete=_complete(after, job),
         )
         for name, job in new.items()
@@ -150,9 +150,13 @@ def is_complete(run: Run) -> bool:
     return run.state is State.FINISHED and not run.info.inputs.narrowed
 
 
+_ALWAYS = ("kernel", "kconfig")
+"""Suites that nobody asks for: what is said of a kernel, and of one that is never built."""
+
+
 def in_scope(cases: Iterable[Result], inputs: Inputs) -> tuple[Result, ...]:
-    """Those of *cases* that a Run with *inputs* would run as well."""
-    suites = (*inputs.suites, "kernel", "kconfig")
+    """Those of *cases* that a Job with *inputs* would run as well."""
+    suites = (*inputs.suites, *_ALWAYS)
     return tuple(
         case
         for case in cases
@@ -168,9 +172,9 @@ def _asked_for(address: Address, patterns: Sequence[str]) -> bool:
 
 
 def covers(earlier: Inputs, later: Inputs) -> bool:
-    """Whether a Run with the inputs *earlier* ran all that one with *later* does."""
+    """Whether a Job with the inputs *earlier* ran all that one with *later* does; see Inputs.of()."""
     same = (earlier.machine, earlier.root) == (later.machine, later.root)
-    if earlier.narrowed or not same or not set(later.suites) <= set(earlier.suites):
+    if earlier.narrowed or not same or not set(later.suites) <= {*earlier.suites, *_ALWAYS}:
         return False
     return not earlier.cases or set(earlier.cases) == set(later.cases)
 

@@ -372,7 +372,7 @@ class History:
             for one in earlier:
                 by_address.setdefault(one.case.address, []).append(one)
             past.update({(job.name, address): tuple(found) for address, found in by_address.items()})
-            seconds[job.name] = self.job_seconds(job.series, run.info.inputs, run.info.started)
+            seconds[job.name] = self.job_seconds(job.series, run.info.inputs.of(job), run.info.started)
             mine = cases.get(job.name, [])
             part = self._compare_job(run, job, mine, by_address)
             slower = _slower(job, mine, by_address, run.info.inputs.accel)
@@ -387,15 +387,15 @@ class History:
         past: Mapping[Address, Sequence[Past]] | None = None,
     ) -> Comparison:
         """What changed in *job* of *run* since the last good Run of its series."""
-        inputs = run.info.inputs
+        inputs = run.info.inputs.of(job)
         good = previous = None
-        for number, name, fine, info in self._connection.execute(
-            "SELECT job.id, run.name, job.good, run.info FROM job JOIN run ON run.id = job.run"
+        for number, name, fine, info, record in self._connection.execute(
+            "SELECT job.id, run.name, job.good, run.info, job.record FROM job JOIN run ON run.id = job.run"
             " WHERE job.series = ? AND run.started < ? ORDER BY run.started DESC",
             (job.series, _moment(run.info.started)),
         ):
             with database.decoding():
-                earlier = codec.info_from_plain(json.loads(info)).inputs
+                earlier = _inputs(info, record)
             if not covers(earlier, inputs):
                 continue
             previous = previous or (number, name)
@@ -425,14 +425,15 @@ class History:
     ) -> tuple[float, ...]:
         """How long the Jobs of *series* took that ran what one with *inputs* does, there; oldest first."""
         rows = self._connection.execute(
-            "SELECT job.seconds, run.info FROM job JOIN run ON run.id = job.run WHERE job.series = ?"
-            " AND run.accel = ? AND run.started < ? AND run.state = ? ORDER BY run.started DESC",
+            "SELECT job.seconds, run.info, job.record FROM job JOIN run ON run.id = job.run"
+            " WHERE job.series = ? AND run.accel = ? AND run.started < ? AND run.state = ?"
+            " ORDER BY run.started DESC",
             (series, inputs.accel, _moment(before), State.FINISHED.value),
         )
         found: list[float] = []
         with database.decoding():
-            for seconds, info in rows:
-                earlier = codec.info_from_plain(json.loads(info)).inputs
+            for seconds, info, record in rows:
+                earlier = _inputs(info, record)
                 if covers(earlier, inputs) and covers(inputs, earlier):
                     found.insert(0, seconds)
                 if len(found) == WINDOW:
@@ -471,6 +472,11 @@ class History:
 def _moment(before: datetime.datetime | None) -> str:
     """*before* as the history sorts it; after everything when it is None."""
     return "~" if before is None else codec.time_to_text(before)
+
+
+def _inputs(info: str, record: str) -> Inputs:
+    """The inputs of the Job that the history keeps as *record*, of the Run that it keeps as *info*."""
+    return codec.info_from_plain(json.loads(info)).inputs.of(codec.job_from_plain(json.loads(record)))
 
 
 def _read_past(row: tuple[Any, ...], kernels: dict[str, str]) -> Past:

@@ -202,6 +202,8 @@ class JobRecord:
     # The line of development it belongs to, as it was asked for, e.g. `debian:7.3` or `/src/linux@topic`.
     line: str = ""
     features: tuple[str, ...] = ()
+    # What it was to run; empty where an older harness recorded only the suites of the whole Run.
+    suites: tuple[str, ...] = ()
     # Why the Job could not be carried out at all: one sentence, and the exit code its error earns.
     problem: str = ""
     problem_code: ExitCode = ExitCode.GOOD
@@ -247,6 +249,10 @@ class Inputs:
     narrowed: bool = False
     # Anything more worth recording: host, toolchain, shard.
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def of(self, job: JobRecord) -> Inputs:
+        """What decided *job* alone: other Jobs of the Run may have had other suites."""
+        return dataclasses.replace(self, suites=job.suites or self.suites)
 
 
 class Verdict(enum.Enum):
