@@ -23,18 +23,12 @@ _STAMP = re.compile(r"\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ")
 _MARKER = re.compile(r"vfio-harness: (begin|end) (\S+)$")
 _CUT_HERE = "------------[ cut here ]------------"
 _TRACE_END = re.compile(r" ?</TASK>")
-_FRAME = re.compile(r" (?:\[<[0-9a-f]+>\] )?([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+")
-_RIP = re.compile(r"RIP: \w+:([A-Za-z_][\w.]*)\+0x")
-_SUFFIX = re.compile(r"\.(isra|constprop|part|cold|llvm)\b.*$")
 _CONSEQUENCE = re.compile(r"Kernel panic - not syncing: (Fatal exception|.*panic_on_warn|.*panic_on_oops)")
 
 _PANIC_END = re.compile(r"---\[ end Kernel panic")
 
 _LONGEST = 200
 """Lines after which a splat without an end is closed."""
-
-_FRAMES = 5
-"""Frames in a fingerprint; NIPA compares as many."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +50,6 @@ class Splat:
     after: str | None
     """The case that had ended last; only worth a look when `case` is None."""
 
-    @property
-    def frames(self) -> tuple[str, ...]:
-        """The functions on the stack, innermost first, without those that only report."""
-        return _frames(self.lines, policy().noise)
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for two splats of one cause: kind and innermost frames, or the title without numbers."""
-        frames = self.frames[:_FRAMES]
-        if frames:
-            return f"{self.kind}:{'<'.join(frames)}"
-        return f"{self.kind}:{re.sub(r'0x[0-9a-f]+|[0-9]+', 'N', self.title)}"
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
@@ -88,7 +69,6 @@ class Policy:
 
     deny: tuple[Rule, ...]
     allow: tuple[tuple[re.Pattern[str], str], ...]
-    noise: frozenset[str]
 
     def match(self, message: str) -> Rule | None:
         """The rule that *message* breaks."""
@@ -122,9 +102,8 @@ def read_policy(path: Path) -> Policy:
     for section in top.sections("allow"):
         allow.append((_pattern(section, "pattern"), section.text("reason")))
         section.done()
-    noise = frozenset(top.texts("noise", ()))
     top.done()
-    return Policy(deny=tuple(deny), allow=tuple(allow), noise=noise)
+    return Policy(deny=tuple(deny), allow=tuple(allow))
 
 
 def _pattern(section: yamlfile.Section, key: str) -> re.Pattern[str]:
@@ -142,19 +121,6 @@ def message_of(line: str) -> str | None:
     """
     match = _STAMP.search(line)
     return line[match.end() :] if match else None
-
-
-def _frames(lines: tuple[str, ...], noise: frozenset[str]) -> tuple[str, ...]:
-    frames: list[str] = []
-    for line in lines:
-        message = message_of(line) or ""
-        match = _FRAME.match(message) or _RIP.match(message)
-        if match is None:
-            continue
-        name = _SUFFIX.sub("", match[1])
-        if name not in noise and name not in frames[-1:]:
-            frames.append(name)
-    return tuple(frames)
 
 
 @dataclasses.dataclass(slots=True)

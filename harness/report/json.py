@@ -27,6 +27,7 @@ def to_plain(run: Run, background: Background = view.NOTHING) -> dict[str, Any]:
     """*run* as plain values: the settled cases in `cases`, every attempt in `attempts`."""
     judged = view.judge(run, background)
     counts = view.count(run.cases)
+    seconds = {job.job.name: job.seconds for job in view.by_job(run)}
     return {
         "schema": SCHEMA,
         "generator": "vfio-harness",
@@ -38,7 +39,7 @@ def to_plain(run: Run, background: Background = view.NOTHING) -> dict[str, Any]:
         "why": judged.why,
         "exit_code": int(judged.exit_code),
         "counts": {label: counts.get(label, 0) for label in view.COLUMNS},
-        "jobs": [codec.job_to_plain(job) for job in run.jobs],
+        "jobs": [{**codec.job_to_plain(job), "duration": seconds[job.name]} for job in run.jobs],
         "cases": [codec.result_to_plain(case) for case in run.cases],
         "attempts": [codec.result_to_plain(result) for result in run.results],
         "accepted": run.accepted,

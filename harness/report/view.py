@@ -56,7 +56,7 @@ class JobView:
 
     @property
     def seconds(self) -> float:
-        return self.job.duration or sum(case.duration for case in self.cases)
+        return sum(case.duration for case in self.cases)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -220,8 +220,6 @@ class History:
         self._root = root
         self._connection = connection
         self._exists = exists
-        # Directory -> why it could not be read.
-        self.unreadable: dict[Path, str] = {}
 
     def catch_up(self) -> None:
         """Take in every ended Run below the root that is not in here, or has gone on since."""
@@ -233,8 +231,8 @@ class History:
                 continue
             try:
                 run = store.load(directory)
-            except HarnessError as error:
-                self.unreadable[directory] = str(error)
+            except HarnessError:
+                # The list of runs tells what is wrong with it.
                 continue
             if run.state is not State.RUNNING or not store.is_alive(directory):
                 # Reading may have brought the file up to date.
@@ -288,7 +286,7 @@ class History:
                 run,
                 database.text(job.name),
                 database.text(job.series),
-                _seconds(job, cases),
+                sum(case.duration for case in cases),
                 good,
                 json.dumps(codec.job_to_plain(job)),
             ),
@@ -524,10 +522,6 @@ def _is_good(run: Run, job: JobRecord, cases: Sequence[Result]) -> bool:
     passed = any(case.outcome is Outcome.PASS for case in cases)
     clean = not any(case.is_bad for case in cases) and not job.problem
     return run.state is State.FINISHED and passed and clean
-
-
-def _seconds(job: JobRecord, cases: Iterable[Result]) -> float:
-    return job.duration or sum(case.duration for case in cases)
 
 
 def _slower(

@@ -209,8 +209,6 @@ class JobRecord:
     problem_code: ExitCode = ExitCode.GOOD
     # False when the problem is that this tree has no such variant: an answer, not a failure.
     applicable: bool = True
-    # Seconds, from the first boot to the last case.
-    duration: float = 0.0
 
     @property
     def cell(self) -> str:

@@ -40,7 +40,6 @@ def test_panic() -> None:
     """A panic is fatal and belongs to the case that was running."""
     found = only("console-panic.txt")
     assert (found.kind, found.fatal, found.case) == ("panic", True, "capabilities/crash")
-    assert found.frames[:2] == ("sysrq_handle_crash", "__handle_sysrq")
 
 
 def test_warn() -> None:
@@ -49,36 +48,29 @@ def test_warn() -> None:
     assert (found.kind, found.fatal, found.case) == ("warn", False, "iommufd/detach_twice")
     assert found.lines[0].endswith("[ cut here ]------------")
     assert found.lines[-1].endswith("---[ end trace 0000000000000000 ]---")
-    assert found.fingerprint == (
-        "warn:iommufd_hw_pagetable_detach<iommufd_device_detach<vfio_iommufd_physical_detach_ioas"
-        "<vfio_df_ioctl_detach_pt<vfio_device_fops_unl_ioctl"
-    )
     text = (GOLDEN / "console-warn.txt").read_bytes()
     assert text[found.offset :].startswith(b"[   12.204512][   T71] ------------[ cut here")
 
 
 def test_kasan() -> None:
-    """A KASAN report ends with its second row of =, and its fingerprint starts where the bug is."""
+    """A KASAN report ends with its second row of =."""
     found = only("console-kasan.txt")
     assert (found.kind, found.fatal) == ("kasan", True)
     assert found.title.startswith("BUG: KASAN: slab-use-after-free in vfio_group_fops_release")
     assert found.lines[-1].endswith("=" * 66)
-    assert found.frames[0] == "vfio_group_fops_release"
 
 
 def test_oops_with_its_panic_is_one_splat() -> None:
     """NULL pointer, Oops and the panic that follows have one cause and make one splat."""
     found = only("console-oops.txt")
     assert (found.kind, found.fatal) == ("oops", True)
-    assert found.frames[0] == "iommufd_ioas_noiommu_get_pa"
     assert found.lines[-1].endswith("---[ end Kernel panic - not syncing: Fatal exception ]---")
 
 
 def test_lockdep() -> None:
-    """The functions of the validator itself are not part of the fingerprint."""
+    """A report of the lock validator is fatal, for it is the last."""
     found = only("console-lockdep.txt")
     assert (found.kind, found.fatal, found.case) == ("lockdep", True, "races/bind_unbind")
-    assert found.fingerprint.startswith("lockdep:__mutex_lock<vfio_group_fops_unl_ioctl<")
 
 
 def test_stalls() -> None:
@@ -86,8 +78,6 @@ def test_stalls() -> None:
     found = read("console-stalls.txt").splats
     assert [splat.kind for splat in found] == ["hung-task", "soft-lockup", "rcu-stall"]
     assert {splat.case for splat in found} == {"lifecycle/unbind_while_open"}
-    assert found[0].frames[:2] == ("__mutex_lock", "device_release_driver_internal")
-    assert found[1].frames == (*found[2].frames[:-1], "iopt_unmap_iova_range", "iommufd_ioas_unmap")
 
 
 def test_leaks_and_late_reports() -> None:
@@ -97,10 +87,6 @@ def test_leaks_and_late_reports() -> None:
     assert found[0].case == "iommufd/shift"
     assert (found[1].case, found[1].after) == (None, "iommufd/shift")
     assert found[2].lines == (found[2].lines[0],)
-    assert (
-        found[2].fingerprint
-        == "kmemleak:kmemleak: N new suspected memory leaks (see /sys/kernel/debug/kmemleak)"
-    )
 
 
 def feed(*messages: str) -> tuple[Splat, ...]:

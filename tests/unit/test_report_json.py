@@ -24,7 +24,7 @@ def test_the_keys_are_a_promise() -> None:
     ]
     assert list(plain["jobs"][0]) == [
         *("addons", "applicable", "duration", "features", "kernel", "line", "name", "problem"),
-        *("problem_code", "topology", "tree", "variant"),
+        *("problem_code", "suites", "topology", "tree", "variant"),
     ]
     assert list(plain["run"]) == ["command", "harness_version", "id", "inputs", "started"]
 

@@ -19,6 +19,7 @@ from harness.results import (
     Run,
     RunInfo,
     RunStore,
+    codec,
     compare,
     consult,
     judge,
@@ -80,3 +81,10 @@ def test_runs_of_an_older_harness(tmp_path: Path) -> None:
     assert found is not None
     assert set(found.against) == {job.name for job in run.jobs}
     assert not found.is_worse
+
+
+def test_a_job_as_an_older_harness_kept_it() -> None:
+    """It lacks what is younger and has what is gone."""
+    plain = {**codec.job_to_plain(JobRecord(name="j")), "duration": 0.0}
+    del plain["suites"]
+    assert codec.job_from_plain(plain) == JobRecord(name="j")

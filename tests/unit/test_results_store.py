@@ -83,8 +83,8 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
         features=("cdev", "edu"),
         problem="no",
         problem_code=ExitCode.KERNEL,
+        suites=("probes",),
         applicable=False,
-        duration=3.5,
     )
     with RunStore.create(tmp_path / "run", INFO) as opened:
         opened.add_job(job)
@@ -103,8 +103,8 @@ def test_a_job_can_be_updated_and_keeps_its_place(tmp_path: Path) -> None:
     with RunStore.create(tmp_path, INFO) as opened:
         opened.add_job(JobRecord(name="b"))
         opened.add_job(JobRecord(name="a"))
-        opened.add_job(JobRecord(name="b", duration=9.0))
-        assert opened.read().jobs == (JobRecord(name="b", duration=9.0), JobRecord(name="a"))
+        opened.add_job(JobRecord(name="b", topology="igb"))
+        assert opened.read().jobs == (JobRecord(name="b", topology="igb"), JobRecord(name="a"))
 
 
 def test_a_run_directory_holds_one_run(tmp_path: Path) -> None:
