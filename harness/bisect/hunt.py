@@ -16,6 +16,7 @@ from harness.bisect.gitbisect import Position
 from harness.bisect.model import Aim, Mark, Observation, Sight, Step, Weighed, hunted_cases, weigh
 from harness.bisect.state import End, Quarry, State
 from harness.errors import HarnessError, InfraError, KernelError, UsageError
+from harness.words import count_of, duration
 
 LOG_NAME = "bisect.log"
 
@@ -333,14 +334,3 @@ def _cost(step: Step) -> str:
     booted = step.seconds - step.build_seconds
     words += [f"{count_of(step.vms, 'VM')} {booted:.0f} s"] if step.vms else []
     return f" ({', '.join(words)})" if words else ""
-
-
-def count_of(number: int, noun: str) -> str:
-    """A number of things."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def duration(seconds: float) -> str:
-    """Roughly, for people."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min" if minutes >= 10 else f"{minutes} min {rest} s" if minutes else f"{rest} s"

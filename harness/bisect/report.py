@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.bisect.gitbisect import CommitFacts
-from harness.bisect.hunt import count_of
 from harness.bisect.model import Aim, Sight, Step
 from harness.bisect.state import State
+from harness.words import count_of
 
 _OUTPUT_LINES = 40
 """Of a case's output and of a splat, in a mail."""

@@ -22,6 +22,7 @@ from harness.cli.wishes import MachineWish
 from harness.errors import UsageError
 from harness.host import default_compilers
 from harness.kernel import gittree
+from harness.words import count_of
 
 
 @click.command("bisect")
@@ -157,8 +158,7 @@ def _announce(quarry: Quarry, aim: Aim, count: int) -> None:
         tell(f"{repository} has local changes, which are in no commit: they are left alone, and not tested")
     where = f" in {' '.join(quarry.paths)}" if quarry.paths else ""
     what = "the boot" if aim.boot else quarry.asked
-    number = f"{count} commit{'s' if count != 1 else ''}"
-    tell(f"bisecting {number}{where}, {quarry.old.label} to {quarry.new.label}: {what}")
+    tell(f"bisecting {count_of(count, 'commit')}{where}, {quarry.old.label} to {quarry.new.label}: {what}")
 
 
 def _conduct(state: State, directory: Path) -> int:

@@ -12,6 +12,7 @@ import click
 from harness import paths
 from harness.cli.output import emit
 from harness.errors import UsageError
+from harness.words import count_of
 
 Row = dict[str, str]
 
@@ -106,12 +107,11 @@ def _runs() -> list[Row]:
     past = {run.directory.name: run for run in ask(lambda history: history.runs())}
     rows = []
     for name, run in past.items():
-        cases = sum(run.counts.values())
-        jobs = "1 job" if run.jobs == 1 else f"{run.jobs} jobs"
+        amount = f"{count_of(sum(run.counts.values()), 'case')} in {count_of(run.jobs, 'job')}"
         rows.append(
             {
                 "name": name,
-                "what": f"{run.verdict.value:10} {cases} cases in {jobs}: {told(run.counts) or 'none'}",
+                "what": f"{run.verdict.value:10} {amount}: {told(run.counts) or 'none'}",
                 "started": f"{run.started:%Y-%m-%d %H:%M}",
                 "verdict": run.verdict.value,
                 "exit_code": str(int(run.exit_code)),

@@ -10,8 +10,8 @@ from typing import TextIO
 from harness.admission import most_vms
 from harness.host import available_mib
 from harness.plan import Job, Plan
-from harness.report.view import duration
 from harness.suites.catalogue import key_of, selected, work_of
+from harness.words import count_of, duration
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,19 +95,17 @@ _NUMBERS = ("to run", "not applicable", "took lately", "guest memory")
 
 def _sum(jobs: Sequence[PlannedJob], workers: int) -> str:
     known = [job.seconds for job in jobs if job.seconds is not None]
-    words = [f"{_some(len(jobs), 'job')} with {sum(job.applicable for job in jobs)} cases and programs"]
+    words = [f"{count_of(len(jobs), 'job')} with {sum(job.applicable for job in jobs)} cases and programs"]
     if known:
         more = (
-            "" if len(known) == len(jobs) else f", and {_some(len(jobs) - len(known), 'job')} without history"
+            ""
+            if len(known) == len(jobs)
+            else f", and {count_of(len(jobs) - len(known), 'job')} without history"
         )
-        words.append(f"about {duration(sum(known) / workers)} on {_some(workers, 'worker')}{more}")
+        words.append(f"about {duration(sum(known) / workers)} on {count_of(workers, 'worker')}{more}")
     most = max((job.memory_mib for job in jobs), default=0)
     words.append(
-        f"at most {_some(min(workers, most_vms()), 'VM')} at once, {most} MiB the largest, "
+        f"at most {count_of(min(workers, most_vms()), 'VM')} at once, {most} MiB the largest, "
         f"of {available_mib()} MiB that are free"
     )
     return "; ".join(words)
-
-
-def _some(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

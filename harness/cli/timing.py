@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.paths import TIMING_FILE
+from harness.words import count_of
 
 
 def phase_line(phases: Mapping[str, float], run_dir: Path) -> str:
@@ -18,7 +19,7 @@ def phase_line(phases: Mapping[str, float], run_dir: Path) -> str:
     if boots:
         least, most = f"{min(boots):.1f}", f"{max(boots):.1f}"
         span = least if least == most else f"{least} to {most}"
-        words[-1] += f" ({len(boots)} VM{'s' if len(boots) > 1 else ''}, ready in {span} s)"
+        words[-1] += f" ({count_of(len(boots), 'VM')}, ready in {span} s)"
     return "time: " + ", ".join(words)
 
 

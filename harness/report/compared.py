@@ -14,6 +14,7 @@ from rich.text import Text
 from harness.report import console, names, view
 from harness.report.json import comparison_to_plain
 from harness.results import FLAKY, Comparison, Outcome, Past, Run, State, codec
+from harness.words import count_of
 
 _MOST = 100
 """Changes of one kind that are told one by one."""
@@ -78,7 +79,7 @@ def render_history(address: str, past: Sequence[Past], *, detailed: bool) -> str
     lines = [names.name(address)]
     for series, found in by_series(past).items():
         symbols = "".join(_SYMBOLS[one.case.label] for one in found)
-        runs = "1 run" if len(found) == 1 else f"{len(found)} runs"
+        runs = count_of(len(found), "run")
         lines.append(f"  {names.name(series)}: {symbols}  ({runs}: {_labels(found)})")
         lines += [f"    {told}" for told in _durations(found)]
         if detailed:

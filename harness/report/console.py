@@ -16,6 +16,7 @@ from rich.text import Text
 
 from harness.report import names, view
 from harness.results import FLAKY, Background, Outcome, Result, Run, Verdict
+from harness.words import count_of, duration
 
 _STYLES = {
     Outcome.PASS.value: "green",
@@ -205,7 +206,7 @@ def _print_jobs(console: Console, run: Run) -> None:
     for job in jobs:
         numbers = [str(job.counts.get(label) or "") for label in shown] if wide else [view.told(job.counts)]
         cells = (Text(cell) for cell in (names.name(job.job.name), *numbers))
-        table.add_row(*cells, view.duration(job.seconds))
+        table.add_row(*cells, duration(job.seconds))
     console.print()
     console.print(table)
 
@@ -213,5 +214,5 @@ def _print_jobs(console: Console, run: Run) -> None:
 def _totals(run: Run) -> str:
     counts = view.count(run.cases)
     total = sum(counts.values())
-    took = f" in {view.duration(run.seconds)}" if run.seconds else ""
-    return f"{total} {'case' if total == 1 else 'cases'}{took}" + (f": {view.told(counts)}" if total else "")
+    took = f" in {duration(run.seconds)}" if run.seconds else ""
+    return f"{count_of(total, 'case')}{took}" + (f": {view.told(counts)}" if total else "")

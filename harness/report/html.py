@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from harness.report import names, spark, view
 from harness.results import FLAKY, Address, Background, Outcome, Result, Run
+from harness.words import count_of, duration
 
 _LOG_MOST = 30_000
 """Characters of log shown for one case; the whole is a file in the run directory."""
@@ -30,7 +31,9 @@ _ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters.update(name=names.name, text=names.text, duration=view.duration, kind=spark.kind)
+_ENVIRONMENT.filters.update(
+    name=names.name, text=names.text, count_of=count_of, duration=duration, kind=spark.kind
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,12 +135,12 @@ def _row_history(background: Background, case: Result) -> Markup:
 def _durations(run: Run, background: Background, case: Result) -> Markup:
     past = background.past.get((case.job, case.address), ())
     seconds = [one.case.duration for one in past if one.accel == run.info.inputs.accel]
-    return spark.durations([*seconds, case.duration], f"duration, now {view.duration(case.duration)}")
+    return spark.durations([*seconds, case.duration], f"duration, now {duration(case.duration)}")
 
 
 def _job_spark(background: Background, job: view.JobView) -> Markup:
     seconds = background.job_seconds.get(job.job.name, ())
-    return spark.durations([*seconds, job.seconds], f"duration, now {view.duration(job.seconds)}")
+    return spark.durations([*seconds, job.seconds], f"duration, now {duration(job.seconds)}")
 
 
 def _cell(job: view.JobView | None, lost: Mapping[str, int]) -> tuple[str, str]:

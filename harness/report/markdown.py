@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from harness.report import names, view
 from harness.results import FLAKY, Background, Outcome, Result, Run, Verdict
+from harness.words import count_of, duration
 
 _LOG_MOST = 3_000
 """Characters of splat or log for one case: GitHub cuts a step's summary at 1 MiB."""
@@ -22,8 +23,8 @@ def render(run: Run, background: Background = view.NOTHING) -> str:
     """*run* as GitHub-flavoured Markdown."""
     judged = view.judge(run, background)
     counts = view.count(run.cases)
-    took = f" in {view.duration(run.seconds)}" if run.seconds else ""
-    totals = f"{sum(counts.values())} cases{took}: {view.told(counts) or 'none'}"
+    took = f" in {duration(run.seconds)}" if run.seconds else ""
+    totals = f"{count_of(sum(counts.values()), 'case')}{took}: {view.told(counts) or 'none'}"
     parts = [
         f"## {_SIGNS[judged.verdict]} {judged.verdict.value.upper()}: {_text(judged.why)}",
         f"{totals}  \n{_text(view.acceleration(run))}",

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import itertools
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -26,6 +27,7 @@ from harness.results import (
     Slower,
     judgement,
 )
+from harness.words import count_of, duration
 
 COLUMNS = (
     *(outcome.value for outcome in reversed(Outcome) if outcome.is_failure),
@@ -227,7 +229,7 @@ def recent(past: Sequence[Past], most: int = 10) -> str:
     shown = past[-most:]
     labels = collections.Counter(one.case.label for one in shown if one.case.label != Outcome.PASS.value)
     if not labels:
-        return f"passed in the last {len(shown)} runs" if len(shown) > 1 else "passed in the last run"
+        return f"passed in the last {count_of(len(shown), 'run') if len(shown) > 1 else 'run'}"
     return f"in the last {len(shown)} runs: " + told(
         {**labels, Outcome.PASS.value: len(shown) - sum(labels.values())}
     )
@@ -267,7 +269,7 @@ def facts(run: Run) -> tuple[tuple[str, str], ...]:
         ("seed", "" if inputs.seed is None else str(inputs.seed)),
         ("accepted", run.accepted),
         *sorted(inputs.extra.items()),
-        ("command", " ".join(info.command)),
+        ("command", shlex.join(info.command)),
     )
     return tuple((names.name(key), names.name(value)) for key, value in rows if value)
 
@@ -283,18 +285,6 @@ def reason(case: Result) -> str:
     """The case's reason, or what its outcome means when it gave none."""
     said = names.name(case.reason) if case.reason else case.outcome.meaning
     return f"{said} (not again in a fresh VM)" if case.flaky else said
-
-
-def duration(seconds: float) -> str:
-    """Seconds for humans: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from harness.errors import ExitCode
 from harness.results.compare import Change, Comparison
 from harness.results.model import FLAKY, WHOLE_PROGRAM, Address, Outcome, Result, Run, State, Verdict, settle
+from harness.words import count_of
 
 VANISHED = "vanished"
 """How the reason of a case begins that its manifest lists and its program did not report."""
@@ -147,17 +148,23 @@ def _verdict(run: Run, comparison: Comparison | None) -> tuple[Verdict, str]:
     passes = sum(1 for case in cases if case.outcome is Outcome.PASS)
     if not passes:
         absent = next((f"job {job.name}: {job.problem}" for job in run.jobs if not job.applicable), None)
-        return Verdict.UNTESTABLE, absent or f"nothing was proven: none of {_some(len(cases), 'case')} passed"
+        return (
+            Verdict.UNTESTABLE,
+            absent or f"nothing was proven: none of {count_of(len(cases), 'case')} passed",
+        )
     flaky = [case for case in cases if case.label == FLAKY]
     if flaky:
         told = f"failed and then passed in a fresh VM, first {flaky[0].address}"
-        return Verdict.GOOD, f"{_some(passes, 'case')} passed; flaky: {_some(len(flaky), 'case')} {told}"
-    return Verdict.GOOD, f"{_some(passes, 'case')} passed, and nothing that should not have happened did"
+        return (
+            Verdict.GOOD,
+            f"{count_of(passes, 'case')} passed; flaky: {count_of(len(flaky), 'case')} {told}",
+        )
+    return Verdict.GOOD, f"{count_of(passes, 'case')} passed, and nothing that should not have happened did"
 
 
 def _about_failures(failures: Sequence[Result], comparison: Comparison | None) -> str:
     worst = max(failures, key=lambda case: case.outcome.severity)
-    had = f"{_some(len(failures), 'case')} failed"
+    had = f"{count_of(len(failures), 'case')} failed"
     if comparison is not None and comparison.against:
         had += f" ({len(comparison.new_failures)} of them newly)"
     told = f"{had}, the worst: {worst.outcome.value} {worst.address}"
@@ -173,10 +180,10 @@ def _about_losses(lost: Sequence[Change], comparison: Comparison) -> str:
 def _losses(comparison: Comparison) -> str:
     parts = []
     if comparison.vanished:
-        parts.append(f"{_some(len(comparison.vanished), 'case')} vanished")
+        parts.append(f"{count_of(len(comparison.vanished), 'case')} vanished")
     if comparison.new_skips:
         are = "is" if len(comparison.new_skips) == 1 else "are"
-        parts.append(f"{_some(len(comparison.new_skips), 'case')} that ran before {are} skipped")
+        parts.append(f"{count_of(len(comparison.new_skips), 'case')} that ran before {are} skipped")
     return " and ".join(parts)
 
 
@@ -190,12 +197,8 @@ def _trouble(run: Run, cases: Sequence[Result]) -> tuple[Verdict, str] | None:
     explained = {job.name for job in run.jobs if job.problem}
     infra = [case for case in cases if case.outcome.is_infra and case.job not in explained]
     if infra:
-        had = _some(len(infra), "case")
+        had = count_of(len(infra), "case")
         return Verdict.OUR_FAULT, f"{had} had no chance, first {infra[0].address}: {infra[0].reason}"
     if stopped:
         return Verdict.UNTESTABLE, f"job {stopped[0].name}: {stopped[0].problem}"
     return None
-
-
-def _some(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

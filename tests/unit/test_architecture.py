@@ -16,6 +16,7 @@ LAYERS = {
     "deadline": 0,
     "host": 0,
     "paths": 0,
+    "words": 0,
     "locks": 1,
     "process": 1,
     "yamlfile": 1,

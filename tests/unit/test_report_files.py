@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -62,15 +63,13 @@ def test_excerpts_keep_the_end_from_a_line_on() -> None:
     assert cut == "... 6 characters left out ...\nsecond\nthird\n"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.9, "60 s"), (83, "1 min 23 s"), (7500, "2 h 05 min")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    """Durations are told in the unit a human would use."""
-    assert view.duration(seconds) == text
-
-
 def test_unknown_facts_are_left_out() -> None:
     """A report lists what is known of its inputs and does not print empty rows."""
     assert [key for key, _ in view.facts(EMPTY)] == ["run", "started", "harness", "command"]
+
+
+def test_the_command_can_be_pasted() -> None:
+    """A word with a blank in it stays one word."""
+    command = ("vfio-harness", "run", "--case", "a b")
+    run = dataclasses.replace(RUN, info=dataclasses.replace(RUN.info, command=command))
+    assert dict(view.facts(run))["command"] == "vfio-harness run --case 'a b'"
