@@ -33,8 +33,9 @@ class Requirement:
 def check(results: Iterable[Result], requirements: Iterable[Requirement]) -> tuple[Result, ...]:
     """The results that are missing from *results* for the *requirements* to be met, to be added to them.
 
-    A listed case that did not appear is NOT_RUN; a program that shows too few passes, with nothing else to
-    blame for it, is an ERROR.
+    A listed case that did not appear is NOT_RUN where something stopped its program, and an ERROR where
+    nothing explains its absence; a program that shows too few passes, with nothing else to blame for it, is
+    an ERROR too.
     """
     by_program: dict[tuple[str, str], list[Result]] = collections.defaultdict(list)
     for result in settle(results):
@@ -53,14 +54,16 @@ def _vanished(requirement: Requirement, found: Sequence[Result]) -> list[Result]
     names = {result.address.case for result in found}
     cause = next((result for result in found if _stops_a_program(result)), None)
     if cause is None:
+        outcome = Outcome.ERROR
         reason = f"{VANISHED}: the manifest lists this case and the program did not report it"
     else:
+        outcome = Outcome.NOT_RUN
         reason = f"not reached: {cause.address.case} was {cause.outcome.value}"
     return [
         Result(
             address=Address(suite=requirement.suite, program=requirement.program, case=name),
             job=requirement.job,
-            outcome=Outcome.NOT_RUN,
+            outcome=outcome,
             reason=reason,
             rerun=requirement.rerun,
         )

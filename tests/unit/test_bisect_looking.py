@@ -13,7 +13,7 @@ from harness.bisect.model import Sight
 from harness.errors import ExitCode
 from harness.machine.splat import Splat
 from harness.plugin import lab
-from harness.results import JobRecord, Outcome, Result, Run
+from harness.results import VANISHED, JobRecord, Outcome, Result, Run
 
 CASE = "probes/get_pa/refusals_come_in_order"
 BOOTS, QUIET = "kernel/console/boots", "kernel/console/is_quiet_between_cases"
@@ -73,6 +73,14 @@ def test_program_that_dies_fails_its_points() -> None:
         result(point, Outcome.NOT_RUN, reason="not reached: (program) was LOST"),
     )
     assert observe(lost, hunted=[point]).sight is Sight.NO_CHANCE
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ERROR, Outcome.NOT_RUN])
+def test_a_point_that_vanished_fails(outcome: Outcome) -> None:
+    """What its program passes over in silence can be hunted, in the runs of an older harness as well."""
+    point = "kselftest:vfio/vfio_pci_device_test@edu0/a.b"
+    reason = f"{VANISHED}: the manifest lists this case and the program did not report it"
+    assert observe(run(result(point, outcome, reason=reason)), hunted=[point]).sight is Sight.FAILS
 
 
 def crash(address: str, splat: Splat | None = None) -> Result:

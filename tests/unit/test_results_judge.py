@@ -114,10 +114,13 @@ def test_a_met_expectation_adds_nothing() -> None:
     assert check([result("a", Outcome.PASS), result("b", Outcome.SKIP)], [expect("a", "b")]) == ()
 
 
-def test_a_case_that_vanished_is_not_run() -> None:
-    """A case of the manifest that nobody reported becomes a result of its own, which is bad."""
+def test_a_case_that_vanished_is_a_failure() -> None:
+    """A case of the manifest that its program passed over in silence makes a run bad."""
+    run = finished(Outcome.PASS)
     (missing,) = check([result("a", Outcome.PASS)], [expect("a", "gone")])
-    assert (str(missing.address), missing.outcome) == ("probes/edu/gone", Outcome.NOT_RUN)
+    judged = judgement(dataclasses.replace(run, results=(*run.results, missing)))
+    assert (judged.verdict, judged.exit_code) == (Verdict.BAD, ExitCode.CASE_FAILED)
+    assert (str(missing.address), missing.outcome) == ("probes/edu/gone", Outcome.ERROR)
     assert missing.reason.startswith("vanished")
     assert missing.rerun == "rerun it"
 
@@ -134,6 +137,7 @@ def test_a_case_that_was_not_reached_did_not_vanish(stopper: Result, reason: str
     """After a crash, a lost guest or a program that died, the missing cases name that as their cause."""
     (missing,) = check([stopper], [expect("a", "b") if stopper.address.case == "a" else expect("b")])
     assert (missing.address.case, missing.reason) == ("b", reason)
+    assert missing.outcome is Outcome.NOT_RUN
 
 
 def test_an_all_skip_program_is_an_error() -> None:

@@ -42,7 +42,7 @@ def test_another_source_is_another_program(tmp_path: Path) -> None:
 
 
 def test_a_vanished_point_is_told() -> None:
-    """A point that is in the manifest and was not reported is NOT_RUN, and never a silent pass."""
+    """A point that is in the manifest and was not reported is a failure, and never a silent pass."""
     points = recorded()["vfio/vfio_pci_device_test"].points
     address = Address(suite="kselftest:vfio", program="vfio_pci_device_test@edu0", case=points[0])
     reported = [Result(address=address, job="j", outcome=Outcome.PASS)]
@@ -51,7 +51,7 @@ def test_a_vanished_point_is_told() -> None:
     )
     missing = check(reported, [expectation])
     assert [result.address.case for result in missing] == list(points[1:])
-    assert {result.outcome for result in missing} == {Outcome.NOT_RUN}
+    assert {result.outcome for result in missing} == {Outcome.ERROR}
     assert all("vanished" in result.reason for result in missing)
 
 
