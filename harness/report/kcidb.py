@@ -7,6 +7,7 @@ says that a failure is known; attempts are kept apart, so that a flaky case is o
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import re
 from collections.abc import Iterable
@@ -57,7 +58,7 @@ def to_plain(run: Run) -> Plain:
         "version": {"major": kcidb_io.schema.LATEST.major, "minor": kcidb_io.schema.LATEST.minor},
         "checkouts": _unique(_checkout(run, job) for job in jobs.values()),
         "builds": _unique(_build(run, job) for job in jobs.values()),
-        "tests": [_test(run, jobs[result.job], result) for result in run.results],
+        "tests": [_test(run, jobs[result.job], result, number) for result, number in _numbered(run)],
         "issues": issues,
         "incidents": incidents,
     }
@@ -134,15 +135,29 @@ def _path(result: Result) -> str:
     return ".".join(word for word in words if word)
 
 
-def _test_id(run: Run, result: Result) -> str:
-    return _id("test", run.info.id, result.job, str(result.address), str(result.attempt))
+def _numbered(run: Run) -> list[tuple[Result, int]]:
+    """Every attempt with its number among those at its case.
+
+    Result.attempt begins anew when a Run goes on, so that two attempts may bear the same.
+    """
+    tries: collections.Counter[tuple[str, str]] = collections.Counter()
+    found = []
+    for result in run.results:
+        key = (result.job, str(result.address))
+        tries[key] += 1
+        found.append((result, tries[key]))
+    return found
 
 
-def _test(run: Run, job: JobRecord, result: Result) -> Plain:
+def _test_id(run: Run, result: Result, number: int) -> str:
+    return _id("test", run.info.id, result.job, str(result.address), str(number))
+
+
+def _test(run: Run, job: JobRecord, result: Result, number: int) -> Plain:
     evidence = result.splat or result.log
     topology = job.topology or "no topology"
     return {
-        "id": _test_id(run, result),
+        "id": _test_id(run, result, number),
         "build_id": _build_id(run, job),
         "origin": ORIGIN,
         "path": _path(result),
@@ -170,10 +185,11 @@ def _known(run: Run) -> tuple[list[Plain], list[Plain]]:
     """The documented failures as issues, and where each of them showed."""
     issues: dict[str, Plain] = {}
     incidents = []
-    for result in run.results:
+    for result, number in _numbered(run):
         if result.outcome is not Outcome.XFAIL:
             continue
         issue = _id("issue", str(result.address), result.reason)
+        test = _test_id(run, result, number)
         issues[issue] = {
             "id": issue,
             "version": 1,
@@ -182,11 +198,11 @@ def _known(run: Run) -> tuple[list[Plain], list[Plain]]:
         }
         incidents.append(
             {
-                "id": _id("incident", issue, _test_id(run, result)),
+                "id": _id("incident", issue, test),
                 "origin": ORIGIN,
                 "issue_id": issue,
                 "issue_version": 1,
-                "test_id": _test_id(run, result),
+                "test_id": test,
                 "present": True,
             }
         )

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 from pathlib import Path
 
 import kcidb_io
 import pytest
 from report_night import night
-from report_sample import EMPTY, GOOD, RUN
+from report_sample import EMPTY, GOOD, RUN, result
 
 from harness.report import kcidb
-from harness.results import Run
+from harness.results import Outcome, Run
 
 
 @pytest.mark.parametrize("run", [RUN, GOOD, EMPTY])
@@ -63,3 +64,16 @@ def test_a_night(tmp_path: Path) -> None:
 def test_ids_are_stable() -> None:
     """The same run submitted twice is the same objects."""
     assert kcidb.render(RUN) == kcidb.render(RUN)
+
+
+def test_attempts_of_a_run_that_went_on() -> None:
+    """Their numbers begin anew; each is a test of its own all the same, and the same one every time."""
+    results = tuple(
+        result("probes/edu/a", outcome) for outcome in (Outcome.NOT_RUN, Outcome.XFAIL, Outcome.XFAIL)
+    )
+    run = dataclasses.replace(RUN, results=results)
+    plain = kcidb.to_plain(run)
+    ids = [one["id"] for one in plain["tests"]]
+    assert len(set(ids)) == 3
+    assert [one["test_id"] for one in plain["incidents"]] == ids[1:]
+    assert kcidb.to_plain(run) == plain
