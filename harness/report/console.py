@@ -75,6 +75,8 @@ def render(
     _print_jobs(console, run)
     judged = view.judge(run, background)
     console.print()
+    if retries := view.retries(run):
+        console.print(Text(retries), overflow="fold")
     console.print(Text(_totals(run)))
     console.print(
         Text.assemble(

@@ -81,6 +81,7 @@ def render(run: Run, background: Background = view.NOTHING) -> str:
         headings=view.changes(run, comparison),
         against=view.against(comparison),
         compared=comparison is not None and bool(comparison.against),
+        retries=view.retries(run),
         notes=background.notes,
         job_spark=lambda job: _job_spark(background, job),
         row_history=lambda case: _row_history(background, case),

@@ -68,7 +68,8 @@ def _suite(root: ET.Element, run: Run, job: view.JobView, number: int, lost: Seq
         _mark(element, "error", job.job.problem_code.name, job.job.problem)
     for key, value in _counts(suite).items():
         suite.set(key, value)
-    ET.SubElement(suite, "system-out").text = view.acceleration(run)
+    said = (view.acceleration(run), view.retries(run, job.job.name))
+    ET.SubElement(suite, "system-out").text = "\n".join(line for line in said if line)
     ET.SubElement(suite, "system-err").text = names.text(job.job.problem)
 
 

@@ -33,6 +33,7 @@ def render(run: Run, background: Background = view.NOTHING) -> str:
         _cases("Failures", run, background, view.failures(run)),
         _chanceless(run),
         _cases("Flaky", run, background, view.flaky_cases(run)),
+        _text(view.retries(run)),
         *(f"> {_text(note)}" for note in background.notes),
         _folded("This run", "\n".join(f"- {key}: {_code(value)}" for key, value in view.facts(run))),
     ]

@@ -222,6 +222,25 @@ def attempts(run: Run) -> Mapping[tuple[str, Address], Sequence[Result]]:
     return {key: tries for key, tries in found.items() if len(tries) > 1}
 
 
+def retries(run: Run, job: str | None = None) -> str:
+    """What was tried again because a guest was lost, in one sentence, of *job* or of all; else empty."""
+    lost = [
+        next(one for one in tries if one.outcome is Outcome.LOST)
+        for (where, _), tries in attempts(run).items()
+        if job in (None, where) and any(one.outcome is Outcome.LOST for one in tries[:-1])
+    ]
+    if not lost:
+        return ""
+    many = len(lost) > 1
+    did = (
+        "were tried again after their guests were lost, first"
+        if many
+        else "was tried again after its guest was lost:"
+    )
+    first = f"{names.name(str(lost[0].address))} ({names.name(lost[0].job)})"
+    return f"{count_of(len(lost), 'case')} {did} {first}: {reason(lost[0])}"
+
+
 def recent(past: Sequence[Past], most: int = 10) -> str:
     """What a case came to in its last *most* Runs: `failed in 2 of the last 10 runs`; empty without any."""
     if not past:

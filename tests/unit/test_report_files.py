@@ -7,11 +7,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from report_sample import EMPTY, HOSTILE, RUN
+from report_sample import EMPTY, GOOD, HOSTILE, RUN, result
 
 from harness.errors import InfraError, UsageError
 from harness.report import names, view
 from harness.report.files import FORMATS, write
+from harness.report.view import NOTHING
+from harness.results import Outcome, Result
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -73,3 +75,35 @@ def test_the_command_can_be_pasted() -> None:
     command = ("vfio-harness", "run", "--case", "a b")
     run = dataclasses.replace(RUN, info=dataclasses.replace(RUN.info, command=command))
     assert dict(view.facts(run))["command"] == "vfio-harness run --case 'a b'"
+
+
+def lost_and_tried_again(*cases: str) -> tuple[Result, ...]:
+    return tuple(
+        result(
+            f"probes/edu/{case}", outcome, attempt=attempt, reason="" if attempt == 2 else "QEMU was killed"
+        )
+        for case in cases
+        for attempt, outcome in ((1, Outcome.LOST), (2, Outcome.PASS))
+    )
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "html", "junit"])
+def test_every_reader_hears_of_a_retry(form: str) -> None:
+    """What was tried again after a loss is told, although it passed then."""
+    told = " ".join(
+        FORMATS[form](dataclasses.replace(GOOD, results=lost_and_tried_again("a_b")), NOTHING).split()
+    )
+    said = "1 case was tried again after its guest was lost: probes/edu/a_b (7.3.4-cdev-edu): QEMU was killed"
+    assert said in told.replace("\\", "")
+    assert "tried again" not in FORMATS[form](GOOD, NOTHING)
+
+
+def test_many_retries_are_one_line() -> None:
+    """Several are counted; a confirmation, or a loss that nobody tried again, is none."""
+    run = dataclasses.replace(GOOD, results=lost_and_tried_again("a", "b"))
+    assert view.retries(run).startswith(
+        "2 cases were tried again after their guests were lost, first probes/edu/a "
+    )
+    assert view.retries(run, "another job") == ""
+    single = (result("probes/edu/a", Outcome.PASS), result("probes/edu/a", Outcome.LOST))
+    assert view.retries(dataclasses.replace(GOOD, results=single)) == ""
