@@ -14,7 +14,7 @@ from harness.cli.seen import find_run, see
 from harness.errors import UsageError
 from harness.report.console import show
 from harness.report.files import FORMATS, write
-from harness.results import RunStore, exit_code
+from harness.results import RunStore
 
 
 @click.command("report")
@@ -51,4 +51,4 @@ def command(run: str | None, form: str, output: Path | None, accept: str | None)
             show(found, sys.stdout, seen.background)
     else:
         emit(FORMATS[form](found, seen.background))
-    return int(exit_code(found, seen.background.comparison))
+    return int(seen.exit_code)

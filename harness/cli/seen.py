@@ -69,10 +69,10 @@ class Seen:
 def see(run: Run, *, compare: bool = True) -> Seen:
     """Gather what *run* is to be seen against; trouble with that costs no results.
 
-    Without *compare* it is judged by itself.
+    Without *compare*, and where it was made to be, it is judged by itself.
     """
     notes = _about_known_issues(run)
-    if not compare:
+    if not (compare and run.info.inputs.compare):
         return Seen(run=run, background=Background(notes=notes))
     try:
         background = ask(lambda history: history.background(run))

@@ -470,6 +470,7 @@ class Session:
             suites=self._suites,
             cases=self._conduct.cases,
             narrowed=self._narrowed,
+            compare=self._conduct.compare,
             extra={"acceleration": self._accel.reason, **self._conduct.about},
         )
         info = RunInfo(

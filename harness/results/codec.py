@@ -38,6 +38,7 @@ def inputs_to_plain(inputs: Inputs) -> Plain:
         "suites": list(inputs.suites),
         "cases": list(inputs.cases),
         "narrowed": inputs.narrowed,
+        "compare": inputs.compare,
     }
 
 

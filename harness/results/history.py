@@ -253,7 +253,7 @@ class History:
             self._connection.execute("DELETE FROM run WHERE directory = ?", (directory,))
             cases = {**{job.name: [] for job in run.jobs}, **cases_by_job(run)}
             comparisons = {job.name: self._compare_job(run, job, cases[job.name]) for job in run.jobs}
-            judged = judgement(run, join(comparisons.values()))
+            judged = judgement(run, join(comparisons.values()) if run.info.inputs.compare else None)
             number = self._connection.execute(
                 "INSERT INTO run (directory, stamp, name, started, seconds, accel, state, verdict, exit_code,"
                 " why, accepted, info) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -245,6 +245,8 @@ class Inputs:
     cases: tuple[str, ...] = ()
     # pytest chose further (-k, -x, --lf): that a case is absent says nothing.
     narrowed: bool = False
+    # Whether earlier Runs count in the Verdict.
+    compare: bool = True
     # Anything more worth recording: host, toolchain, shard.
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

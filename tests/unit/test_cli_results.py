@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sqlite3
 import sys
 from pathlib import Path
 
 import pytest
-from history_runs import GOOD, case, make_run
+from history_runs import GOOD, INPUTS, case, make_run
 
 from harness import process
 from harness.cli import seen
@@ -89,6 +90,15 @@ def test_report_in_the_light_of_the_others(runs: Path) -> None:
         assert harness("report", "run02", "--format", form).stdout
 
 
+def test_a_run_that_was_judged_by_itself(runs: Path) -> None:
+    """What --no-compare made good stays good when it is reported or listed."""
+    make_run(runs, 4, {"a": Outcome.PASS}, inputs=dataclasses.replace(INPUTS, compare=False))
+    done = harness("report")
+    assert done.ok
+    assert "GOOD: 1 case passed" in done.stdout
+    assert harness("list", "runs").stdout.startswith("run04  good")
+
+
 def test_accepting_a_loss(runs: Path) -> None:
     """A loss is bad until somebody says why it is meant."""
     make_run(runs, 4, {"a": Outcome.PASS})
@@ -110,7 +120,7 @@ def test_a_run_can_be_judged_by_itself(runs: Path) -> None:
 
 
 def test_a_history_from_the_future(runs: Path) -> None:
-    """What needs the history refuses with one sentence; a report goes on without it and says so."""
+    """What needs the history refuses with one sentence; a report goes on without it, and is not good."""
     harness("list", "runs")
     connection = sqlite3.connect(runs / "history.sqlite")
     connection.execute("PRAGMA user_version = 99")
@@ -123,7 +133,7 @@ def test_a_history_from_the_future(runs: Path) -> None:
     assert seen.see(load(runs / "run01")).exit_code is ExitCode.INFRA
     assert seen.see(load(runs / "run02")).exit_code is ExitCode.CASE_FAILED
     done = harness("report", "run01")
-    assert done.ok
+    assert done.status == ExitCode.INFRA
     assert "note: earlier runs are not taken into account" in done.stdout
     refused = harness("run", "--accel", "tcg", "--tree", "/nonexistent")
     assert refused.status == ExitCode.USAGE

@@ -88,3 +88,10 @@ def test_a_job_as_an_older_harness_kept_it() -> None:
     plain = {**codec.job_to_plain(JobRecord(name="j")), "duration": 0.0}
     del plain["suites"]
     assert codec.job_from_plain(plain) == JobRecord(name="j")
+
+
+def test_inputs_of_an_older_harness() -> None:
+    """Its runs were all held against earlier ones."""
+    plain = codec.inputs_to_plain(INPUTS)
+    del plain["compare"]
+    assert codec.inputs_from_plain(plain) == INPUTS
