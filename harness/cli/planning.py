@@ -7,6 +7,7 @@ A variant that cannot be built costs its own jobs only; the others go on.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from harness import paths
 from harness.cli.output import tell
 from harness.cli.progress import build_progress
 from harness.cli.wishes import JobWish, KernelWish, MachineWish, line_of
@@ -36,6 +38,7 @@ from harness.machine.devices import Topology
 from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.roots import find_root
+from harness.machine.topology import SHIPPED as SHIPPED_TOPOLOGIES
 from harness.machine.topology import load_topology
 from harness.plan import Job, KernelRef
 from harness.results import Address, JobRecord, Outcome, Result
@@ -82,6 +85,27 @@ def check_machine(machine: MachineWish, qemu: Qemu) -> Topology:
             f"topology {topology.name!r} needs {topology.min_memory} MiB of memory, not {machine.memory}"
         )
     return topology
+
+
+def topology_in_results(wish: str) -> str:
+    """What the results call the topology that `--topology` takes as *wish*: one series per content."""
+    topology = load_topology(wish)
+    return _by_content(topology.name, topology.path, SHIPPED_TOPOLOGIES)
+
+
+def config_in_results(path: Path) -> str:
+    """What the results call the fragment of `--config`."""
+    return _by_content(path.name, path, paths.kconfigs_dir())
+
+
+def _by_content(name: str, path: Path, shipped: Path) -> str:
+    """*name*, and a digest of what is in *path* unless it is one of the *shipped*, which are known by name.
+
+    Two files of one name would share their history otherwise.
+    """
+    if path.resolve().parent == shipped.resolve():
+        return name
+    return f"{name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:6]}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +157,7 @@ class Planned:
             kernel=f"{job.kernel.version} {job.kernel.digest[:12]}" if job else "",
             variant=self.wish.variant,
             topology=topology,
-            addons=(*self.wish.addons, *(config.name for config in self.wish.configs)),
+            addons=(*self.wish.addons, *map(config_in_results, self.wish.configs)),
             tree=self.tree_identity,
             line=line_of(self.wish.tree),
             features=job.features if job else (),

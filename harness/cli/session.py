@@ -37,7 +37,6 @@ from harness.kernel.store import Built, KernelPlan
 from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
-from harness.machine.topology import load_topology
 from harness.plan import Job, Plan
 from harness.results import Inputs, JobRecord, Run, RunInfo, RunStore, State, judge, load
 from harness.suites.catalogue import (
@@ -215,7 +214,7 @@ class Session:
 
     def _record(self, wish: JobWish, job: Job | None, problem: HarnessError | None = None) -> JobRecord:
         """How the job of *wish* goes into the results."""
-        topology = load_topology(wish.machine.topology).name
+        topology = planning.topology_in_results(wish.machine.topology)
         return self._planned[wish.kernel].record(topology, job, problem, wish.suites)
 
     def _is_taken(self, name: str) -> bool:

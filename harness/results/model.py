@@ -194,8 +194,9 @@ class JobRecord:
     # The kernel's short identity, e.g. `7.3.4 1f0c9a2b`.
     kernel: str = ""
     variant: str = ""
+    # A user's own with a digest of its content: `edu-igb@3fa1c2`.
     topology: str = ""
-    # Add-on fragments, and the names of the user's own.
+    # Add-on fragments, and the user's own with a digest of their content.
     addons: tuple[str, ...] = ()
     # Identity of the source: commit and dirtiness, or package version and digest.
     tree: str = ""

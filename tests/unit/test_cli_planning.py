@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""harness.cli.planning on a source tree that is made for the purpose."""
+"""How kernels and jobs are planned, and what the results call what a user brings along."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from kernel_fake_tree import make_fake_tree
 
-from harness.cli.planning import plan_wished_kernel
+from harness import paths
+from harness.cli.planning import config_in_results, plan_wished_kernel, topology_in_results
 from harness.cli.wishes import KernelWish
 from harness.kernel.trees import open_tree
+from harness.machine.topology import SHIPPED
 
 TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
-pytestmark = pytest.mark.skipif(
+needs_make = pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in TOOLS), reason="the tools of a kernel build are missing"
 )
 
 
+@needs_make
 def test_plan_that_is_only_shown_starts_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Selftests that are not built yet are not counted, and it says so."""
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
@@ -34,3 +38,28 @@ def test_plan_that_is_only_shown_starts_no_compiler(tmp_path: Path, monkeypatch:
     assert planned.uncounted
     assert planned.selftests is None
     assert not planned.is_built
+
+
+def test_a_topology_of_the_same_name_has_a_series_of_its_own(tmp_path: Path) -> None:
+    """A user's file is known by its content, a shipped one by its name, by whatever path it is reached."""
+    mine = tmp_path / "edu-igb.yaml"
+    shipped = SHIPPED / "edu-igb.yaml"
+    mine.write_text(f"# mine\n{shipped.read_text()}")
+    name = topology_in_results(str(mine))
+    assert re.fullmatch(r"edu-igb@[0-9a-f]{6}", name)
+    assert topology_in_results(str(mine)) == name
+    assert {topology_in_results(word) for word in ("edu-igb", str(shipped))} == {"edu-igb"}
+    mine.write_text(f"# yours\n{shipped.read_text()}")
+    assert topology_in_results(str(mine)) != name
+
+
+def test_configs_of_one_name(tmp_path: Path) -> None:
+    """a/x.config is not b/x.config; a fragment that ships is known by its name."""
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "x.config").write_text(f"CONFIG_{place.upper()}=y\n")
+    first, second = (config_in_results(tmp_path / place / "x.config") for place in ("a", "b"))
+    assert first.startswith("x.config@")
+    assert first != second
+    shipped = next(paths.kconfigs_dir().glob("*.config"))
+    assert config_in_results(shipped) == shipped.name
