@@ -24,6 +24,7 @@ from harness.builder import Builder
 from harness.cli import planning
 from harness.cli.engine import PytestOptions, run_pytest
 from harness.cli.expected import expected_seconds
+from harness.cli.identity import identity
 from harness.cli.output import emit, tell, tolerant_stdout
 from harness.cli.plan_table import PlannedKernel, plan_of_job, show_plan
 from harness.cli.planning import Planned, slug
@@ -470,7 +471,13 @@ class Session:
             cases=self._conduct.cases,
             narrowed=self._narrowed,
             compare=self._conduct.compare,
-            extra={"acceleration": self._accel.reason, **self._conduct.about},
+            extra={
+                "acceleration": self._accel.reason,
+                **identity(
+                    self._machines[0].root, (one.plan.toolchain.compiler for one in planned if one.plan)
+                ),
+                **self._conduct.about,
+            },
         )
         info = RunInfo(
             id=self.run_id,

@@ -56,6 +56,9 @@ class ImageRoot:
     def frozen(self) -> bool:
         return True
 
+    def identity(self, guest_dir: Path) -> str:
+        return _root_digest(_listing(), guest_dir)
+
     def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
         listing = _listing()
         images = {"root": _root_disk(listing, guest_dir), GUEST_DIR: _guest_disk(listing, guest_dir)}
@@ -102,10 +105,14 @@ def _listing() -> Listing:
     return listing
 
 
+def _root_digest(listing: Listing, guest_dir: Path) -> str:
+    fixed = (*_DIRECTORIES, *map(str, _LINKS.items()), *map(str, _TEXTS.items()))
+    init = (guest_dir / "init.c").read_text(encoding="utf-8")
+    return disks.digest_of((listing.to_json(), init, *fixed))
+
+
 def _root_disk(listing: Listing, guest_dir: Path) -> Path:
     init = guest_dir / "init.c"
-    fixed = (*_DIRECTORIES, *map(str, _LINKS.items()), *map(str, _TEXTS.items()))
-    digest = disks.digest_of((listing.to_json(), init.read_text(encoding="utf-8"), *fixed))
 
     def fill(stage: Path) -> None:
         for directory in _DIRECTORIES:
@@ -123,7 +130,7 @@ def _root_disk(listing: Listing, guest_dir: Path) -> Path:
         _compile_init(init, stage / "init")
         disks.compile_python(listing.python, stage, stage / listing.stdlib.lstrip("/"), seen_at="/")
 
-    return disks.provide_disk("root", digest, fill)
+    return disks.provide_disk("root", _root_digest(listing, guest_dir), fill)
 
 
 def _link(target: Path, said: str) -> None:

@@ -49,6 +49,13 @@ class Root(Protocol):
         """Whether nothing outside the VM can change what the guest sees: only then can a VM be saved."""
         ...
 
+    def identity(self, guest_dir: Path) -> str:
+        """What tells its user space from another one's of the same name; empty where that is the live host.
+
+        Raises InfraError when the host lacks something.
+        """
+        ...
+
     def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
         """What to add so that the guest has the package in *guest_dir*, and modprobe finds *modules_dir*.
 

@@ -53,6 +53,9 @@ class VirtmeRoot:
     def frozen(self) -> bool:
         return False
 
+    def identity(self, guest_dir: Path) -> str:
+        return ""
+
     def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
         return _parts(guest_dir.resolve(), modules_dir.resolve() if modules_dir else None)
 

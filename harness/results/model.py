@@ -236,7 +236,7 @@ class Inputs:
     # By how much every timeout was multiplied.
     timeout_factor: float = 1.0
     topologies: tuple[str, ...] = ()
-    # `virtme` or `image`, with its identity.
+    # `virtme` or `image`; what is in the image is in `extra`, for it does not decide which cases apply.
     root: str = ""
     # What decides which cases apply beside the topology: processors and memory.
     machine: str = ""
@@ -248,7 +248,7 @@ class Inputs:
     narrowed: bool = False
     # Whether earlier Runs count in the Verdict.
     compare: bool = True
-    # Anything more worth recording: host, toolchain, shard.
+    # Anything more worth recording: host, compiler, the harness's commit, the image's digest, matrix, shard.
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def of(self, job: JobRecord) -> Inputs:
