@@ -305,7 +305,10 @@ class _Attempt:
 
 
 def _write_timing(directory: Path, timing: Mapping[str, object]) -> None:
-    (directory / paths.TIMING_FILE).write_text(json.dumps(timing) + "\n", encoding="utf-8")
+    """Leave *timing* for whoever tells where time went, whole or not at all."""
+    partial = directory / f".{paths.TIMING_FILE}"
+    partial.write_text(json.dumps(timing) + "\n", encoding="utf-8")
+    partial.replace(directory / paths.TIMING_FILE)
 
 
 def _note_time(booted: Booted) -> None:

@@ -30,7 +30,7 @@ from harness.cli.plan_table import PlannedKernel, plan_of_job, show_plan
 from harness.cli.planning import Planned, slug
 from harness.cli.remaining import done_in, jobs_with_a_chance
 from harness.cli.seen import check_history, see
-from harness.cli.timing import phase_line, processor_line
+from harness.cli.timing import account, phase_line
 from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, line_of, save_wishes
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
 from harness.host import free_mib
@@ -509,6 +509,7 @@ class Session:
         from harness.report.console import show
         from harness.report.files import FORMATS, write
 
+        account(self.run_dir, self._build_cpu)
         run = load(self.run_dir)
         seen = see(run, compare=self._conduct.compare)
         background = seen.background
@@ -518,8 +519,6 @@ class Session:
             with tolerant_stdout():
                 show(run, sys.stdout, background)
         self.say(phase_line(self._phases, self.run_dir))
-        if line := processor_line(self.run_dir, self._build_cpu):
-            self.say(line)
         self.say(f"everything is in {self.run_dir}")
         write(run, "junit", self.run_dir / JUNIT_FILE, background)
         write(run, "json", self.run_dir / JSON_FILE, background)

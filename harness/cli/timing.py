@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a run's wall time went: fetch, build, test."""
+"""Where a run's time went: its wall time by fetch, build and test, its processor time by what took it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.errors import InfraError
 from harness.paths import TIMING_FILE
+from harness.results import RunStore, load
 from harness.words import count_of
 
 
@@ -23,20 +26,40 @@ def phase_line(phases: Mapping[str, float], run_dir: Path) -> str:
     return "time: " + ", ".join(words)
 
 
-def processor_line(run_dir: Path, build: float) -> str | None:
-    """One line with the processor time that builds and QEMU took; None when there was neither.
+def account(run_dir: Path, build: float) -> None:
+    """Record in the run what processor time it cost: *build* seconds more for builds, and what QEMU took.
 
-    *build* is the builds'.  A VM that was lost takes its account with it.
+    A VM that was lost takes its account with it.
     """
+    before = load(run_dir).spent
+    spent = _spent(run_dir, before.get("builds", 0.0) + build)
+    # A report matters more than its figures: a full disk does not keep it from being shown.
+    with contextlib.suppress(InfraError):
+        if spent != before:
+            with RunStore.open(run_dir) as store:
+                store.account(spent)
+
+
+def _spent(run_dir: Path, build: float) -> dict[str, float]:
+    """Processor seconds by what took them; empty when there is nothing to tell."""
     timings = [timing for timing in _timings(run_dir) if timing.get("cpu") is not None]
-    boots = sum(float(timing["cpu_to_proof"] or 0) for timing in timings)
-    cases = sum(float(timing["cpu"]) for timing in timings) - boots
     if not build and not timings:
-        return None
-    return f"processor time: builds {build:.0f} s, boots {boots:.0f} s, cases {cases:.0f} s"
+        return {}
+    boots = sum(float(timing["cpu_to_proof"] or 0) for timing in timings)
+    total = sum(float(timing["cpu"]) for timing in timings)
+    return {"builds": build, "boots": boots, "cases": total - boots}
 
 
 def _timings(run_dir: Path) -> list[dict[str, Any]]:
     """What each VM of the run has left about its time."""
-    paths = sorted(run_dir.glob(f"vm/*/{TIMING_FILE}"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    found = (_read(path) for path in sorted(run_dir.glob(f"vm/*/{TIMING_FILE}")))
+    return [timing for timing in found if timing is not None]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """One VM's account; None when a kill or a full disk left none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        timing = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(timing, dict) and "to_proof" in timing:
+            return timing
+    return None

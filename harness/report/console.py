@@ -77,6 +77,8 @@ def render(
     console.print()
     if retries := view.retries(run):
         console.print(Text(retries), overflow="fold")
+    if spent := view.processor_time(run):
+        console.print(Text(f"processor time: {spent}"))
     console.print(Text(_totals(run)))
     console.print(
         Text.assemble(

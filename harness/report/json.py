@@ -43,6 +43,7 @@ def to_plain(run: Run, background: Background = view.NOTHING) -> dict[str, Any]:
         "cases": [codec.result_to_plain(case) for case in run.cases],
         "attempts": [codec.result_to_plain(result) for result in run.results],
         "accepted": run.accepted,
+        "processor_seconds": dict(run.spent),
         "comparison": comparison_to_plain(run, background.comparison),
         "notes": list(background.notes),
     }

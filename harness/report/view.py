@@ -286,11 +286,17 @@ def facts(run: Run) -> tuple[tuple[str, str], ...]:
         ("suites", ", ".join(inputs.suites)),
         ("cases", ", ".join(inputs.cases)),
         ("seed", "" if inputs.seed is None else str(inputs.seed)),
+        ("processor time", processor_time(run)),
         ("accepted", run.accepted),
         *sorted(inputs.extra.items()),
         ("command", shlex.join(info.command)),
     )
     return tuple((names.name(key), names.name(value)) for key, value in rows if value)
+
+
+def processor_time(run: Run) -> str:
+    """What processor time the Run cost, by what took it: `builds 0 s, boots 4 s`; empty when not known."""
+    return ", ".join(f"{names.name(what)} {seconds:.0f} s" for what, seconds in run.spent.items())
 
 
 def log_path(run: Run, case: Result) -> str:

@@ -314,6 +314,8 @@ class Run:
     verdict: Verdict | None = None
     # The run directory as text; logs are relative to it.
     directory: str = ""
+    # Processor seconds by what took them: `builds`, `boots`, `cases`.  Empty: not known.
+    spent: Mapping[str, float] = dataclasses.field(default_factory=dict)
     # Why what it no longer covers is meant to be so; empty: nobody said so.
     accepted: str = ""
 

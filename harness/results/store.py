@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -61,6 +61,7 @@ _MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE result ADD COLUMN confirms INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE run ADD COLUMN accepted TEXT NOT NULL DEFAULT ''
     """,
+    "ALTER TABLE run ADD COLUMN spent TEXT NOT NULL DEFAULT '{}'",
 )
 _FORM = database.Form(
     # "vfio" as four bytes.
@@ -165,6 +166,12 @@ class RunStore:
             connection.execute("UPDATE run SET accepted = ?", (database.text(reason),))
         self._stand_alone()
 
+    def account(self, spent: Mapping[str, float]) -> None:
+        """Record what processor time the Run cost, in seconds by what took it: see Run.spent."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE run SET spent = ?", (json.dumps(dict(spent)),))
+        self._stand_alone()
+
     def read(self) -> Run:
         """The Run as far as it has come."""
         with self._lock, _FORM.sentences(self.directory / FILE_NAME):
@@ -252,7 +259,7 @@ def summarize(directory: Path) -> RunSummary:
     path = directory / FILE_NAME
     try:
         with _FORM.sentences(path), contextlib.closing(_FORM.connect_to_read(path)) as connection:
-            info, state, _, verdict, _ = _read_run(connection)
+            info, state, _, verdict, _, _ = _read_run(connection)
             counted = dict(connection.execute("SELECT outcome, count(*) FROM result GROUP BY outcome"))
     except HarnessError as error:
         return RunSummary(directory=directory, problem=str(error))
@@ -272,11 +279,11 @@ def _require(path: Path) -> None:
 
 def _read_run(
     connection: sqlite3.Connection,
-) -> tuple[RunInfo, State, datetime.datetime | None, Verdict | None, str]:
-    row = connection.execute("SELECT info, state, finished, verdict, accepted FROM run").fetchone()
+) -> tuple[RunInfo, State, datetime.datetime | None, Verdict | None, str, dict[str, float]]:
+    row = connection.execute("SELECT info, state, finished, verdict, accepted, spent FROM run").fetchone()
     if row is None:
         raise sqlite3.DatabaseError("the run itself is missing")
-    info, state, finished, verdict, accepted = row
+    info, state, finished, verdict, accepted, spent = row
     with database.decoding():
         return (
             codec.info_from_plain(json.loads(info)),
@@ -284,6 +291,7 @@ def _read_run(
             codec.time_from_text(finished) if finished else None,
             Verdict(verdict) if verdict else None,
             str(accepted),
+            {str(what): float(seconds) for what, seconds in json.loads(spent).items()},
         )
 
 
@@ -291,7 +299,7 @@ def _read(connection: sqlite3.Connection, directory: Path) -> Run:
     # One snapshot, so that a writer at work cannot show us a result without its Job.
     connection.execute("BEGIN")
     try:
-        info, state, finished, verdict, accepted = _read_run(connection)
+        info, state, finished, verdict, accepted, spent = _read_run(connection)
         jobs = connection.execute("SELECT record FROM job ORDER BY position, name").fetchall()
         rows = connection.execute(f"SELECT {_COLUMNS} FROM result ORDER BY id").fetchall()
     finally:
@@ -306,6 +314,7 @@ def _read(connection: sqlite3.Connection, directory: Path) -> Run:
             verdict=verdict,
             directory=str(directory),
             accepted=accepted,
+            spent=spent,
         )
 
 

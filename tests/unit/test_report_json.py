@@ -16,7 +16,7 @@ def test_the_keys_are_a_promise() -> None:
     assert plain["schema"] == report.SCHEMA == 1
     assert list(plain) == [
         *("accepted", "attempts", "cases", "comparison", "counts", "directory", "exit_code", "finished"),
-        *("generator", "jobs", "notes", "run", "schema", "state", "verdict", "why"),
+        *("generator", "jobs", "notes", "processor_seconds", "run", "schema", "state", "verdict", "why"),
     ]
     assert list(plain["cases"][0]) == [
         *("address", "attempt", "case", "confirms", "duration", "flaky", "job", "log", "outcome"),

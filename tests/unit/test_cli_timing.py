@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where a run's time went, also where its VMs left no account."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from history_runs import make_run
+
+from harness import boot
+from harness.cli.timing import account, phase_line
+from harness.errors import InfraError
+from harness.report.files import FORMATS
+from harness.report.view import NOTHING
+from harness.results import RunStore, load
+
+
+def leave(run_dir: Path, vm: str, text: str) -> None:
+    (run_dir / "vm" / vm).mkdir(parents=True)
+    (run_dir / "vm" / vm / "timing.json").write_text(text)
+
+
+def timing(cpu: float | None) -> str:
+    return json.dumps({"to_ssh": 1.0, "to_proof": 2.0, "cpu_to_proof": 1.5, "cpu": cpu})
+
+
+def test_the_account_is_kept(tmp_path: Path) -> None:
+    """Builds of every part of a run add up; a VM that was lost is in none; every report tells it."""
+    run = make_run(tmp_path, 1)
+    account(run, 0.0)
+    assert load(run).spent == {}
+    leave(run, "a", timing(10.0))
+    leave(run, "b", timing(None))
+    account(run, 100.0)
+    account(run, 20.0)
+    assert load(run).spent == {"builds": 120.0, "boots": 1.5, "cases": 8.5}
+    for form in ("text", "markdown", "html", "junit"):
+        assert "builds 120 s, boots 2 s, cases 8 s" in FORMATS[form](load(run), NOTHING)
+    assert json.loads(FORMATS["json"](load(run), NOTHING))["processor_seconds"]["builds"] == 120.0
+
+
+def test_a_run_that_stays_as_it_is_is_not_written(tmp_path: Path) -> None:
+    """Nothing new: not a byte of the file changes."""
+    run = make_run(tmp_path, 1)
+    leave(run, "a", timing(10.0))
+    account(run, 1.0)
+    before = (run / "results.sqlite").stat().st_mtime_ns
+    account(run, 0.0)
+    assert (run / "results.sqlite").stat().st_mtime_ns == before
+
+
+def test_a_full_disk_costs_the_figures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be recorded does not keep a report from being shown."""
+    run = make_run(tmp_path, 1)
+
+    def full(*_: object) -> None:
+        raise InfraError("no space left")
+
+    monkeypatch.setattr(RunStore, "account", full)
+    account(run, 5.0)
+    assert load(run).spent == {}
+
+
+@pytest.mark.parametrize("rubbish", ["", "{", "[]", "{}", "\x00\x00"])
+def test_an_account_that_cannot_be_read(tmp_path: Path, rubbish: str) -> None:
+    """A VM that was killed while it wrote, or a full disk, costs its own figures only."""
+    run = make_run(tmp_path, 1)
+    leave(run, "a", timing(10.0))
+    leave(run, "b", rubbish)
+    account(run, 0.0)
+    assert load(run).spent["cases"] == 8.5
+    assert phase_line({"test": 3.0}, run) == "time: test 3.0 s (1 VM, ready in 2.0 s)"
+
+
+def test_an_account_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there stays when its successor cannot be written."""
+    boot._write_timing(tmp_path, {"to_proof": 1.0})
+
+    def full(self: Path, *_: object, **__: object) -> int:
+        self.touch()
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        boot._write_timing(tmp_path, {"to_proof": 2.0})
+    assert json.loads((tmp_path / "timing.json").read_text()) == {"to_proof": 1.0}
