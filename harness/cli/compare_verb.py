@@ -24,7 +24,8 @@ def command(before: str, after: str, as_json: bool) -> int:
     """Say what changed from run BEFORE to run AFTER (ids or run directories).
 
     Jobs belong together by line, variant, add-ons and topology, whatever the release; two lines can be
-    compared where each run is about one.  Exits with 1 when AFTER is worse: new failures, or lost cases.
+    compared where each run is about one.  Exits with 1 when AFTER is worse: new failures, lost cases
+    or lost jobs.
 
     \b
     Examples:

@@ -57,9 +57,10 @@ def render(run: Run, background: Background = view.NOTHING) -> str:
     bad, flaky = view.failures(run), view.flaky_cases(run)
     numbers = {job.job.name: number for number, job in enumerate(jobs)}
     comparison = background.comparison
-    lost = collections.Counter(
-        change.job for change in (comparison.lost if comparison and not run.accepted else ())
-    )
+    lost: collections.Counter[str] = collections.Counter()
+    if comparison is not None and not run.accepted:
+        lost.update(change.job for change in comparison.lost)
+        lost.update(job.job for job in comparison.lost_jobs)
     return _ENVIRONMENT.get_template("report.html.j2").render(
         run=run,
         judged=view.judge(run, background),
@@ -148,6 +149,8 @@ def _cell(job: view.JobView | None, lost: Mapping[str, int]) -> tuple[str, str]:
     """A cell of the heat map: the kind that colours it, and what stands in it; *lost* is coverage by Job."""
     if job is None:
         return "empty", ""
+    if not job.job.applicable and lost.get(job.job.name):
+        return "bad", "↓ n/a"
     if job.job.problem:
         return ("none", "n/a") if not job.job.applicable else ("infra", "no kernel")
     counts = job.counts

@@ -12,7 +12,18 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from harness.report import names, view
-from harness.results import FLAKY, Address, Background, Change, Comparison, Outcome, Result, Run
+from harness.results import (
+    FLAKY,
+    Address,
+    Background,
+    Change,
+    Comparison,
+    JobRecord,
+    LostJob,
+    Outcome,
+    Result,
+    Run,
+)
 
 _LOG_MOST = 20_000
 """Characters of log in a testcase: GitLab drops a report beyond a size limit, and the whole log is a file."""
@@ -25,8 +36,13 @@ _SKIPS = frozenset({Outcome.SKIP, Outcome.XFAIL})
 def render(run: Run, background: Background = view.NOTHING) -> str:
     """*run* as an XML document."""
     root = ET.Element("testsuites", {"name": "vfio-harness"})
-    for number, job in enumerate(view.by_job(run)):
-        _suite(root, run, job, number, _lost(run, background.comparison, job.job.name))
+    gone = _lost_jobs(run, background.comparison)
+    jobs = view.by_job(run)
+    there = {job.job.name for job in jobs}
+    absent = [view.JobView(job=JobRecord(name=name), cases=()) for name in gone if name not in there]
+    for number, job in enumerate((*jobs, *absent)):
+        name = job.job.name
+        _suite(root, run, job, number, _lost(run, background.comparison, name), gone.get(name))
     _total(root)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=False).join(
@@ -41,7 +57,19 @@ def _lost(run: Run, comparison: Comparison | None, job: str) -> tuple[Change, ..
     return tuple(change for change in comparison.lost if change.job == job)
 
 
-def _suite(root: ET.Element, run: Run, job: view.JobView, number: int, lost: Sequence[Change]) -> None:
+def _lost_jobs(run: Run, comparison: Comparison | None) -> dict[str, LostJob]:
+    """The Jobs that are no longer tested, as _lost()."""
+    return {one.job: one for one in comparison.lost_jobs} if comparison and not run.accepted else {}
+
+
+def _suite(
+    root: ET.Element,
+    run: Run,
+    job: view.JobView,
+    number: int,
+    lost: Sequence[Change],
+    gone: LostJob | None,
+) -> None:
     suite = ET.SubElement(
         root,
         "testsuite",
@@ -61,16 +89,21 @@ def _suite(root: ET.Element, run: Run, job: view.JobView, number: int, lost: Seq
     for change in lost:
         if change.after is None:
             _vanished(suite, job.job.name, change)
-    if job.job.problem and job.job.applicable and not any(case.is_bad for case in job.cases):
-        element = ET.SubElement(
-            suite, "testcase", {"classname": names.dotless(job.job.name), "name": "(job)", "time": "0.000"}
-        )
-        _mark(element, "error", job.job.problem_code.name, job.job.problem)
+    if gone is not None:
+        _mark(_about_job(suite, job), "failure", "LOST_JOB", f"tested in {gone.since}, and now {gone.reason}")
+    elif job.job.problem and job.job.applicable and not any(case.is_bad for case in job.cases):
+        _mark(_about_job(suite, job), "error", job.job.problem_code.name, job.job.problem)
     for key, value in _counts(suite).items():
         suite.set(key, value)
     said = (view.acceleration(run), view.retries(run, job.job.name))
     ET.SubElement(suite, "system-out").text = "\n".join(line for line in said if line)
     ET.SubElement(suite, "system-err").text = names.text(job.job.problem)
+
+
+def _about_job(suite: ET.Element, job: view.JobView) -> ET.Element:
+    """A testcase that stands for the Job as a whole."""
+    identity = {"classname": names.dotless(job.job.name), "name": "(job)", "time": "0.000"}
+    return ET.SubElement(suite, "testcase", identity)
 
 
 def _vanished(suite: ET.Element, job: str, change: Change) -> None:

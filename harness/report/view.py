@@ -20,6 +20,7 @@ from harness.results import (
     Comparison,
     JobRecord,
     Judgement,
+    LostJob,
     Outcome,
     Past,
     Result,
@@ -82,7 +83,7 @@ class Heading:
     @property
     def counted(self) -> str:
         """`1 new failure`, `2 new failures`."""
-        title = self.title if len(self.lines) != 1 else re.sub(r"(failure|change)s$", r"\1", self.title)
+        title = self.title if len(self.lines) != 1 else re.sub(r"(failure|change|job)s$", r"\1", self.title)
         return f"{len(self.lines)} {title}"
 
 
@@ -99,6 +100,7 @@ def changes(run: Run, comparison: Comparison | None) -> tuple[Heading, ...]:
     found = (
         Heading(title="new failures", bad=True, lines=_lines(comparison.new_failures)),
         Heading(title="still failing", bad=True, lines=_lines(comparison.still_failing)),
+        Heading(title="lost jobs", bad=lost, lines=tuple(map(_lost_job, comparison.lost_jobs))),
         Heading(title="vanished", bad=lost, lines=_lines(comparison.vanished)),
         Heading(title="skipped now, ran before", bad=lost, lines=_lines(comparison.new_skips)),
         Heading(title="newly flaky", bad=False, lines=_lines(comparison.newly_flaky)),
@@ -139,6 +141,11 @@ def _how(change: Change) -> str:
     told = f"{before} -> {change.after.label}" if before != change.after.label else before
     said = change.after.reason if change.after.label not in (Outcome.PASS.value, Outcome.XFAIL.value) else ""
     return f"{told}: {names.name(said)}" if said else told
+
+
+def _lost_job(one: LostJob) -> Line:
+    how = f"tested in {names.name(one.since)}, and now {names.name(one.reason)}"
+    return Line(address="(job)", job=names.name(one.job), how=how)
 
 
 def _slower(one: Slower) -> Line:

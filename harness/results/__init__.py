@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from harness.results.codec import result_from_plain, result_to_plain
-from harness.results.compare import Change, Comparison, Slower, compare, everything_exists
+from harness.results.compare import Change, Comparison, LostJob, Slower, compare, everything_exists
 from harness.results.fingerprint import fingerprint
 from harness.results.history import Background, History, Past, PastRun, consult
 from harness.results.judge import VANISHED, Judgement, Requirement, check, exit_code, judge, judgement
@@ -42,6 +42,7 @@ __all__ = [
     "Inputs",
     "JobRecord",
     "Judgement",
+    "LostJob",
     "Outcome",
     "Past",
     "PastRun",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from harness.results.model import WHOLE_PROGRAM, Address, Inputs, JobRecord, Outcome, Result, Run, State
 
@@ -36,6 +36,17 @@ class Change:
     address: Address
     before: Result | None
     after: Result | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LostJob:
+    """A Job that was tested and no longer is, though nothing went wrong with it."""
+
+    job: str
+    # The last Run in which it was tested.
+    since: str
+    # Half a sentence: what has become of it.
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +80,8 @@ class Comparison:
     # It failed, did not in a fresh VM, and was never seen to do that before.
     newly_flaky: tuple[Change, ...] = ()
     slower: tuple[Slower, ...] = ()
+    # Whole Jobs: their tree cannot express them any more, or the same matrix has them no more.
+    lost_jobs: tuple[LostJob, ...] = ()
     # Any other difference in outcome, and new cases.
     other: tuple[Change, ...] = ()
     # Job -> the Run that it was held against; a Job without one is not in here.
@@ -78,13 +91,13 @@ class Comparison:
 
     @property
     def lost(self) -> tuple[Change, ...]:
-        """Coverage that is no longer there."""
+        """Coverage that is no longer there, of Jobs that are."""
         return (*self.vanished, *self.new_skips)
 
     @property
     def is_worse(self) -> bool:
         """Whether something was lost; what failed before as well is no worse."""
-        return bool(self.new_failures or self.lost)
+        return bool(self.new_failures or self.lost or self.lost_jobs)
 
 
 def join(parts: Iterable[Comparison]) -> Comparison:
@@ -114,6 +127,7 @@ def compare(before: Run, after: Run) -> Comparison:
             job,
             cases_after.get(job.name, ()),
             baseline=in_scope(cases_before.get(old[name].name, ()), after.info.inputs.of(job)),
+            since=before.info.id,
             complete=_complete(after, job),
         )
         for name, job in new.items()
@@ -122,14 +136,43 @@ def compare(before: Run, after: Run) -> Comparison:
     alone = [job.name for name, job in new.items() if name not in old]
     alone += [job.name for name, job in old.items() if name not in new]
     against = {job.name: before.info.id for name, job in new.items() if name in old}
-    return dataclasses.replace(join(parts), alone=tuple(alone), against=against)
+    found = join(parts)
+    lost = (*found.lost_jobs, *(_left_out(before, after, cases_before) if against else ()))
+    return dataclasses.replace(found, alone=tuple(alone), against=against, lost_jobs=lost)
+
+
+def _left_out(before: Run, after: Run, cases: Mapping[str, Sequence[Result]]) -> Iterator[LostJob]:
+    """The Jobs that *before* tested, by its *cases*, and *after* has not, unless it was to have others."""
+    if not is_complete(after) or before.info.inputs.matrix != after.info.inputs.matrix:
+        return
+    lines = {job.line for job in after.jobs}
+    across = _is_across_lines(before, after)
+    there = {_seat(job, across) for job in after.jobs}
+    for job in before.jobs:
+        asked_for = across or job.line in lines
+        if asked_for and _seat(job, across) not in there and any(map(counts, cases.get(job.name, ()))):
+            yield left_out(job, before.info.id)
+
+
+def left_out(job: JobRecord, since: str) -> LostJob:
+    """*job*, which the Run *since* tested, of a Run that was to have it and has it not."""
+    return LostJob(job=job.name, since=since, reason="it is not among the jobs of this run")
+
+
+def _seat(job: JobRecord, across: bool) -> str:
+    return dataclasses.replace(job, line="").seat if across else job.seat
 
 
 def _pairing(before: Run, after: Run) -> Callable[[JobRecord], str]:
-    lines = [{job.line for job in run.jobs} for run in (before, after)]
-    if all(len(found) == 1 for found in lines) and lines[0] != lines[1]:
+    if _is_across_lines(before, after):
         return lambda job: job.cell or job.name
     return lambda job: job.series
+
+
+def _is_across_lines(before: Run, after: Run) -> bool:
+    """Whether each is about one line, and not the same."""
+    lines = [{job.line for job in run.jobs} for run in (before, after)]
+    return all(len(found) == 1 for found in lines) and lines[0] != lines[1]
 
 
 def cases_by_job(run: Run) -> dict[str, list[Result]]:
@@ -185,14 +228,15 @@ def compare_job(
     *,
     baseline: Sequence[Result],
     previous: Sequence[Result] | None = None,
+    since: str = "",
     complete: bool = True,
     flaky_before: frozenset[Address] = frozenset(),
     exists: Exists = everything_exists,
 ) -> Comparison:
     """What changed in one Job.
 
-    *baseline* is what the last good Run had of it, *previous* what the one just before had (the same, when
-    not given).  Only where the Run is *complete* does it mean something that a case is absent.
+    *baseline* is what the last good Run, *since*, had of it, *previous* what the one just before had (the
+    same, when not given).  Only where the Run is *complete* does it mean something that a case is absent.
     """
     good = {case.address: case for case in baseline}
     last = good if previous is None else {case.address: case for case in previous}
@@ -204,7 +248,7 @@ def compare_job(
             change = Change(job=job.name, address=address, before=before, after=case)
             kinds.setdefault(kind, []).append(change)
     for address, case in {**last, **good}.items():
-        if complete and address not in now and _counts(case):
+        if complete and address not in now and counts(case):
             change = Change(job=job.name, address=address, before=case, after=None)
             kinds.setdefault("vanished" if exists(address) else "other", []).append(change)
 
@@ -219,10 +263,17 @@ def compare_job(
         new_skips=of("new_skips"),
         newly_flaky=of("newly_flaky"),
         other=of("other"),
+        lost_jobs=_no_longer_applicable(job, baseline, since),
     )
 
 
-def _counts(case: Result) -> bool:
+def _no_longer_applicable(job: JobRecord, baseline: Sequence[Result], since: str) -> tuple[LostJob, ...]:
+    if job.applicable or not any(map(counts, baseline)):
+        return ()
+    return (LostJob(job=job.name, since=since, reason=f"it does not apply any more: {job.problem}"),)
+
+
+def counts(case: Result) -> bool:
     """Whether the absence of *case* would be a loss."""
     ran = case.outcome is not Outcome.SKIP and not case.outcome.is_infra
     # What is said of a program as a whole, or of the kernel, is said when something is wrong.
@@ -239,7 +290,7 @@ def _kind(
     if now.flaky:
         known = now.address in flaky_before or any(one is not None and one.flaky for one in (last, good))
         return (None if known else "newly_flaky"), (last or good)
-    ran = next((one for one in (good, last) if one is not None and _counts(one)), None)
+    ran = next((one for one in (good, last) if one is not None and counts(one)), None)
     if now.outcome is Outcome.SKIP and ran is not None:
         return "new_skips", ran
     if failed and now.outcome in (Outcome.PASS, Outcome.XFAIL):

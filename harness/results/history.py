@@ -27,6 +27,7 @@ from harness.results import codec, database, store
 from harness.results.compare import (
     Comparison,
     Exists,
+    LostJob,
     Slower,
     cases_by_job,
     compare_job,
@@ -36,6 +37,7 @@ from harness.results.compare import (
     in_scope,
     is_complete,
     join,
+    left_out,
 )
 from harness.results.fingerprint import fingerprint
 from harness.results.judge import judgement
@@ -93,6 +95,11 @@ _MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (job, "case")
     ) WITHOUT ROWID;
     CREATE INDEX outcome_by_case ON outcome ("case", job)
+    """,
+    """
+    ALTER TABLE run ADD COLUMN matrix TEXT NOT NULL DEFAULT '';
+    UPDATE run SET matrix = trim(coalesce(json_extract(info, '$.inputs.extra.matrix'), '') || ' '
+        || coalesce(json_extract(info, '$.inputs.extra.shard'), ''))
     """,
 )
 
@@ -253,10 +260,11 @@ class History:
             self._connection.execute("DELETE FROM run WHERE directory = ?", (directory,))
             cases = {**{job.name: [] for job in run.jobs}, **cases_by_job(run)}
             comparisons = {job.name: self._compare_job(run, job, cases[job.name]) for job in run.jobs}
-            judged = judgement(run, join(comparisons.values()) if run.info.inputs.compare else None)
+            whole = self._with_left_out(run, join(comparisons.values()))
+            judged = judgement(run, whole if run.info.inputs.compare else None)
             number = self._connection.execute(
                 "INSERT INTO run (directory, stamp, name, started, seconds, accel, state, verdict, exit_code,"
-                " why, accepted, info) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " why, accepted, info, matrix) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     database.text(directory),
                     stamp,
@@ -270,6 +278,7 @@ class History:
                     database.text(judged.why),
                     run.accepted,
                     json.dumps(codec.info_to_plain(run.info)),
+                    database.text(run.info.inputs.matrix),
                 ),
             ).lastrowid
             records = {job.name: job for job in run.jobs}
@@ -375,7 +384,48 @@ class History:
             part = self._compare_job(run, job, mine, by_address)
             slower = _slower(job, mine, by_address, run.info.inputs.accel)
             parts.append(dataclasses.replace(part, slower=slower))
-        return Background(comparison=join(parts), past=past, job_seconds=seconds)
+        comparison = self._with_left_out(run, join(parts))
+        return Background(comparison=comparison, past=past, job_seconds=seconds)
+
+    def _with_left_out(self, run: Run, comparison: Comparison) -> Comparison:
+        """*comparison* with the Jobs that the same matrix had before and *run* has not."""
+        lost = tuple(self._left_out(run))
+        against = {**comparison.against, **{one.job: one.since for one in lost}}
+        return dataclasses.replace(comparison, against=against, lost_jobs=(*comparison.lost_jobs, *lost))
+
+    def _left_out(self, run: Run) -> Iterator[LostJob]:
+        """Jobs of its lines that were tested since a good Run, or a person, settled what there is to be."""
+        if not is_complete(run) or not run.info.inputs.matrix:
+            return
+        seats = {job.seat for job in run.jobs}
+        lines = {job.line for job in run.jobs}
+        earlier = self._connection.execute(
+            "SELECT id, name, verdict, accepted, info FROM run WHERE matrix = ? AND started < ?"
+            " ORDER BY started DESC",
+            (run.info.inputs.matrix, _moment(run.info.started)),
+        )
+        for number, name, verdict, accepted, info in earlier:
+            jobs = self._tested(number)
+            for job in jobs:
+                if job.line in lines and job.seat not in seats:
+                    seats.add(job.seat)
+                    yield left_out(job, name)
+            with database.decoding():
+                judged = codec.info_from_plain(json.loads(info)).inputs.compare
+            if accepted or (verdict == Verdict.GOOD.value and judged):
+                lines -= {job.line for job in jobs}
+            if not lines:
+                return
+
+    def _tested(self, run: int) -> tuple[JobRecord, ...]:
+        """The Jobs of a Run in which something had its chance."""
+        rows = self._connection.execute(
+            "SELECT record FROM job WHERE run = ? AND EXISTS"
+            " (SELECT 1 FROM outcome WHERE outcome.job = job.id AND outcome NOT IN (?, ?, ?)) ORDER BY id",
+            (run, Outcome.SKIP.value, Outcome.NOT_RUN.value, Outcome.LOST.value),
+        )
+        with database.decoding():
+            return tuple(codec.job_from_plain(json.loads(record)) for (record,) in rows)
 
     def _compare_job(
         self,
@@ -409,6 +459,7 @@ class History:
             cases,
             baseline=in_scope(self._cases(good[0]), inputs) if good else (),
             previous=in_scope(self._cases(previous[0]), inputs),
+            since=against[1],
             complete=is_complete(run) and not job.problem,
             flaky_before=frozenset(flaky),
             exists=self._exists,
@@ -519,6 +570,9 @@ def _stamp(path: Path) -> str:
 
 def _is_good(run: Run, job: JobRecord, cases: Sequence[Result]) -> bool:
     """Whether *job* by itself is something that a later Run can be held against."""
+    if run.accepted and not job.applicable:
+        # That there is nothing to test is meant.
+        return run.state is State.FINISHED
     passed = any(case.outcome is Outcome.PASS for case in cases)
     clean = not any(case.is_bad for case in cases) and not job.problem
     return run.state is State.FINISHED and passed and clean

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from harness.errors import ExitCode
-from harness.results.compare import Change, Comparison
+from harness.results.compare import Comparison
 from harness.results.model import FLAKY, WHOLE_PROGRAM, Address, Outcome, Result, Run, State, Verdict, settle
 from harness.words import count_of
 
@@ -138,9 +138,9 @@ def _verdict(run: Run, comparison: Comparison | None) -> tuple[Verdict, str]:
         return Verdict.BAD, _about_failures(failures, comparison)
     if run.state is State.INTERRUPTED:
         return Verdict.OUR_FAULT, "the run was interrupted"
-    lost = comparison.lost if comparison is not None and not run.accepted else ()
-    if comparison is not None and lost:
-        return Verdict.BAD, _about_losses(lost, comparison)
+    is_less = comparison is not None and (comparison.lost or comparison.lost_jobs) and not run.accepted
+    if comparison is not None and is_less:
+        return Verdict.BAD, f"coverage was lost: {_about_losses(comparison)}"
     trouble = _trouble(run, cases)
     if trouble is not None:
         return trouble
@@ -171,23 +171,30 @@ def _about_failures(failures: Sequence[Result], comparison: Comparison | None) -
     if comparison is not None and comparison.against:
         had += f" ({len(comparison.new_failures)} of them newly)"
     told = f"{had}, the worst: {worst.outcome.value} {worst.address}"
-    return f"{told}; coverage was lost: {_losses(comparison)}" if comparison and comparison.lost else told
+    lost = comparison is not None and (comparison.lost or comparison.lost_jobs)
+    return f"{told}; coverage was lost: {_losses(comparison)}" if comparison and lost else told
 
 
-def _about_losses(lost: Sequence[Change], comparison: Comparison) -> str:
-    first = lost[0]
+def _about_losses(comparison: Comparison) -> str:
+    if comparison.lost_jobs:
+        job = comparison.lost_jobs[0]
+        return f"{_losses(comparison)} since {job.since}, first {job.job}: {job.reason}"
+    first = comparison.lost[0]
     since = comparison.against.get(first.job, "")
-    return f"coverage was lost: {_losses(comparison)} since {since}, first {first.address} of {first.job}"
+    return f"{_losses(comparison)} since {since}, first {first.address} of {first.job}"
 
 
 def _losses(comparison: Comparison) -> str:
     parts = []
+    if comparison.lost_jobs:
+        are = "is" if len(comparison.lost_jobs) == 1 else "are"
+        parts.append(f"{count_of(len(comparison.lost_jobs), 'job')} {are} no longer tested")
     if comparison.vanished:
         parts.append(f"{count_of(len(comparison.vanished), 'case')} vanished")
     if comparison.new_skips:
         are = "is" if len(comparison.new_skips) == 1 else "are"
         parts.append(f"{count_of(len(comparison.new_skips), 'case')} that ran before {are} skipped")
-    return " and ".join(parts)
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def _trouble(run: Run, cases: Sequence[Result]) -> tuple[Verdict, str] | None:

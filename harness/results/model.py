@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import enum
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
@@ -186,6 +187,10 @@ class Result:
         return FLAKY if self.flaky and not self.is_failure else self.outcome.value
 
 
+_CONTENT = re.compile(r"@[0-9a-f]{6}(?=[ +]|$)")
+"""What the results append to the name of a user's own file."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
     """One Job of the plan, as far as reports need it."""
@@ -221,6 +226,11 @@ class JobRecord:
         """What it shares with the same Job of other Runs, whatever release the line has come to."""
         return f"{self.line} {self.cell}".strip() or self.name
 
+    @property
+    def seat(self) -> str:
+        """Its series whatever the content of the user's own files: who edits one has not dropped the Job."""
+        return f"{self.line} {_CONTENT.sub('', self.cell)}".strip() or self.name
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
@@ -254,6 +264,11 @@ class Inputs:
     def of(self, job: JobRecord) -> Inputs:
         """What decided *job* alone: other Jobs of the Run may have had other suites."""
         return dataclasses.replace(self, suites=job.suites or self.suites)
+
+    @property
+    def matrix(self) -> str:
+        """The matrix, and the shard of it, that the Jobs are from: `nightly 3/8`; empty without."""
+        return " ".join(self.extra[key] for key in ("matrix", "shard") if key in self.extra)
 
 
 class Verdict(enum.Enum):
