@@ -43,8 +43,8 @@ class _CaseView:
     case: Result
     number: int
     new: bool
-    # Every attempt, where there was more than one.
     attempts: Sequence[Result]
+    """Every attempt, where there was more than one."""
     history: Markup
     durations: Markup
     recent: str

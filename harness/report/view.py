@@ -76,8 +76,8 @@ class Heading:
     """A kind of change, and everything of that kind."""
 
     title: str
-    # Whether it makes a Run bad.
     bad: bool
+    """Whether it makes a Run bad."""
     lines: tuple[Line, ...]
 
     @property
@@ -326,8 +326,8 @@ class Grid:
     line: str
     variants: tuple[str, ...]
     topologies: tuple[str, ...]
-    # Variant and topology -> the Job there, where there is one.
     cells: Mapping[tuple[str, str], JobView]
+    """Variant and topology -> the Job there, where there is one."""
 
 
 def grids(jobs: Iterable[JobView]) -> tuple[Grid, ...]:

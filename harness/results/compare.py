@@ -43,10 +43,10 @@ class LostJob:
     """A Job that was tested and no longer is, though nothing went wrong with it."""
 
     job: str
-    # The last Run in which it was tested.
     since: str
-    # Half a sentence: what has become of it.
+    """The last Run in which it was tested."""
     reason: str
+    """Half a sentence: what has become of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,39 +55,41 @@ class Slower:
 
     job: str
     address: Address
-    # Seconds: now, the median of before, and what would still have been noise.
     duration: float
+    """Seconds, now."""
     median: float
+    """Of before."""
     limit: float
-    # How many Runs the median is of.
+    """What would still have been noise."""
     runs: int
+    """How many Runs the median is of."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Every case that changed, by what the change means, each in the later Run's order."""
 
-    # It fails now and did not the time before.
     new_failures: tuple[Change, ...] = ()
-    # It fails now and did the time before; the last good Run did not have that failure.
+    """It fails now and did not the time before."""
     still_failing: tuple[Change, ...] = ()
-    # It failed the time before and does no longer.
+    """It fails now and did the time before; the last good Run did not have that failure."""
     fixed: tuple[Change, ...] = ()
-    # It ran before and is not there any more, though nothing kept it.
+    """It failed the time before and does no longer."""
     vanished: tuple[Change, ...] = ()
-    # It ran before and is skipped.
+    """It ran before and is not there any more, though nothing kept it."""
     new_skips: tuple[Change, ...] = ()
-    # It failed, did not in a fresh VM, and was never seen to do that before.
+    """It ran before and is skipped."""
     newly_flaky: tuple[Change, ...] = ()
+    """It failed, did not in a fresh VM, and was never seen to do that before."""
     slower: tuple[Slower, ...] = ()
-    # Whole Jobs: their tree cannot express them any more, or the same matrix has them no more.
     lost_jobs: tuple[LostJob, ...] = ()
-    # Any other difference in outcome, and new cases.
+    """Whole Jobs: their tree cannot express them any more, or the same matrix has them no more."""
     other: tuple[Change, ...] = ()
-    # Job -> the Run that it was held against; a Job without one is not in here.
+    """Any other difference in outcome, and new cases."""
     against: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    # Jobs that have a counterpart in no other Run.
+    """Job -> the Run that it was held against; a Job without one is not in here."""
     alone: tuple[str, ...] = ()
+    """Jobs that have a counterpart in no other Run."""
 
     @property
     def lost(self) -> tuple[Change, ...]:

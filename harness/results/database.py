@@ -28,12 +28,12 @@ class Damaged(InfraError):
 class Form:
     """One kind of file: how it is told from others, and how it came to be what it is."""
 
-    # In the field SQLite reserves for telling file formats apart (PRAGMA application_id).
     application: int
-    # Script n takes a file from schema n to n + 1; never edit one that was released, add another.
+    """In the field SQLite reserves for telling file formats apart (PRAGMA application_id)."""
     migrations: tuple[str, ...]
-    # What is still good when a file is damaged.
+    """Script n takes a file from schema n to n + 1; never edit one that was released, add another."""
     damaged_hint: str
+    """What is still good when a file is damaged."""
 
     def connect(self, path: Path) -> sqlite3.Connection:
         """Open *path* for writing, at the newest schema."""

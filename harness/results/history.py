@@ -123,15 +123,15 @@ class PastRun:
     seconds: float
     accel: str
     state: State
-    # With its history taken into account.
     verdict: Verdict
+    """With its history taken into account."""
     exit_code: ExitCode
     why: str
     accepted: str
     inputs: Inputs
     jobs: int
-    # Label -> how many settled cases.
     counts: Mapping[str, int]
+    """Label -> how many settled cases."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,22 +145,22 @@ class Past:
     series: str
     kernel: str
     case: Result
-    # Of the splat; empty where there was none.
     fingerprint: str
+    """Of the splat; empty where there was none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Background:
     """What a Run is seen against in reports."""
 
-    # None: nothing to compare with could be had.
     comparison: Comparison | None = None
-    # Job and address -> what it came to before, oldest first.
+    """None: nothing to compare with could be had."""
     past: Mapping[tuple[str, Address], Sequence[Past]] = dataclasses.field(default_factory=dict)
-    # Job -> its seconds before, on the same accelerator, oldest first.
+    """Job and address -> what it came to before, oldest first."""
     job_seconds: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
-    # Sentences about the expectations themselves: known issues that are out of date.
+    """Job -> its seconds before, on the same accelerator, oldest first."""
     notes: tuple[str, ...] = ()
+    """Sentences about the expectations themselves: known issues that are out of date."""
 
 
 def consult(root: Path, question: Callable[[History], T], *, exists: Exists = everything_exists) -> T:

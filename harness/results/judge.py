@@ -23,10 +23,10 @@ class Requirement:
     job: str
     suite: str
     program: str
-    # The fewest cases that must PASS; 0 for a program that may skip altogether here.
     fewest: int = 1
-    # The manifest: every case name that must appear, with whatever outcome.
+    """The fewest cases that must PASS; 0 for a program that may skip altogether here."""
     cases: tuple[str, ...] = ()
+    """The manifest: every case name that must appear, with whatever outcome."""
     rerun: str = ""
 
 
@@ -101,8 +101,8 @@ class Judgement:
     """A Verdict with its grounds."""
 
     verdict: Verdict
-    # One sentence.
     why: str
+    """One sentence."""
     exit_code: ExitCode
 
 

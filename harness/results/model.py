@@ -146,27 +146,27 @@ class Result:
     """What one attempt at one case came to."""
 
     address: Address
-    # The Job's name.
     job: str
+    """The Job's name."""
     outcome: Outcome
-    # One line; the skip reason, the failed check, the cause of the loss.
     reason: str = ""
-    # Seconds.
+    """One line; the skip reason, the failed check, the cause of the loss."""
     duration: float = 0.0
-    # Counts up when a case is tried again after infrastructure trouble, or to confirm a failure.
+    """Seconds."""
     attempt: int = 1
-    # The end of what the case printed, and the console round it.
+    """Counts up when a case is tried again after infrastructure trouble, or to confirm a failure."""
     log: str = ""
-    # The kernel's splat, whole.
+    """The end of what the case printed, and the console round it."""
     splat: str = ""
-    # Relative to the run directory; empty when no VM was involved.
+    """The kernel's splat, whole."""
     vm_dir: str = ""
-    # A command line that runs just this case again.
+    """Relative to the run directory; empty when no VM was involved."""
     rerun: str = ""
-    # This attempt was made, in a VM in which nothing had run, to see whether a failure repeats.
+    """A command line that runs just this case again."""
     confirms: bool = False
-    # Of a settled case: it failed, and did not in the attempt that was to confirm it.
+    """This attempt was made, in a VM in which nothing had run, to see whether a failure repeats."""
     flaky: bool = False
+    """Of a settled case: it failed, and did not in the attempt that was to confirm it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", " ".join(self.reason.split()))
@@ -196,25 +196,26 @@ class JobRecord:
     """One Job of the plan, as far as reports need it."""
 
     name: str
-    # The kernel's short identity, e.g. `7.3.4 1f0c9a2b`.
     kernel: str = ""
+    """The kernel's short identity, e.g. `7.3.4 1f0c9a2b`."""
     variant: str = ""
-    # A user's own with a digest of its content: `edu-igb@3fa1c2`.
     topology: str = ""
-    # Add-on fragments, and the user's own with a digest of their content.
+    """A user's own with a digest of its content: `edu-igb@3fa1c2`."""
     addons: tuple[str, ...] = ()
-    # Identity of the source: commit and dirtiness, or package version and digest.
+    """Add-on fragments, and the user's own with a digest of their content."""
     tree: str = ""
-    # The line of development it belongs to, as it was asked for, e.g. `debian:7.3` or `/src/linux@topic`.
+    """Identity of the source: commit and dirtiness, or package version and digest."""
     line: str = ""
+    """The line of development it belongs to, as it was asked for, e.g. `debian:7.3` or `/src/linux@topic`."""
     features: tuple[str, ...] = ()
-    # What it was to run; empty where an older harness recorded only the suites of the whole Run.
     suites: tuple[str, ...] = ()
-    # Why the Job could not be carried out at all: one sentence, and the exit code its error earns.
+    """What it was to run; empty where an older harness recorded only the suites of the whole Run."""
     problem: str = ""
+    """Why the Job could not be carried out at all, in one sentence."""
     problem_code: ExitCode = ExitCode.GOOD
-    # False when the problem is that this tree has no such variant: an answer, not a failure.
+    """What its error earns."""
     applicable: bool = True
+    """False when the problem is that this tree has no such variant: an answer, not a failure."""
 
     @property
     def cell(self) -> str:
@@ -236,30 +237,30 @@ class JobRecord:
 class Inputs:
     """The identity of everything that decided the Run."""
 
-    # Commit and dirtiness, or package version and digest.
     tree: str = ""
-    # Variant -> digest of the kernel it was run with.
+    """Commit and dirtiness, or package version and digest."""
     kernels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Variant -> digest of the kernel it was run with."""
     qemu: str = ""
-    # `kvm` or `tcg`.
     accel: str = ""
-    # By how much every timeout was multiplied.
+    """`kvm` or `tcg`."""
     timeout_factor: float = 1.0
+    """By how much every timeout was multiplied."""
     topologies: tuple[str, ...] = ()
-    # `virtme` or `image`; what is in the image is in `extra`, for it does not decide which cases apply.
     root: str = ""
-    # What decides which cases apply beside the topology: processors and memory.
+    """`virtme` or `image`; what is in the image is in `extra`, for it does not decide which cases apply."""
     machine: str = ""
+    """What decides which cases apply beside the topology: processors and memory."""
     seed: int | None = None
     suites: tuple[str, ...] = ()
-    # Address patterns: only matching cases were run.  Empty: all.
     cases: tuple[str, ...] = ()
-    # pytest chose further (-k, -x, --lf): that a case is absent says nothing.
+    """Address patterns: only matching cases were run.  Empty: all."""
     narrowed: bool = False
-    # Whether earlier Runs count in the Verdict.
+    """pytest chose further (-k, -x, --lf): that a case is absent says nothing."""
     compare: bool = True
-    # Anything more worth recording: host, compiler, the harness's commit, the image's digest, matrix, shard.
+    """Whether earlier Runs count in the Verdict."""
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Anything more worth recording: host, compiler, the harness's commit, the image, matrix, shard."""
 
     def of(self, job: JobRecord) -> Inputs:
         """What decided *job* alone: other Jobs of the Run may have had other suites."""
@@ -303,11 +304,11 @@ class RunInfo:
     """What is known of a Run when it starts."""
 
     id: str
-    # Aware, in UTC.
     started: datetime.datetime
+    """Aware, in UTC."""
     harness_version: str
-    # The command line that started it.
     command: tuple[str, ...] = ()
+    """The command line that started it."""
     inputs: Inputs = dataclasses.field(default_factory=Inputs)
 
     def __post_init__(self) -> None:
@@ -321,18 +322,18 @@ class Run:
 
     info: RunInfo
     jobs: tuple[JobRecord, ...] = ()
-    # Every attempt, in order of arrival.
     results: tuple[Result, ...] = ()
+    """Every attempt, in order of arrival."""
     state: State = State.RUNNING
     finished: datetime.datetime | None = None
-    # As it was given when the Run finished.
     verdict: Verdict | None = None
-    # The run directory as text; logs are relative to it.
+    """As it was given when the Run finished."""
     directory: str = ""
-    # Processor seconds by what took them: `builds`, `boots`, `cases`.  Empty: not known.
+    """The run directory as text; logs are relative to it."""
     spent: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    # Why what it no longer covers is meant to be so; empty: nobody said so.
+    """Processor seconds by what took them: `builds`, `boots`, `cases`.  Empty: not known."""
     accepted: str = ""
+    """Why what it no longer covers is meant to be so; empty: nobody said so."""
 
     _NO_JOB: ClassVar[int] = 1 << 30
 

@@ -209,8 +209,8 @@ class RunSummary:
     info: RunInfo | None = None
     state: State = State.RUNNING
     verdict: Verdict | None = None
-    # How many results of each Outcome, attempts counted singly.
     counts: dict[Outcome, int] = dataclasses.field(default_factory=dict)
+    """How many results of each Outcome, attempts counted singly."""
     problem: str = ""
 
 
