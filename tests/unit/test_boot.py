@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from fake_root import FakeRoot
 
 from harness import boot as under_test
 from harness.boot import Recipe, boot
@@ -31,17 +32,6 @@ EDU: dict[str, object] = {
     "bdf": "0000:00:05.0", "root": "0000:00", "path": ["05.0"], "pci": "1234:11e8",
     "driver": None, "iommu_group": None, "noiommu": False, "vfio_dev": [],
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class FrozenRoot:
-    """A root that nothing outside can change."""
-
-    name: str = "frozen"
-    frozen: bool = True
-
-    def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
-        return RootParts()
 
 
 @dataclasses.dataclass
@@ -138,7 +128,9 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 def recipe(tmp_path: Path, world: World) -> Recipe:
     vmlinux = tmp_path / "vmlinux"
     vmlinux.touch()
-    machine = Machine(vmlinux=vmlinux, topology=load_topology("edu"), accel=Accel.KVM, root=FrozenRoot())
+    machine = Machine(
+        vmlinux=vmlinux, topology=load_topology("edu"), accel=Accel.KVM, root=FakeRoot(frozen=True)
+    )
     return Recipe(machine=machine, qemu=QEMU, build_id=BUILD_ID)
 
 

@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from fake_root import FakeRoot
 
 from harness.errors import UsageError
 from harness.machine.accel import Accel
@@ -29,19 +30,10 @@ PARTS = RootParts(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class FakeRoot:
-    """A root that is what the test says."""
-
-    name: str = "fake"
-    frozen: bool = False
-
-    def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
-        return PARTS
-
-
 def machine(topology: str, accel: Accel = Accel.TCG, **more: object) -> Machine:
-    made = Machine(vmlinux=Path("/k/vmlinux"), topology=load_topology(topology), accel=accel, root=FakeRoot())
+    made = Machine(
+        vmlinux=Path("/k/vmlinux"), topology=load_topology(topology), accel=accel, root=FakeRoot(given=PARTS)
+    )
     return dataclasses.replace(made, **more)  # type: ignore[arg-type]
 
 

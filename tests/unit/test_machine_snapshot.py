@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from fake_root import FakeRoot
 
 from harness.locks import locked
 from harness.machine.accel import Accel
@@ -18,17 +19,6 @@ from harness.machine.snapshot import FACTS, STATE, Snapshot, copy_sparse, snapsh
 from harness.machine.topology import load_topology
 
 QEMU = Qemu(path=Path("/usr/bin/qemu"), version=(10, 0, 2), devices=frozenset(), identity="x")
-
-
-@dataclasses.dataclass(frozen=True)
-class FrozenRoot:
-    """A root that nothing outside can change."""
-
-    name: str = "frozen"
-    frozen: bool = True
-
-    def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
-        return RootParts()
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +32,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def machine(tmp_path: Path) -> Machine:
     vmlinux = tmp_path / "vmlinux"
     vmlinux.write_bytes(b"kernel")
-    return Machine(vmlinux=vmlinux, topology=load_topology("edu-igb"), accel=Accel.TCG, root=FrozenRoot())
+    return Machine(
+        vmlinux=vmlinux, topology=load_topology("edu-igb"), accel=Accel.TCG, root=FakeRoot(frozen=True)
+    )
 
 
 @pytest.fixture
@@ -86,7 +78,7 @@ def test_everything_that_decides_a_snapshot_names_it(machine: Machine, snapshot:
 
 @pytest.mark.parametrize(
     "change",
-    [{"gdb": True}, {"root": FrozenRoot(frozen=False)}],
+    [{"gdb": True}, {"root": FakeRoot(frozen=False)}],
     ids=["a debugger has fixed addresses to set", "the live host root changes"],
 )
 def test_machines_that_are_not_saved(machine: Machine, change: dict[str, object]) -> None:

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from fake_root import FakeRoot
 
 from harness.deadline import Deadline
 from harness.errors import InfraError, LostGuest
 from harness.machine.accel import Accel
 from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu
-from harness.machine.roots import RootParts
 from harness.machine.topology import load_topology
 from harness.machine.vm import State, read_ssh_port, start_vm
 
@@ -23,15 +22,6 @@ USERNET = """Hub -1 (ssh):
   Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
   TCP[HOST_FORWARD]  13       127.0.0.1 37215       10.0.2.15    22     0     0
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class NoRoot:
-    name: str = "none"
-    frozen: bool = False
-
-    def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
-        return RootParts()
 
 
 def qemu(directory: Path, body: str) -> Qemu:
@@ -42,7 +32,7 @@ def qemu(directory: Path, body: str) -> Qemu:
 
 
 def machine() -> Machine:
-    return Machine(vmlinux=Path("/k"), topology=load_topology("edu"), accel=Accel.KVM, root=NoRoot())
+    return Machine(vmlinux=Path("/k"), topology=load_topology("edu"), accel=Accel.KVM, root=FakeRoot())
 
 
 def test_read_ssh_port() -> None:

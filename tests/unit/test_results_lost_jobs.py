@@ -91,16 +91,16 @@ def accept(run: Run) -> None:
 def test_a_job_that_does_not_apply_any_more(tmp_path: Path) -> None:
     """A Kconfig regression is bad, night after night, until a person says that it is meant."""
     make(tmp_path, 1, [JOB, GROUP])
-    for day in (2, 3):
-        run = make(tmp_path, day, [NOT_APPLICABLE, GROUP])
+    runs = [make(tmp_path, day, [NOT_APPLICABLE, GROUP]) for day in (2, 3)]
+    for run in runs:
         verdict = judged(tmp_path, run)
         assert verdict.exit_code is ExitCode.CASE_FAILED
         assert verdict.why == (
             f"coverage was lost: 1 job is no longer tested since run01, first cdev-edu: it does not apply "
             f"any more: {PROBLEM}"
         )
-    accept(run)
-    assert judged(tmp_path, load(Path(run.directory))).exit_code is ExitCode.GOOD
+    accept(runs[-1])
+    assert judged(tmp_path, load(Path(runs[-1].directory))).exit_code is ExitCode.GOOD
     assert judged(tmp_path, make(tmp_path, 4, [NOT_APPLICABLE, GROUP])).exit_code is ExitCode.GOOD
     assert judged(tmp_path, make(tmp_path, 5, [JOB, GROUP])).exit_code is ExitCode.GOOD
     # It is back, and can be lost again.
@@ -119,13 +119,13 @@ def test_a_job_that_never_applied(tmp_path: Path) -> None:
 def test_a_job_that_its_matrix_has_no_more(tmp_path: Path, outcome: Outcome) -> None:
     """It is named every night, also where no night is ever good, until a person says that it is meant."""
     make(tmp_path, 1, [JOB, GROUP], outcome=outcome)
-    for day in (2, 3):
-        run = make(tmp_path, day, [GROUP], outcome=outcome)
+    runs = [make(tmp_path, day, [GROUP], outcome=outcome) for day in (2, 3)]
+    for run in runs:
         assert lost(tmp_path, run) == [JOB.name]
         verdict = judged(tmp_path, run)
         assert verdict.exit_code is ExitCode.CASE_FAILED
         assert "coverage was lost: 1 job is no longer tested" in verdict.why
-    accept(run)
+    accept(runs[-1])
     assert lost(tmp_path, make(tmp_path, 4, [GROUP], outcome=outcome)) == []
 
 
