@@ -19,7 +19,7 @@ from harness.bisect.hunt import LOG_NAME, Hunt, Say
 from harness.bisect.judge import BOOT_CASE, BuildShown, RealJudge, Trial
 from harness.bisect.model import Aim, Sight
 from harness.bisect.report import Finding, mail, summary
-from harness.bisect.state import Quarry, State, load_state
+from harness.bisect.state import HuntState, Quarry, load_state
 from harness.errors import ExitCode, InfraError, UsageError
 from harness.kernel.trees import worktree_lock
 from harness.locks import try_locked
@@ -50,7 +50,7 @@ def _pointer(root: Path) -> Path:
     return paths.cache_dir() / "bisects" / gitbisect.worktree_of(root).parent.name
 
 
-def find_unfinished(root: Path) -> tuple[State, Path] | None:
+def find_unfinished(root: Path) -> tuple[HuntState, Path] | None:
     """The bisect of the repository *root* that is under way, with its directory; None when there is none."""
     try:
         directory = Path(_pointer(root).read_text(encoding="utf-8").strip())
@@ -62,7 +62,7 @@ def find_unfinished(root: Path) -> tuple[State, Path] | None:
     return None if state.finished else (state, directory)
 
 
-def begin(quarry: Quarry, aim: Aim) -> tuple[State, Path]:
+def begin(quarry: Quarry, aim: Aim) -> tuple[HuntState, Path]:
     """A new hunt; UsageError when one is under way in the same repository."""
     root = Path(quarry.root)
     under_way = find_unfinished(root)
@@ -75,7 +75,7 @@ def begin(quarry: Quarry, aim: Aim) -> tuple[State, Path]:
     now = datetime.datetime.now(datetime.UTC)
     name = f"bisect-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     directory = paths.runs_dir() / name
-    state = State(id=name, quarry=quarry, aim=aim)
+    state = HuntState(id=name, quarry=quarry, aim=aim)
     try:
         directory.mkdir(parents=True)
         pointer = _pointer(root)
@@ -87,7 +87,7 @@ def begin(quarry: Quarry, aim: Aim) -> tuple[State, Path]:
     return state, directory
 
 
-def resume(root: Path, repository: str) -> tuple[State, Path]:
+def resume(root: Path, repository: str) -> tuple[HuntState, Path]:
     """The hunt that is under way; UsageError when there is none."""
     found = find_unfinished(root)
     if found is None:
@@ -138,7 +138,7 @@ def trial_of(quarry: Quarry, aim: Aim, jobs: int, selftests: bool) -> Trial:
 class Campaign:
     """A hunt, and what it is conducted with."""
 
-    state: State
+    state: HuntState
     directory: Path
     trial: Trial
     say: Say

@@ -13,7 +13,7 @@ from harness.bisect.gitbisect import CommitFacts, Position
 from harness.bisect.judge import Trial
 from harness.bisect.model import Mark, Step
 from harness.bisect.report import Evidence, Finding
-from harness.bisect.state import State
+from harness.bisect.state import HuntState
 from harness.errors import HarnessError
 from harness.results import Run, load
 from harness.suites.probes import SUITE as PROBES
@@ -29,7 +29,7 @@ _TOLD = 3
 _SYMBOLS = re.compile(r"CONFIG_(?:VFIO|IOMMU|IOMMUFD)\w*=.*")
 
 
-def last_old(state: State, position: Position) -> Step | None:
+def last_old(state: HuntState, position: Position) -> Step | None:
     """The old commit that is nearest to the culprit, or to the first of the suspects."""
     repository, culprit = Path(state.quarry.repository), position.found or position.suspects[0]
     old = [step for step in state.tested if state.aim.mark(step.sight) is Mark.OLD or step is state.old_end]
@@ -37,12 +37,12 @@ def last_old(state: State, position: Position) -> Step | None:
     return min(ahead, key=lambda pair: pair[0])[1] if ahead else None
 
 
-def first_new(state: State, position: Position) -> Step | None:
+def first_new(state: HuntState, position: Position) -> Step | None:
     """The culprit as it was judged; None when it is not known."""
     return next((step for step in state.tested if step.commit == position.found), None)
 
 
-def describe_finding(state: State, position: Position, trial: Trial) -> Finding:
+def describe_finding(state: HuntState, position: Position, trial: Trial) -> Finding:
     """All that a report says."""
     repository = Path(state.quarry.repository)
     found = gitbisect.read_commit(repository, position.found) if position.found else None
@@ -68,7 +68,7 @@ def describe_finding(state: State, position: Position, trial: Trial) -> Finding:
     )
 
 
-def _promises(state: State) -> tuple[str, ...]:
+def _promises(state: HuntState) -> tuple[str, ...]:
     """What the hunted probes say of themselves, and the kernel source that they are about."""
     probes = {f"{PROBES}/{case.address}": case for case in probe_cases()}
     return tuple(
@@ -78,19 +78,19 @@ def _promises(state: State) -> tuple[str, ...]:
     )
 
 
-def _is_next(state: State, old: Step, found: CommitFacts) -> bool:
+def _is_next(state: HuntState, old: Step, found: CommitFacts) -> bool:
     """Whether nothing lies between *old* and *found* that touches the paths."""
     return gitbisect.count_between(Path(state.quarry.repository), state.quarry, old.commit, found.commit) <= 1
 
 
-def _judged_as(state: State, step: Step | None) -> Step | None:
+def _judged_as(state: HuntState, step: Step | None) -> Step | None:
     """The step that was really judged when *step* borrowed its verdict."""
     if step is None or not step.same_as:
         return step
     return next((twin for twin in state.tested if twin.commit == step.same_as), step)
 
 
-def _run_of(state: State, step: Step | None) -> Run | None:
+def _run_of(state: HuntState, step: Step | None) -> Run | None:
     judged = _judged_as(state, step)
     seen = judged.telling() if judged else None
     if seen is None or not seen.run_dir:
@@ -101,7 +101,7 @@ def _run_of(state: State, step: Step | None) -> Run | None:
         return None  # somebody cleaned up; the verdict stands
 
 
-def _evidence(state: State, step: Step, trial: Trial) -> Evidence:
+def _evidence(state: HuntState, step: Step, trial: Trial) -> Evidence:
     run = _run_of(state, step)
     wanted = (
         [r for r in run.cases if str(r.address) in state.hunted or r.address.suite == "kernel"] if run else []

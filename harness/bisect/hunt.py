@@ -14,7 +14,7 @@ from typing import Protocol
 
 from harness.bisect.gitbisect import Position
 from harness.bisect.model import Aim, Mark, Observation, Sight, Step, Weighed, hunted_cases, weigh
-from harness.bisect.state import End, Quarry, State
+from harness.bisect.state import End, HuntState, Quarry
 from harness.errors import HarnessError, InfraError, KernelError, UsageError
 from harness.words import count_of, duration
 
@@ -109,7 +109,7 @@ class Hunt:
 
     def __init__(
         self,
-        state: State,
+        state: HuntState,
         directory: Path,
         chooser: Chooser,
         judge: Judge,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.bisect.gitbisect import CommitFacts
 from harness.bisect.model import Aim, Sight, Step
-from harness.bisect.state import State
+from harness.bisect.state import HuntState
 from harness.words import count_of
 
 _OUTPUT_LINES = 40
@@ -50,7 +50,7 @@ class Evidence:
 class Finding:
     """What a hunt came to."""
 
-    state: State
+    state: HuntState
     found: CommitFacts | None = None
     suspects: tuple[CommitFacts, ...] = ()
     """When it could not be narrowed down further."""

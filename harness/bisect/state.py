@@ -69,7 +69,7 @@ class Quarry:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class HuntState:
     """A hunt, as far as it is."""
 
     id: str
@@ -111,9 +111,6 @@ class State:
         seen = failing.observations if failing is not None else ()
         return frozenset(one.failure for one in seen if one.failure)
 
-    def with_pending(self, step: Step | None) -> State:
-        return dataclasses.replace(self, pending=step)
-
     def save(self, directory: Path) -> None:
         """Write it into *directory*, whole or not at all."""
         path = directory / FILE_NAME
@@ -128,7 +125,7 @@ class State:
             raise InfraError(f"cannot write {path}: {error.strerror}") from error
 
 
-def load_state(directory: Path) -> State:
+def load_state(directory: Path) -> HuntState:
     """The hunt in *directory*; UsageError when there is none that can be read."""
     path = directory / FILE_NAME
     try:
@@ -143,7 +140,7 @@ def load_state(directory: Path) -> State:
     raise UsageError(f"cannot continue from {path}: {reason}", hint="drop it with --reset and begin again")
 
 
-def _to_plain(state: State) -> dict[str, Any]:
+def _to_plain(state: HuntState) -> dict[str, Any]:
     plain = dataclasses.asdict(state, dict_factory=_plain_dict)
     assert isinstance(plain, dict)
     return plain
@@ -161,10 +158,10 @@ def _plain_value(value: Any) -> Any:
     return value
 
 
-def _from_plain(plain: dict[str, Any]) -> State:
+def _from_plain(plain: dict[str, Any]) -> HuntState:
     quarry = plain["quarry"]
     lists = ("paths", "skips", "addons", "configs", "machine", "suites", "cases")
-    return State(
+    return HuntState(
         id=plain["id"],
         quarry=Quarry(
             **{

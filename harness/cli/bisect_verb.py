@@ -13,7 +13,7 @@ import click
 from harness.bisect import campaign, gitbisect
 from harness.bisect.model import Aim
 from harness.bisect.report import Finding, summary
-from harness.bisect.state import Quarry, State
+from harness.bisect.state import HuntState, Quarry
 from harness.cli import asking, options, planning
 from harness.cli.asking import Asked
 from harness.cli.output import emit, tell
@@ -161,7 +161,7 @@ def _announce(quarry: Quarry, aim: Aim, count: int) -> None:
     tell(f"bisecting {count_of(count, 'commit')}{where}, {quarry.old.label} to {quarry.new.label}: {what}")
 
 
-def _conduct(state: State, directory: Path) -> int:
+def _conduct(state: HuntState, directory: Path) -> int:
     selftests = planning.needs_selftests(state.quarry.suites)
     trial = campaign.trial_of(state.quarry, state.aim, default_compilers(), selftests)
     finding, code = campaign.Campaign(

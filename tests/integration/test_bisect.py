@@ -21,7 +21,7 @@ from kernel_history import GROWN, History, grow_history, make_history, users_sta
 
 from harness import process
 from harness.bisect.model import Sight
-from harness.bisect.state import State, load_state
+from harness.bisect.state import HuntState, load_state
 from harness.deadline import Deadline
 from harness.errors import GIT_SKIP, ExitCode
 from harness.kernel.trees import KernelTree, open_tree
@@ -99,7 +99,7 @@ def bisect(history: History, *words: str, seconds: float = 3600) -> process.Comp
     return process.run(argv, deadline=Deadline.after(seconds))
 
 
-def state_of(done: process.Completed) -> State:
+def state_of(done: process.Completed) -> HuntState:
     """The hunt that *done* has left."""
     where = re.search(r"everything is in (\S+)$", done.stderr, re.MULTILINE)
     assert where is not None, done.stderr
@@ -109,7 +109,7 @@ def state_of(done: process.Completed) -> State:
     return load_state(directory)
 
 
-def go(history: History, quest: Quest, *more: str) -> State:
+def go(history: History, quest: Quest, *more: str) -> HuntState:
     """Hunt, and check that it found what it should have found, and left the user's own things alone."""
     history.git("bisect", "reset")
     history.git("bisect", "start", "--no-checkout", "topic", "v7.3.4")

@@ -13,7 +13,7 @@ import pytest
 from harness.bisect.gitbisect import Position
 from harness.bisect.hunt import HOPELESS, Hunt, Prepared
 from harness.bisect.model import Aim, Mark, Observation, Sight
-from harness.bisect.state import FILE_NAME, End, Quarry, State, load_state
+from harness.bisect.state import FILE_NAME, End, HuntState, Quarry, load_state
 from harness.errors import InfraError, KernelError, UsageError
 
 P, F, M = Sight.PASSES, Sight.FAILS, Sight.MISSING
@@ -88,8 +88,10 @@ def quarry() -> Quarry:
     return Quarry(repository="/linux", root="/linux/.git", old=old, new=new, cases=("probes/a/*",))
 
 
-def hunt_of(directory: Path, judge: FakeJudge, aim: Aim | None = None, state: State | None = None) -> Hunt:
-    start = state or State(id="x", quarry=quarry(), aim=aim or Aim())
+def hunt_of(
+    directory: Path, judge: FakeJudge, aim: Aim | None = None, state: HuntState | None = None
+) -> Hunt:
+    start = state or HuntState(id="x", quarry=quarry(), aim=aim or Aim())
     return Hunt(start, directory, FakeChooser(), judge, lambda line: None, lambda commit: f"c{commit}")
 
 

@@ -10,7 +10,7 @@ import pytest
 from harness.bisect.gitbisect import CommitFacts
 from harness.bisect.model import Aim, Observation, Sight, Step
 from harness.bisect.report import Confidence, Evidence, Finding, judge_confidence, mail, summary
-from harness.bisect.state import End, Quarry, State
+from harness.bisect.state import End, HuntState, Quarry
 
 CASE = "probes/get_pa/refusals_come_in_order"
 BAD, GOOD = "b" * 40, "a" * 40
@@ -28,7 +28,9 @@ def finding(*steps: Step, aim: Aim | None = None, parent_tested: bool = True) ->
     failing, passing = step(BAD, *F2), step(GOOD, *P1)
     old, new = End(name="v7.3", commit="0" * 40), End(name="HEAD", commit="f" * 40)
     quarry = Quarry(repository="/home/me/linux", root="/home/me/linux/.git", old=old, new=new)
-    state = State(id="x", quarry=quarry, aim=aim or Aim(), hunted=(CASE,), steps=(failing, passing, *steps))
+    state = HuntState(
+        id="x", quarry=quarry, aim=aim or Aim(), hunted=(CASE,), steps=(failing, passing, *steps)
+    )
     return Finding(
         state=state,
         found=CommitFacts(
