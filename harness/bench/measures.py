@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from harness import paths, process
+from harness import itself, paths, process
 from harness.boot import Recipe, boot
 from harness.deadline import Deadline
 from harness.errors import InfraError
@@ -118,11 +118,11 @@ class Bench:
 
     def startup(self) -> list[Figure]:
         """Processor time of the harness itself, before anything is done."""
-        collect = _cli("run", *self._words(), "--collect-only")
+        collect = itself.argv(["run", *self._words(), "--collect-only"])
         _cpu_seconds(collect)  # so that the byte code is there, as it is on a user's second run
         taken = in_turn(
             {
-                "--help": lambda: _cpu_seconds(_cli("--help")),
+                "--help": lambda: _cpu_seconds(itself.argv(["--help"])),
                 "run --collect-only": lambda: _cpu_seconds(collect),
             },
             self.repeat,
@@ -236,7 +236,7 @@ class Bench:
     def _two_jobs(self, workers: int) -> float:
         """Wall seconds of all probes on two topologies of one kernel: jobs as long as a matrix has them."""
         words = ["--topology", "edu", "--topology", "edu-igb", "--suite", "probes", "-n", str(workers)]
-        return _seconds(lambda: _check(_cli("run", *self._kernel_words(), *words)))
+        return _seconds(lambda: _check(itself.argv(["run", *self._kernel_words(), *words])))
 
     def edit(self) -> list[Figure]:
         """From saving one file in drivers/vfio to the verdict of all probes, against make alone."""
@@ -266,7 +266,8 @@ class Bench:
     def _edit_to_verdict(self, tree: Path, edit: Callable[[], None]) -> float:
         edit()
         machine = ("--variant", self.job.kernel.variant, "--topology", self.job.topology)
-        return _seconds(lambda: _check(_cli("run", "--tree", os.fspath(tree), *machine, "--suite", "probes")))
+        run = itself.argv(["run", "--tree", os.fspath(tree), *machine, "--suite", "probes"])
+        return _seconds(lambda: _check(run))
 
     def _words(self) -> list[str]:
         return [*self._kernel_words(), "--topology", self.job.topology]
@@ -275,7 +276,7 @@ class Bench:
         return ["--tree", self.tree, "--variant", self.job.kernel.variant]
 
     def _probes(self) -> list[str]:
-        return _cli("run", *self._words(), "--suite", "probes")
+        return itself.argv(["run", *self._words(), "--suite", "probes"])
 
     def _one_after_the_other(self, overheads: list[float]) -> float:
         """Wall seconds of all probes in one VM; of them neither boot nor cases goes to *overheads*."""
@@ -318,12 +319,8 @@ class Bench:
         raise InfraError(f"{shlex.join(argv)} printed no READY")
 
 
-def _cli(*words: str) -> list[str]:
-    return [sys.executable, "-m", "harness", *words]
-
-
 def _check(argv: Sequence[str], **env: str) -> str:
-    done = process.run(argv, env=env, deadline=Deadline.after(_COMMAND_SECONDS))
+    done = process.run(argv, env={**itself.env(), **env}, deadline=Deadline.after(_COMMAND_SECONDS))
     return done.check("measuring").stdout
 
 

@@ -13,13 +13,11 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import harness
-from harness import process
+from harness import itself, process
 from harness.bisect.hunt import Prepared
 from harness.bisect.looking import observe
 from harness.bisect.model import Observation, Sight
@@ -34,9 +32,6 @@ from harness.results import load
 
 BOOT_CASE = "probes/nodes/iommufd_node_is_for_its_group"
 """What is run when the boot alone counts: it applies to every variant."""
-
-_FOREVER = 24 * 3600.0
-"""Every part of a run has a limit of its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,17 +123,15 @@ class RealJudge:
 
     def _run(self, words: Sequence[str], name: str) -> process.Completed:
         """`vfio-harness WORDS`, with what it says kept beside its runs."""
-        package = Path(harness.__file__).resolve().parent.parent
-        paths = os.pathsep.join(filter(None, [os.fspath(package), os.environ.get("PYTHONPATH", "")]))
-        env = {"VFIO_HARNESS_RUNS": os.fspath(self._runs), "PYTHONPATH": paths}
-        argv = [sys.executable, "-P", "-m", "harness", *words]
+        env = {**itself.env(), "VFIO_HARNESS_RUNS": os.fspath(self._runs)}
+        argv = itself.argv(words)
         out, err = (self._runs / f"{name}.{stream}" for stream in ("json", "log"))
         with (
             out.open("wb") as stdout,
             err.open("wb") as stderr,
             process.spawn(argv, env=env, stdout=stdout, stderr=stderr, whole_group=True) as child,
         ):
-            child.wait(Deadline.after(_FOREVER))
+            child.wait(Deadline.after(itself.LONGEST_RUN_SECONDS))
             status = child.status
         text, log = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
         out.unlink()

@@ -3,22 +3,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import harness
-from harness import process
+from harness import itself, process
 from harness.cli.asking import repository_of
 from harness.cli.output import emit, tell
 from harness.deadline import Deadline
 from harness.errors import ExitCode, UsageError
 from harness.kernel import gittree
 from harness.kernel.series import Patch, apply_series
-
-_FOREVER = 7 * 24 * 3600.0
-"""Every part of a run has a limit of its own."""
 
 _WORST_FIRST = (ExitCode.INTERRUPTED, ExitCode.CASE_FAILED, ExitCode.USAGE, ExitCode.INFRA, ExitCode.KERNEL)
 
@@ -74,12 +69,10 @@ def _meaning(status: int | None) -> ExitCode:
 
 
 def _run(words: Sequence[str]) -> int | None:
-    package = Path(harness.__file__).resolve().parent.parent
-    paths = os.pathsep.join(filter(None, [os.fspath(package), os.environ.get("PYTHONPATH", "")]))
-    argv = [sys.executable, "-P", "-m", "harness", *words]
     sys.stdout.flush()
-    with process.spawn(argv, env={"PYTHONPATH": paths}, stdout=None, stderr=None, whole_group=True) as child:
-        child.wait(Deadline.after(_FOREVER))
+    argv, env = itself.argv(words), itself.env()
+    with process.spawn(argv, env=env, stdout=None, stderr=None, whole_group=True) as child:
+        child.wait(Deadline.after(itself.LONGEST_RUN_SECONDS))
         return child.status
 
 

@@ -15,6 +15,7 @@ LAYERS = {
     "errors": 0,
     "deadline": 0,
     "host": 0,
+    "itself": 0,
     "paths": 0,
     "words": 0,
     "locks": 1,
