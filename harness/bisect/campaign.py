@@ -63,22 +63,29 @@ def find_unfinished(root: Path) -> tuple[HuntState, Path] | None:
 
 
 def begin(quarry: Quarry, aim: Aim) -> tuple[HuntState, Path]:
-    """A new hunt; UsageError when one is under way in the same repository."""
+    """A new hunt; UsageError when one is under way in the same repository, or begun at the same time."""
     root = Path(quarry.root)
-    under_way = find_unfinished(root)
-    if under_way is not None:
-        state, directory = under_way
-        raise UsageError(
-            f"a bisect of {quarry.repository} is under way, with {len(state.tested)} verdicts in {directory}",
-            hint="go on with it: bisect --continue, or drop it: bisect --reset",
-        )
+    with _alone(root):
+        under_way = find_unfinished(root)
+        if under_way is not None:
+            state, directory = under_way
+            raise UsageError(
+                f"a bisect of {quarry.repository} is under way, "
+                f"with {len(state.tested)} verdicts in {directory}",
+                hint="go on with it: bisect --continue, or drop it: bisect --reset",
+            )
+        return _write_new(quarry, aim)
+
+
+def _write_new(quarry: Quarry, aim: Aim) -> tuple[HuntState, Path]:
+    """A hunt of which nothing is known yet, on disk and pointed to; the repository's lock is held."""
     now = datetime.datetime.now(datetime.UTC)
     name = f"bisect-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     directory = paths.runs_dir() / name
     state = HuntState(id=name, quarry=quarry, aim=aim)
     try:
         directory.mkdir(parents=True)
-        pointer = _pointer(root)
+        pointer = _pointer(Path(quarry.root))
         pointer.parent.mkdir(parents=True, exist_ok=True)
         state.save(directory)
         pointer.write_text(f"{directory}\n", encoding="utf-8")

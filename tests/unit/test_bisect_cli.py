@@ -17,6 +17,8 @@ from harness.bisect import campaign, gitbisect
 from harness.bisect.model import Aim
 from harness.bisect.state import Quarry
 from harness.errors import GIT_ABORT, GIT_SKIP, ExitCode, UsageError, for_git_bisect
+from harness.kernel.trees import worktree_lock
+from harness.locks import try_locked
 
 CASE = "probes/get_pa/refusals_come_in_order"
 needs_qemu = pytest.mark.skipif(
@@ -134,6 +136,17 @@ def quarry(repository: Path) -> Quarry:
     old, new = (gitbisect.find_end(repository, name) for name in ("v1", "v3"))
     root = gitbisect.find_root(repository)
     return Quarry(repository=str(repository), root=str(root), old=old, new=new)
+
+
+def test_two_that_begin_at_once(repository: Path) -> None:
+    """While one looks whether it may begin, another may not: it is told to wait, and leaves nothing."""
+    asked = quarry(repository)
+    root = Path(asked.root)
+    with try_locked(worktree_lock(gitbisect.worktree_of(root))) as ours:
+        assert ours
+        with pytest.raises(UsageError, match="another process is bisecting"):
+            campaign.begin(asked, Aim())
+    assert campaign.find_unfinished(root) is None
 
 
 def test_one_bisect_at_a_time(repository: Path) -> None:
