@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from harness.bisect.state import End, Quarry
 from harness.cli import options, planning
 from harness.cli.wishes import MachineWish
 from harness.errors import UsageError
@@ -78,6 +80,25 @@ class Asked:
     addons: tuple[str, ...]
     configs: tuple[Path, ...]
     machine: MachineWish
+    jobs: int | None
+    """Parallel compilers; None for as many as usual."""
+
+    def quarry(self, repository: Path, common: Path, old: End, new: End) -> Quarry:
+        """What is to be judged between *old* and *new* of *repository*, whose worktrees share *common*."""
+        return Quarry(
+            repository=os.fspath(repository),
+            root=os.fspath(common),
+            old=old,
+            new=new,
+            variant=self.variant,
+            addons=self.addons,
+            configs=tuple(os.fspath(config.absolute()) for config in self.configs),
+            jobs=self.jobs,
+            machine=tuple(self.machine.options()),
+            suites=self.chosen_suites(),
+            cases=self.cases,
+            keyword=self.keyword,
+        )
 
     def chosen_suites(self) -> tuple[str, ...]:
         """Those given, else those that the cases name, else the probes."""

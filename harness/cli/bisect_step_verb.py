@@ -72,6 +72,7 @@ def command(
         addons=addons,
         configs=configs,
         machine=machine,
+        jobs=jobs,
     )
     tell(f"accelerator: {asked.check()}")
     spec = tree or os.fspath(Path.cwd())

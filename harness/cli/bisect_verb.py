@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -92,22 +93,11 @@ def command(
     repository = asking.repository_of(tree)
     common = gitbisect.find_root(repository)
     if reset:
-        dropped = campaign.reset(common)
-        tell(
-            f"dropped; its verdicts stay in {dropped}"
-            if dropped
-            else f"no bisect of {repository} is under way"
-        )
-        return 0
+        return _reset(common, repository)
     if go_on:
-        if any((good, bad, suites, cases, keyword, boot, find_fix, first_parent, skips, limits)):
-            raise click.UsageError("--continue goes on as it was asked for: give it nothing but --tree")
-        state, directory = campaign.resume(common, os.fspath(repository))
-        tell(f"going on with {directory}: {len(state.tested)} verdicts so far")
-        return _conduct(state, directory)
+        return _continue(common, repository)
     if good is None or bad is None:
         raise click.UsageError("say where it passes and where it fails: --good REV --bad REV")
-    machine = MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu)
     asked = Asked(
         variant=variant,
         suites=suites,
@@ -116,27 +106,34 @@ def command(
         boot=boot,
         addons=addons,
         configs=configs,
-        machine=machine,
-    )
-    old, new = (gitbisect.find_end(repository, name) for name in ((bad, good) if find_fix else (good, bad)))
-    aim = Aim(find_fix=find_fix, boot=boot, repeat=repeat)
-    quarry = Quarry(
-        repository=os.fspath(repository),
-        root=os.fspath(common),
-        old=old,
-        new=new,
-        paths=_paths(limits),
-        first_parent=first_parent,
-        skips=skips,
-        variant=variant,
-        addons=addons,
-        configs=tuple(os.fspath(config.absolute()) for config in configs),
+        machine=MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu),
         jobs=jobs,
-        machine=tuple(machine.options()),
-        suites=asked.chosen_suites(),
-        cases=cases,
-        keyword=keyword or "",
     )
+    aim = Aim(find_fix=find_fix, boot=boot, repeat=repeat)
+    old, new = (gitbisect.find_end(repository, name) for name in ((bad, good) if find_fix else (good, bad)))
+    quarry = asked.quarry(repository, common, old, new)
+    quarry = dataclasses.replace(quarry, paths=_paths(limits), first_parent=first_parent, skips=skips)
+    return _begin(asked, quarry, aim)
+
+
+def _reset(common: Path, repository: Path) -> int:
+    """Drop what is under way in *repository*."""
+    options.refuse_beside("--reset drops what was asked for then", {"tree", "reset"})
+    dropped = campaign.reset(common)
+    tell(f"dropped; its verdicts stay in {dropped}" if dropped else f"no bisect of {repository} is under way")
+    return 0
+
+
+def _continue(common: Path, repository: Path) -> int:
+    """Go on with what is under way in *repository*."""
+    options.refuse_beside("--continue goes on with what was asked for then", {"tree", "go_on"})
+    state, directory = campaign.resume(common, os.fspath(repository))
+    tell(f"going on with {directory}: {len(state.tested)} verdicts so far")
+    return _conduct(state, directory)
+
+
+def _begin(asked: Asked, quarry: Quarry, aim: Aim) -> int:
+    """Check all that can be checked before something is built, and hunt."""
     count = campaign.check_quarry(quarry, aim)
     accelerator = asked.check()
     state, directory = campaign.begin(quarry, aim)

@@ -125,7 +125,7 @@ def command(
     if emit is None and "shards" in _given():
         raise UsageError("--shards is for --emit", hint="run one part with --shard K/N")
     if resume is not None:
-        _refuse_with_resume()
+        options.refuse_beside("--resume goes on with what was asked for then", _WITH_RESUME)
         session = _resumed(resume, until, junit)
     else:
         matrix = _chosen(name, path, trees)
@@ -225,14 +225,6 @@ def _words(option: click.Option, value: object) -> list[str]:
 
 _WITH_RESUME = {"resume", "deadline", "junit", "workers", "verbose", "as_json", "plan_only"}
 """Options that say how to go on; all others are those of the run."""
-
-
-def _refuse_with_resume() -> None:
-    """Refuse what --resume cannot change."""
-    for name, parameter in _given().items():
-        if name not in _WITH_RESUME:
-            word = parameter.opts[0] if isinstance(parameter, click.Option) else "NAME"
-            raise UsageError(f"--resume goes on with what was asked for then: leave {word} out")
 
 
 def _resumed(name: str, until: float | None, junit: Path | None) -> Session:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from harness import paths
+from harness.errors import UsageError
 from harness.host import default_compilers
 from harness.machine.roots import DEFAULT_ROOT, ROOT_NAMES
 from harness.plan import Isolation
@@ -29,6 +30,22 @@ def _apply(options: tuple[Callable[[F], F], ...], function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def refuse_beside(sentence: str, kept: Collection[str]) -> None:
+    """Refuse every parameter on the command line that is not one of *kept*, which go with what was asked for.
+
+    *sentence* says why the others do not.  Parameters are called as in the function of the verb.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        # An argument that may repeat is always "given", with nothing in it.
+        if given and name not in kept and context.params.get(name) != ():
+            is_option = isinstance(parameter, click.Option)
+            word = parameter.opts[0] if is_option else parameter.human_readable_name.strip("[]")
+            raise UsageError(f"{sentence}: leave {word} out")
 
 
 def _complete_variant(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -50,7 +50,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def harness(verb: str, *words: str, cwd: Path) -> process.Completed:
-    return process.run([sys.executable, "-m", "harness", verb, "--accel", "tcg", *words], cwd=cwd)
+    accel = () if {"--continue", "--reset"} & {*words} else ("--accel", "tcg")
+    return process.run([sys.executable, "-m", "harness", verb, *accel, *words], cwd=cwd)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +78,6 @@ def harness(verb: str, *words: str, cwd: Path) -> process.Completed:
         ((*ENDS, "--boot", "--tree", ".@v2"), "--tree takes the repository . alone\n  name v2 with"),
         ((*ENDS, "--boot", "--tree", "/nonexistent"), "there is no directory /nonexistent"),
         ((*ENDS, "--boot", "--tree", "/"), "/ is not a git repository"),
-        (("--continue",), "no bisect of"),
-        (("--continue", "--boot"), "give it nothing but --tree"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -89,6 +88,28 @@ def test_wrong_words(repository: Path, words: tuple[str, ...], said: str) -> Non
     assert done.status == ExitCode.USAGE
     assert "Traceback" not in done.stderr
     assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--continue",), "no bisect of"),
+        (("--continue", "--variant", "cdev"), "--continue goes on with what was asked for then: leave"),
+        (("--continue", "--topology", "nvme"), "leave --topology out"),
+        (("--continue", "--memory", "4096"), "leave --memory out"),
+        (("--continue", "--repeat", "3"), "leave --repeat out"),
+        (("--continue", "-j", "2"), "leave -j out"),
+        (("--continue", "--good", "v1"), "leave --good out"),
+        (("--continue", "--", "init"), "leave -- PATH... out"),
+        (("--reset", "--boot"), "--reset drops what was asked for then: leave --boot out"),
+        (("--reset", "--continue"), "leave --continue out"),
+    ],
+)
+def test_what_was_asked_for_stays(repository: Path, words: tuple[str, ...], said: str) -> None:
+    """An option that would be ignored, be it the default, is refused by name."""
+    done = harness("bisect", *words, cwd=repository)
+    assert said in done.stderr
+    assert done.status == ExitCode.USAGE
 
 
 @pytest.mark.parametrize(
