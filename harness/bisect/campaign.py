@@ -16,7 +16,7 @@ from harness.bisect import gitbisect
 from harness.bisect.finding import describe_finding, first_new, last_old
 from harness.bisect.gitbisect import GitBisect, Position
 from harness.bisect.hunt import LOG_NAME, Hunt, Say
-from harness.bisect.judge import BOOT_CASE, BuildShown, RealJudge, Trial
+from harness.bisect.judge import BuildShown, RealJudge, Trial
 from harness.bisect.model import Aim, Sight
 from harness.bisect.report import Finding, mail, summary
 from harness.bisect.state import HuntState, Quarry, load_state
@@ -122,23 +122,6 @@ def _alone(root: Path) -> Iterator[None]:
                 f"another process is bisecting {root}", hint="wait for it, or bisect in another clone"
             )
         yield
-
-
-def trial_of(quarry: Quarry, aim: Aim, jobs: int, selftests: bool) -> Trial:
-    """How the commits of *quarry* are tested."""
-    asked = quarry.cases or (() if quarry.keyword or not aim.boot else (BOOT_CASE,))
-    return Trial(
-        variant=quarry.variant,
-        addons=quarry.addons,
-        configs=quarry.configs,
-        jobs=quarry.jobs or jobs,
-        machine=quarry.machine,
-        suites=quarry.suites,
-        cases=asked,
-        keyword=quarry.keyword,
-        boot=aim.boot,
-        selftests=selftests,
-    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,11 @@ from pathlib import Path
 from harness import itself, process
 from harness.bisect.hunt import Prepared
 from harness.bisect.looking import observe
-from harness.bisect.model import Observation, Sight
+from harness.bisect.model import Aim, Observation, Sight
+from harness.bisect.state import Quarry
 from harness.deadline import Deadline
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
+from harness.host import default_compilers
 from harness.kernel.kconfig import read_fragment
 from harness.kernel.make import Progress
 from harness.kernel.store import Kernel, provide_kernel
@@ -51,6 +53,23 @@ class Trial:
     boot: bool = False
     selftests: bool = False
     """Whether the suites need the tree's own selftests."""
+
+    @classmethod
+    def of(cls, quarry: Quarry, aim: Aim, *, selftests: bool) -> Trial:
+        """How the commits of *quarry* are tested."""
+        nothing_else = aim.boot and not quarry.keyword
+        return cls(
+            variant=quarry.variant,
+            addons=quarry.addons,
+            configs=quarry.configs,
+            jobs=quarry.jobs or default_compilers(),
+            machine=quarry.machine,
+            suites=quarry.suites,
+            cases=quarry.cases or ((BOOT_CASE,) if nothing_else else ()),
+            keyword=quarry.keyword,
+            boot=aim.boot,
+            selftests=selftests,
+        )
 
     def options(self, hunted: Sequence[str] = ()) -> list[str]:
         """The options of `run`, but for the tree."""

@@ -11,15 +11,15 @@ import click
 
 from harness import paths
 from harness.bisect.hunt import describe, fresh_step, settle
-from harness.bisect.judge import BOOT_CASE, RealJudge, Trial
+from harness.bisect.judge import RealJudge, Trial
 from harness.bisect.model import Aim, Mark
+from harness.bisect.state import End
 from harness.cli import asking, options, planning
 from harness.cli.asking import Asked
 from harness.cli.output import emit, tell
 from harness.cli.progress import build_progress
 from harness.cli.wishes import MachineWish
 from harness.errors import GIT_SKIP, ExitCode
-from harness.host import default_compilers
 
 
 @click.command("bisect-step")
@@ -62,7 +62,6 @@ def command(
     Example:
       git bisect run vfio-harness bisect-step --case probes/get_pa/gap_ends_the_length
     """
-    machine = MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu)
     asked = Asked(
         variant=variant,
         suites=suites,
@@ -71,36 +70,34 @@ def command(
         boot=boot,
         addons=addons,
         configs=configs,
-        machine=machine,
+        machine=MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu),
         jobs=jobs,
     )
-    tell(f"accelerator: {asked.check()}")
-    spec = tree or os.fspath(Path.cwd())
-    found = planning.open_wished_tree(spec)
-    trial = Trial(
-        variant=variant,
-        addons=addons,
-        configs=tuple(os.fspath(config.absolute()) for config in configs),
-        jobs=jobs or default_compilers(),
-        machine=tuple(machine.options()),
-        suites=asked.chosen_suites(),
-        cases=cases or (() if keyword or not boot else (BOOT_CASE,)),
-        keyword=keyword or "",
-        boot=boot,
-        selftests=planning.needs_selftests(asked.chosen_suites()),
-    )
     aim = Aim(find_fix=find_fix, boot=boot, missing_fails=missing_fails, repeat=repeat)
+    return _judge(tree or os.fspath(Path.cwd()), asked, aim)
+
+
+def _judge(spec: str, asked: Asked, aim: Aim) -> int:
+    """Judge the tree that *spec* names, and tell; the exit code for git."""
+    tell(f"accelerator: {asked.check()}")
+    found = planning.open_wished_tree(spec)
+    here = End(name=found.label, commit=found.commit or found.identity)
+    quarry = asked.quarry(Path(spec), Path(), here, here)
+    selftests = planning.needs_selftests(quarry.suites)
     judge = RealJudge(
         lambda _commit: spec,
-        trial,
+        Trial.of(quarry, aim, selftests=selftests),
         paths.runs_dir() / "bisect-step",
         lambda name: build_progress(name, sys.stderr),
     )
-    step = settle(judge, fresh_step(found.commit or found.identity, found.label), aim)
-    emit(f"{found.label}: {describe(step, aim)}")
+    step = settle(judge, fresh_step(here.commit, here.name), aim)
+    emit(f"{here.name}: {describe(step, aim)}")
     for seen in step.observations:
         if seen.run_dir:
             tell(f"everything is in {seen.run_dir}")
-    return {Mark.OLD: ExitCode.GOOD, Mark.NEW: ExitCode.CASE_FAILED, Mark.SKIP: GIT_SKIP}[
-        aim.mark(step.sight)
-    ]
+    return _status(aim.mark(step.sight))
+
+
+def _status(mark: Mark) -> int:
+    """What `git bisect run` is told with *mark*."""
+    return {Mark.OLD: ExitCode.GOOD, Mark.NEW: ExitCode.CASE_FAILED, Mark.SKIP: GIT_SKIP}[mark]

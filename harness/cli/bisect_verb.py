@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from harness.bisect import campaign, gitbisect
+from harness.bisect.judge import Trial
 from harness.bisect.model import Aim
 from harness.bisect.report import Finding, summary
 from harness.bisect.state import HuntState, Quarry
@@ -21,7 +22,6 @@ from harness.cli.output import emit, tell
 from harness.cli.progress import build_progress
 from harness.cli.wishes import MachineWish
 from harness.errors import UsageError
-from harness.host import default_compilers
 from harness.kernel import gittree
 from harness.words import count_of
 
@@ -160,7 +160,7 @@ def _announce(quarry: Quarry, aim: Aim, count: int) -> None:
 
 def _conduct(state: HuntState, directory: Path) -> int:
     selftests = planning.needs_selftests(state.quarry.suites)
-    trial = campaign.trial_of(state.quarry, state.aim, default_compilers(), selftests)
+    trial = Trial.of(state.quarry, state.aim, selftests=selftests)
     finding, code = campaign.Campaign(
         state=state,
         directory=directory,

@@ -17,7 +17,8 @@ from harness.bisect import judge as judge_module
 from harness.bisect.finding import _machine
 from harness.bisect.hunt import Prepared
 from harness.bisect.judge import RealJudge, Trial
-from harness.bisect.model import Sight
+from harness.bisect.model import Aim, Sight
+from harness.bisect.state import End, Quarry
 from harness.errors import InfraError
 from harness.kernel.make import Progress, ignore_progress
 from harness.process import Completed
@@ -133,6 +134,24 @@ def test_boot_is_tried_with_a_case_that_always_applies() -> None:
     """Whatever the variant and the machine, something runs, or nothing would be booted."""
     needs = {f"probes/{case.address}": case.needs for case in probe_cases()}
     assert needs[judge_module.BOOT_CASE] == ("iommufd",)
+
+
+@pytest.mark.parametrize(
+    ("boot", "cases", "keyword", "run"),
+    [
+        (True, (), "", (judge_module.BOOT_CASE,)),
+        (True, (), "get_pa", ()),
+        (True, ("probes/a/b",), "", ("probes/a/b",)),
+        (False, (), "get_pa", ()),
+    ],
+)
+def test_trial_of_what_was_asked(boot: bool, cases: tuple[str, ...], keyword: str, run: object) -> None:
+    """Verb and step test alike: with nothing but --boot one case makes a VM boot."""
+    end = End(name="v1", commit="0")
+    asked = Quarry(repository="/x", root="", old=end, new=end, cases=cases, keyword=keyword)
+    trial = Trial.of(asked, Aim(boot=boot), selftests=False)
+    assert (trial.cases, trial.boot) == (run, boot)
+    assert trial.jobs > 1
 
 
 def test_options_narrow_down() -> None:
