@@ -300,6 +300,8 @@ def end_error(step: Step, end: End, word: str, aim: Aim, *, passing: bool) -> Ha
     what = f"the {word} end {end.label}"
     if step.sight is Sight.NO_CHANCE:
         return InfraError(f"{what} had no chance to be tested: {step.why}", hint=hint)
+    if step.sight is Sight.REFUSED:
+        return UsageError(f"{what} cannot be tested: {step.why}", hint=hint)
     if passing:
         some_pass = any(Sight.PASSES in seen.cases.values() for seen in step.observations)
         if step.sight is Sight.PASSES or (step.sight is Sight.FAILS and some_pass):

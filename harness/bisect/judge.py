@@ -161,9 +161,10 @@ def _sight_of(error: HarnessError) -> Sight:
     match error:
         case InfraError():
             return Sight.NO_CHANCE
-        case NotApplicable() | UsageError():
-            # Names were checked before: what is wrong now is that this commit lacks what is asked of it.
+        case NotApplicable():
             return Sight.MISSING
+        case UsageError():
+            return Sight.REFUSED
         case _:
             return Sight.UNBUILDABLE
 
@@ -184,11 +185,9 @@ def _without_run(done: process.Completed, seconds: float) -> Observation:
     why = error.removeprefix("error: ")
     if done.status == ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
-    sight = (
-        Sight.MISSING
-        if done.status == ExitCode.USAGE and why.startswith("no case matches")
-        else Sight.NO_CHANCE
-    )
+    sight = Sight.NO_CHANCE
+    if done.status == ExitCode.USAGE:
+        sight = Sight.MISSING if why.startswith("no case matches") else Sight.REFUSED
     return Observation(sight=sight, why=why, seconds=seconds)
 
 

@@ -22,6 +22,8 @@ class Sight(enum.Enum):
     DIES = "does not boot"
     """The kernel died, or complained, before a guest answered."""
     UNBUILDABLE = "does not build"
+    REFUSED = "cannot be asked"
+    """What was asked makes no sense at this commit: no Linux at all, or a setting that it does not know."""
     NO_CHANCE = "no chance"
     """The host or the way to the guest failed: nothing is said about the commit."""
 
@@ -177,7 +179,7 @@ def weigh(
 
 def _needs_no_second(sight: Sight, aim: Aim) -> bool:
     """Whether *sight* comes from the source alone, or will be skipped anyway."""
-    if sight in (Sight.UNBUILDABLE, Sight.MISSING):
+    if sight in (Sight.UNBUILDABLE, Sight.MISSING, Sight.REFUSED):
         return True
     return sight is Sight.DIES and not aim.boot
 

@@ -12,14 +12,14 @@ import click
 from harness import paths
 from harness.bisect.hunt import describe, fresh_step, settle
 from harness.bisect.judge import RealJudge, Trial
-from harness.bisect.model import Aim, Mark
+from harness.bisect.model import Aim, Mark, Sight
 from harness.bisect.state import End
 from harness.cli import asking, options, planning
 from harness.cli.asking import Asked
 from harness.cli.output import emit, tell
 from harness.cli.progress import build_progress
 from harness.cli.wishes import MachineWish
-from harness.errors import GIT_SKIP, ExitCode
+from harness.errors import GIT_SKIP, ExitCode, UsageError
 
 
 @click.command("bisect-step")
@@ -91,6 +91,9 @@ def _judge(spec: str, asked: Asked, aim: Aim) -> int:
         lambda name: build_progress(name, sys.stderr),
     )
     step = settle(judge, fresh_step(here.commit, here.name), aim)
+    if step.sight is Sight.REFUSED:
+        # Whether it is this commit alone cannot be told from here: who drives git decides.
+        raise UsageError(step.why, hint=next((seen.hint for seen in step.observations if seen.hint), None))
     emit(f"{here.name}: {describe(step, aim)}")
     for seen in step.observations:
         if seen.run_dir:

@@ -132,6 +132,22 @@ def test_a_step_that_cannot_be_built_is_skipped(repository: Path) -> None:
     assert "SKIP, does not build" in done.stdout
 
 
+@needs_qemu
+def test_what_makes_no_sense_is_no_missing_thing(repository: Path) -> None:
+    """An end that is no Linux, or a setting that the tree does not know, is wrong use, never `not there`."""
+    config = repository.parent / "my.config"
+    config.write_text("CONFIG_NO_SUCH_THING=y\n")
+    words = ("--case", CASE, "--config", str(config))
+    done = harness("bisect-step", "--missing-fails", *words, cwd=repository)
+    assert (done.status, "CONFIG_NO_SUCH_THING" in done.stderr) == (GIT_ABORT, True), done.stderr
+    git(repository, "rm", "--quiet", "-r", "--cached", "MAINTAINERS")
+    git(repository, "commit", "--quiet", "--message=no Linux")
+    done = harness("bisect", "--good", "v1", "--bad", "main", "--case", CASE, cwd=repository)
+    assert done.status == ExitCode.USAGE
+    assert "the bad end main" in done.stderr
+    assert "is not a Linux source tree" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("code", "status"), [(0, 0), (1, 1), (2, 128), (3, 125), (4, 125), (125, 125), (130, 130)]
 )

@@ -16,7 +16,7 @@ from harness.bisect.model import Aim, Mark, Observation, Sight
 from harness.bisect.state import FILE_NAME, End, HuntState, Quarry, load_state
 from harness.errors import InfraError, KernelError, UsageError
 
-P, F, M = Sight.PASSES, Sight.FAILS, Sight.MISSING
+P, F, M, R = Sight.PASSES, Sight.FAILS, Sight.MISSING, Sight.REFUSED
 D, U, N = Sight.DIES, Sight.UNBUILDABLE, Sight.NO_CHANCE
 CASE = "probes/a/b"
 LAST = 16
@@ -69,7 +69,7 @@ class FakeJudge:
 
     def prepare(self, commit: str) -> Prepared | Observation:
         first = self.shows(int(commit))[0]
-        if first in (U, M):
+        if first in (U, M, R):
             return Observation(sight=first, why=first.value)
         return Prepared(content=self.content(int(commit)), seconds=1.0)
 
@@ -113,7 +113,7 @@ def test_it_lands_on_the_culprit(tmp_path: Path, culprit: int) -> None:
     assert set(judge.asked[3:]) <= {(CASE,)}
 
 
-@pytest.mark.parametrize("sight", [U, D, M, N])
+@pytest.mark.parametrize("sight", [U, D, M, N, R])
 def test_what_cannot_be_tested_is_skipped(tmp_path: Path, sight: Sight) -> None:
     """A commit that does not build, boot or apply, or whose host failed, is never taken for bad."""
     hunt = hunt_of(tmp_path, FakeJudge(since(11, c8=[sight])))
@@ -203,6 +203,8 @@ def test_boot_is_bad_only_when_hunted(tmp_path: Path) -> None:
         (M, F, KernelError, "the good end v1.*cannot be tested"),
         (P, U, KernelError, "the bad end v2.*cannot be tested"),
         (P, N, InfraError, "the bad end v2.*no chance"),
+        (P, R, UsageError, "the bad end v2.*cannot be tested"),
+        (R, F, UsageError, "the good end v1.*cannot be tested"),
     ],
 )
 def test_wrong_ends_are_said_at_once(

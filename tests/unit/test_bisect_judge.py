@@ -90,7 +90,7 @@ def test_what_the_commit_cannot(repository: Path) -> None:
     git(repository, "rm", "--quiet", "-r", "Makefile")
     commit(repository, "elsewhere")
     judge = judge_of(repository)
-    expected = {"broken": Sight.UNBUILDABLE, "older": Sight.MISSING, "elsewhere": Sight.MISSING}
+    expected = {"broken": Sight.UNBUILDABLE, "older": Sight.MISSING, "elsewhere": Sight.REFUSED}
     for name, sight in expected.items():
         seen = judge.prepare(name)
         assert not isinstance(seen, Prepared)
@@ -113,7 +113,7 @@ def test_what_the_host_cannot(repository: Path, monkeypatch: pytest.MonkeyPatch)
     ("status", "stderr", "sight", "why"),
     [
         (2, "tree: x\nerror: no case matches 'a/b'\n  see\n", Sight.MISSING, "no case matches 'a/b'"),
-        (2, "error: something else\n", Sight.NO_CHANCE, "something else"),
+        (2, "error: something else\n", Sight.REFUSED, "something else"),
         (3, "Traceback\nerror: the harness itself failed\n", Sight.NO_CHANCE, "the harness itself failed"),
         (-9, "", Sight.NO_CHANCE, "was killed by SIGKILL"),
     ],

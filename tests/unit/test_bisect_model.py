@@ -7,7 +7,7 @@ import pytest
 
 from harness.bisect.model import Aim, Mark, Observation, Sight, hunted_cases, weigh
 
-P, F, M = Sight.PASSES, Sight.FAILS, Sight.MISSING
+P, F, M, R = Sight.PASSES, Sight.FAILS, Sight.MISSING, Sight.REFUSED
 D, U, N = Sight.DIES, Sight.UNBUILDABLE, Sight.NO_CHANCE
 
 
@@ -27,6 +27,7 @@ def seen(*sights: Sight) -> list[Observation]:
         ((F, P, P), P),
         ((U,), U),
         ((M,), M),
+        ((R,), R),
         ((D,), D),
         ((N,), None),
         ((N, P), P),
@@ -100,6 +101,7 @@ def test_wary_hunt_asks_twice_for_a_pass() -> None:
         (Aim(), N, Mark.SKIP),
         (Aim(boot=True), D, Mark.NEW),
         (Aim(missing_fails=True), M, Mark.NEW),
+        (Aim(missing_fails=True), R, Mark.SKIP),
         (Aim(find_fix=True), P, Mark.NEW),
         (Aim(find_fix=True), F, Mark.OLD),
         (Aim(find_fix=True), M, Mark.SKIP),
