@@ -180,7 +180,7 @@ class Hunt:
     def _judge_one(self, commit: str, subject: str, *, wary: bool = False) -> Step:
         state = self.state
         begun = state.pending if state.pending and state.pending.commit == commit else None
-        return settle(
+        step = settle(
             self._judge,
             begun or fresh_step(commit, subject),
             state.aim,
@@ -190,6 +190,35 @@ class Hunt:
             known=state.known,
             note=self._note,
         )
+        return self._blame_silence(step) if state.aim.boot and _is_silent(step) else step
+
+    def _blame_silence(self, step: Step) -> Step:
+        """Call a kernel dead that comes up on no VM while the end that boots still does; else leave it."""
+        end = self._passing_end
+        if step.commit == end.commit:
+            return step
+        silent = [seen for seen in step.observations if seen.silent]
+        self._say(f"  no guest came up on {count_of(len(silent), 'VM')}: trying {end.label}, which boots")
+        control = self._look_at_passing_end()
+        if control.sight is not Sight.PASSES:
+            self._say(f"  {control.why}: that may be the host's doing")
+            return step
+        seen = tuple(
+            dataclasses.replace(one, sight=Sight.DIES) if one.silent else one for one in step.observations
+        )
+        why = f"no guest came up on {count_of(len(silent), 'VM')}, and {end.label} boots: {step.why}"
+        return dataclasses.replace(step, sight=Sight.DIES, why=why, observations=seen)
+
+    @property
+    def _passing_end(self) -> End:
+        quarry = self.state.quarry
+        return quarry.new if self.state.aim.find_fix else quarry.old
+
+    def _look_at_passing_end(self) -> Observation:
+        """What a fresh VM shows of the end that passes: on a sound host it passes."""
+        commit = self._passing_end.commit
+        prepared = self._judge.prepare(commit)
+        return prepared if isinstance(prepared, Observation) else self._judge.look(commit, self.state.hunted)
 
     def _note(self, step: Step) -> None:
         self._update(pending=step)
@@ -265,10 +294,9 @@ class Hunt:
         latest = self.state.steps[self._trusted :][-HOPELESS:]
         if len(latest) < HOPELESS or any(s.sight is not Sight.NO_CHANCE or s.flaky for s in latest):
             return
-        quarry, aim = self.state.quarry, self.state.aim
-        end = quarry.new if aim.find_fix else quarry.old
+        end = self._passing_end
         self._say(f"  {HOPELESS} commits in a row had no chance: trying {end.label} again, which passed")
-        control = self._judge.look(end.commit, self.state.hunted)
+        control = self._look_at_passing_end()
         if control.sight is not Sight.NO_CHANCE:
             self._say(f"  {control.why}: the host is sound, so it is the commits")
             self._trusted = len(self.state.steps)
@@ -278,6 +306,13 @@ class Hunt:
             f"the host gives no guest a chance any more: {control.why}",
             hint="see to it, then go on with: vfio-harness bisect --continue",
         )
+
+
+def _is_silent(step: Step) -> bool:
+    """Whether no VM of *step* had a guest, and more than one of them was silent about why."""
+    silent = [seen for seen in step.observations if seen.silent]
+    rest = [seen for seen in step.observations if not seen.silent and seen.sight is not Sight.DIES]
+    return step.sight is Sight.NO_CHANCE and len(silent) > 1 and not rest
 
 
 def _seen_cases(step: Step) -> Observation:

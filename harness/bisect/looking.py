@@ -21,6 +21,12 @@ _BOOTS = "boots"
 _NUMBER = re.compile(r"\b0x[0-9a-f]+\b|\d+")
 _WHILE_BOOTING = re.compile(r"the kernel said outside any case: while booting: ")
 
+_SILENCE = re.compile(
+    r"(the guest did not boot in time|no SSH answer from the guest in time|the guest did not answer in time"
+    r"|the agent in the guest did not come up|the guest reset itself|the guest powered off)(?!.*QEMU died)"
+)
+"""What is said of a VM that ran and whose guest never came up (harness.boot, harness.machine.vm)."""
+
 _SIGHTS = {
     Outcome.SKIP: Sight.MISSING,
     Outcome.PASS: Sight.PASSES,
@@ -49,7 +55,13 @@ def observe(run: Run, *, hunted: Sequence[str] = (), boot: bool = False, seconds
     failure = _kind_of(told) if told is not None and sight in (Sight.FAILS, Sight.DIES) else ""
     cases = {str(r.address): _sight_of(r) for r in results if r.address.suite != KERNEL}
     return Observation(
-        sight=sight, why=why, failure=failure, cases=cases, run_dir=run.directory, seconds=seconds
+        sight=sight,
+        why=why,
+        failure=failure,
+        cases=cases,
+        run_dir=run.directory,
+        silent=sight is Sight.NO_CHANCE and told is not None and _is_silence(told),
+        seconds=seconds,
     )
 
 
@@ -104,6 +116,10 @@ def _is_asked(result: Result, hunted: Sequence[str]) -> bool:
         return True
     whole = result.address.case == WHOLE_PROGRAM and result.outcome is not Outcome.SKIP
     return whole and any(case.startswith(f"{result.address.program_path}/") for case in hunted)
+
+
+def _is_silence(result: Result) -> bool:
+    return result.outcome is Outcome.NOT_RUN and bool(_SILENCE.match(result.reason))
 
 
 def _is_death(result: Result) -> bool:

@@ -94,6 +94,8 @@ class Observation:
     """What each case came to, by address."""
     run_dir: str = ""
     """Everything that is left of it; empty when nothing was booted."""
+    silent: bool = False
+    """Whether its VM ran and no guest ever answered: the host's doing, or a kernel that hangs."""
     hint: str = ""
     """What to do about it, or where its log is, when nothing was booted."""
     seconds: float = 0.0

@@ -62,8 +62,16 @@ class FakeChooser:
 class FakeJudge:
     """Knows what each VM will show of each commit."""
 
-    def __init__(self, shows: Callable[[int], Sequence[Sight]], content: Callable[[int], str] = str) -> None:
+    def __init__(
+        self,
+        shows: Callable[[int], Sequence[Sight]],
+        content: Callable[[int], str] = str,
+        *,
+        silent: bool = False,
+    ) -> None:
         self.shows, self.content = shows, content
+        self.silent = silent
+        """Whether who has no chance has a VM that runs."""
         self.looks: list[int] = []
         self.asked: list[tuple[str, ...]] = []
 
@@ -80,7 +88,14 @@ class FakeJudge:
         self.looks.append(number)
         self.asked.append(tuple(hunted))
         cases = {CASE: sight} if sight in (P, F) else {}
-        return Observation(sight=sight, why=sight.value, cases=cases, run_dir="runs/x", seconds=2.0)
+        return Observation(
+            sight=sight,
+            why=sight.value,
+            cases=cases,
+            run_dir="runs/x",
+            silent=self.silent and sight is N,
+            seconds=2.0,
+        )
 
 
 def quarry() -> Quarry:
@@ -192,6 +207,46 @@ def test_boot_is_bad_only_when_hunted(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="cannot be tested") as error:
         hunt_of(tmp_path, judge, Aim()).run()
     assert "--boot" in str(error.value)
+
+
+@pytest.mark.parametrize("find_fix", [False, True])
+def test_silent_hang_is_a_boot_that_fails(tmp_path: Path, find_fix: bool) -> None:
+    """With --boot, a commit that comes up on no VM is bad when the end that boots does so meanwhile."""
+    judge = FakeJudge(lambda number: [N if (number >= 6) is not find_fix else P], silent=True)
+    hunt = hunt_of(tmp_path, judge, Aim(boot=True, find_fix=find_fix))
+    assert hunt.run().found == "6"
+    hung = [step for step in hunt.state.tested if step.sight is D]
+    assert {step.vms for step in hung} == {2}
+    assert all("no guest came up on 2 VMs" in step.why for step in hung)
+    assert judge.looks.count(LAST if find_fix else 0) == len(hung) + 1
+    assert load_state(tmp_path) == hunt.state
+
+
+@pytest.mark.parametrize(("boot", "silent"), [(True, False), (False, True)])
+def test_no_other_loss_is_a_boot_that_fails(tmp_path: Path, boot: bool, silent: bool) -> None:
+    """Without --boot, or when no VM ran, nothing is said about a commit, however often it happens."""
+    judge = FakeJudge(lambda number: [N if number == 8 else P if number < 11 else D if boot else F])
+    judge.silent = silent
+    hunt = hunt_of(tmp_path, judge, Aim(boot=boot))
+    assert hunt.run().found == "11"
+    assert next(step for step in hunt.state.steps if step.commit == "8").sight is N
+
+
+def test_silence_of_the_host_is_no_verdict(tmp_path: Path) -> None:
+    """When the end that boots does not come up any more either, the commit is skipped."""
+    control = [P, N, P]
+    others = {8: N, **dict.fromkeys(range(11, LAST + 1), D)}
+    judge = FakeJudge(lambda number: [others.get(number, P)] if number else control, silent=True)
+    hunt = hunt_of(tmp_path, judge, Aim(boot=True))
+    assert hunt.run().found == "11"
+    assert next(step for step in hunt.state.steps if step.commit == "8").sight is N
+
+
+def test_end_that_should_boot_and_hangs(tmp_path: Path) -> None:
+    """It cannot vouch for itself."""
+    judge = FakeJudge(lambda number: [D if number else N], silent=True)
+    with pytest.raises(InfraError, match=r"the good end v1 .* had no chance"):
+        hunt_of(tmp_path, judge, Aim(boot=True)).run()
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import pytest
 from report_sample import RUN, SPLAT, result
 
+from harness import boot
+from harness.bisect import looking
 from harness.bisect.looking import observe
 from harness.bisect.model import Sight
 from harness.errors import ExitCode
+from harness.machine import vm
 from harness.machine.splat import Splat
 from harness.plugin import lab
+from harness.remote import guest
 from harness.results import VANISHED, JobRecord, Outcome, Result, Run
 
 CASE = "probes/get_pa/refusals_come_in_order"
@@ -126,6 +131,32 @@ def test_complaint_after_the_case_is_the_cases() -> None:
     seen = run(result(CASE, Outcome.PASS), crash(QUIET, a_splat("get_pa/x")))
     assert observe(seen, hunted=[CASE]).sight is Sight.FAILS
     assert observe(seen, boot=True).sight is Sight.PASSES
+
+
+@pytest.mark.parametrize(
+    ("reason", "silent"),
+    [
+        ("the guest did not boot in time; its last words: vfio: init; the console's last word: x", True),
+        ("no SSH answer from the guest in time (last: nothing); the console is empty", True),
+        ("the guest reset itself; the console's last word: x (the console: y)", True),
+        ("QEMU died: out of memory; the console is empty", False),
+        ("no SSH answer from the guest in time (last: nothing) (QEMU died: killed)", False),
+        ("port 1 is answered by another machine", False),
+        ("the deadline, 06:30, had passed", False),
+    ],
+)
+def test_silence_of_a_guest(reason: str, silent: bool) -> None:
+    """A VM that ran and had no guest is told from one that did not run; it is no verdict by itself."""
+    seen = observe(run(result(CASE, Outcome.NOT_RUN, reason=reason)), boot=True)
+    assert (seen.sight, seen.silent) == (Sight.NO_CHANCE, silent)
+
+
+def test_silence_is_known_by_its_words() -> None:
+    """They are those of the modules that say them."""
+    sources = inspect.getsource(vm) + inspect.getsource(guest) + inspect.getsource(boot)
+    words = looking._SILENCE.pattern.partition(")(?!")[0].strip("(").split("|")
+    assert len(words) > 1
+    assert [said for said in words if said not in sources] == []
 
 
 def test_failing_case_means_nothing_to_the_boot() -> None:
