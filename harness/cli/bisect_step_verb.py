@@ -12,8 +12,9 @@ import click
 from harness import paths
 from harness.bisect.hunt import describe, fresh_step, settle
 from harness.bisect.judge import RealJudge, Trial
-from harness.bisect.model import Aim, Mark, Sight
+from harness.bisect.model import Aim, Mark, Sight, Step
 from harness.bisect.state import End
+from harness.bisect.verdicts import Verdicts, deciding, verdicts_path
 from harness.cli import asking, options, planning
 from harness.cli.asking import Asked
 from harness.cli.output import emit, tell
@@ -55,8 +56,10 @@ def command(
 ) -> int:
     """Judge the tree as it is: 0 good, 1 bad, 125 untestable, 128 wrong use, which stops a bisect.
 
-    The judgement is that of the verb bisect: a failure counts when a second VM shows it too,
-    and nothing that the host did counts at all.  Without --tree it is the current directory.
+    The judgement is that of the verb bisect: a failure counts when a second VM shows it too, nothing that
+    the host did counts at all, and an image that was judged before keeps its verdict.  With --boot a kernel
+    that hangs without a word is skipped: bisect alone has an end that boots to compare it with.
+    Without --tree it is the current directory.
 
     \b
     Example:
@@ -83,22 +86,38 @@ def _judge(spec: str, asked: Asked, aim: Aim) -> int:
     found = planning.open_wished_tree(spec)
     here = End(name=found.label, commit=found.commit or found.identity)
     quarry = asked.quarry(Path(spec), Path(), here, here)
-    selftests = planning.needs_selftests(quarry.suites)
+    trial = Trial.of(quarry, aim, selftests=planning.needs_selftests(quarry.suites))
     judge = RealJudge(
         lambda _commit: spec,
-        Trial.of(quarry, aim, selftests=selftests),
+        trial,
         paths.runs_dir() / "bisect-step",
         lambda name: build_progress(name, sys.stderr),
     )
-    step = settle(judge, fresh_step(here.commit, here.name), aim)
+    verdicts = Verdicts(deciding(trial, aim, _machine_of(asked)))
+    step = settle(judge, fresh_step(here.commit, here.name), aim, known=verdicts.known)
+    verdicts.remember(step)
     if step.sight is Sight.REFUSED:
         # Whether it is this commit alone cannot be told from here: who drives git decides.
         raise UsageError(step.why, hint=next((seen.hint for seen in step.observations if seen.hint), None))
     emit(f"{here.name}: {describe(step, aim)}")
+    _tell_grounds(step)
+    return _status(aim.mark(step.sight))
+
+
+def _machine_of(asked: Asked) -> tuple[str, ...]:
+    """What decides what the machine is and is in none of its options."""
+    qemu, choice = planning.choose(asked.machine)
+    own = Path(asked.machine.topology)
+    return (qemu.identity, choice.accel.value, own.read_text(encoding="utf-8") if own.is_file() else "")
+
+
+def _tell_grounds(step: Step) -> None:
+    """Where the verdict comes from."""
+    if step.same_as:
+        tell(f"it was judged then: {step.why}\nto have it judged again: rm {verdicts_path()}")
     for seen in step.observations:
         if seen.run_dir:
             tell(f"everything is in {seen.run_dir}")
-    return _status(aim.mark(step.sight))
 
 
 def _status(mark: Mark) -> int:
