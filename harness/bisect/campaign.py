@@ -33,6 +33,7 @@ RUNS_NAME = "runs"
 def check_quarry(quarry: Quarry, aim: Aim) -> int:
     """Refuse a history that cannot be bisected; return how many commits there are to choose from."""
     directory = Path(quarry.repository)
+    gitbisect.check_terms(directory, aim)
     gitbisect.check_history(directory, quarry.old, quarry.new, aim)
     gitbisect.check_paths(directory, quarry.old, quarry.new, quarry.paths)
     gitbisect.check_skips(directory, quarry.skips)

@@ -53,7 +53,7 @@ def worktree_of(root: Path) -> Path:
 def start_line(quarry: Quarry, aim: Aim) -> str:
     """The `git bisect start` of a hunt."""
     words = [_NO_CHECKOUT]
-    if aim.find_fix:
+    if aim.terms != Aim().terms:
         words += [f"--term-{age}={term}" for age, term in zip(("old", "new"), aim.terms, strict=True)]
     words += ["--first-parent"] if quarry.first_parent else []
     words += [quarry.new.commit, quarry.old.commit]
@@ -203,6 +203,26 @@ def check_history(directory: Path, old: End, new: End, aim: Aim) -> None:
 
 def _is_ancestor(directory: Path, older: str, newer: str) -> bool:
     return gittree.git(directory, ["merge-base", "--is-ancestor", older, newer]).ok
+
+
+_RESERVED = frozenset(
+    ("help", "start", "skip", "next", "reset", "visualize", "view", "replay", "log", "run", "terms")
+)
+"""git's own commands, which no term may be (builtin/bisect.c, check_term_format())."""
+
+
+def check_terms(directory: Path, aim: Aim) -> None:
+    """Refuse words for old and new that git would not take."""
+    old, new = aim.terms
+    if old == new:
+        raise UsageError(f"old and new commits cannot both be called {old!r}", hint="give another --term-new")
+    for option, term, swapped in (("--term-old", old, ("bad", "new")), ("--term-new", new, ("good", "old"))):
+        if term in _RESERVED:
+            raise UsageError(f"{option}: {term!r} is a command of git bisect", hint="choose another word")
+        if term in swapped:
+            raise UsageError(f"{option}: {term!r} means the opposite to git", hint="choose another word")
+        if not gittree.git(directory, ["check-ref-format", f"refs/bisect/{term}"]).ok or "/" in term:
+            raise UsageError(f"{option}: {term!r} cannot be part of a ref's name", hint="choose another word")
 
 
 def check_paths(directory: Path, old: End, new: End, limits: Sequence[str]) -> None:

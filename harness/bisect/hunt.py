@@ -342,19 +342,15 @@ def end_error(step: Step, end: End, word: str, aim: Aim, *, passing: bool) -> Ha
         if step.sight is Sight.PASSES or (step.sight is Sight.FAILS and some_pass):
             return None
         if aim.fails(step.sight):
-            return UsageError(f"{what} is {_opposite(word)}: {step.why}", hint=hint)
+            return UsageError(f"{what} is {aim.other_term(word)}: {step.why}", hint=hint)
         return KernelError(f"{what} cannot be tested: {step.why}", hint=hint)
     if step.sight is Sight.PASSES:
-        return UsageError(f"{what} is {_opposite(word)}: {step.why}", hint=hint)
+        return UsageError(f"{what} is {aim.other_term(word)}: {step.why}", hint=hint)
     if aim.fails(step.sight) or step.sight is Sight.MISSING:
         return None
     if step.sight is Sight.DIES:
         hint = "hunt that with --boot" + (f"; {hint}" if hint else "")
     return KernelError(f"{what} cannot be tested: {step.why}", hint=hint)
-
-
-def _opposite(word: str) -> str:
-    return {"good": "bad", "bad": "good", "broken": "fixed", "fixed": "broken"}[word]
 
 
 def describe(step: Step, aim: Aim) -> str:

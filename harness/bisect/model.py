@@ -48,6 +48,9 @@ class Aim:
     """Whether a commit without the thing counts as one where it fails: so it is when an end is without it."""
     repeat: int = 3
     """How many VMs judge a commit when two disagree."""
+    term_old: str = ""
+    """The user's word for an old commit; empty for the usual one."""
+    term_new: str = ""
 
     @property
     def passing_end(self) -> Mark:
@@ -74,7 +77,13 @@ class Aim:
     @property
     def terms(self) -> tuple[str, str]:
         """git's words for an old and a new commit."""
-        return ("broken", "fixed") if self.find_fix else ("good", "bad")
+        old, new = ("broken", "fixed") if self.find_fix else ("good", "bad")
+        return self.term_old or old, self.term_new or new
+
+    def other_term(self, term: str) -> str:
+        """The one of the terms that *term* is not."""
+        old, new = self.terms
+        return new if term == old else old
 
     def word(self, mark: Mark) -> str:
         """git's word for *mark*."""

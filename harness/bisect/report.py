@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.bisect.gitbisect import CommitFacts
-from harness.bisect.model import Aim, Sight, Step
+from harness.bisect.model import Aim, Mark, Sight, Step
 from harness.bisect.state import HuntState
 from harness.words import count_of
 
@@ -87,7 +87,7 @@ def judge_confidence(finding: Finding) -> tuple[Confidence, tuple[str, ...]]:
     confirmed = sum(1 for step in fails if not step.same_as and step.vms >= 2)
     judged = sum(1 for step in fails if not step.same_as)
     flaky = [step for step in tested if step.flaky]
-    skipped = [step for step in tested if finding.aim.word(finding.aim.mark(step.sight)) == "skip"]
+    skipped = [step for step in tested if finding.aim.mark(step.sight) is Mark.SKIP]
     grounds = [f"{confirmed} of {judged} failing commits failed on a second VM too"] if judged else []
     if finding.passing is not None:
         grounds.append(_neighbours(finding, finding.passing.step))

@@ -32,10 +32,20 @@ from harness.words import count_of
     metavar="DIR",
     help="A git repository of Linux, with its history  [default: the current directory]",
 )
-@click.option("--good", metavar="REV", help="A commit where it passes.")
-@click.option("--bad", metavar="REV", help="A commit where it fails.")
+@click.option("--good", "goods", multiple=True, metavar="REV", help="A commit where it passes.")
+@click.option("--bad", "bads", multiple=True, metavar="REV", help="A commit where it fails.")
 @asking.case_options
 @click.option("--find-fix", is_flag=True, help="The bad end is the older one: find what made it pass.")
+@click.option(
+    "--term-old",
+    metavar="TERM",
+    help="What git is to call the older commits.  [default: good; with --find-fix broken]",
+)
+@click.option(
+    "--term-new",
+    metavar="TERM",
+    help="What it is to call the newer ones.  [default: bad; with --find-fix fixed]",
+)
 @click.option("--first-parent", is_flag=True, help="Follow only the first parent of merges.")
 @click.option(
     "--skip", "skips", multiple=True, metavar="REV", help="Do not test this one, or range. Repeatable."
@@ -49,8 +59,8 @@ from harness.words import count_of
 @click.argument("limits", nargs=-1, metavar="[-- PATH...]", type=click.UNPROCESSED)
 def command(
     tree: str | None,
-    good: str | None,
-    bad: str | None,
+    goods: tuple[str, ...],
+    bads: tuple[str, ...],
     variant: str,
     topology: str,
     suites: tuple[str, ...],
@@ -59,6 +69,8 @@ def command(
     boot: bool,
     repeat: int,
     find_fix: bool,
+    term_old: str | None,
+    term_new: str | None,
     first_parent: bool,
     skips: tuple[str, ...],
     go_on: bool,
@@ -96,8 +108,6 @@ def command(
         return _reset(common, repository)
     if go_on:
         return _continue(common, repository)
-    if good is None or bad is None:
-        raise click.UsageError("say where it passes and where it fails: --good REV --bad REV")
     asked = Asked(
         variant=variant,
         suites=suites,
@@ -109,11 +119,26 @@ def command(
         machine=MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu),
         jobs=jobs,
     )
-    aim = Aim(find_fix=find_fix, boot=boot, repeat=repeat)
+    aim = Aim(find_fix=find_fix, boot=boot, repeat=repeat, term_old=term_old or "", term_new=term_new or "")
+    good, bad = _ends(goods, bads)
     old, new = (gitbisect.find_end(repository, name) for name in ((bad, good) if find_fix else (good, bad)))
     quarry = asked.quarry(repository, common, old, new)
     quarry = dataclasses.replace(quarry, paths=_paths(limits), first_parent=first_parent, skips=skips)
     return _begin(asked, quarry, aim)
+
+
+def _ends(goods: Sequence[str], bads: Sequence[str]) -> tuple[str, str]:
+    """The names of the good end and the bad end."""
+    if not goods or not bads:
+        raise click.UsageError("say where it passes and where it fails: --good REV --bad REV")
+    for option, names in (("--good", goods), ("--bad", bads)):
+        if len(names) > 1:
+            raise UsageError(
+                f"a hunt has one good end and one bad end, both of which are tested: {option} is given "
+                f"{len(names)} times",
+                hint="give the good end that is nearest to the bad one, as an ancestor of it",
+            )
+    return goods[0], bads[0]
 
 
 def _reset(common: Path, repository: Path) -> int:

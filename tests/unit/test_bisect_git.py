@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -92,6 +93,38 @@ def test_the_log_replays(repository: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "--quiet", str(repository), str(clone))
     said = git(clone, "bisect", "replay", str(log))
     assert f"{git(repository, 'rev-parse', 'c6')} is the first fixed commit" in said
+
+
+def test_terms_are_passed_on(repository: Path) -> None:
+    """git speaks of commits as the user does, and so does its log."""
+    aim = Aim(term_old="fast", term_new="slow")
+    bisect = GitBisect(Path(quarry_of(repository).root))
+    found = hunt(bisect, repository, bisect.begin(quarry_of(repository), aim, ()), 6).found
+    assert found == git(repository, "rev-parse", "c6")
+    log = bisect.log()
+    bisect.end()
+    assert "git bisect start '--term-old=fast' '--term-new=slow'" in log
+    assert f"# first slow commit: [{found}]" in log
+    assert (aim.other_term("fast"), aim.other_term("slow")) == ("slow", "fast")
+
+
+@pytest.mark.parametrize(
+    ("aim", "said"),
+    [
+        (Aim(term_old="same", term_new="same"), "cannot both be called 'same'"),
+        (Aim(term_old="bad", term_new="x"), "--term-old: 'bad' means the opposite"),
+        (Aim(term_new="old"), "--term-new: 'old' means the opposite"),
+        (Aim(term_new="skip"), "--term-new: 'skip' is a command of git bisect"),
+        (Aim(term_old="a b"), "--term-old: 'a b' cannot be part of a ref's name"),
+        (Aim(term_old="a/b"), "--term-old: 'a/b' cannot be part of a ref's name"),
+    ],
+)
+def test_terms_that_git_refuses(repository: Path, aim: Aim, said: str) -> None:
+    """They are refused before an end is built; git's own opposites are fine on their own side."""
+    with pytest.raises(UsageError, match=re.escape(said)):
+        gitbisect.check_terms(repository, aim)
+    for fine in (Aim(), Aim(find_fix=True), Aim(term_old="old", term_new="new")):
+        gitbisect.check_terms(repository, fine)
 
 
 def test_it_goes_on_from_what_is_known(repository: Path) -> None:

@@ -192,6 +192,13 @@ def test_when_did_it_appear(tmp_path: Path) -> None:
     assert hunt.state.aim.missing_fails
 
 
+def test_words_of_the_user(tmp_path: Path) -> None:
+    """An end that is not what it was said to be is told in the terms that were given."""
+    judge = FakeJudge(lambda number: [P])
+    with pytest.raises(UsageError, match=r"the slow end v2 .* is fast"):
+        hunt_of(tmp_path, judge, Aim(term_old="fast", term_new="slow")).run()
+
+
 def test_absence_in_between_is_skipped(tmp_path: Path) -> None:
     """Where both ends have the thing, a commit that has it not says nothing."""
     hunt = hunt_of(tmp_path, FakeJudge(since(11, c8=[M])))
