@@ -14,6 +14,7 @@ import click
 from harness.bisect import campaign, gitbisect
 from harness.bisect.judge import Trial
 from harness.bisect.model import Aim
+from harness.bisect.plain import render
 from harness.bisect.report import Finding, summary
 from harness.bisect.state import HuntState, Quarry
 from harness.cli import asking, options, planning
@@ -54,6 +55,7 @@ from harness.words import count_of
     "--continue", "go_on", is_flag=True, help="Go on with what was interrupted, as it was asked for."
 )
 @click.option("--reset", is_flag=True, help="Drop what was interrupted.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON on stdout.")
 @options.kernel_options
 @options.vm_options
 @click.argument("limits", nargs=-1, metavar="[-- PATH...]", type=click.UNPROCESSED)
@@ -75,6 +77,7 @@ def command(
     skips: tuple[str, ...],
     go_on: bool,
     reset: bool,
+    as_json: bool,
     addons: tuple[str, ...],
     configs: tuple[Path, ...],
     jobs: int | None,
@@ -107,7 +110,7 @@ def command(
     if reset:
         return _reset(common, repository)
     if go_on:
-        return _continue(common, repository)
+        return _continue(common, repository, as_json)
     asked = Asked(
         variant=variant,
         suites=suites,
@@ -124,7 +127,7 @@ def command(
     old, new = (gitbisect.find_end(repository, name) for name in ((bad, good) if find_fix else (good, bad)))
     quarry = asked.quarry(repository, common, old, new)
     quarry = dataclasses.replace(quarry, paths=_paths(limits), first_parent=first_parent, skips=skips)
-    return _begin(asked, quarry, aim)
+    return _begin(asked, quarry, aim, as_json)
 
 
 def _ends(goods: Sequence[str], bads: Sequence[str]) -> tuple[str, str]:
@@ -149,22 +152,22 @@ def _reset(common: Path, repository: Path) -> int:
     return 0
 
 
-def _continue(common: Path, repository: Path) -> int:
+def _continue(common: Path, repository: Path, as_json: bool) -> int:
     """Go on with what is under way in *repository*."""
-    options.refuse_beside("--continue goes on with what was asked for then", {"tree", "go_on"})
+    options.refuse_beside("--continue goes on with what was asked for then", {"tree", "go_on", "as_json"})
     state, directory = campaign.resume(common, os.fspath(repository))
     tell(f"going on with {directory}: {len(state.tested)} verdicts so far")
-    return _conduct(state, directory)
+    return _conduct(state, directory, as_json)
 
 
-def _begin(asked: Asked, quarry: Quarry, aim: Aim) -> int:
+def _begin(asked: Asked, quarry: Quarry, aim: Aim, as_json: bool) -> int:
     """Check all that can be checked before something is built, and hunt."""
     count = campaign.check_quarry(quarry, aim)
     accelerator = asked.check()
     state, directory = campaign.begin(quarry, aim)
     tell(f"accelerator: {accelerator}")
     _announce(quarry, aim, count)
-    return _conduct(state, directory)
+    return _conduct(state, directory, as_json)
 
 
 def _paths(limits: Sequence[str]) -> tuple[str, ...]:
@@ -183,7 +186,7 @@ def _announce(quarry: Quarry, aim: Aim, count: int) -> None:
     tell(f"bisecting {count_of(count, 'commit')}{where}, {quarry.old.label} to {quarry.new.label}: {what}")
 
 
-def _conduct(state: HuntState, directory: Path) -> int:
+def _conduct(state: HuntState, directory: Path, as_json: bool) -> int:
     selftests = planning.needs_selftests(state.quarry.suites)
     trial = Trial.of(state.quarry, state.aim, selftests=selftests)
     finding, code = campaign.Campaign(
@@ -193,7 +196,7 @@ def _conduct(state: HuntState, directory: Path) -> int:
         say=tell,
         shown=lambda name: build_progress(name, sys.stderr),
     ).conduct()
-    emit(summary(finding))
+    emit(render(finding, code).rstrip("\n") if as_json else summary(finding))
     _tell_where(finding, directory)
     return code
 

@@ -97,6 +97,7 @@ def test_wrong_words(repository: Path, words: tuple[str, ...], said: str) -> Non
     ("words", "said"),
     [
         (("--continue",), "no bisect of"),
+        (("--continue", "--json"), "no bisect of"),
         (("--continue", "--variant", "cdev"), "--continue goes on with what was asked for then: leave"),
         (("--continue", "--topology", "nvme"), "leave --topology out"),
         (("--continue", "--memory", "4096"), "leave --memory out"),

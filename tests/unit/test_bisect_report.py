@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
+from harness.bisect import plain as plain_module
 from harness.bisect.gitbisect import CommitFacts
 from harness.bisect.model import Aim, Observation, Sight, Step
 from harness.bisect.report import Confidence, Evidence, Finding, judge_confidence, mail, summary
 from harness.bisect.state import End, HuntState, Quarry
+from harness.errors import ExitCode
 
 CASE = "probes/get_pa/refusals_come_in_order"
 BAD, GOOD = "b" * 40, "a" * 40
@@ -136,6 +139,36 @@ def test_mail_can_be_pasted() -> None:
         assert part in text
     for part in ("/home/me", "Traceback", "why: ", "File x", "X: y"):
         assert part not in text
+
+
+KEYS = {
+    *("schema", "generator", "id", "repository", "exit_code", "find_fix", "boot", "terms", "ends", "paths"),
+    *("hunted", "found", "suspects", "confidence", "grounds", "failing", "passing", "tested", "host"),
+    *("config", "bisect_log"),
+}
+"""What other programs may rely on; a key is added here, and none is taken away."""
+
+
+def test_json_for_other_programs() -> None:
+    """The culprit, both sides and every verdict, under keys that stay."""
+    plain = json.loads(plain_module.render(finding(), ExitCode.GOOD))
+    assert set(plain) == KEYS
+    assert (plain["schema"], plain["exit_code"], plain["confidence"]) == (1, 0, "high")
+    assert (plain["found"]["commit"], plain["failing"]["commit"]) == (BAD, BAD)
+    assert plain["failing"]["again"].endswith("--tree /home/me/linux@bbbbbbbbbbbb")
+    assert [(step["commit"], step["verdict"]) for step in plain["tested"]] == [(BAD, "bad"), (GOOD, "good")]
+    assert plain["terms"] == {"old": "good", "new": "bad"}
+    assert plain["ends"]["old"]["name"] == "v7.3"
+
+
+def test_json_without_a_culprit() -> None:
+    """Suspects are listed, and the exit code says whose fault it is."""
+    made = finding()
+    assert made.found is not None
+    made = dataclasses.replace(made, found=None, suspects=(made.found,), passing=None)
+    plain = json.loads(plain_module.render(made, ExitCode.KERNEL))
+    assert (plain["found"], plain["passing"], plain["exit_code"]) == (None, None, 4)
+    assert [suspect["commit"] for suspect in plain["suspects"]] == [BAD]
 
 
 def test_mail_about_a_fix() -> None:
