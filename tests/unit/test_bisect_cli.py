@@ -61,6 +61,7 @@ def harness(verb: str, *words: str, cwd: Path) -> process.Completed:
         (("--case", CASE), "say where it passes and where it fails: --good REV --bad REV"),
         ((*ENDS, "--case", "probes/get_pa/refusals_come_in_odrer"), f"did you mean '{CASE}'?"),
         ((*ENDS, "-k", "refusals_come_in_odrer"), "did you mean 'refusals_come_in_order'?"),
+        ((*ENDS, "-k", "get_pa and nonsenseword"), "'nonsenseword' is in no name"),
         (("--good", "v1", "--bad", "mian", "--boot"), "has no ref 'mian'\n  did you mean 'main'?"),
         (("--good", "v3", "--bad", "v1", "--boot"), "is older than the good end v3"),
         (("--good", "v1", "--bad", "v1", "--boot"), "are the same commit"),
