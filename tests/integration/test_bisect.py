@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from kernel_history import GROWN, History, grow_history, make_history, users_state
 
-from harness import process
+from harness import itself, process
 from harness.bisect.model import Sight
 from harness.bisect.state import HuntState, load_state
 from harness.deadline import Deadline
@@ -195,6 +195,24 @@ def test_step_tells_git(history: History) -> None:
         ]
         statuses.append(process.run(argv, deadline=Deadline.after(1800)).status)
     assert statuses == [ExitCode.GOOD, GIT_SKIP, ExitCode.CASE_FAILED]
+
+
+@all_hunts
+def test_git_drives(history: History) -> None:
+    """`git bisect run` lands on the culprit; when it does so again, every step reuses its verdict."""
+    tree = f"{history.path}@BISECT_HEAD"
+    step = itself.argv(["bisect-step", "--tree", tree, "--topology", "edu", *QUESTS[1].words])
+    history.git("bisect", "reset")
+    for again in (False, True):
+        history.git("bisect", "start", "--no-checkout", "boot-panic~1", "compiles-again")
+        argv = ["git", "-C", os.fspath(history.path), "bisect", "run", *step]
+        done = process.run(argv, env=itself.env(), deadline=Deadline.after(3600))
+        history.git("bisect", "reset")
+        assert done.ok, done.stderr
+        assert f"{history.commit('lost-capability')} is the first bad commit" in done.stdout, done.stdout
+        verdicts = re.findall(r": (?:GOOD|BAD): (.*)", done.stdout)
+        assert 2 <= len(verdicts) <= 4, done.stdout
+        assert not again or all(said.startswith("the same image as ") for said in verdicts)
 
 
 @all_hunts
