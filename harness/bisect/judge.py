@@ -119,7 +119,7 @@ class RealJudge:
 
     def look(self, commit: str, hunted: Sequence[str]) -> Observation:
         """Boot it in a fresh VM and run *hunted*, or what was asked for."""
-        self._runs.mkdir(parents=True, exist_ok=True)
+        make_runs(self._runs)
         words = [
             "run",
             "--json",
@@ -155,6 +155,19 @@ class RealJudge:
         text, log = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
         out.unlink()
         return process.Completed(tuple(argv), status if status is not None else -9, text, log)
+
+
+def make_runs(directory: Path) -> None:
+    """Make the *directory* of the runs, of which git must know nothing.
+
+    By default it is in the current directory, which may be the very tree that is judged: a file that git
+    sees there is a change of the tree, and what was just built is not what would be run.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ".gitignore").write_text("*\n", encoding="ascii")
+    except OSError as error:
+        raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error
 
 
 def _sight_of(error: HarnessError) -> Sight:

@@ -21,6 +21,7 @@ from harness.bisect.model import Aim, Sight
 from harness.bisect.state import End, Quarry
 from harness.errors import InfraError
 from harness.kernel.make import Progress, ignore_progress
+from harness.kernel.trees import open_tree
 from harness.process import Completed
 from harness.suites.probes import probe_cases
 
@@ -95,6 +96,16 @@ def test_what_the_commit_cannot(repository: Path) -> None:
         seen = judge.prepare(name)
         assert not isinstance(seen, Prepared)
         assert (seen.sight, bool(seen.why)) == (sight, True), seen
+
+
+def test_runs_are_no_change_of_the_tree(repository: Path) -> None:
+    """Where the tree is the current directory, what a step leaves there makes it no other tree."""
+    before = open_tree(str(repository))
+    runs = repository / "runs" / "bisect-step"
+    judge_module.make_runs(runs)
+    (runs / "0-x.log").write_text("x")
+    judge_module.make_runs(runs)
+    assert open_tree(str(repository)) == before
 
 
 def test_what_the_host_cannot(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
