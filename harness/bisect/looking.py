@@ -111,7 +111,7 @@ def _judge_cases(results: Sequence[Result], hunted: Sequence[str]) -> _Judged:
 def _is_asked(result: Result, hunted: Sequence[str]) -> bool:
     """Whether *result* is one of *hunted*, speaks for a whole program of theirs, or is a late complaint."""
     if result.address.suite == KERNEL:
-        return not _is_boot_splat(result)
+        return result.outcome is Outcome.CRASH and not _is_boot_splat(result)
     if not hunted or str(result.address) in hunted:
         return True
     whole = result.address.case == WHOLE_PROGRAM and result.outcome is not Outcome.SKIP
@@ -123,7 +123,9 @@ def _is_silence(result: Result) -> bool:
 
 
 def _is_death(result: Result) -> bool:
-    return result.address.suite == KERNEL and result.address.case == _BOOTS
+    # Whether a boot had to be tried again is told under the same name, as a loss and a pass.
+    crashed = result.outcome is Outcome.CRASH
+    return crashed and result.address.suite == KERNEL and result.address.case == _BOOTS
 
 
 def _is_boot_splat(result: Result) -> bool:

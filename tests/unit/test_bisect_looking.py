@@ -119,6 +119,15 @@ def test_death_at_boot_is_its_own_answer() -> None:
     assert observe(seen, boot=True).sight is Sight.DIES
 
 
+@pytest.mark.parametrize("outcome", [Outcome.LOST, Outcome.PASS])
+def test_boot_that_was_tried_again_is_no_death(outcome: Outcome) -> None:
+    """Only a crash is one; and that a kernel boots says nothing about a case that is not there."""
+    told = result(BOOTS, outcome, reason="the guest did not boot in time")
+    assert observe(run(told, result(CASE, Outcome.PASS)), boot=True).sight is Sight.PASSES
+    assert observe(run(told, result(CASE, Outcome.FAIL)), hunted=[CASE]).sight is Sight.FAILS
+    assert observe(run(told, result(CASE, Outcome.SKIP)), hunted=[CASE]).sight is Sight.MISSING
+
+
 def test_complaint_while_booting_counts_for_the_boot_only() -> None:
     """A warning before the guest answers is bad when the boot is hunted, and no business of a case."""
     seen = run(result(CASE, Outcome.PASS), crash(QUIET, a_splat("")))
