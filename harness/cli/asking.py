@@ -16,8 +16,8 @@ from harness.bisect.state import End, Quarry
 from harness.cli import options, planning
 from harness.cli.wishes import MachineWish
 from harness.errors import UsageError
-from harness.suites.catalogue import check_keyword, check_patterns, check_suites, suite_names
-from harness.suites.keyword import check_expression
+from harness.suites.catalogue import check_patterns, check_suites, suite_names
+from harness.suites.keyword import check_keyword
 from harness.suites.probes import SUITE as PROBES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,7 +115,6 @@ class Asked:
         check_patterns(self.cases, self.chosen_suites() if self.suites else suite_names())
         job = (self.machine.topology, self.variant, *self.addons)
         check_keyword(self.keyword, self.chosen_suites(), job)
-        check_expression(self.keyword, self.chosen_suites(), job)
         if planning.wished_variant(self.variant).blocked:
             raise UsageError(f"variant {self.variant!r} is never built, so there is nothing to bisect")
         planning.check_addons(self.addons)

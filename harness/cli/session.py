@@ -42,12 +42,11 @@ from harness.plan import Job, Plan
 from harness.results import Inputs, JobRecord, Run, RunInfo, RunStore, State, judge, load
 from harness.suites.catalogue import (
     check_cases,
-    check_choice,
-    check_keyword,
     check_patterns,
     check_suites,
     to_do,
 )
+from harness.suites.keyword import check_choice, check_keyword
 
 PLAN_FILE = "plan.json"
 JUNIT_FILE = "junit.xml"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -207,40 +206,6 @@ def check_cases(plan: Plan) -> None:
         if not any(selected(work, (pattern,)) for work in everything):
             addresses = {work.address for work in everything}
             raise UsageError(f"no case matches {pattern!r}", hint=_nearest_address(pattern, addresses))
-
-
-def check_keyword(keyword: str, suites: Sequence[str], others: Iterable[str] = ()) -> None:
-    """Refuse a word for pytest's -k that no case of *suites* can match, before there is a tree.
-
-    *others* are in the names of items as well: what their jobs are called by.  An expression is taken as it
-    is, and so is every word where upstream's selftests may run: only a tree tells which it has.
-    """
-    if keyword.isidentifier() and set(suites) == {PROBES}:
-        cases = {name for case in probe_cases() for name in (case.name, case.module)}
-        _require_match(keyword, {*cases, *others}, cases)
-
-
-def check_choice(keyword: str, jobs: Iterable[Job]) -> None:
-    """Refuse a word for pytest's -k that matches no work of *jobs*; an expression is taken as it is."""
-    if not _WORD.fullmatch(keyword) or keyword in ("and", "or", "not"):
-        return
-    work = [one for job in jobs for one in work_of(job)]
-    titles = {one.title for one in work}
-    places = {part for one in work for part in source_of(one).parts[-3:]}
-    _require_match(keyword, titles | places, {title.partition("[")[0] for title in titles})
-
-
-_WORD = re.compile(r"[\w:+.\[\]\\/-]+")
-"""One name in an expression of pytest's -k."""
-
-
-def _require_match(keyword: str, names: Collection[str], cases: Collection[str]) -> None:
-    if names and not any(keyword.lower() in name.lower() for name in names):
-        hint = nearest(keyword, cases)
-        raise UsageError(
-            f"no case matches -k {keyword}",
-            hint=hint if hint.startswith("did") else "see: vfio-harness list cases",
-        )
 
 
 def _nearest_address(pattern: str, addresses: set[str]) -> str:

@@ -18,7 +18,7 @@ from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish
 from harness.errors import ExitCode, UsageError
 from harness.plan import Plan
 from harness.results import RunStore
-from harness.suites.catalogue import check_choice, check_keyword
+from harness.suites.keyword import check_choice, check_keyword
 
 
 def one_job(keyword: str = "", suites: tuple[str, ...] = ("probes",)) -> Session:

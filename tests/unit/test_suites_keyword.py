@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import UsageError
-from harness.suites.keyword import check_expression
+from harness.suites.keyword import check_keyword
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from harness.suites.keyword import check_expression
 def test_nothing_is_chosen(keyword: str, said: str) -> None:
     """The word that is in no name is told, or that the words never come together."""
     with pytest.raises(UsageError) as error:
-        check_expression(keyword, ("probes",))
+        check_keyword(keyword, ("probes",))
     assert said in str(error.value)
 
 
@@ -45,9 +45,9 @@ def test_nothing_is_chosen(keyword: str, said: str) -> None:
 )
 def test_something_may_be_chosen(keyword: str) -> None:
     """As pytest matches: parts of names, in any case; a single word and parts of a job's name pass."""
-    check_expression(keyword, ("probes",), ("edu_igb",))
+    check_keyword(keyword, ("probes",), ("edu_igb",))
 
 
 def test_selftests_are_not_known_here() -> None:
     """Only a tree tells which programs it has."""
-    check_expression("nonsenseword and other", ("probes", "kselftest:vfio"))
+    check_keyword("nonsenseword and other", ("probes", "kselftest:vfio"))
