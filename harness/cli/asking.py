@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import click
 
 from harness.bisect.state import End, Quarry
-from harness.cli import options, planning
-from harness.cli.wishes import MachineWish
+from harness.cli import options
 from harness.errors import UsageError
+from harness.session import planning
+from harness.session.wishes import MachineWish
 from harness.suites.catalogue import check_patterns, check_suites, suite_names
 from harness.suites.keyword import check_keyword
 from harness.suites.probes import SUITE as PROBES

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.cli import options
-from harness.cli.output import emit, tell
 from harness.errors import UsageError
+from harness.output import emit, tell
 
 if TYPE_CHECKING:
     from harness.bench import Compared
@@ -58,8 +58,8 @@ def command(
     if everything and chosen:
         raise UsageError("--all measures everything, --only does not", hint="leave one of them out")
     from harness.bench import Bench, compare
-    from harness.cli.planning import provide_job
-    from harness.cli.wishes import KernelWish, MachineWish, default_tree
+    from harness.session.planning import provide_job
+    from harness.session.wishes import KernelWish, MachineWish, default_tree
 
     wish = KernelWish(tree=tree or default_tree(), variant=variant)
     job = provide_job(wish, MachineWish(topology=topology))

@@ -15,12 +15,13 @@ from harness.bisect.judge import RealJudge, Trial
 from harness.bisect.model import Aim, Mark, Sight, Step
 from harness.bisect.state import End
 from harness.bisect.verdicts import Verdicts, deciding, verdicts_path
-from harness.cli import asking, options, planning
+from harness.cli import asking, options
 from harness.cli.asking import Asked
-from harness.cli.output import emit, tell
-from harness.cli.progress import build_progress
-from harness.cli.wishes import MachineWish
 from harness.errors import GIT_SKIP, ExitCode, UsageError
+from harness.output import emit, tell
+from harness.session import planning
+from harness.session.progress import build_progress
+from harness.session.wishes import MachineWish
 
 
 @click.command("bisect-step")

@@ -17,13 +17,14 @@ from harness.bisect.model import Aim
 from harness.bisect.plain import render
 from harness.bisect.report import Finding, summary
 from harness.bisect.state import HuntState, Quarry
-from harness.cli import asking, options, planning
+from harness.cli import asking, options
 from harness.cli.asking import Asked
-from harness.cli.output import emit, tell
-from harness.cli.progress import build_progress
-from harness.cli.wishes import MachineWish
 from harness.errors import UsageError
 from harness.kernel import gittree
+from harness.output import emit, tell
+from harness.session import planning
+from harness.session.progress import build_progress
+from harness.session.wishes import MachineWish
 from harness.words import count_of
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import click
 
-from harness.cli import options, planning
-from harness.cli.output import emit, tell
-from harness.cli.wishes import KernelWish
+from harness.cli import options
 from harness.errors import ExitCode
+from harness.output import emit, tell
 from harness.results import Outcome
+from harness.session import planning
+from harness.session.wishes import KernelWish
 
 
 @click.command("build")

@@ -8,12 +8,12 @@ import sys
 import click
 
 from harness.cli import options
-from harness.cli.output import emit, tolerant_stdout
-from harness.cli.seen import find_run
 from harness.errors import ExitCode
+from harness.output import emit, tolerant_stdout
 from harness.report import compared, console
 from harness.report.json import dumps
 from harness.results import compare
+from harness.session.background import find_run
 
 
 @click.command("compare")

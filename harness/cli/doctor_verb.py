@@ -7,9 +7,9 @@ import json
 
 import click
 
-from harness.cli.output import emit, tell
 from harness.doctor import Finding, State, examine, fix, packages_for
 from harness.errors import ExitCode
+from harness.output import emit, tell
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.MISSING: "red"}
 

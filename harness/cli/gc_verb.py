@@ -10,10 +10,10 @@ import re
 import click
 
 from harness import paths
-from harness.cli.output import emit
-from harness.cli.seen import ask
 from harness.kernel.prune import Entry, collect_garbage
+from harness.output import emit
 from harness.results import PrunedRun, prune_runs
+from harness.session.background import ask
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _DAY = 24 * 3600.0

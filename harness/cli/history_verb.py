@@ -10,12 +10,12 @@ import click
 
 from harness import paths
 from harness.cli import options
-from harness.cli.output import emit
-from harness.cli.seen import ask
 from harness.errors import UsageError, nearest
+from harness.output import emit
 from harness.report import compared
 from harness.report.json import dumps
 from harness.results import History, Past
+from harness.session.background import ask
 
 
 def _matching(case: str, known: Sequence[str]) -> list[str]:

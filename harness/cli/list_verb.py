@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import click
 
 from harness import paths
-from harness.cli.output import emit
 from harness.errors import UsageError
+from harness.output import emit
 from harness.words import count_of
 
 Row = dict[str, str]
@@ -100,9 +100,9 @@ def _kernels() -> list[Row]:
 
 
 def _runs() -> list[Row]:
-    from harness.cli.seen import ask
     from harness.report.view import told
     from harness.results import list_runs
+    from harness.session.background import ask
 
     past = {run.directory.name: run for run in ask(lambda history: history.runs())}
     rows = []

@@ -18,8 +18,8 @@ from typing import NoReturn
 import click
 
 import harness
-from harness.cli.output import complain, tell, wants_colour
 from harness.errors import ExitCode, HarnessError, for_git_bisect, nearest
+from harness.output import complain, tell, wants_colour
 
 VERBS = {
     "run": "Build, boot and test: the one-shot for a developer with a patch.",

@@ -10,18 +10,19 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from harness.cli import options, output
-from harness.cli.engine import PytestOptions
+from harness import output
+from harness.cli import options
 from harness.cli.moment import parse_moment
-from harness.cli.seen import find_run
-from harness.cli.session import Session
-from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes
 from harness.errors import UsageError, nearest
 from harness.matrix import SHIPPED, Entry, Matrix, load_matrix, matrix_names
 from harness.matrix import shards as cutting
 from harness.matrix.recipes import SERVICES, recipe
 from harness.plan import Isolation
 from harness.results import is_alive
+from harness.session.background import find_run
+from harness.session.engine import PytestOptions
+from harness.session.session import Session
+from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes
 from harness.suites.catalogue import check_patterns
 
 

@@ -15,13 +15,7 @@ from harness.errors import UsageError
 from harness.host import default_compilers
 from harness.machine.roots import DEFAULT_ROOT, ROOT_NAMES
 from harness.plan import Isolation
-
-DEFAULT_CPUS = 2
-"""Races need two; more make an emulated guest slower."""
-
-DEFAULT_SUITES = ("probes", "kselftest:vfio")
-
-DEFAULT_SEED = 1
+from harness.session.wishes import DEFAULT_CPUS, DEFAULT_SEED, DEFAULT_SUITES
 
 F = TypeVar("F", bound=Callable[..., Any])
 

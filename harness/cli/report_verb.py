@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 
 from harness.cli import options
-from harness.cli.output import emit, tolerant_stdout
-from harness.cli.seen import find_run, see
 from harness.errors import UsageError
+from harness.output import emit, tolerant_stdout
 from harness.report.console import show
 from harness.report.files import FORMATS, write
 from harness.results import RunStore
+from harness.session.background import find_run, see
 
 
 @click.command("report")

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from harness.cli import options, series_runs
-from harness.cli.engine import PytestOptions
-from harness.cli.session import Session
-from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish
 from harness.plan import Isolation
+from harness.session.engine import PytestOptions
+from harness.session.session import Session
+from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})

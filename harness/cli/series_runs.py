@@ -9,11 +9,11 @@ from pathlib import Path
 
 from harness import itself, process
 from harness.cli.asking import repository_of
-from harness.cli.output import emit, tell
 from harness.deadline import Deadline
 from harness.errors import ExitCode, UsageError
 from harness.kernel import gittree
 from harness.kernel.series import Patch, apply_series
+from harness.output import emit, tell
 
 _WORST_FIRST = (ExitCode.INTERRUPTED, ExitCode.CASE_FAILED, ExitCode.USAGE, ExitCode.INFRA, ExitCode.KERNEL)
 

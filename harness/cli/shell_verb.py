@@ -14,12 +14,12 @@ import click
 
 from harness.boot import Recipe, boot
 from harness.cli import options
-from harness.cli.output import tell
-from harness.cli.planning import provide_job
-from harness.cli.wishes import KernelWish, MachineWish
 from harness.kernel.store import hold
 from harness.machine.machine import GDB_SOCKET
+from harness.output import tell
 from harness.remote import interact
+from harness.session.planning import provide_job
+from harness.session.wishes import KernelWish, MachineWish
 
 
 @click.command("shell")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.planning import choose, make_job, plan_wished_kernel
-from harness.cli.wishes import JobWish, KernelWish, MachineWish
 from harness.kernel.store import Kernel, provide_kernel
 from harness.kernel.trees import KernelTree, open_tree
 from harness.kernel.variants import load_catalogue
 from harness.machine.accel import Choice
 from harness.plan import Job
+from harness.session.planning import choose, make_job, plan_wished_kernel
+from harness.session.wishes import JobWish, KernelWish, MachineWish
 
 TREE = "debian:7.3"
 

@@ -19,10 +19,10 @@ LAYERS = {
     "paths": 0,
     "words": 0,
     "locks": 1,
+    "output": 1,
     "process": 1,
     "yamlfile": 1,
     "admission": 2,
-    "apt": 2,
     "kernel": 3,
     "machine": 3,
     "remote": 3,
@@ -38,8 +38,9 @@ LAYERS = {
     "bisect": 6,
     "matrix": 6,
     "plugin": 6,
-    "cli": 7,
-    "__main__": 8,
+    "session": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 """A module imports from its own package and from lower layers; siblings of one layer stay apart, except at
 the bottom."""

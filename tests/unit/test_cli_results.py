@@ -14,9 +14,9 @@ import pytest
 from history_runs import GOOD, INPUTS, case, make_run
 
 from harness import process
-from harness.cli import seen
 from harness.errors import ExitCode, UsageError
 from harness.results import Outcome, exit_code, load
+from harness.session import background
 from harness.suites import known
 
 
@@ -114,7 +114,7 @@ def test_accepting_a_loss(runs: Path) -> None:
 def test_a_run_can_be_judged_by_itself(runs: Path) -> None:
     """As a bisect must, which goes back to where cases did not apply yet."""
     run = load(make_run(runs, 4, {"a": Outcome.PASS, "b": Outcome.SKIP}))
-    alone, among = seen.see(run, compare=False), seen.see(run)
+    alone, among = background.see(run, compare=False), background.see(run)
     assert exit_code(run, alone.background.comparison) is ExitCode.GOOD
     assert exit_code(run, among.background.comparison) is ExitCode.CASE_FAILED
 
@@ -130,8 +130,8 @@ def test_a_history_from_the_future(runs: Path) -> None:
         assert done.status == ExitCode.USAGE
         assert "history.sqlite was written by a newer vfio-harness" in done.stderr
     # A run that ends now would not be known to be good; one that is bad is bad.
-    assert seen.see(load(runs / "run01")).exit_code is ExitCode.INFRA
-    assert seen.see(load(runs / "run02")).exit_code is ExitCode.CASE_FAILED
+    assert background.see(load(runs / "run01")).exit_code is ExitCode.INFRA
+    assert background.see(load(runs / "run02")).exit_code is ExitCode.CASE_FAILED
     done = harness("report", "run01")
     assert done.status == ExitCode.INFRA
     assert "note: earlier runs are not taken into account" in done.stdout
@@ -158,8 +158,8 @@ def test_corrupt_known_issues(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     known.shipped_issues.cache_clear()
     try:
         with pytest.raises(UsageError, match=r"known-issues\.yaml:\d+: not valid YAML"):
-            seen.check_history()
-        found = seen.see(load(runs / "run01"))
+            background.check_history()
+        found = background.see(load(runs / "run01"))
         assert found.trouble is None
         assert "the known issues cannot be read" in found.background.notes[0]
     finally:

@@ -11,10 +11,10 @@ import pytest
 from kernel_fake_tree import make_fake_tree
 
 from harness import paths
-from harness.cli.planning import config_in_results, plan_wished_kernel, topology_in_results
-from harness.cli.wishes import KernelWish
 from harness.kernel.trees import open_tree
 from harness.machine.topology import SHIPPED
+from harness.session.planning import config_in_results, plan_wished_kernel, topology_in_results
+from harness.session.wishes import KernelWish
 
 TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
 needs_make = pytest.mark.skipif(
@@ -31,7 +31,7 @@ def test_plan_that_is_only_shown_starts_no_compiler(tmp_path: Path, monkeypatch:
     def build(*_: object, **__: object) -> None:
         pytest.fail("something is built")
 
-    monkeypatch.setattr("harness.cli.planning.provide_selftests", build)
+    monkeypatch.setattr("harness.session.planning.provide_selftests", build)
     wish = KernelWish(tree=str(source), variant="cdev")
     planned = plan_wished_kernel(open_tree(str(source)), wish, with_selftests=True, build=False)
     assert planned.plan is not None

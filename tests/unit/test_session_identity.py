@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness import paths, process
-from harness.cli.identity import harness_commit, identity
 from harness.errors import InfraError
 from harness.machine import image
 from harness.machine.roots import ROOT_NAMES, find_root
+from harness.session.identity import harness_commit, identity
 
 
 def git(directory: Path, *words: str) -> str:

@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli.options import DEFAULT_CPUS, DEFAULT_SEED, DEFAULT_SUITES
 from harness.errors import UsageError
 from harness.host import default_compilers
 from harness.kernel.trees import DEFAULT_SPEC, is_linux
 from harness.machine.qemu import find_qemu
 from harness.machine.roots import DEFAULT_ROOT
 from harness.plan import Isolation
+
+DEFAULT_CPUS = 2
+"""Races need two; more make an emulated guest slower."""
+
+DEFAULT_SUITES = ("probes", "kselftest:vfio")
+
+DEFAULT_SEED = 1
 
 
 def default_tree() -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""harness.cli.session and what it keeps for a run that goes on: no VM, no kernel."""
+"""harness.session.session and what it keeps for a run that goes on: no VM, no kernel."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 from plan_jobs import job
 
-from harness.cli.planning import Planned
-from harness.cli.session import Session
-from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes, save_wishes
 from harness.errors import InfraError, SourceError, UsageError
 from harness.results import JobRecord, Run, RunInfo, State
+from harness.session import outputs, planning
+from harness.session.planning import Planned
+from harness.session.session import Session
+from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes, save_wishes
 
 
 def wish(tree: str | None) -> JobWish:
@@ -77,9 +78,8 @@ def opened(trees: dict[str, str | Exception], monkeypatch: pytest.MonkeyPatch) -
             raise found
         return SimpleNamespace(label=found, path="/")
 
-    monkeypatch.setattr("harness.cli.planning.open_wished_tree", open_tree)
-    session = Session([wish(spec) for spec in trees], Conduct())
-    return dict(session._open_all(tuple(trees)))
+    monkeypatch.setattr(planning, "open_wished_tree", open_tree)
+    return dict(planning.open_trees(tuple(trees)))
 
 
 def test_trouble_with_one_tree_costs_only_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,6 @@ def test_order_of_jobs() -> None:
 
 def test_full_disk_is_told_before_anything_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """QEMU and SQLite would each tell in their own way, minutes later."""
-    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
-    monkeypatch.setattr("harness.cli.session.free_mib", lambda _: 3)
+    monkeypatch.setattr(outputs, "free_mib", lambda _: 3)
     with pytest.raises(InfraError, match="only 3 MiB are free"):
-        Session([wish(None)], Conduct())._check_outputs()
+        outputs.check_outputs(tmp_path, None)

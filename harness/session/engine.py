@@ -11,8 +11,8 @@ import pytest
 
 import harness
 from harness import paths
-from harness.cli.workers import default_workers
 from harness.plan import Plan
+from harness.session.workers import default_workers
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

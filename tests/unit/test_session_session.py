@@ -11,13 +11,13 @@ import pytest
 from history_runs import make_run
 from plan_jobs import job
 
-from harness.cli import session
-from harness.cli.engine import PytestOptions
-from harness.cli.session import Session
-from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish
 from harness.errors import ExitCode, UsageError
 from harness.plan import Plan
 from harness.results import RunStore
+from harness.session import session
+from harness.session.engine import PytestOptions
+from harness.session.session import Session
+from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish
 from harness.suites.keyword import check_choice, check_keyword
 
 

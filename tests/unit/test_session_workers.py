@@ -7,8 +7,8 @@ import pytest
 from plan_jobs import job
 
 from harness import admission
-from harness.cli import workers
 from harness.plan import Plan
+from harness.session import workers
 
 BUSY = ("edu", "noiommu", "noiommu-cdev", "noiommu-group", "group", "cdev", "container")
 

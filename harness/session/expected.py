@@ -7,10 +7,10 @@ import collections
 import statistics
 from collections.abc import Mapping
 
-from harness.cli.seen import ask
 from harness.errors import HarnessError
 from harness.plan import Job
 from harness.results import History, JobRecord
+from harness.session.background import ask
 from harness.suites.catalogue import work_of
 
 

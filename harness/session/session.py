@@ -21,25 +21,24 @@ import pytest
 import harness
 from harness import paths
 from harness.builder import Builder
-from harness.cli import planning
-from harness.cli.engine import PytestOptions, run_pytest
-from harness.cli.expected import expected_seconds
-from harness.cli.identity import identity
-from harness.cli.output import emit, tell, tolerant_stdout
-from harness.cli.plan_table import PlannedKernel, plan_of_job, show_plan
-from harness.cli.planning import Planned, slug
-from harness.cli.remaining import done_in, jobs_with_a_chance
-from harness.cli.seen import check_history, see
-from harness.cli.timing import account, phase_line
-from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, line_of, save_wishes
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
-from harness.host import free_mib
 from harness.kernel.store import Built, KernelPlan
 from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
+from harness.output import tell, tolerant_stdout
 from harness.plan import Job, Plan
 from harness.results import Inputs, JobRecord, Run, RunInfo, RunStore, State, judge, load
+from harness.session import outputs, planning
+from harness.session.background import check_history, see
+from harness.session.engine import PytestOptions, run_pytest
+from harness.session.expected import expected_seconds
+from harness.session.identity import identity
+from harness.session.plan_table import PlannedKernel, plan_of_job, show_plan
+from harness.session.planning import Planned, slug
+from harness.session.remaining import done_in, jobs_with_a_chance
+from harness.session.timing import account, phase_line
+from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, save_wishes
 from harness.suites.catalogue import (
     check_cases,
     check_patterns,
@@ -49,12 +48,6 @@ from harness.suites.catalogue import (
 from harness.suites.keyword import check_choice, check_keyword
 
 PLAN_FILE = "plan.json"
-JUNIT_FILE = "junit.xml"
-JSON_FILE = "run.json"
-HTML_FILE = "report.html"
-
-_LEAST_FREE_MIB = 64
-"""Results, reports and consoles of a nightly take some 40 MiB; of a run of one job, 5."""
 
 
 class Session:
@@ -115,7 +108,7 @@ class Session:
         check_patterns(self._conduct.cases, self._suites)
         names = (name for wish in self._wishes for name in (wish.kernel.name, wish.machine.topology))
         check_keyword(keyword, self._suites, names)
-        self._check_outputs()
+        outputs.check_outputs(self.run_dir.parent, self._junit)
         check_history(self._conduct.compare)
         for wish in self._kernels:
             planning.wished_variant(wish.variant)
@@ -126,25 +119,6 @@ class Session:
         for machine in self._machines:
             planning.check_machine(machine, self._qemu)
 
-    def _check_outputs(self) -> None:
-        """Refuse now what could otherwise not be written at the end."""
-        if self._junit is not None and not self._junit.absolute().parent.is_dir():
-            raise UsageError(f"--junit-xml: there is no directory {self._junit.absolute().parent}")
-        place = self.run_dir.parent
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=place):
-                room = free_mib(place)
-        except OSError as error:
-            raise InfraError(
-                f"cannot write runs into {place}: {error.strerror}", hint="VFIO_HARNESS_RUNS moves them"
-            ) from error
-        if room < _LEAST_FREE_MIB:
-            raise InfraError(
-                f"only {room} MiB are free in {place}, and a run needs {_LEAST_FREE_MIB}",
-                hint="VFIO_HARNESS_RUNS moves runs; vfio-harness gc frees room in the cache",
-            )
-
     def _announce(self, choice: Choice) -> None:
         factor = choice.accel.timeout_factor
         scaled = f"; time limits x{factor:g}" if factor != 1 else ""
@@ -153,7 +127,7 @@ class Session:
     def prepare(self, *, build: bool = True) -> None:
         """Open the trees, plan the kernels, plan the jobs; without *build* no compiler is started for it."""
         began = time.monotonic()
-        trees = self._open_all(tuple(dict.fromkeys(wish.tree for wish in self._kernels)))
+        trees = planning.open_trees(tuple(dict.fromkeys(wish.tree for wish in self._kernels)))
         self._phases["fetch"] = time.monotonic() - began
         began = time.monotonic()
         for kernel in self._kernels:
@@ -165,28 +139,6 @@ class Session:
             {job.name: (job, self._record(wish, job)) for wish, job in self._jobs.items()}
         )
         self._phases["plan"] = time.monotonic() - began
-
-    def _open_all(self, specs: Sequence[str | None]) -> dict[str | None, KernelTree | InfraError]:
-        """Every tree, or why it could not be had: that of one must not cost the night of the others.
-
-        Raises UsageError for one that is not there to be had, and InfraError when none could be.
-        """
-        trees: dict[str | None, KernelTree | InfraError] = {}
-        for spec in specs:
-            try:
-                trees[spec] = self._open(spec)
-            except InfraError as error:
-                self.say(f"tree: {line_of(spec)}: {error}")
-                trees[spec] = error
-        troubles = [tree for tree in trees.values() if isinstance(tree, InfraError)]
-        if len(troubles) == len(trees):
-            raise troubles[0]
-        return trees
-
-    def _open(self, spec: str | None) -> KernelTree:
-        tree = planning.open_wished_tree(spec)
-        self.say(f"tree: {tree.label} ({tree.path})")
-        return tree
 
     def _plan_kernel(self, tree: KernelTree | InfraError, wish: KernelWish, *, build: bool) -> Planned:
         if isinstance(tree, InfraError):
@@ -505,25 +457,13 @@ class Session:
                 store.add_job(self._record(wish, job))
 
     def _report(self, as_json: bool) -> int:
-        from harness.report.console import show
-        from harness.report.files import FORMATS, write
-
         account(self.run_dir, self._build_cpu)
         run = load(self.run_dir)
         seen = see(run, compare=self._conduct.compare)
-        background = seen.background
-        if as_json:
-            emit(FORMATS["json"](run, background))
-        else:
-            with tolerant_stdout():
-                show(run, sys.stdout, background)
+        outputs.show_run(run, seen.background, as_json=as_json)
         self.say(phase_line(self._phases, self.run_dir))
         self.say(f"everything is in {self.run_dir}")
-        write(run, "junit", self.run_dir / JUNIT_FILE, background)
-        write(run, "json", self.run_dir / JSON_FILE, background)
-        write(run, "html", self.run_dir / HTML_FILE, background)
-        if self._junit is not None:
-            write(run, "junit", self._junit, background)
+        outputs.write_reports(run, seen.background, self._junit)
         return int(seen.exit_code)
 
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.wishes import Conduct, JobWish, KernelWish, MachineWish, line_of, load_wishes, save_wishes
+from harness.session.wishes import (
+    Conduct,
+    JobWish,
+    KernelWish,
+    MachineWish,
+    line_of,
+    load_wishes,
+    save_wishes,
+)
 
 
 @pytest.fixture

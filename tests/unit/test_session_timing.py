@@ -10,11 +10,11 @@ import pytest
 from history_runs import make_run
 
 from harness import boot
-from harness.cli.timing import account, phase_line
 from harness.errors import InfraError
 from harness.report.files import FORMATS
 from harness.report.view import NOTHING
 from harness.results import RunStore, load
+from harness.session.timing import account, phase_line
 
 
 def leave(run_dir: Path, vm: str, text: str) -> None:

@@ -16,10 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness import paths
-from harness.cli.output import tell
-from harness.cli.progress import build_progress
-from harness.cli.wishes import JobWish, KernelWish, MachineWish, line_of
-from harness.errors import ExitCode, HarnessError, KernelError, NotApplicable, UsageError
+from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
 from harness.kernel.kconfig import Fragment, read_fragment
 from harness.kernel.selftests import list_programs
 from harness.kernel.store import (
@@ -40,8 +37,11 @@ from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.roots import find_root
 from harness.machine.topology import SHIPPED as SHIPPED_TOPOLOGIES
 from harness.machine.topology import load_topology
+from harness.output import tell
 from harness.plan import Job, KernelRef
 from harness.results import Address, JobRecord, Outcome, Result
+from harness.session.progress import build_progress
+from harness.session.wishes import JobWish, KernelWish, MachineWish, line_of
 from harness.suites.kselftest import shipped_suites
 from harness.suites.manifest import source_digest
 
@@ -52,6 +52,27 @@ DEFAULT_MEMORY_MIB = 1024
 def open_wished_tree(wish: str | None) -> KernelTree:
     """The tree of `--tree`, or the default one."""
     return open_tree(wish)
+
+
+def open_trees(specs: Sequence[str | None]) -> dict[str | None, KernelTree | InfraError]:
+    """Every tree, or why it could not be had: that of one must not cost the night of the others.
+
+    Raises UsageError for one that is not there to be had, and InfraError when none could be.
+    """
+    trees: dict[str | None, KernelTree | InfraError] = {}
+    for spec in specs:
+        try:
+            tree = open_wished_tree(spec)
+        except InfraError as error:
+            tell(f"tree: {line_of(spec)}: {error}")
+            trees[spec] = error
+        else:
+            tell(f"tree: {tree.label} ({tree.path})")
+            trees[spec] = tree
+    troubles = [tree for tree in trees.values() if isinstance(tree, InfraError)]
+    if len(troubles) == len(trees):
+        raise troubles[0]
+    return trees
 
 
 def wished_variant(name: str) -> Variant:

@@ -7,8 +7,8 @@ import dataclasses
 
 from report_sample import RUN, result
 
-from harness.cli.remaining import done_in
 from harness.results import Outcome
+from harness.session.remaining import done_in
 
 
 def test_what_had_its_chance_is_done() -> None:
