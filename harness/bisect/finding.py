@@ -15,7 +15,7 @@ from harness.bisect.model import Mark, Step
 from harness.bisect.report import Evidence, Finding
 from harness.bisect.state import HuntState
 from harness.errors import HarnessError
-from harness.results import Run, load
+from harness.results import KERNEL_SUITE, Run, load
 from harness.suites.probes import SUITE as PROBES
 from harness.suites.probes import probe_cases
 
@@ -104,7 +104,9 @@ def _run_of(state: HuntState, step: Step | None) -> Run | None:
 def _evidence(state: HuntState, step: Step, trial: Trial) -> Evidence:
     run = _run_of(state, step)
     wanted = (
-        [r for r in run.cases if str(r.address) in state.hunted or r.address.suite == "kernel"] if run else []
+        [r for r in run.cases if str(r.address) in state.hunted or r.address.suite == KERNEL_SUITE]
+        if run
+        else []
     )
     worst = max(wanted, key=lambda result: result.outcome.severity, default=None)
     rerun = shlex.join(["vfio-harness", "run", *trial.options(state.hunted), "--tree", ""]).removesuffix("''")

@@ -11,13 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from harness.bisect.model import Observation, Sight
-from harness.results import VANISHED, WHOLE_PROGRAM, Outcome, Result, Run
+from harness.results import BOOTS, KERNEL_SUITE, VANISHED, WHOLE_PROGRAM, Outcome, Result, Run
 from harness.results.fingerprint import fingerprint
 
-KERNEL = "kernel"
-"""The suite of what is said about a kernel as such (harness.plugin.lab)."""
-
-_BOOTS = "boots"
 _NUMBER = re.compile(r"\b0x[0-9a-f]+\b|\d+")
 _WHILE_BOOTING = re.compile(r"the kernel said outside any case: while booting: ")
 
@@ -53,7 +49,7 @@ def observe(run: Run, *, hunted: Sequence[str] = (), boot: bool = False, seconds
         return Observation(sight=sight, why=stopped.problem, run_dir=run.directory, seconds=seconds)
     sight, why, told = _judge_boot(results) if boot else _judge_cases(results, hunted)
     failure = _kind_of(told) if told is not None and sight in (Sight.FAILS, Sight.DIES) else ""
-    cases = {str(r.address): _sight_of(r) for r in results if r.address.suite != KERNEL}
+    cases = {str(r.address): _sight_of(r) for r in results if r.address.suite != KERNEL_SUITE}
     return Observation(
         sight=sight,
         why=why,
@@ -89,7 +85,7 @@ def _judge_boot(results: Iterable[Result]) -> _Judged:
     died = next((r for r in results if _is_death(r) or _is_boot_splat(r)), None)
     if died is not None:
         return Sight.DIES, died.reason, died
-    ran = [r for r in results if r.address.suite != KERNEL and not r.outcome.is_infra]
+    ran = [r for r in results if r.address.suite != KERNEL_SUITE and not r.outcome.is_infra]
     if any(r.outcome is not Outcome.SKIP for r in ran):
         return Sight.PASSES, "the kernel boots", None
     lost = next((r for r in results if r.outcome.is_infra), None)
@@ -110,7 +106,7 @@ def _judge_cases(results: Sequence[Result], hunted: Sequence[str]) -> _Judged:
 
 def _is_asked(result: Result, hunted: Sequence[str]) -> bool:
     """Whether *result* is one of *hunted*, speaks for a whole program of theirs, or is a late complaint."""
-    if result.address.suite == KERNEL:
+    if result.address.suite == KERNEL_SUITE:
         return result.outcome is Outcome.CRASH and not _is_boot_splat(result)
     if not hunted or str(result.address) in hunted:
         return True
@@ -125,11 +121,11 @@ def _is_silence(result: Result) -> bool:
 def _is_death(result: Result) -> bool:
     # Whether a boot had to be tried again is told under the same name, as a loss and a pass.
     crashed = result.outcome is Outcome.CRASH
-    return crashed and result.address.suite == KERNEL and result.address.case == _BOOTS
+    return crashed and result.address == BOOTS
 
 
 def _is_boot_splat(result: Result) -> bool:
-    return result.address.suite == KERNEL and bool(_WHILE_BOOTING.match(result.reason))
+    return result.address.suite == KERNEL_SUITE and bool(_WHILE_BOOTING.match(result.reason))
 
 
 def _line(result: Result) -> str:

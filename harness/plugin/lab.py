@@ -16,7 +16,17 @@ from harness.errors import BootCrash, HarnessError
 from harness.machine.splat import Splat
 from harness.plan import Plan
 from harness.plugin.done import Done, text_of
-from harness.results import BOOTS, QUIET, WHOLE_PROGRAM, Address, Outcome, Requirement, Result, check
+from harness.results import (
+    BOOTS,
+    KERNEL_SUITE,
+    QUIET,
+    WHOLE_PROGRAM,
+    Address,
+    Outcome,
+    Requirement,
+    Result,
+    check,
+)
 from harness.suites.catalogue import ProbeWork, ProgramWork, Work, features_for
 from harness.suites.judging import Judged
 from harness.suites.manifest import expected_points
@@ -63,7 +73,7 @@ class Lab:
             yield from self._boots(work.job, done)
             results = [dataclasses.replace(result, attempt=attempt, confirms=confirms) for result in results]
             yield from results
-            own = [result.outcome for result in results if result.address.suite != BOOTS.suite]
+            own = [result.outcome for result in results if result.address.suite != KERNEL_SUITE]
             if Outcome.LOST in own and losses + 1 < LOST_TRIES:
                 losses += 1
             elif not confirms and any(outcome.is_failure for outcome in own) and self._may_confirm():

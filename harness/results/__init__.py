@@ -11,6 +11,8 @@ from harness.results.judge import VANISHED, Judgement, Requirement, check, exit_
 from harness.results.model import (
     BOOTS,
     FLAKY,
+    KCONFIG_SUITE,
+    KERNEL_SUITE,
     QUIET,
     WHOLE_PROGRAM,
     Address,
@@ -31,6 +33,8 @@ __all__ = [
     "BOOTS",
     "FILE_NAME",
     "FLAKY",
+    "KCONFIG_SUITE",
+    "KERNEL_SUITE",
     "QUIET",
     "VANISHED",
     "WHOLE_PROGRAM",

@@ -8,7 +8,18 @@ import fnmatch
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from harness.results.model import WHOLE_PROGRAM, Address, Inputs, JobRecord, Outcome, Result, Run, State
+from harness.results.model import (
+    KCONFIG_SUITE,
+    KERNEL_SUITE,
+    WHOLE_PROGRAM,
+    Address,
+    Inputs,
+    JobRecord,
+    Outcome,
+    Result,
+    Run,
+    State,
+)
 
 NOISE = 5.0
 """By how many median deviations a case must exceed its median duration to be slower than it was."""
@@ -195,7 +206,7 @@ def is_complete(run: Run) -> bool:
     return run.state is State.FINISHED and not run.info.inputs.narrowed
 
 
-_ALWAYS = ("kernel", "kconfig")
+_ALWAYS = (KERNEL_SUITE, KCONFIG_SUITE)
 """Suites that nobody asks for: what is said of a kernel, and of one that is never built."""
 
 
@@ -279,7 +290,7 @@ def counts(case: Result) -> bool:
     """Whether the absence of *case* would be a loss."""
     ran = case.outcome is not Outcome.SKIP and not case.outcome.is_infra
     # What is said of a program as a whole, or of the kernel, is said when something is wrong.
-    return ran and case.address.case != WHOLE_PROGRAM and case.address.suite != "kernel"
+    return ran and case.address.case != WHOLE_PROGRAM and case.address.suite != KERNEL_SUITE
 
 
 def _kind(

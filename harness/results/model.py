@@ -134,10 +134,16 @@ class Address:
         return f"{self.suite}/{self.program}/{self.case}"
 
 
-BOOTS = Address(suite="kernel", program="console", case="boots")
+KERNEL_SUITE = "kernel"
+"""Where results stand that are about a kernel as such and not about a case."""
+
+KCONFIG_SUITE = "kconfig"
+"""Where results stand that a kernel's configuration gave, without a build."""
+
+BOOTS = Address(suite=KERNEL_SUITE, program="console", case="boots")
 """Whether the kernel comes up; told of only where it did not, or not at once."""
 
-QUIET = Address(suite="kernel", program="console", case="is_quiet_between_cases")
+QUIET = Address(suite=KERNEL_SUITE, program="console", case="is_quiet_between_cases")
 """What the kernel complained of outside any case; told of only where it did."""
 
 

@@ -39,7 +39,7 @@ from harness.machine.topology import SHIPPED as SHIPPED_TOPOLOGIES
 from harness.machine.topology import load_topology
 from harness.output import tell
 from harness.plan import Job, KernelRef
-from harness.results import Address, JobRecord, Outcome, Result
+from harness.results import KCONFIG_SUITE, Address, JobRecord, Outcome, Result
 from harness.session.progress import build_progress
 from harness.session.wishes import JobWish, KernelWish, MachineWish, line_of
 from harness.suites.kselftest import shipped_suites
@@ -306,7 +306,7 @@ def provide_job(wish: KernelWish, machine: MachineWish) -> Job:
 
 def _proof(tree: KernelTree, variant: Variant) -> Result:
     """A blocked variant's one case: olddefconfig must leave no-IOMMU mode off, and say why."""
-    address = Address(suite="kconfig", program=variant.name, case="noiommu_is_refused")
+    address = Address(suite=KCONFIG_SUITE, program=variant.name, case="noiommu_is_refused")
     try:
         proof = prove_blocked(tree, variant)
     except NotApplicable as error:

@@ -28,7 +28,7 @@ from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
 from harness.output import tell, tolerant_stdout
 from harness.plan import Job, Plan
-from harness.results import Inputs, JobRecord, Run, RunInfo, RunStore, State, judge, load
+from harness.results import KCONFIG_SUITE, Inputs, JobRecord, Run, RunInfo, RunStore, State, judge, load
 from harness.session import outputs, planning
 from harness.session.background import check_history, see
 from harness.session.engine import PytestOptions, run_pytest
@@ -447,7 +447,7 @@ class Session:
     def _record_jobs(self, store: RunStore) -> None:
         for planned in self._planned.values():
             if planned.proof is not None:
-                record = planned.record("", None, suites=("kconfig",))
+                record = planned.record("", None, suites=(KCONFIG_SUITE,))
                 store.add_job(record)
                 store.add(dataclasses.replace(planned.proof, job=record.name))
         for wish in self._wishes:
