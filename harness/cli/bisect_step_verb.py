@@ -49,11 +49,7 @@ def command(
     addons: tuple[str, ...],
     configs: tuple[Path, ...],
     jobs: int | None,
-    accel: str,
-    root: str,
-    cpus: int,
-    memory: int | None,
-    qemu: str | None,
+    machine: MachineWish,
 ) -> int:
     """Judge the tree as it is: 0 good, 1 bad, 125 untestable, 128 wrong use, which stops a bisect.
 
@@ -74,7 +70,7 @@ def command(
         boot=boot,
         addons=addons,
         configs=configs,
-        machine=MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu),
+        machine=machine.on(topology),
         jobs=jobs,
     )
     aim = Aim(find_fix=find_fix, boot=boot, missing_fails=missing_fails, repeat=repeat)

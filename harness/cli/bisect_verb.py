@@ -82,11 +82,7 @@ def command(
     addons: tuple[str, ...],
     configs: tuple[Path, ...],
     jobs: int | None,
-    accel: str,
-    root: str,
-    cpus: int,
-    memory: int | None,
-    qemu: str | None,
+    machine: MachineWish,
     limits: tuple[str, ...],
 ) -> int:
     """Find the commit that broke a case, or with --find-fix the one that made it pass.
@@ -120,7 +116,7 @@ def command(
         boot=boot,
         addons=addons,
         configs=configs,
-        machine=MachineWish(topology=topology, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu),
+        machine=machine.on(topology),
         jobs=jobs,
     )
     aim = Aim(find_fix=find_fix, boot=boot, repeat=repeat, term_old=term_old or "", term_new=term_new or "")

@@ -93,12 +93,7 @@ def command(
     emit: str | None,
     shards: int,
     jobs: int | None,
-    accel: str,
-    root: str,
-    snapshots: bool,
-    cpus: int,
-    memory: int | None,
-    qemu: str | None,
+    machine: MachineWish,
     workers: int | None,
     isolation: str,
     confirm: bool,
@@ -132,9 +127,6 @@ def command(
         matrix = _chosen(name, path, trees)
         if emit is not None:
             return _emit(emit, matrix, cases, shards)
-        machine = MachineWish(
-            topology="", accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu, snapshots=snapshots
-        )
         conduct = Conduct(
             cases=cases,
             seed=seed,

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -15,7 +16,7 @@ from harness.errors import UsageError
 from harness.host import default_compilers
 from harness.machine.roots import DEFAULT_ROOT, ROOT_NAMES
 from harness.plan import Isolation
-from harness.session.wishes import DEFAULT_CPUS, DEFAULT_SEED, DEFAULT_SUITES
+from harness.session.wishes import DEFAULT_CPUS, DEFAULT_SEED, DEFAULT_SUITES, MachineWish
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -206,7 +207,7 @@ def topology_option(multiple: bool) -> Callable[[F], F]:
 
 
 def machine_options(function: F) -> F:
-    """How the VM is run, and whether one may be restored."""
+    """How the VM is run, and whether one may be restored: one argument *machine*, without a topology."""
     return vm_options(
         click.option(
             "--snapshots/--no-snapshots",
@@ -218,7 +219,24 @@ def machine_options(function: F) -> F:
 
 
 def vm_options(function: F) -> F:
-    """How the VM is run."""
+    """How the VM is run: one argument *machine*, a MachineWish without a topology."""
+
+    @functools.wraps(function)
+    def with_machine(
+        *,
+        accel: str,
+        root: str,
+        cpus: int,
+        memory: int | None,
+        qemu: str | None,
+        snapshots: bool = True,
+        **others: Any,
+    ) -> Any:
+        machine = MachineWish(
+            topology="", accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu, snapshots=snapshots
+        )
+        return function(machine=machine, **others)
+
     return _apply(
         (
             click.option(
@@ -248,7 +266,7 @@ def vm_options(function: F) -> F:
             ),
             click.option("--qemu", metavar="PATH", help="The qemu-system-x86_64 to use."),
         ),
-        function,
+        cast("F", with_machine),
     )
 
 

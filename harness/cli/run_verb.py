@@ -52,12 +52,7 @@ def command(
     addons: tuple[str, ...],
     configs: tuple[Path, ...],
     jobs: int | None,
-    accel: str,
-    root: str,
-    snapshots: bool,
-    cpus: int,
-    memory: int | None,
-    qemu: str | None,
+    machine: MachineWish,
     keyword: str | None,
     exit_first: bool,
     last_failed: bool,
@@ -95,16 +90,10 @@ def command(
         KernelWish(tree=tree, variant=v, addons=addons, configs=configs, jobs=jobs)
         for v in dict.fromkeys(variants)
     ]
-    machines = [
-        MachineWish(
-            topology=t, accel=accel, root=root, cpus=cpus, memory=memory, qemu=qemu, snapshots=snapshots
-        )
-        for t in dict.fromkeys(topologies)
-    ]
     wishes = [
-        JobWish(kernel=kernel, machine=machine, suites=tuple(dict.fromkeys(suites)), seed=seed)
+        JobWish(kernel=kernel, machine=machine.on(topology), suites=tuple(dict.fromkeys(suites)), seed=seed)
         for kernel in kernels
-        for machine in machines
+        for topology in dict.fromkeys(topologies)
     ]
     passed_on = PytestOptions(
         keyword=keyword,

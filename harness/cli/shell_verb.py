@@ -37,12 +37,7 @@ def command(
     addons: tuple[str, ...],
     configs: tuple[Path, ...],
     jobs: int | None,
-    accel: str,
-    root: str,
-    snapshots: bool,
-    cpus: int,
-    memory: int | None,
-    qemu: str | None,
+    machine: MachineWish,
     gdb: bool,
     words: tuple[str, ...],
 ) -> int:
@@ -56,16 +51,7 @@ def command(
       vfio-harness shell -- ls -l /dev/vfio
     """
     wish = KernelWish(tree=tree, variant=variant, addons=addons, configs=configs, jobs=jobs)
-    machine = MachineWish(
-        topology=topology,
-        accel=accel,
-        root=root,
-        cpus=cpus,
-        memory=memory,
-        qemu=qemu,
-        snapshots=snapshots,
-    )
-    job = provide_job(wish, machine)
+    job = provide_job(wish, machine.on(topology))
     recipe = Recipe.of(job, gdb=gdb)
     directory = Path(tempfile.mkdtemp(prefix="vfio-harness-shell-"))
     with contextlib.ExitStack() as stack:
