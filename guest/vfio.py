@@ -47,6 +47,8 @@ TYPE1_IOMMU = 1
 TYPE1V2_IOMMU = 3
 NOIOMMU_IOMMU = 8
 UPDATE_VADDR = 10
+UNMAP_ALL = 2
+TYPE1_INFO_DMA_AVAIL = 3
 
 GROUP_VIABLE = 1
 GROUP_CONTAINER_SET = 2
@@ -413,11 +415,24 @@ class Container(Descriptor):
         """IOMMU_MAP_DMA."""
         self.call(IOMMU_MAP_DMA, DmaMap(vaddr=vaddr, iova=iova, size=size, flags=flags))
 
-    def unmap_dma(self, iova: int, size: int) -> int:
+    def unmap_dma(self, iova: int, size: int, flags: int = 0) -> int:
         """IOMMU_UNMAP_DMA; return the number of bytes unmapped."""
-        argument = DmaUnmap(iova=iova, size=size)
+        argument = DmaUnmap(iova=iova, size=size, flags=flags)
         self.call(IOMMU_UNMAP_DMA, argument)
         return argument.size
+
+    def maps_left(self) -> int:
+        """VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL among the capabilities of IOMMU_GET_INFO; ValueError without it."""
+        answer = bytearray(bytes(Type1Info(argsz=4096)).ljust(4096, b"\0"))
+        self.call(IOMMU_GET_INFO, answer)
+        place = Type1Info.from_buffer_copy(answer).cap_offset
+        while place:
+            # struct vfio_info_cap_header, and the one member of this capability behind it.
+            name, _, following, left = struct.unpack_from("=HHII", answer, place)
+            if name == TYPE1_INFO_DMA_AVAIL:
+                return int(left)
+            place = following
+        raise ValueError("the container does not say how many mappings it takes")
 
 
 class Group(Descriptor):

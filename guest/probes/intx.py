@@ -114,6 +114,21 @@ def intx_resamples_by_eventfd(t: Test) -> None:
         t.check(event.silent(), "the resample eventfd still works after it was taken away")
 
 
+@case(needs=INTX_ARRIVES, cites="drivers/vfio/virqfd.c vfio_virqfd_enable() (an event already pending)")
+def intx_resamples_at_once_for_an_eventfd_that_was_signalled(t: Test) -> None:
+    """A signal that an eventfd had before it was given to UNMASK is not lost: a line still high interrupts
+    again."""
+    with opened_edu(t) as (device, one):
+        event, unmask = Event(), Event()
+        device.set_eventfds(INTX, event.fd)
+        one.raise_irq(1)
+        t.equal(event.arrives(), 1, "events for one raise")
+        unmask.signal()
+        device.set_irqs(INTX, EVENTFD_UNMASK, data=struct.pack("<i", unmask.fd))
+        t.equal(event.arrives(), 1, "events after the eventfd was given")
+        one.ack_irq()
+
+
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_basic_config_write()")
 def intx_disable_bit_masks(t: Test) -> None:
     """Setting the INTx disable bit of the command register masks the interrupt; clearing it lets a pending

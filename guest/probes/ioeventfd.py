@@ -38,6 +38,20 @@ def ioeventfd_writes_a_register(t: Test) -> None:
         t.equal(bar.read32(edu.REG_LIVENESS), 0xFFFFFFFF, "the register after the ioeventfd was removed")
 
 
+@case(needs=EDU, cites="drivers/vfio/virqfd.c vfio_virqfd_enable() (an event already pending)")
+def ioeventfd_that_was_signalled_writes_at_once(t: Test) -> None:
+    """A signal that an eventfd had before it became an ioeventfd is not lost."""
+    with opened(t, t.device("edu")) as device, device.bar() as bar:
+        event = Event()
+        event.signal()
+        where = device.region(BAR0).offset + edu.REG_LIVENESS
+        bar.write32(edu.REG_LIVENESS, 0)
+        device.call(
+            vfio.DEVICE_IOEVENTFD, vfio.Ioeventfd(flags=4, offset=where, data=0x11223344, fd=event.fd)
+        )
+        t.wait_until(lambda: bar.read32(edu.REG_LIVENESS) == 0xEEDDCCBB, "the write of the register")
+
+
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_ioeventfd(); vfio_pci_rdwr.c")
 def ioeventfd_refusals(t: Test) -> None:
     """An ioeventfd must lie whole in a BAR, have one width, come from an eventfd, and exist before it is

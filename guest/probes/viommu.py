@@ -186,6 +186,40 @@ def type1_read_only_map_is_not_written(t: Test) -> None:
 
 
 @case(
+    needs=GROUP,
+    cites="vfio_iommu_type1.c vfio_dma_do_unmap(); iommufd/vfio_compat.c iommufd_vfio_unmap_dma()",
+)
+def type1_unmaps_everything_only_without_a_range(t: Test) -> None:
+    """UNMAP_ALL takes no range, of which it says EINVAL and unmaps nothing, and tells how many bytes it has
+    unmapped: all that were mapped."""
+    bdf = t.device("edu", iommu=True)
+    with through_group(bdf, vfio.TYPE1V2_IOMMU) as user, memory.anonymous(3 * PAGE) as buffer:
+        user.container.map_dma(buffer.address, IOVA, 2 * PAGE)
+        user.container.map_dma(buffer.address + 2 * PAGE, IOVA + HUGE, PAGE)
+        for iova, size in ((IOVA, 0), (0, PAGE), (IOVA, 2 * PAGE)):
+            t.errno(errno.EINVAL, user.container.unmap_dma, iova, size, vfio.UNMAP_ALL)
+        t.equal(user.container.unmap_dma(0, 0, vfio.UNMAP_ALL), 3 * PAGE, "bytes unmapped")
+        user.container.map_dma(buffer.address, IOVA, 2 * PAGE)
+
+
+@case(needs=(*GROUP, "container"), cites="drivers/vfio/vfio_iommu_type1.c vfio_iommu_dma_avail_build_caps()")
+def type1_tells_how_many_maps_are_left(t: Test) -> None:
+    """A type1 container says how many mappings it still takes: one less for each, whatever its size, until it
+    is unmapped."""
+    bdf = t.device("edu", iommu=True)
+    with through_group(bdf, vfio.TYPE1V2_IOMMU) as user, memory.anonymous(3 * PAGE) as buffer:
+        before = user.container.maps_left()
+        t.check(before > 1, f"{before} mappings are left of an empty container")
+        user.container.map_dma(buffer.address, IOVA, 2 * PAGE)
+        user.container.map_dma(buffer.address + 2 * PAGE, IOVA + HUGE, PAGE)
+        t.equal(user.container.maps_left(), before - 2, "mappings left with two")
+        user.container.unmap_dma(IOVA, 2 * PAGE)
+        t.equal(user.container.maps_left(), before - 1, "mappings left with one")
+        user.container.unmap_dma(0, 0, vfio.UNMAP_ALL)
+        t.equal(user.container.maps_left(), before, "mappings left with none")
+
+
+@case(
     needs=(*GROUP, "container"), cites="drivers/vfio/vfio_iommu_type1.c vfio_lock_acct(), vfio_remove_dma()"
 )
 def type1_counts_what_it_has_pinned(t: Test) -> None:
