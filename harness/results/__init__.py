@@ -6,7 +6,8 @@ from __future__ import annotations
 from harness.results.codec import result_from_plain, result_to_plain
 from harness.results.compare import Change, Comparison, LostJob, Slower, compare, everything_exists
 from harness.results.fingerprint import fingerprint
-from harness.results.history import Background, History, Past, PastRun, consult
+from harness.results.history import History
+from harness.results.historyfile import consult
 from harness.results.judge import VANISHED, Judgement, Requirement, check, exit_code, judge, judgement
 from harness.results.model import (
     BOOTS,
@@ -26,6 +27,7 @@ from harness.results.model import (
     Verdict,
     settle,
 )
+from harness.results.past import Background, Past, PastRun
 from harness.results.prune import PrunedRun, prune_runs
 from harness.results.store import FILE_NAME, RunStore, RunSummary, is_alive, list_runs, load
 

@@ -12,15 +12,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
-import logging
-import os
 import sqlite3
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from harness.errors import ExitCode, HarnessError
 from harness.results import codec, database, store
@@ -32,7 +28,6 @@ from harness.results.compare import (
     cases_by_job,
     compare_job,
     covers,
-    everything_exists,
     find_slower,
     in_scope,
     is_complete,
@@ -42,182 +37,10 @@ from harness.results.compare import (
 from harness.results.fingerprint import fingerprint
 from harness.results.judge import judgement
 from harness.results.model import FLAKY, Address, Inputs, JobRecord, Outcome, Result, Run, State, Verdict
-
-FILE_NAME = "history.sqlite"
+from harness.results.past import Background, Past, PastRun
 
 WINDOW = 30
 """How many earlier Runs of a series tell how long a case takes and whether it is flaky."""
-
-_log = logging.getLogger("harness.history")
-
-_MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE run (
-        id INTEGER PRIMARY KEY,
-        directory TEXT NOT NULL UNIQUE,
-        stamp TEXT NOT NULL,
-        name TEXT NOT NULL,
-        started TEXT NOT NULL,
-        seconds REAL NOT NULL,
-        accel TEXT NOT NULL,
-        state TEXT NOT NULL,
-        verdict TEXT NOT NULL,
-        exit_code INTEGER NOT NULL,
-        why TEXT NOT NULL,
-        accepted TEXT NOT NULL,
-        info TEXT NOT NULL
-    );
-    CREATE INDEX run_by_start ON run (started);
-    CREATE TABLE job (
-        id INTEGER PRIMARY KEY,
-        run INTEGER NOT NULL REFERENCES run ON DELETE CASCADE,
-        name TEXT NOT NULL,
-        series TEXT NOT NULL,
-        seconds REAL NOT NULL,
-        good INTEGER NOT NULL,
-        record TEXT NOT NULL
-    );
-    CREATE INDEX job_by_series ON job (series);
-    CREATE INDEX job_by_run ON job (run);
-    CREATE TABLE "case" (
-        id INTEGER PRIMARY KEY,
-        address TEXT NOT NULL UNIQUE
-    );
-    CREATE TABLE outcome (
-        job INTEGER NOT NULL REFERENCES job ON DELETE CASCADE,
-        "case" INTEGER NOT NULL REFERENCES "case",
-        outcome TEXT NOT NULL,
-        flaky INTEGER NOT NULL,
-        attempt INTEGER NOT NULL,
-        duration REAL NOT NULL,
-        reason TEXT NOT NULL,
-        fingerprint TEXT NOT NULL,
-        PRIMARY KEY (job, "case")
-    ) WITHOUT ROWID;
-    CREATE INDEX outcome_by_case ON outcome ("case", job)
-    """,
-    """
-    ALTER TABLE run ADD COLUMN matrix TEXT NOT NULL DEFAULT '';
-    UPDATE run SET matrix = trim(coalesce(json_extract(info, '$.inputs.extra.matrix'), '') || ' '
-        || coalesce(json_extract(info, '$.inputs.extra.shard'), ''))
-    """,
-)
-
-_FORM = database.Form(
-    # "vfih" as four bytes.
-    application=0x76666968,
-    migrations=_MIGRATIONS,
-    damaged_hint="it is made anew from the run directories",
-)
-
-T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PastRun:
-    """One Run as the history keeps it."""
-
-    directory: Path
-    name: str
-    started: datetime.datetime
-    seconds: float
-    accel: str
-    state: State
-    verdict: Verdict
-    """With its history taken into account."""
-    exit_code: ExitCode
-    why: str
-    accepted: str
-    inputs: Inputs
-    jobs: int
-    counts: Mapping[str, int]
-    """Label -> how many settled cases."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Past:
-    """What one case of one Job came to in one Run."""
-
-    run: str
-    started: datetime.datetime
-    accel: str
-    job: str
-    series: str
-    kernel: str
-    case: Result
-    fingerprint: str
-    """Of the splat; empty where there was none."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Background:
-    """What a Run is seen against in reports."""
-
-    comparison: Comparison | None = None
-    """None: nothing to compare with could be had."""
-    past: Mapping[tuple[str, Address], Sequence[Past]] = dataclasses.field(default_factory=dict)
-    """Job and address -> what it came to before, oldest first."""
-    job_seconds: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
-    """Job -> its seconds before, on the same accelerator, oldest first."""
-    notes: tuple[str, ...] = ()
-    """Sentences about the expectations themselves: known issues that are out of date."""
-
-
-def consult(root: Path, question: Callable[[History], T], *, exists: Exists = everything_exists) -> T:
-    """Bring the history of the Runs below *root* up to date and ask it *question*.
-
-    A history that is damaged is moved aside, with a word about it, and made anew.  Where none can be kept,
-    one is made in memory.
-    Raises UsageError when it is from a newer harness, InfraError when it cannot be read or written.
-    """
-    path = root / FILE_NAME
-    if not os.access(root, os.W_OK):
-        return _consult(Path(":memory:"), root, question, exists)
-    with _FORM.sentences(path):
-        if not path.exists():
-            # SQLite does not wait for a lock while it turns a new file into one with a log.
-            with _alone(root):
-                _FORM.connect(path).close()
-        inode = path.stat().st_ino
-    try:
-        return _consult(path, root, question, exists)
-    except database.Damaged as error:
-        if error.path != path:
-            raise
-        _move_aside(path, inode, error)
-    return _consult(path, root, question, exists)
-
-
-def _consult(path: Path, root: Path, question: Callable[[History], T], exists: Exists) -> T:
-    with _FORM.sentences(path), contextlib.closing(_FORM.connect(path)) as connection:
-        connection.execute("PRAGMA foreign_keys = ON")
-        history = History(root, connection, exists)
-        history.catch_up()
-        return question(history)
-
-
-def _move_aside(path: Path, inode: int, error: HarnessError) -> None:
-    """Take the damaged file with *inode* out of the way of *path*, unless another process has already."""
-    with _FORM.sentences(path), _alone(path.parent):
-        if path.exists() and path.stat().st_ino == inode:
-            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-            path.rename(aside)
-            for leftover in ("-wal", "-shm", "-journal"):
-                path.with_name(path.name + leftover).unlink(missing_ok=True)
-            _log.warning("%s: moved to %s and made anew from the run directories", error.message, aside.name)
-        if not path.exists():
-            _FORM.connect(path).close()
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold *directory* against others who would move the same file."""
-    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 class History:

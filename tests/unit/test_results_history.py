@@ -31,7 +31,7 @@ from harness.results import (
     judgement,
     load,
 )
-from harness.results.history import FILE_NAME
+from harness.results.historyfile import FILE_NAME
 
 REPOSITORY = Path(__file__).parent.parent.parent
 

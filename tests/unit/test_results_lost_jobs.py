@@ -33,7 +33,7 @@ from harness.results import (
     judgement,
     load,
 )
-from harness.results.history import FILE_NAME
+from harness.results.historyfile import FILE_NAME
 
 NIGHTLY = dataclasses.replace(INPUTS, extra={"matrix": "nightly"})
 GROUP = dataclasses.replace(JOB, name="7.3.4-group-edu", variant="group")
