@@ -55,25 +55,31 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise UnknownFeature for the first of *names* (`!` allowed in front) that FEATURES does not know."""
-    for name in names:
+    """Raise UnknownFeature for the first of the needs *names* with a word that FEATURES does not know."""
+    for name in (word for need in names for word in need.split("|")):
         bare = name[1:] if name.startswith("!") else name
         if bare not in FEATURES:
             raise UnknownFeature(f"unknown feature {bare!r}{nearest(bare, FEATURES)}")
 
 
 def unmet(needs: Iterable[str], features: Collection[str]) -> tuple[str, ...]:
-    """Return those of *needs* that *features* does not satisfy, in the order given."""
-    return tuple(
-        need for need in needs if (need[1:] in features if need.startswith("!") else need not in features)
-    )
+    """Return those of *needs* that *features* does not satisfy, in the order given.
+
+    A need is a feature, `!feature` for one that must be absent, or several of those with `|` between them, of
+    which one is enough.
+    """
+    return tuple(need for need in needs if not any(_is_met(word, features) for word in need.split("|")))
+
+
+def _is_met(word: str, features: Collection[str]) -> bool:
+    return word[1:] not in features if word.startswith("!") else word in features
 
 
 def parse_features(text: str) -> frozenset[str]:
     """Read a comma-separated list of facts; raise UnknownFeature for one that nobody defined."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name.startswith("!"):
+        if name.startswith("!") or "|" in name:
             raise UnknownFeature(f"{name!r} is a need, not a feature: leave absent features out")
     check_names(names)
     return frozenset(names)

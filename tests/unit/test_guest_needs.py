@@ -36,3 +36,12 @@ def test_a_wrong_feature_is_named(text: str, message: str) -> None:
 def test_every_feature_says_what_it_means() -> None:
     assert all(meaning.strip() for meaning in needs.FEATURES.values())
     assert not [name for name in needs.FEATURES if name.startswith("!") or "," in name]
+
+
+def test_one_of_several_is_enough() -> None:
+    """Alternatives may be absences too; a need that none of them meets is told as it is written."""
+    assert needs.unmet(("noiommu|viommu",), {"viommu"}) == ()
+    assert needs.unmet(("noiommu|!smp",), set()) == ()
+    assert needs.unmet(("cdev", "noiommu|viommu"), {"cdev", "edu"}) == ("noiommu|viommu",)
+    with pytest.raises(needs.UnknownFeature, match=r"viomu.*did you mean 'viommu'"):
+        needs.check_names(["noiommu|viomu"])
