@@ -360,18 +360,30 @@ def settle(results: Iterable[Result]) -> tuple[Result, ...]:
 
     An attempt that had no chance (LOST, NOT_RUN) is superseded by one that had; among those the worst wins,
     so that no retry washes a failure clean.  Where the attempts that were to confirm a failure passed, the
-    case keeps that failure and is flaky.
+    case keeps that failure and is flaky.  That a program as a whole had no chance is settled by its cases in
+    a later attempt.
     """
     attempts: dict[tuple[str, Address], list[Result]] = {}
     confirming: dict[tuple[str, str], list[Result]] = {}
+    had_a_chance: dict[tuple[str, str], int] = {}
     for result in results:
+        program = result.job, result.address.program_path
         attempts.setdefault((result.job, result.address), []).append(result)
         if result.confirms:
-            confirming.setdefault((result.job, result.address.program_path), []).append(result)
-    return tuple(
+            confirming.setdefault(program, []).append(result)
+        if not result.outcome.is_infra:
+            had_a_chance[program] = max(result.attempt, had_a_chance.get(program, 0))
+    settled = (
         _settled(found, confirming.get((found[0].job, found[0].address.program_path), ()))
         for found in attempts.values()
     )
+    return tuple(result for result in settled if not _is_outlived(result, had_a_chance))
+
+
+def _is_outlived(result: Result, had_a_chance: Mapping[tuple[str, str], int]) -> bool:
+    """Whether *result* says that a program had no chance, which had one in a later attempt."""
+    later = had_a_chance.get((result.job, result.address.program_path), 0)
+    return result.address.case == WHOLE_PROGRAM and result.outcome.is_infra and result.attempt < later
 
 
 def _settled(attempts: Sequence[Result], confirming: Sequence[Result]) -> Result:

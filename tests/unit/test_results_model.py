@@ -87,6 +87,22 @@ def test_a_retry_replaces_infrastructure_trouble() -> None:
         assert [one.outcome for one in settle(pair)] == [Outcome.PASS]
 
 
+def test_a_program_that_was_lost_once_is_settled_by_its_cases() -> None:
+    """Its cases have addresses of their own, under which the second attempt is told."""
+    lost = result(Outcome.LOST, address=Address.of_program("kselftest:vfio", "x"))
+    cases = [Address(suite="kselftest:vfio", program="x", case=name) for name in "ab"]
+    first = [result(Outcome.PASS, address=cases[0]), result(Outcome.NOT_RUN, address=cases[1])]
+    again = [result(Outcome.PASS, address=case, attempt=2) for case in cases]
+    for order in itertools.permutations([*first, lost, *again]):
+        assert [one.label for one in settle(order)] == ["PASS", "PASS"]
+    labels = {one.label for one in settle([*first, lost])}
+    assert labels == {"PASS", "NOT_RUN", "LOST"}
+    lost_again = dataclasses.replace(lost, attempt=2)
+    assert "LOST" in {one.label for one in settle([*first, lost, lost_again])}
+    elsewhere = [dataclasses.replace(one, job="k") for one in again]
+    assert "LOST" in {one.label for one in settle([*first, lost, *elsewhere])}
+
+
 def test_a_retry_washes_no_failure_clean() -> None:
     """A case that failed once stays failed, whatever later attempts say."""
     attempts = [result(Outcome.FAIL), result(Outcome.PASS, attempt=2), result(Outcome.LOST, attempt=3)]
