@@ -17,6 +17,7 @@ from harness.kernel.make import Progress, ignore_progress, run_make
 
 COLLECTIONS = ("vfio", "iommu")
 _SOURCE = "tools/testing/selftests"
+_FAILED = ".failed"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +39,9 @@ def build_selftests(
 ) -> None:
     """Install the tree's headers below *work*, build its selftests there and put the programs into *target*.
 
-    *target* gets one directory per collection, with the programs and the scripts beside them.
-    Raises BuildError when one does not compile.
+    *target* gets one directory per collection, with the programs and the scripts beside them; for one that
+    does not compile, which released kernels have, a file that says why: see failures().
+    Raises BuildError when the headers cannot be made, or make stops without a compiler's word.
     """
     if not collections(tree):
         return
@@ -58,16 +60,26 @@ def build_selftests(
         try:
             run_make(tree / _SOURCE / name, arguments, log, what=f"selftests/{name}", progress=progress)
         except BuildError as error:
-            raise _with_hint(error) from None
-        _install(tree / _SOURCE / name, output, target / name)
+            _refuse_if_ours(error)
+            (target / f"{name}{_FAILED}").write_text(error.message, encoding="utf-8")
+        else:
+            _install(tree / _SOURCE / name, output, target / name)
 
 
-def _with_hint(error: BuildError) -> BuildError | InfraError:
+def failures(directory: Path) -> dict[str, str]:
+    """Collection -> why it does not compile, of those that `build_selftests` could not build."""
+    files = sorted(directory.glob(f"*{_FAILED}"))
+    return {path.name.removesuffix(_FAILED): path.read_text(encoding="utf-8") for path in files}
+
+
+def _refuse_if_ours(error: BuildError) -> None:
+    """Raise what is not the tree's fault: a library that the host lacks, a compiler that was killed."""
     for need in SELFTEST_LIBRARIES:
         if f"{need.header}: No such file" in error.log:
             packages = " ".join(need.packages)
-            return InfraError(f"the selftests need {need.wanted} of this host", hint=f"install {packages}")
-    return error
+            raise InfraError(f"the selftests need {need.wanted} of this host", hint=f"install {packages}")
+    if ": error: " not in error.log:
+        raise error
 
 
 def _install(source: Path, output: Path, target: Path) -> None:

@@ -432,7 +432,7 @@ def _start_from_nearest(place: Path, name: str, config: ResolvedConfig) -> None:
 def provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress = ignore_progress) -> Path | None:
     """The tree's selftests, built once for all variants; None when the tree has none of those we run.
 
-    Raises BuildError and InfraError.
+    Those that do not compile are missing: see selftests.failures().  Raises BuildError and InfraError.
     """
     tree = plan.tree
     entry = _selftests_entry(plan)
@@ -451,7 +451,7 @@ def provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress = ignor
                 selftests.build_selftests(tree.path, work, partial, log, jobs=jobs, progress=progress)
                 partial.rename(entry)
     _note_use(entry)
-    return entry if selftests.list_programs(entry) else None
+    return entry if selftests.list_programs(entry) or selftests.failures(entry) else None
 
 
 def has_selftests(plan: KernelPlan) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from harness import paths
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
 from harness.kernel.kconfig import Fragment, read_fragment
-from harness.kernel.selftests import list_programs
+from harness.kernel.selftests import failures, list_programs
 from harness.kernel.store import (
     Built,
     KernelPlan,
@@ -150,6 +150,12 @@ class Planned:
         return self.plan is not None and self.plan.cached
 
     @property
+    def broken_suites(self) -> dict[str, str]:
+        """Suite of the tree's own selftests -> why it does not compile."""
+        found = failures(self.selftests) if self.selftests is not None else {}
+        return {f"kselftest:{collection}": reason for collection, reason in found.items()}
+
+    @property
     def tree_label(self) -> str:
         """What the tree is called, had or not."""
         return self.tree.label if self.tree is not None else line_of(self.wish.tree)
@@ -275,7 +281,10 @@ def plan_wished_kernel(
                 selftests = provide_selftests(plan, jobs=wish.compilers, progress=progress)
     except KernelError as error:
         return Planned(wish=wish, tree=tree, problem=error)
-    return Planned(wish=wish, tree=tree, plan=plan, selftests=selftests, uncounted=uncounted)
+    planned = Planned(wish=wish, tree=tree, plan=plan, selftests=selftests, uncounted=uncounted)
+    for suite, reason in planned.broken_suites.items():
+        tell(f"{suite}: {reason}")
+    return planned
 
 
 def build_planned(planned: Planned) -> Built:

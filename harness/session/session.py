@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,20 @@ from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
 from harness.output import tell, tolerant_stdout
 from harness.plan import Job, Plan
-from harness.results import KCONFIG_SUITE, Inputs, JobRecord, Run, RunInfo, RunStore, State, judge, load
+from harness.results import (
+    KCONFIG_SUITE,
+    Address,
+    Inputs,
+    JobRecord,
+    Outcome,
+    Result,
+    Run,
+    RunInfo,
+    RunStore,
+    State,
+    judge,
+    load,
+)
 from harness.session import outputs, planning
 from harness.session.background import check_history, see
 from harness.session.engine import PytestOptions, run_pytest
@@ -454,7 +467,9 @@ class Session:
             planned = self._planned[wish.kernel]
             if planned.proof is None:
                 job = self._jobs.get(wish) or self._failed.get(wish)
-                store.add_job(self._record(wish, job))
+                record = self._record(wish, job)
+                store.add_job(record)
+                store.add(*_uncompiled(record.name, wish, planned))
 
     def _report(self, as_json: bool) -> int:
         account(self.run_dir, self._build_cpu)
@@ -465,6 +480,14 @@ class Session:
         self.say(f"everything is in {self.run_dir}")
         outputs.write_reports(run, seen.background, self._junit)
         return int(seen.exit_code)
+
+
+def _uncompiled(job: str, wish: JobWish, planned: Planned) -> Iterator[Result]:
+    """The results of the suites of *wish* that do not compile, whose programs nobody can run."""
+    for suite in wish.suites:
+        if suite in planned.broken_suites:
+            address = Address(suite=suite, program="build", case="compiles")
+            yield Result(address=address, job=job, outcome=Outcome.ERROR, reason=planned.broken_suites[suite])
 
 
 _RAN = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
