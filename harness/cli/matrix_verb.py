@@ -80,7 +80,7 @@ def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str
 @options.seed_option
 @options.compare_option
 @click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole run as JSON on stdout at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run, or the plan, as JSON on stdout.")
 def command(
     name: str | None,
     path: Path | None,
@@ -141,7 +141,7 @@ def command(
     session.check()
     session.prepare(build=not plan_only)
     if plan_only:
-        return session.show_plan(passed_on)
+        return session.show_plan(passed_on, as_json=as_json)
     session.build()
     return session.test(passed_on, as_json)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -53,6 +54,16 @@ def plan_of_job(job: Job, plan: Plan) -> PlannedJob:
         seconds=sum(known) if known else None,
         memory_mib=job.memory_mib,
     )
+
+
+def plan_as_json(kernels: Sequence[PlannedKernel], jobs: Sequence[PlannedJob], workers: int) -> str:
+    """The plan for other programs: its kernels and jobs, field by field, and how many workers share them."""
+    plain = {
+        "kernels": [dataclasses.asdict(kernel) for kernel in kernels],
+        "jobs": [dataclasses.asdict(job) for job in jobs],
+        "workers": workers,
+    }
+    return json.dumps(plain, indent=2)
 
 
 def show_plan(

@@ -26,7 +26,7 @@ from harness.kernel.store import Built, KernelPlan
 from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
-from harness.output import tell, tolerant_stdout
+from harness.output import emit, tell, tolerant_stdout
 from harness.plan import Job, Plan
 from harness.results import (
     KCONFIG_SUITE,
@@ -47,7 +47,7 @@ from harness.session.background import check_history, see
 from harness.session.engine import PytestOptions, run_pytest
 from harness.session.expected import expected_seconds
 from harness.session.identity import identity
-from harness.session.plan_table import PlannedKernel, plan_of_job, show_plan
+from harness.session.plan_table import PlannedKernel, plan_as_json, plan_of_job, show_plan
 from harness.session.planning import Planned, slug
 from harness.session.remaining import done_in, jobs_with_a_chance
 from harness.session.timing import account, phase_line
@@ -259,14 +259,18 @@ class Session:
         known = [seconds for group, seconds in self._seconds.items() if group.startswith(f"{job.name}/")]
         return sum(known) if known else math.inf
 
-    def show_plan(self, passed_on: PytestOptions) -> int:
+    def show_plan(self, passed_on: PytestOptions, *, as_json: bool = False) -> int:
         """Print what would be built and run, and how long that took lately; nothing is started."""
         plan = self._plan()
         check_cases(plan)
         kernels = [self._plan_of_kernel(planned) for planned in self._planned.values()]
         jobs = [plan_of_job(job, plan) for job in plan.jobs]
+        workers = passed_on.workers_for(plan) or 1
         with tolerant_stdout():
-            show_plan(sys.stdout, kernels, jobs, passed_on.workers_for(plan) or 1)
+            if as_json:
+                emit(plan_as_json(kernels, jobs, workers))
+            else:
+                show_plan(sys.stdout, kernels, jobs, workers)
         broken = [p for p in self._planned.values() if p.problem and not isinstance(p.problem, NotApplicable)]
         return self._worst_problem() if broken or not jobs else ExitCode.GOOD
 

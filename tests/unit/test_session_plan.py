@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +13,14 @@ import pytest
 from plan_jobs import job
 
 from harness.errors import InfraError, SourceError, UsageError
+from harness.plan import Plan
 from harness.results import JobRecord, Outcome, Run, RunInfo, State
 from harness.session import outputs, planning
+from harness.session.plan_table import PlannedKernel, plan_as_json, plan_of_job
 from harness.session.planning import Planned
 from harness.session.session import Session, _uncompiled
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes, save_wishes
+from harness.suites.catalogue import work_of
 
 
 def wish(tree: str | None) -> JobWish:
@@ -141,3 +145,15 @@ def test_suite_that_does_not_compile_is_in_the_results(tmp_path: Path) -> None:
     assert (str(found.address), found.outcome) == ("kselftest:vfio/build/compiles", Outcome.ERROR)
     assert "calloc_assert" in found.reason
     assert not list(_uncompiled("j", dataclasses.replace(asked, suites=("probes",)), planned))
+
+
+def test_plan_for_other_programs() -> None:
+    """Every field under its own name; seconds are null where no run tells."""
+    plan = Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(job(),))
+    kernel = PlannedKernel(name="cdev", tree="7.3", fate="to be built")
+    plain = json.loads(plan_as_json([kernel], [plan_of_job(plan.jobs[0], plan)], 2))
+    assert plain["kernels"] == [{"name": "cdev", "tree": "7.3", "fate": "to be built"}]
+    (found,) = plain["jobs"]
+    assert (found["name"], found["seconds"], found["done"]) == (job().name, None, 0)
+    assert found["applicable"] + found["not_applicable"] == len(work_of(job()))
+    assert plain["workers"] == 2
