@@ -109,7 +109,7 @@ def command(
     )
     session = Session(wishes, conduct, junit=junit)
     session.check(keyword or "")
-    session.prepare()
+    session.prepare(expect=not collect_only)
     if collect_only:
         return session.collect(passed_on)
     session.build()

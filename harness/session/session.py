@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -137,8 +137,12 @@ class Session:
         scaled = f"; time limits x{factor:g}" if factor != 1 else ""
         self.say(f"accelerator: {choice.reason}{scaled}")
 
-    def prepare(self, *, build: bool = True) -> None:
-        """Open the trees, plan the kernels, plan the jobs; without *build* no compiler is started for it."""
+    def prepare(self, *, build: bool = True, expect: bool = True) -> None:
+        """Open the trees, plan the kernels, plan the jobs.
+
+        Without *build* no compiler is started for it; without *expect* the history is not asked how long jobs
+        take, which nobody needs who runs none.
+        """
         began = time.monotonic()
         trees = planning.open_trees(tuple(dict.fromkeys(wish.tree for wish in self._kernels)))
         self._phases["fetch"] = time.monotonic() - began
@@ -148,9 +152,10 @@ class Session:
         for wish in self._wishes:
             self._plan_job(wish)
         check_choice(self._keyword, self._jobs.values())
-        self._seconds = expected_seconds(
-            {job.name: (job, self._record(wish, job)) for wish, job in self._jobs.items()}
-        )
+        if expect:
+            self._seconds = expected_seconds(
+                {job.name: (job, self._record(wish, job)) for wish, job in self._jobs.items()}
+            )
         self._phases["plan"] = time.monotonic() - began
 
     def _plan_kernel(self, tree: KernelTree | InfraError, wish: KernelWish, *, build: bool) -> Planned:
@@ -293,7 +298,7 @@ class Session:
         with tempfile.TemporaryDirectory(prefix="vfio-harness-") as directory:
             plan = dataclasses.replace(self._plan(), run_dir=directory)
             check_cases(plan)
-            self._store(Path(directory)).close()
+            self._store(Path(directory), {}).close()
             path = Path(directory) / PLAN_FILE
             plan.save(path)
             status = run_pytest(passed_on.arguments(plan, path))
@@ -388,7 +393,7 @@ class Session:
             self._check_same_trees(self._goes_on)
         self._fill_run_dir(plan)
         if self._goes_on is None:
-            return self._store(self.run_dir)
+            return self._store(self.run_dir, self._identity())
         store = RunStore.open(self.run_dir)
         store.go_on()
         return store
@@ -420,7 +425,11 @@ class Session:
                 hint="VFIO_HARNESS_RUNS moves it",
             ) from error
 
-    def _store(self, directory: Path) -> RunStore:
+    def _identity(self) -> dict[str, str]:
+        compilers = (one.plan.toolchain.compiler for one in self._planned.values() if one.plan)
+        return identity(self._machines[0].root, compilers)
+
+    def _store(self, directory: Path, made_with: Mapping[str, str]) -> RunStore:
         qemu: Qemu = self._qemu
         planned = self._planned.values()
         trees = dict.fromkeys(one.tree_identity for one in planned)
@@ -439,13 +448,7 @@ class Session:
             cases=self._conduct.cases,
             narrowed=self._narrowed,
             compare=self._conduct.compare,
-            extra={
-                "acceleration": self._accel.reason,
-                **identity(
-                    self._machines[0].root, (one.plan.toolchain.compiler for one in planned if one.plan)
-                ),
-                **self._conduct.about,
-            },
+            extra={"acceleration": self._accel.reason, **made_with, **self._conduct.about},
         )
         info = RunInfo(
             id=self.run_id,

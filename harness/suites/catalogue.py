@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -173,8 +174,14 @@ def to_do(plan: Plan) -> tuple[Work, ...]:
 def source_of(work: Work) -> Path:
     """The file a piece of work is declared in."""
     if isinstance(work, ProbeWork):
-        return Path(work.case.path).resolve()
-    return Path(__file__).resolve().parent / f"{work.program.suite.replace(':', '-')}.yaml"
+        return _resolved(work.case.path)
+    return _resolved(__file__).parent / f"{work.program.suite.replace(':', '-')}.yaml"
+
+
+@functools.cache
+def _resolved(path: str) -> Path:
+    """Once for a file, not for each of its cases."""
+    return Path(path).resolve()
 
 
 def work_by_source(plan: Plan) -> dict[Path, list[Work]]:

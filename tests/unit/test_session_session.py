@@ -34,7 +34,7 @@ def test_an_interrupted_collection_is_interrupted(tmp_path: Path, monkeypatch: p
     asked = one_job()
     asked._jobs = dict.fromkeys(asked._wishes, plan.jobs[0])
     monkeypatch.setattr(asked, "_plan", lambda: plan)
-    monkeypatch.setattr(asked, "_store", lambda directory: io.BytesIO())
+    monkeypatch.setattr(asked, "_store", lambda directory, made_with: io.BytesIO())
     monkeypatch.setattr(session, "run_pytest", lambda words: pytest.ExitCode.INTERRUPTED)
     assert asked.collect(PytestOptions()) == ExitCode.INTERRUPTED
 
