@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 
 import pytest
@@ -80,13 +81,15 @@ def test_twice(tmp_path: Path) -> None:
 
 
 def test_shipped_ones_have_their_evidence() -> None:
-    """Every shipped issue points at a file that is there."""
+    """A defect of today's kernels has a report; what older ones did is seen in the source of one."""
     root = Path(__file__).parents[2]
     assert shipped_issues()
     cases = [f"{SUITE}/{case.address}" for case in probe_cases()]
     assert outdated(shipped_issues(), cases, [], datetime.date.today()) == ()
     for issue in shipped_issues():
-        assert (root / issue.evidence).is_file(), issue.where
+        report = (root / issue.evidence).is_file()
+        source = re.fullmatch(r"(drivers|include)/[\w/.]+ .*of \d+\.\d+\.\d+", issue.evidence)
+        assert report or (source and not issue.kernels.contains("99")), issue.where
 
 
 def test_known_on_the_kernel_at_hand_only() -> None:
