@@ -154,7 +154,9 @@ def test_killed_hunt_goes_on(history: History) -> None:
                 child.send_signal(signal.SIGKILL)
                 break
         child.stderr.read()
-    done = bisect(history, "--continue")
+    done = process.run(
+        [*CLI, "bisect", "--tree", str(history.path), "--continue"], deadline=Deadline.after(3600)
+    )
     assert done.status == ExitCode.GOOD, done.stderr
     assert "3 verdicts so far" in done.stderr
     assert "step 1:" not in done.stderr
