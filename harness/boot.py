@@ -96,8 +96,8 @@ class Recipe:
             machine=machine,
             qemu=qemu,
             build_id=kernel.build_id,
-            # The processors that get lost are emulated ones.
-            watched=kernel.ticks and Accel(job.accel) is Accel.TCG,
+            # The processors that get lost are emulated ones; a debugger stops any for as long as it likes.
+            watched=kernel.ticks and Accel(job.accel) is Accel.TCG and not gdb,
             snapshots=job.snapshots,
         )
 

@@ -5,8 +5,9 @@ On a busy host a processor that QEMU emulates may be lost for good (10.0.2, TCG)
 the tasks that sleep on it; to us that is minutes of waiting for a case that never ends.  Two kinds were met,
 both with the processor halted, interrupts on and its timer's vector 236 pending, while the others ran on:
 
-- Its thread in QEMU is not woken any more.  A kernel with CONFIG_HZ_PERIODIC interrupts every processor
-  CONFIG_HZ times a second, idle or not: a thread that is not scheduled at all for seconds is just that.
+- Nothing in service, and yet no interrupt taken any more, the serial port's included: as if its thread in
+  QEMU were not woken (inferred: the thread was not looked at).  A kernel with CONFIG_HZ_PERIODIC interrupts
+  every processor CONFIG_HZ times a second, idle or not: a thread not scheduled for seconds is lost.
 - Vector 236 stands in the ISR of its local APIC: acknowledged, but its handler never ran, and whatever is of
   the same or a lesser priority waits for its end (Intel SDM, volume 3, "Interrupt Acceptance for Fixed
   Interrupts").
