@@ -101,14 +101,19 @@ class RunStore:
             raise UsageError(
                 f"{directory} already holds the results of a run", hint="choose another directory"
             )
+        # Made beside and renamed into place: who looks meanwhile must not find a file without its run.
+        unborn = path.with_name(f"{FILE_NAME}.{os.getpid()}.new")
         with _FORM.sentences(path):
             directory.mkdir(parents=True, exist_ok=True)
-            store = cls(directory, _FORM.connect(path))
+            store = cls(directory, _FORM.connect(unborn))
             with store._transaction() as connection:
                 connection.execute(
                     "INSERT INTO run (only, info, state) VALUES (1, ?, ?)",
                     (json.dumps(codec.info_to_plain(info)), State.RUNNING.value),
                 )
+            store._connection.close()
+            unborn.rename(path)
+            store._connection = _FORM.connect(path)
         return store
 
     @classmethod

@@ -114,6 +114,22 @@ def test_a_run_directory_holds_one_run(tmp_path: Path) -> None:
         RunStore.create(tmp_path, INFO)
 
 
+def test_a_run_being_born_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who lists runs while one begins finds it whole or not at all, never a file without its run."""
+    seen = []
+    plain = codec.info_to_plain
+
+    def look(info: RunInfo) -> dict[str, object]:
+        seen.append(list_runs(tmp_path))
+        return plain(info)
+
+    monkeypatch.setattr(codec, "info_to_plain", look)
+    RunStore.create(tmp_path / "run", INFO).close()
+    assert seen == [()]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE_NAME]
+    assert [one.problem for one in list_runs(tmp_path)] == [""]
+
+
 def test_a_killed_writer_loses_nothing_it_finished(tmp_path: Path) -> None:
     """After SIGKILL in mid-run every result that was added can be read, and the run is not finished."""
     RunStore.create(tmp_path, INFO).close()
