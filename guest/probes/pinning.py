@@ -117,8 +117,8 @@ def processes_have_limits_of_their_own(t: Test) -> None:
         def first() -> None:
             _limit(LIMIT * PAGE)
             _map(user, LIMIT, BASE)
-            ready.open()
             t.equal((memory.pinned_kib(), memory.locked_kib()), (64, 64), "KiB pinned and locked")
+            ready.open()
             unmapped.wait()
             t.equal((memory.pinned_kib(), memory.locked_kib()), (0, 0), "KiB when another has unmapped")
             _expect_room(t, user, LIMIT, BASE)
