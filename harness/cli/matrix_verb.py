@@ -79,6 +79,7 @@ def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str
 @options.junit_option
 @options.seed_option
 @options.compare_option
+@options.known_issues_option
 @click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run, or the plan, as JSON on stdout.")
 def command(
@@ -100,6 +101,7 @@ def command(
     junit: Path | None,
     seed: int,
     compare: bool,
+    known_issues: Path | None,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -134,6 +136,7 @@ def command(
             confirm=confirm,
             until=until,
             compare=compare,
+            known_issues=known_issues,
             about={"matrix": matrix.name, **({"shard": shard} if shard else {})},
         )
         entries = _cut(matrix.entries, shard)

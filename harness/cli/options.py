@@ -313,6 +313,16 @@ def junit_option(function: F) -> F:
     )(function)
 
 
+def known_issues_option(function: F) -> F:
+    """What the user knows of, beside what the harness does."""
+    return click.option(
+        "--known-issues",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="What you know of beside `list known-issues`, in a file of that form: XFAIL in place of FAIL.",
+    )(function)
+
+
 def seed_option(function: F) -> F:
     """Where random choices start."""
     return click.option(

@@ -41,6 +41,7 @@ from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish
 @options.junit_option
 @options.seed_option
 @options.compare_option
+@options.known_issues_option
 @click.option("--json", "as_json", is_flag=True, help="Print the whole run as JSON on stdout at the end.")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -66,6 +67,7 @@ def command(
     junit: Path | None,
     seed: int,
     compare: bool,
+    known_issues: Path | None,
     as_json: bool,
     pytest_args: tuple[str, ...],
 ) -> int:
@@ -105,7 +107,12 @@ def command(
         extra=pytest_args,
     )
     conduct = Conduct(
-        cases=cases, seed=seed, isolation=Isolation(isolation), confirm=confirm, compare=compare
+        cases=cases,
+        seed=seed,
+        isolation=Isolation(isolation),
+        confirm=confirm,
+        compare=compare,
+        known_issues=known_issues,
     )
     session = Session(wishes, conduct, junit=junit)
     session.check(keyword or "")

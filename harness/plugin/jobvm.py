@@ -32,12 +32,13 @@ from harness.suites.agent import Agent
 from harness.suites.judging import (
     Judged,
     crash_reason,
+    judge_known,
     judge_points,
     judge_probe,
     judge_program,
     judge_splat,
 )
-from harness.suites.known import KnownIssue, known_issue
+from harness.suites.known import KnownIssue, issues_of, known_issue
 from harness.suites.model import Program
 from harness.suites.probes import SUITE as PROBES
 from harness.suites.programs import SELFTESTS, SetupFailed, run_program
@@ -73,6 +74,7 @@ class JobVM:
 
     def __init__(self, plan: Plan, job: Job, worker: str) -> None:
         self._run_dir = Path(plan.run_dir)
+        self._issues = issues_of(self._run_dir)
         self._seed = plan.seed
         self._isolation = plan.isolation
         self._job = job
@@ -103,7 +105,8 @@ class JobVM:
             agent = self._agent_of(booted)
             limit = case.timeout * self._factor
             report, attempt.spoilt = agent.run(case.address, limit, self._seed, attempt.raw)
-            attempt.judged = (judge_probe(case.address, report, self._known(case)),)
+            known = self._known(f"{PROBES}/{case.address}")
+            attempt.judged = (judge_probe(case.address, report, known),)
             if attempt.judged[0].outcome is Outcome.TIMEOUT and not attempt.spoilt:
                 attempt.spoilt = "a case hung in it"
                 booted.diagnose()
@@ -118,13 +121,15 @@ class JobVM:
             try:
                 report, status = run_program(booted.guest, program, booted.bdfs, features, limit, attempt.raw)
             except (TimeoutError, LostGuest):
-                attempt.judged = judge_points(program, features, parse(attempt.raw))
+                points = judge_points(program, features, parse(attempt.raw))
+                attempt.judged = self._with_known(program, points)
                 raise
             except SetupFailed as error:
                 attempt.judged = (_whole(Outcome.ERROR, f"the guest could not be made ready: {error}"),)
                 attempt.spoilt = "setup failed half-way"
             else:
-                attempt.judged = judge_program(program, features, report, status)
+                judged = judge_program(program, features, report, status)
+                attempt.judged = self._with_known(program, judged)
         return self._conclude(booted, attempt)
 
     def renew(self) -> None:
@@ -159,8 +164,17 @@ class JobVM:
     def _service(self, extra: float = 0.0) -> Deadline:
         return Deadline.after((SERVICE_SECONDS + extra) * self._factor)
 
-    def _known(self, case: Case) -> KnownIssue | None:
-        return known_issue(f"{PROBES}/{case.address}", self._job.kernel.version)
+    def _known(self, address: str) -> KnownIssue | None:
+        release, job = self._job.kernel.version, self._job.name
+        return known_issue(self._issues, address, release=release, job=job)
+
+    def _with_known(self, program: Program, judged: Sequence[Judged]) -> tuple[Judged, ...]:
+        """What is known of the cases of a selftest program is its user's to say."""
+        known = [self._known(f"{program.suite}/{program.title}/{one.case}") for one in judged]
+        return tuple(
+            one if issue is None else judge_known(one, issue)
+            for one, issue in zip(judged, known, strict=True)
+        )
 
     def _unit_of(self, program: str, case: str) -> str:
         """What must have a VM of its own: the *program* that the next work belongs to, or its *case*."""
@@ -304,7 +318,7 @@ class JobVM:
         said = booted.splats(attempt.name)
         own = [splat for splat in said if splat.case == attempt.name]
         strays = (*self._heard(), *(splat for splat in said if splat.case != attempt.name))
-        known = self._known(attempt.case) if attempt.case is not None else None
+        known = self._known(f"{PROBES}/{attempt.name}") if attempt.case is not None else None
         judged = _crashed(attempt, own[0].title, known) if own else attempt.judged
         _keep(booted.directory, attempt)
         vm_dir = self._directory_of(booted)

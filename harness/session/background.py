@@ -42,11 +42,13 @@ def ask(question: Callable[[History], T]) -> T:
     return consult(paths.runs_dir(), question, exists=_exists)
 
 
-def check_history(compare: bool = True) -> None:
+def check_history(compare: bool = True, known_issues: Path | None = None) -> None:
     """Refuse known issues that cannot be read, and a history that is wanted and cannot be used, early."""
-    from harness.suites.known import shipped_issues
+    from harness.suites.known import load_issues, shipped_issues
 
     shipped_issues()
+    if known_issues is not None:
+        load_issues(known_issues)
     if compare:
         ask(lambda history: None)
 
@@ -90,15 +92,17 @@ def _exists(address: Address) -> bool:
 
 
 def _about_known_issues(run: Run) -> tuple[str, ...]:
-    from harness.suites.known import outdated, shipped_issues
+    from harness.suites.known import issues_of, outdated
     from harness.suites.probes import SUITE, probe_cases
 
     releases = {job.name: job.kernel.partition(" ")[0] for job in run.jobs}
     passed = [
-        (str(case.address), releases.get(case.job, "")) for case in run.cases if case.outcome is Outcome.XPASS
+        (str(case.address), releases.get(case.job, ""), case.job)
+        for case in run.cases
+        if case.outcome is Outcome.XPASS
     ]
     cases = [f"{SUITE}/{case.address}" for case in probe_cases()]
     try:
-        return outdated(shipped_issues(), cases, passed, datetime.date.today())
+        return outdated(issues_of(Path(run.directory)), cases, passed, datetime.date.today())
     except UsageError as error:
         return (f"the known issues cannot be read: {error}",)

@@ -59,6 +59,7 @@ from harness.suites.catalogue import (
     to_do,
 )
 from harness.suites.keyword import check_choice, check_keyword
+from harness.suites.known import OWN_FILE
 
 PLAN_FILE = "plan.json"
 
@@ -122,7 +123,7 @@ class Session:
         names = (name for wish in self._wishes for name in (wish.kernel.name, wish.machine.topology))
         check_keyword(keyword, self._suites, names)
         outputs.check_outputs(self.run_dir.parent, self._junit)
-        check_history(self._conduct.compare)
+        check_history(self._conduct.compare, self._conduct.known_issues)
         for wish in self._kernels:
             planning.wished_variant(wish.variant)
             planning.check_addons(wish.addons)
@@ -415,6 +416,8 @@ class Session:
             self.run_dir.mkdir(parents=True, exist_ok=self._goes_on is not None)
             plan.save(self.run_dir / PLAN_FILE)
             save_wishes(self.run_dir, self._wishes, self._conduct)
+            if self._conduct.known_issues is not None:
+                shutil.copyfile(self._conduct.known_issues, self.run_dir / OWN_FILE)
             for planned in self._planned.values():
                 if planned.plan is not None:
                     config = self.run_dir / f"{slug(self._kernel_name(planned))}.config"

@@ -158,6 +158,8 @@ class Conduct:
     """Seconds since the epoch after which no case begins."""
     compare: bool = True
     """Whether earlier runs of the same line count in the verdict."""
+    known_issues: Path | None = None
+    """The user's own list of what is known; the run keeps a copy, which is what counts once it has begun."""
     about: dict[str, str] = dataclasses.field(default_factory=dict)
     """More that is worth recording: the matrix, the shard."""
 
@@ -172,11 +174,14 @@ _FORMAT = 1
 
 
 def save_wishes(directory: Path, wishes: Sequence[JobWish], conduct: Conduct) -> None:
-    """Keep in a run's *directory* what was asked for, for who goes on with the run, from wherever."""
+    """Keep in a run's *directory* what was asked for, for who goes on with the run, from wherever.
+
+    Of the user's known issues the run has a copy, so that they are not in it.
+    """
     plain = {
         "format": _FORMAT,
         "wishes": [dataclasses.asdict(wish.from_anywhere()) for wish in wishes],
-        "conduct": dataclasses.asdict(conduct),
+        "conduct": dataclasses.asdict(dataclasses.replace(conduct, known_issues=None)),
     }
     text = json.dumps(plain, indent=2, default=os.fspath)
     (directory / WISHES_FILE).write_text(f"{text}\n", encoding="utf-8")

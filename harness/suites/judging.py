@@ -38,18 +38,21 @@ class Judged:
 
 
 def judge_probe(address: str, report: KtapReport, known: KnownIssue | None = None) -> Judged:
-    """The outcome of the probe case *address* from the agent's document; *known* is the defect it shows here.
-
-    A defect that is a race may fail to show itself: then PASS is no news.
-    """
+    """The outcome of the probe case *address* from the agent's document; *known* is the defect it shows."""
     case = next((c for c in report.cases if c.name == address), None)
     if case is None:
         return Judged(case=address, outcome=Outcome.LOST, reason="the agent gave no result")
     outcome, reason = _OUTCOMES[case.status], why(case)
-    if known is not None and not (known.racy and outcome is Outcome.PASS):
-        outcome = outcome.with_known_defect()
-        reason = known.reason if outcome in (Outcome.XFAIL, Outcome.XPASS) else reason
-    return Judged(case=address, outcome=outcome, reason=reason, diagnostics=case.diagnostics)
+    judged = Judged(case=address, outcome=outcome, reason=reason, diagnostics=case.diagnostics)
+    return judged if known is None else judge_known(judged, known)
+
+
+def judge_known(judged: Judged, known: KnownIssue) -> Judged:
+    """The outcome of a case that shows the defect *known*; PASS is no news of one that is a race."""
+    outcome = judged.outcome.with_known_defect()
+    if outcome is judged.outcome or (known.racy and outcome is Outcome.XPASS):
+        return judged
+    return dataclasses.replace(judged, outcome=outcome, reason=known.reason)
 
 
 def judge_splat(judged: Judged, title: str, damage: KnownIssue | None = None) -> Judged:

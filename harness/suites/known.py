@@ -4,12 +4,16 @@
 A case that is listed for the kernel at hand is expected to fail (XFAIL); passing (XPASS) is as bad as failing
 elsewhere: the kernel has changed, and the list is out of date.  An entry that has expired, or whose case is
 gone, is reported and goes on excusing.
+
+Beside the list that comes with the harness a run may have one of its user's, of the same form, which is
+looked at first and may speak of upstream's selftests too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import fnmatch
 import functools
 import re
 from collections.abc import Collection, Iterable
@@ -19,8 +23,12 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from harness import yamlfile
 from harness.errors import UsageError, nearest
+from harness.suites.probes import SUITE as PROBES
 
 _SHIPPED = Path(__file__).with_name("known-issues.yaml")
+
+OWN_FILE = "known-issues.yaml"
+"""Where in its directory a run keeps the list of its user's."""
 
 _VERSION = re.compile(r"\d+(?:\.\d+){1,2}")
 """What of `uname -r` orders kernels; what follows (`-rc2-00012-g1234`) does not."""
@@ -31,12 +39,14 @@ class KnownIssue:
     """A defect, and where it shows."""
 
     case: str
-    """Address of the case that states what should hold."""
+    """Address of the case that states what should hold; shell patterns allowed."""
     kernels: SpecifierSet
     """The releases that have it, such as `>=7.3,<7.5`."""
     reason: str
     """What is wrong, in a sentence."""
-    evidence: str
+    jobs: tuple[str, ...] = ()
+    """Patterns of names of the jobs in which it shows, such as `*-cdev-*`; empty: all."""
+    evidence: str = ""
     """Where it is shown: a file of this project or a message."""
     expires: datetime.date | None = None
     """When a person is to look at it again."""
@@ -47,15 +57,29 @@ class KnownIssue:
     where: str = ""
     """File and line of the entry."""
 
-    def concerns(self, case: str, release: str) -> bool:
-        """Whether this is about *case* on the kernel whose `uname -r` is *release*."""
+    def concerns(self, case: str, release: str, job: str) -> bool:
+        """Whether this is about *case* in *job*, on the kernel whose `uname -r` is *release*."""
         version = _VERSION.match(release)
-        return case == self.case and version is not None and version[0] in self.kernels
+        return (
+            version is not None
+            and fnmatch.fnmatchcase(case, self.case)
+            and version[0] in self.kernels
+            and (not self.jobs or any(fnmatch.fnmatchcase(job, pattern) for pattern in self.jobs))
+        )
 
 
-def known_issue(case: str, release: str) -> KnownIssue | None:
-    """What is known of the probe case *case* on the kernel *release*; None when it must pass there."""
-    return next((issue for issue in shipped_issues() if issue.concerns(case, release)), None)
+def known_issue(issues: Iterable[KnownIssue], case: str, *, release: str, job: str) -> KnownIssue | None:
+    """The first of *issues* that is about *case* in *job* on the kernel *release*; None when it must pass."""
+    return next((issue for issue in issues if issue.concerns(case, release, job)), None)
+
+
+def issues_of(run_dir: Path) -> tuple[KnownIssue, ...]:
+    """What counts as known in the run in *run_dir*: its user's list, then the shipped one.
+
+    Raises UsageError as load_issues() does.
+    """
+    own = run_dir / OWN_FILE
+    return (*(load_issues(own) if own.is_file() else ()), *shipped_issues())
 
 
 @functools.cache
@@ -76,25 +100,26 @@ def load_issues(path: Path) -> tuple[KnownIssue, ...]:
 def outdated(
     issues: Iterable[KnownIssue],
     cases: Collection[str],
-    passed: Iterable[tuple[str, str]],
+    passed: Iterable[tuple[str, str, str]],
     today: datetime.date,
 ) -> tuple[str, ...]:
     """A sentence about every one of *issues* that a person should look at again.
 
-    *cases* are all that there are, *passed* the addresses that were XPASS with the kernel's release.
+    *cases* are all probe cases that there are; *passed* the addresses that were XPASS, each with the kernel's
+    release and the job.  Of upstream's selftests nobody can say which cases are gone.
     """
     found = []
     surprises = list(passed)
     for issue in issues:
         entry = f"known issue {issue.case} ({issue.where})"
-        if issue.case not in cases:
+        if issue.case.startswith(f"{PROBES}/") and not fnmatch.filter(cases, issue.case):
             found.append(f"{entry}: there is no such case any more; {nearest(issue.case, cases)}")
         if issue.expires is not None and issue.expires < today:
             found.append(f"{entry} expired on {issue.expires}: {issue.reason}")
         found += [
             f"{entry} passed on {release}: if that kernel is mended, end its range of releases"
-            for case, release in surprises
-            if issue.concerns(case, release)
+            for case, release, job in surprises
+            if issue.concerns(case, release, job)
         ]
     return tuple(dict.fromkeys(found))
 
@@ -104,13 +129,16 @@ def _read(section: yamlfile.Section) -> KnownIssue:
         case=section.text("case"),
         kernels=_kernels(section),
         reason=_sentence(section, "reason"),
-        evidence=_sentence(section, "evidence"),
+        jobs=section.texts("jobs", ()),
+        evidence=_sentence(section, "evidence") if "evidence" in section else "",
         expires=section.date("expires"),
         link=section.text("link", ""),
         racy=section.flag("racy", False),
         where=section.where(),
     )
     section.done()
+    if not (issue.evidence or issue.link):
+        raise UsageError(f"{issue.where}: {issue.case} says neither 'evidence' nor 'link'")
     return issue
 
 
@@ -132,8 +160,8 @@ def _kernels(section: yamlfile.Section) -> SpecifierSet:
 
 
 def _check_twice(issues: Iterable[KnownIssue]) -> None:
-    seen: dict[tuple[str, str], KnownIssue] = {}
+    seen: dict[tuple[str, str, tuple[str, ...]], KnownIssue] = {}
     for issue in issues:
-        before = seen.setdefault((issue.case, str(issue.kernels)), issue)
+        before = seen.setdefault((issue.case, str(issue.kernels), issue.jobs), issue)
         if before is not issue:
             raise UsageError(f"{issue.where}: {issue.case} is known already from {before.where}")

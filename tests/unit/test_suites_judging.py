@@ -10,7 +10,7 @@ from packaging.specifiers import SpecifierSet
 
 from harness.ktap import parse
 from harness.results import WHOLE_PROGRAM, Outcome
-from harness.suites.judging import Judged, judge_probe, judge_program, judge_splat
+from harness.suites.judging import Judged, judge_known, judge_probe, judge_program, judge_splat
 from harness.suites.known import KnownIssue
 from harness.suites.model import Expectation, Program
 
@@ -151,6 +151,14 @@ def test_a_race_that_was_not_lost_is_no_news() -> None:
     racy = known(racy=True)
     assert judge_probe(ADDRESS, parse(_probe("ok 1 get_pa/unmapped")), racy).outcome is Outcome.PASS
     assert judge_probe(ADDRESS, parse(_probe("not ok 1 get_pa/unmapped")), racy).outcome is Outcome.XFAIL
+
+
+def test_what_is_known_of_a_selftest_excuses_failing_and_nothing_else() -> None:
+    """A user's known issue about upstream's selftest: FAIL is XFAIL with its reason, an ERROR stays one."""
+    failed = judge_known(Judged(case="a.x", outcome=Outcome.FAIL, reason="errno 5"), known())
+    assert (failed.outcome, failed.reason) == (Outcome.XFAIL, "no RAWIO check in bind")
+    error = Judged(case="a.x", outcome=Outcome.ERROR, reason="no result")
+    assert judge_known(error, known()) == error
 
 
 def test_timeout_is_not_excused() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.suites.known import known_issue, load_issues, outdated, shipped_issues
+from harness.suites.known import OWN_FILE, issues_of, known_issue, load_issues, outdated, shipped_issues
 from harness.suites.probes import SUITE, probe_cases
 
 CASE = "probes/cdev/pasid_zero_is_no_pasid"
@@ -51,8 +51,31 @@ def test_releases(tmp_path: Path, release: str, concerned: bool) -> None:
     path.write_text(ENTRY)
     (issue,) = load_issues(path)
     assert issue.reason == "it is broken"
-    assert issue.concerns("probes/a/b", release) is concerned
-    assert not issue.concerns("probes/a/c", release)
+    assert issue.concerns("probes/a/b", release, "job") is concerned
+    assert not issue.concerns("probes/a/c", release, "job")
+
+
+def test_patterns_of_cases_and_jobs(tmp_path: Path) -> None:
+    """An issue may be about several cases, and only about some jobs."""
+    path = tmp_path / "known.yaml"
+    path.write_text(ENTRY.replace("probes/a/b", "kselftest:vfio/*") + "    jobs: ['*-cdev-*', x]\n")
+    (issue,) = load_issues(path)
+    assert issue.concerns("kselftest:vfio/dma/a.b", "7.3.4", "7.3.4-cdev-edu")
+    assert issue.concerns("kselftest:vfio/dma/a.b", "7.3.4", "x")
+    assert not issue.concerns("kselftest:vfio/dma/a.b", "7.3.4", "7.3.4-group-edu")
+    assert not issue.concerns("probes/a/b", "7.3.4", "x")
+
+
+def test_the_list_of_a_runs_user_comes_first(tmp_path: Path) -> None:
+    """What the run's own directory holds is looked at before what is shipped; without it there is no more."""
+    assert issues_of(tmp_path) == shipped_issues()
+    (tmp_path / OWN_FILE).write_text(ENTRY.replace("probes/a/b", CASE))
+    found = known_issue(issues_of(tmp_path), CASE, release="7.3.4", job="j")
+    assert found is not None
+    assert found.reason == "it is broken"
+    (tmp_path / OWN_FILE).write_text("issues: no")
+    with pytest.raises(UsageError, match=OWN_FILE):
+        issues_of(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +85,8 @@ def test_releases(tmp_path: Path, release: str, concerned: bool) -> None:
         ("a mail", "a mail\n    expires: 2030-01-02 10:00:00", "must be a date like 2030-01-31"),
         (">=7.3,<7.5", "7.3 and up", "known.yaml:3: '7.3 and up' is no range of releases"),
         ("a mail", '" "', "known.yaml:6: 'evidence' says nothing"),
-        ("    evidence: a mail\n", "", "lacks the key 'evidence'"),
-        ("evidence:", "evidnce:", "lacks the key 'evidence'"),
+        ("    evidence: a mail\n", "", "known.yaml:2: probes/a/b says neither 'evidence' nor 'link'"),
+        ("evidence:", "evidnce:", "has no key 'evidnce' did you mean 'evidence'"),
         (
             "    evidence: a mail\n",
             "    evidence: x\n    link2: y\n",
@@ -93,9 +116,10 @@ def test_shipped_ones_have_their_evidence() -> None:
 
 
 def test_known_on_the_kernel_at_hand_only() -> None:
-    assert known_issue(CASE, "7.3.4") is not None
-    assert known_issue(CASE, "7.2.12") is None
-    assert known_issue("probes/cdev/no_such_case", "7.3.4") is None
+    issues = shipped_issues()
+    assert known_issue(issues, CASE, release="7.3.4", job="j") is not None
+    assert known_issue(issues, CASE, release="7.2.12", job="j") is None
+    assert known_issue(issues, "probes/cdev/no_such_case", release="7.3.4", job="j") is None
 
 
 def test_what_is_out_of_date_is_said(tmp_path: Path) -> None:
@@ -105,10 +129,10 @@ def test_what_is_out_of_date_is_said(tmp_path: Path) -> None:
     issues = load_issues(path)
     day = datetime.date(2030, 1, 31)
     cases = ["probes/a/b"]
-    assert outdated(issues, cases, [("probes/a/b", "7.5.0"), ("probes/a/c", "7.3.4")], day) == ()
+    assert outdated(issues, cases, [("probes/a/b", "7.5.0", "j"), ("probes/a/c", "7.3.4", "j")], day) == ()
     (expired,) = outdated(issues, cases, [], day + datetime.timedelta(days=1))
     assert expired == f"known issue probes/a/b ({path}:2) expired on 2030-01-31: it is broken"
-    (passed,) = outdated(issues, cases, [("probes/a/b", "7.3.4")] * 2, day)
+    (passed,) = outdated(issues, cases, [("probes/a/b", "7.3.4", "j")] * 2, day)
     assert "passed on 7.3.4" in passed
     (gone,) = outdated(issues, ["probes/a/bb"], [], day)
     assert gone.endswith("there is no such case any more; did you mean 'probes/a/bb'?")
