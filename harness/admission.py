@@ -55,19 +55,20 @@ def room_for(memory_mib: int) -> int:
 
 
 @contextlib.contextmanager
-def admitted(memory_mib: int) -> Iterator[None]:
-    """Hold room for a VM of *memory_mib*, waiting for it as long as others have it.
+def admitted(memory_mib: int) -> Iterator[float]:
+    """Hold room for a VM of *memory_mib*, waiting for it as long as others have it: for so many seconds.
 
     Not to be nested: who holds room and waits for more may wait for ever.
     """
     with _ticket(memory_mib) as ticket:
+        began = time.monotonic()
         told = False
         while not ticket.enter():
             if not told:
                 _log.info("waiting for room on this host: its other VMs leave none")
                 told = True
             time.sleep(_POLL_SECONDS)
-        yield
+        yield time.monotonic() - began
 
 
 def _directory() -> Path:

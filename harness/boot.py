@@ -113,6 +113,11 @@ class Booted:
         self._read = 0
         """How much of the console has been looked at; what was said while booting counts too."""
 
+    def account(self, **seconds: float) -> None:
+        """Add to what the VM leaves about its time, for the harness.session.timing of its run."""
+        timing = json.loads((self.directory / paths.TIMING_FILE).read_text(encoding="utf-8"))
+        _write_timing(self.directory, {**timing, **seconds})
+
     @property
     def directory(self) -> Path:
         return self.vm.directory
@@ -315,8 +320,7 @@ def _note_time(booted: Booted) -> None:
     """Add to the timing of a VM that ends what processor time it cost; nothing when it is gone already."""
     spent = booted.vm.cpu_seconds
     if spent is not None:
-        timing = json.loads((booted.directory / paths.TIMING_FILE).read_text(encoding="utf-8"))
-        _write_timing(booted.directory, {**timing, "cpu": spent})
+        booted.account(cpu=spent)
 
 
 def _connect(vm: VM, limit: Deadline) -> Guest:

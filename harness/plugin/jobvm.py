@@ -221,7 +221,7 @@ class JobVM:
     def _boot(self) -> None:
         self._stack = contextlib.ExitStack()
         wait_for_kernel(self._job.kernel.digest, self._run_dir)
-        self._stack.enter_context(admitted(self._job.memory_mib))
+        waited = self._stack.enter_context(admitted(self._job.memory_mib))
         # Nobody may prune the kernel from under a running VM.
         self._stack.enter_context(hold(self._job.kernel.digest, _path(self._job.kernel.selftests_dir)))
         if self._recipe is None:
@@ -229,6 +229,7 @@ class JobVM:
         directory = self._new_directory()
         self._newest = str(directory.relative_to(self._run_dir))
         self._booted = self._stack.enter_context(boot(self._recipe, directory))
+        self._booted.account(waited=waited)
         if "debug" in self._job.features:
             self._look_for_leaks(self._booted, ("scan", "scan", "clear"))
         self._agent = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,26 @@ from harness.paths import TIMING_FILE
 from harness.results import RunStore, load
 from harness.words import count_of
 
+_LONG_WAIT_SECONDS = 1.0
+"""How long VMs may have waited for room in all before it is told: nobody wonders about less."""
+
 
 def phase_line(phases: Mapping[str, float], run_dir: Path) -> str:
     """One line with the seconds of each phase, and how long the VMs took to be ready for their first case."""
     words = [f"{name} {seconds:.1f} s" for name, seconds in phases.items()]
-    boots = [timing["to_proof"] for timing in _timings(run_dir)]
-    if boots:
+    timings = _timings(run_dir)
+    if timings:
+        boots = [timing["to_proof"] for timing in timings]
         least, most = f"{min(boots):.1f}", f"{max(boots):.1f}"
         span = least if least == most else f"{least} to {most}"
-        words[-1] += f" ({count_of(len(boots), 'VM')}, ready in {span} s)"
+        words[-1] += f" ({count_of(len(boots), 'VM')}, ready in {span} s{_wait(timings)})"
     return "time: " + ", ".join(words)
+
+
+def _wait(timings: Sequence[Mapping[str, Any]]) -> str:
+    """What to say of VMs that waited until the host had room for them."""
+    waited = sum(float(timing.get("waited", 0.0)) for timing in timings)
+    return f", after {waited:.0f} s of waiting for room on this host" if waited > _LONG_WAIT_SECONDS else ""
 
 
 def account(run_dir: Path, build: float) -> None:

@@ -74,6 +74,15 @@ def test_an_account_that_cannot_be_read(tmp_path: Path, rubbish: str) -> None:
     assert phase_line({"test": 3.0}, run) == "time: test 3.0 s (1 VM, ready in 2.0 s)"
 
 
+def test_waiting_for_others_is_told(tmp_path: Path) -> None:
+    """Time in which a VM waited for room is the host's: it is told where the time is, once it is worth it."""
+    run = make_run(tmp_path, 1)
+    for vm, waited in (("a", 80.2), ("b", 4.0), ("c", 0.0)):
+        leave(run, vm, json.dumps({"to_proof": 2.0, "waited": waited}))
+    told = phase_line({"test": 99.0}, run)
+    assert told.endswith("(3 VMs, ready in 2.0 s, after 84 s of waiting for room on this host)")
+
+
 def test_an_account_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was there stays when its successor cannot be written."""
     boot._write_timing(tmp_path, {"to_proof": 1.0})
