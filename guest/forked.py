@@ -20,7 +20,11 @@ class ChildError(Exception):
 
 
 class Child:
-    """A function running in a process of its own.  The end of a `with` kills it if it still runs."""
+    """A function running in a process of its own.
+
+    The end of a `with` kills it if it still runs.  A TimeoutError in the block gives way to what the child
+    raised, where it did.
+    """
 
     def __init__(self, function: Callable[[], object]) -> None:
         sys.stdout.flush()
@@ -84,10 +88,15 @@ class Child:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        if not self.ended():
-            self.kill()
-            self.wait()
-        os.close(self._report)
+        try:
+            if not self.ended():
+                self.kill()
+                self.wait()
+            elif isinstance(error, TimeoutError):
+                # What was waited for in vain may be what the child failed before.
+                self.result()
+        finally:
+            os.close(self._report)
 
 
 class Gate:
