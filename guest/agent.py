@@ -32,6 +32,12 @@ from guest.runner import Verdict, run_forked
 
 VERSION = "1"
 
+READY = "# agent ready"
+"""What it says, with its version, before the first request."""
+
+DIRTY = "dirty: "
+"""Begins the diagnostic that says what could not be put right."""
+
 DEFAULT_SEED = 1
 
 MODULES = ("iommufd", "vfio", "vfio_iommu_type1", "vfio-pci")
@@ -120,11 +126,11 @@ class Agent:
                 _modprobe(name)
         self._ground = Ground.survey(self._features)
         for problem in self._ground.restore(first=True).dirty:
-            self._say(f"# dirty: {problem}")
+            self._say(f"# {DIRTY}{problem}")
 
     def serve(self, requests: TextIO) -> int:
         """Answer requests until there are no more."""
-        self._say(f"# agent ready {VERSION}")
+        self._say(f"{READY} {VERSION}")
         while True:
             line = requests.readline()
             if not line:
@@ -165,7 +171,7 @@ class Agent:
 
     def _run(self, writer: ktap.Writer, one: Case, timeout: float, seed: int) -> bool:
         unmet = one.unmet(self._features)
-        kmsg.say(f"vfio-harness: begin {one.address}")
+        kmsg.say(f"{kmsg.BEGIN} {one.address}")
         if unmet:
             writer.ok(one.address, skip=f"needs {', '.join(unmet)}")
             kept = True
@@ -173,7 +179,7 @@ class Agent:
             kept = self._refuse_tainted(writer, one, mask)
         else:
             kept = self._run_and_restore(writer, one, timeout, seed)
-        kmsg.say(f"vfio-harness: end {one.address}")
+        kmsg.say(f"{kmsg.END} {one.address}")
         writer.end(one.address)
         return kept
 
@@ -199,7 +205,7 @@ class Agent:
         for what in cleaning.done:
             writer.diagnostic(f"cleaned: {what}")
         for what in (*verdict.dirty, *cleaning.dirty):
-            writer.diagnostic(f"dirty: {what}")
+            writer.diagnostic(f"{DIRTY}{what}")
             self._dirty = self._dirty or one.address
         return verdict.kept
 

@@ -11,6 +11,12 @@ KERN_WARNING = (
     4  # include/linux/kern_levels.h; the level of WARN(), so that both show on the console or neither
 )
 
+BEGIN = "vfio-harness: begin"
+"""What the log says, with an address, when a case or a program begins; the host reads it on the console."""
+
+END = "vfio-harness: end"
+"""And when it has ended."""
+
 
 def say(text: str) -> None:
     """Write one line into the kernel's log; do nothing where that is not allowed."""

@@ -30,6 +30,9 @@ from guest import agent, case, facts, kmsg, pci
 PORT = 7706
 """On the guest's loopback; nothing else listens there."""
 
+READY = "vfio-harness: agent: ready"
+"""What the kernel's log says once connections are served; the host reads it on the console."""
+
 RNDRESEEDCRNG = 0x5207
 """_IO('R', 0x07) of include/uapi/linux/random.h."""
 
@@ -43,7 +46,7 @@ def listen(port: int = PORT) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.create_server(("127.0.0.1", port)) as server:
         # Whoever polls the port instead keeps an emulated SSH server busy.
-        kmsg.say("vfio-harness: agent: ready")
+        kmsg.say(READY)
         while True:
             try:
                 connection, _ = server.accept()

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from guest import kmsg
 from guest.resident import PORT
 from harness import paths
 from harness.deadline import Deadline
@@ -132,7 +133,7 @@ class Booted:
         if self.vm.alive:
             limit = Deadline.after(_SETTLE_SECONDS * self.vm.machine.accel.timeout_factor)
             if name is not None:
-                console.wait_for(f"vfio-harness: end {name}", limit, self._read)
+                console.wait_for(f"{kmsg.END} {name}", limit, self._read)
             while not console.settled and not limit.expired:
                 time.sleep(0.05)
         read, self._read = self._read, console.size

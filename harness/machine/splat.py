@@ -2,7 +2,7 @@
 """Finds the kernel's cries for help in its console: oops, BUG, WARN, KASAN, lockdep, stalls, panic.
 
 What counts is data, in splats.yaml.  The detector is pure: lines in, splats out, each with the case that was
-running, which the `vfio-harness: begin <case>` and `vfio-harness: end <case>` messages of the agent tell.
+running, which the messages of the agent tell.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import re
 from pathlib import Path
 
+from guest import kmsg
 from harness import yamlfile
 from harness.errors import UsageError
 
@@ -20,7 +21,7 @@ POLICY = Path(__file__).resolve().parent / "splats.yaml"
 _STAMP = re.compile(r"\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ")
 """printk's time, and the caller with CONFIG_PRINTK_CALLER (kernel/printk/printk.c print_prefix)."""
 
-_MARKER = re.compile(r"vfio-harness: (begin|end) (\S+)$")
+_MARKER = re.compile(rf"({kmsg.BEGIN}|{kmsg.END}) (\S+)$")
 _CUT_HERE = "------------[ cut here ]------------"
 _TRACE_END = re.compile(r" ?</TASK>")
 _CONSEQUENCE = re.compile(r"Kernel panic - not syncing: (Fatal exception|.*panic_on_warn|.*panic_on_oops)")
@@ -195,10 +196,10 @@ class Detector:
                 self._cut = None
         self._end(message, started=rule is not None and self._open is not None)
 
-    def _mark(self, what: str, case: str) -> None:
+    def _mark(self, word: str, case: str) -> None:
         self._open = None
         self._cut = None
-        if what == "begin":
+        if word == kmsg.BEGIN:
             self.case = case
         else:
             self.case, self.after = None, case

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from guest.resident import READY as AGENT_READY
 from harness import process
 from harness.deadline import Deadline
 from harness.errors import InfraError, LostGuest, StoodStill
@@ -61,7 +62,6 @@ _MIGRATION_POLL_SECONDS = 0.002
 _BOOT_POLL_SECONDS = 0.02
 _AGENT_POLL_SECONDS = 0.5
 _BOOTED = "vfio-harness: ssh: "
-_AGENT_READY = "vfio-harness: agent: ready"
 _INIT_FAILED = re.compile(r"vfio-harness: init failed: (.*)")
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s")
 
@@ -244,7 +244,7 @@ class VM:
 
     def wait_agent(self, deadline: Deadline) -> None:
         """Wait until guest/resident.py says that it listens; LostGuest when the VM ends or at *deadline*."""
-        while not self.console.wait_for(_AGENT_READY, deadline.within(_AGENT_POLL_SECONDS)):
+        while not self.console.wait_for(AGENT_READY, deadline.within(_AGENT_POLL_SECONDS)):
             self._check_coming_up()
             if deadline.expired:
                 raise LostGuest("the agent in the guest did not come up in time", hint=self._see())

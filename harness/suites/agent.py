@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from guest.agent import DIRTY, READY
 from guest.ground import END_TIMEOUT, REAP_TIMEOUT
 from guest.resident import PORT
 from harness.deadline import Deadline
@@ -16,9 +17,6 @@ from harness.remote import Guest
 VERDICT_SECONDS = REAP_TIMEOUT + 20.0
 """How long past a case's own limit its result line may take: the agent may have to reap what hung."""
 
-_READY = "# agent ready"
-_DIRTY = "# dirty: "
-
 
 class Agent:
     """A running agent; raises LostGuest as soon as it stops answering."""
@@ -28,12 +26,12 @@ class Agent:
         words = ["agent", "--features", ",".join(sorted(features)), *(["--fresh"] if fresh else [])]
         self._stream = guest.dial(PORT, deadline)
         self._stream.send(json.dumps(words))
-        said = "nothing came"
+        said, dirty = "nothing came", f"# {DIRTY}"
         for line in self._lines(deadline):
-            if line.startswith(_READY):
+            if line.startswith(READY):
                 return
-            if line.startswith(_DIRTY):
-                raise LostGuest(f"the guest is not fit to run cases: {line.removeprefix(_DIRTY)}")
+            if line.startswith(dirty):
+                raise LostGuest(f"the guest is not fit to run cases: {line.removeprefix(dirty)}")
             said = line
         raise LostGuest(f"the agent did not start: {said}")
 

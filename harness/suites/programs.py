@@ -6,6 +6,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from guest import kmsg
 from harness.deadline import Deadline
 from harness.ktap import KtapParser, KtapReport
 from harness.machine.roots import GUEST_KERNEL_DIR, GUEST_RUN
@@ -49,11 +50,11 @@ def script(program: Program, bdfs: tuple[str, ...], features: frozenset[str]) ->
         lines.append("echo 1 2>/dev/null > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")
     if bdfs:
         step("scripts/setup.sh failed", f"bash scripts/setup.sh {devices} > {GUEST_RUN}/setup.log 2>&1")
-    lines.append(f'echo "vfio-harness: begin {program.title}" > /dev/kmsg')
+    lines.append(f'echo "{kmsg.BEGIN} {program.title}" > /dev/kmsg')
     # One pipe for both: what a point says on stderr must stand before its result, and SSH's two streams may
     # overtake each other.
     lines += [f"./{name} {devices} 2>&1", "status=$?"]
-    lines.append(f'echo "vfio-harness: end {program.title}" > /dev/kmsg')
+    lines.append(f'echo "{kmsg.END} {program.title}" > /dev/kmsg')
     if bdfs:
         lines.append(f"bash scripts/cleanup.sh {devices} > {GUEST_RUN}/cleanup.log 2>&1")
     if program.hugepages:
