@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="guest.agent", description="Runs VFIO no-IOMMU cases in this machine."
     )
-    parser.add_argument("--features", default="", help="comma-separated facts about kernel, devices, machine")
+    parser.add_argument("--features", default="", help="comma-separated features of kernel, devices, machine")
     parser.add_argument(
         "--fresh",
         action="store_true",

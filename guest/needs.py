@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The words a case may use to say what it needs, and what each one means.
 
-A fact is a property of the kernel under test, of the emulated devices or of the machine.  The host hands the
-guest one set of facts; a need is the name of a fact, or `!name` for its absence.
+A feature is a property of the kernel under test, of the emulated devices or of the machine.  The host hands
+the guest one set of them; a need is the name of a feature, or `!name` for its absence.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _is_met(word: str, features: Collection[str]) -> bool:
 
 
 def parse_features(text: str) -> frozenset[str]:
-    """Read a comma-separated list of facts; raise UnknownFeature for one that nobody defined."""
+    """Read a comma-separated list of features; raise UnknownFeature for one that nobody defined."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name.startswith("!") or "|" in name:

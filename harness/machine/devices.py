@@ -164,7 +164,7 @@ class Topology:
 
     @property
     def features(self) -> frozenset[str]:
-        """The facts of guest/needs.py that hold on this topology.
+        """The features of guest/needs.py that hold on this topology.
 
         A mixed machine is not `viommu`: that means every device sits behind one, and the cases about devices
         that do not are what a mixed machine is for.
