@@ -25,6 +25,8 @@ from harness import itself, paths, process
 from harness.boot import Recipe, boot
 from harness.deadline import Deadline
 from harness.errors import InfraError
+from harness.kernel.trees import open_tree
+from harness.kernel.variants import load_catalogue
 from harness.machine.accel import Accel
 from harness.machine.roots import find_root
 from harness.machine.snapshot import snapshot_of
@@ -114,6 +116,7 @@ class Bench:
             "restores": self.restores,
             "throughput": self.throughput,
             "edit": self.edit,
+            "variants": self.variants,
         }
 
     def startup(self) -> list[Figure]:
@@ -269,6 +272,32 @@ class Bench:
         run = itself.argv(["run", "--tree", os.fspath(tree), *machine, "--suite", "probes"])
         return _seconds(lambda: _check(run))
 
+    def variants(self) -> list[Figure]:
+        """Every variant into an empty store: what the first build costs, and what all of them do."""
+        built_in, modular = _variants_by_linkage()
+        with tempfile.TemporaryDirectory(prefix="variants-", dir=_bench_dir()) as store:
+            source = os.fspath(open_tree(self.tree).path)
+            spent = {name: _build_cpu_seconds(source, name, store) for name in (*built_in, *modular)}
+        full = f"full build, {built_in[0]}"
+        others = tuple(spent[name] for name in built_in[1:])
+        everything = sum(spent[name] for name in built_in)
+        return [
+            Figure(name=full, unit="CPU s", samples=(spent[built_in[0]],)),
+            Figure(name="each other built-in variant", unit="CPU s", samples=others, baseline=full),
+            Figure(
+                name=f"all {len(built_in)} built-in variants",
+                unit="CPU s",
+                samples=(everything,),
+                baseline=full,
+                target=1.25,
+            ),
+            # What includes linux/iommu.h, two of three files, depends on how iommufd is linked.
+            *(
+                Figure(name=f"{name} variant", unit="CPU s", samples=(spent[name],), baseline=full)
+                for name in modular
+            ),
+        ]
+
     def _words(self) -> list[str]:
         return [*self._kernel_words(), "--topology", self.job.topology]
 
@@ -322,6 +351,29 @@ class Bench:
 def _check(argv: Sequence[str], **env: str) -> str:
     done = process.run(argv, env={**itself.env(), **env}, deadline=Deadline.after(_COMMAND_SECONDS))
     return done.check("measuring").stdout
+
+
+def _bench_dir() -> Path:
+    """Where measures keep what is too big for a temporary directory."""
+    directory = paths.cache_dir() / "bench"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _variants_by_linkage() -> tuple[list[str], list[str]]:
+    """The variants that are built: those in which VFIO is built in, and those in which it is modules."""
+    built = [variant for variant in load_catalogue().variants.values() if not variant.blocked]
+    return (
+        [variant.name for variant in built if not variant.wants.modular],
+        [variant.name for variant in built if variant.wants.modular],
+    )
+
+
+def _build_cpu_seconds(source: str, variant: str, store: str) -> float:
+    """Processor time that building *variant* of *source* into *store* takes, as build tells it."""
+    build = itself.argv(["build", "--tree", source, "--variant", variant, "--json"])
+    (built,) = json.loads(_check(build, VFIO_HARNESS_CACHE=store))
+    return float(built["build_cpu_seconds"])
 
 
 def _seconds(action: Callable[[], object]) -> float:

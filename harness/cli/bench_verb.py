@@ -18,7 +18,7 @@ from harness.output import emit, tell
 if TYPE_CHECKING:
     from harness.bench import Compared
 
-MEASURES = ("startup", "boot", "roundtrip", "run", "restores", "throughput", "edit")
+MEASURES = ("startup", "boot", "roundtrip", "run", "restores", "throughput", "edit", "variants")
 _QUICK = MEASURES[:4]
 
 
@@ -33,7 +33,7 @@ _QUICK = MEASURES[:4]
     type=click.Choice(MEASURES),
     help=f"What to measure; repeatable.  [default: {', '.join(_QUICK)}]",
 )
-@click.option("--all", "everything", is_flag=True, help="Everything; the first time edit builds a kernel.")
+@click.option("--all", "everything", is_flag=True, help="Everything; edit and variants build whole kernels.")
 @click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, metavar="N")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, for a nightly to watch.")
 def command(

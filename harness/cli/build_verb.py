@@ -63,6 +63,7 @@ def command(
                 "vmlinux": os.fspath(built.vmlinux),
                 "config": os.fspath(built.config),
                 "build_seconds": built.build_seconds,
+                "build_cpu_seconds": built.build_cpu_seconds,
             }
         )
         if not as_json:

@@ -69,7 +69,7 @@ class Variant:
 
     @property
     def features(self) -> frozenset[str]:
-        """The facts about it that decide which cases apply."""
+        """What of it decides which cases apply: see guest/needs.py."""
         wants = self.wants
         active = wants.noiommu and not self.blocked
         flags = {
