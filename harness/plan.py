@@ -16,6 +16,9 @@ from typing import Any
 
 from harness.errors import UsageError
 
+PLAN_FILE = "plan.json"
+"""What a run's directory calls it."""
+
 PLAN_FORMAT = 3
 """Grows when a field changes meaning; a plan of another format is refused."""
 

@@ -19,7 +19,7 @@ import pytest
 
 from harness import __version__
 from harness.errors import InfraError
-from harness.plan import Plan
+from harness.plan import PLAN_FILE, Plan
 from harness.results import (
     FILE_NAME,
     WHOLE_PROGRAM,
@@ -76,7 +76,7 @@ def _new_run(plan: Plan) -> Plan:
     with RunStore.create(directory, info) as store:
         for job in plan.jobs:
             store.add_job(JobRecord(name=job.name, variant=job.kernel.variant, features=job.features))
-    plan.save(directory / "plan.json")
+    plan.save(directory / PLAN_FILE)
     return plan
 
 

@@ -27,7 +27,7 @@ from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
 from harness.output import emit, tell, tolerant_stdout
-from harness.plan import Job, Plan
+from harness.plan import PLAN_FILE, Job, Plan
 from harness.results import (
     KCONFIG_SUITE,
     Address,
@@ -60,8 +60,6 @@ from harness.suites.catalogue import (
 )
 from harness.suites.keyword import check_choice, check_keyword
 from harness.suites.known import OWN_FILE
-
-PLAN_FILE = "plan.json"
 
 
 class Session:

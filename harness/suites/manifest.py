@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from harness.errors import ExitCode
-from harness.plan import load_plan
+from harness.plan import PLAN_FILE, load_plan
 from harness.results import WHOLE_PROGRAM, load
 from harness.suites.model import Program
 
@@ -60,7 +60,7 @@ def expected_points(program: Program, source: str) -> tuple[str, ...]:
 def record(run_dir: Path) -> str:
     """The manifest as JSON, the programs of the run in *run_dir* replaced by what they reported there."""
     sources = {
-        name: s for job in load_plan(run_dir / "plan.json").jobs for name, s in job.kernel.sources.items()
+        name: s for job in load_plan(run_dir / PLAN_FILE).jobs for name, s in job.kernel.sources.items()
     }
     points: dict[str, list[str]] = {}
     for case in load(run_dir).cases:
