@@ -260,8 +260,10 @@ def compare_job(
         if kind is not None:
             change = Change(job=job.name, address=address, before=before, after=case)
             kinds.setdefault(kind, []).append(change)
+    # Cases of a program that had no chance are not gone; nothing is known of them.
+    unreached = {c.address.program_path for c in cases if _is_whole(c) and c.outcome.is_infra}
     for address, case in {**last, **good}.items():
-        if complete and address not in now and counts(case):
+        if complete and address not in now and counts(case) and address.program_path not in unreached:
             change = Change(job=job.name, address=address, before=case, after=None)
             kinds.setdefault("vanished" if exists(address) else "other", []).append(change)
 
@@ -290,7 +292,12 @@ def counts(case: Result) -> bool:
     """Whether the absence of *case* would be a loss."""
     ran = case.outcome is not Outcome.SKIP and not case.outcome.is_infra
     # What is said of a program as a whole, or of the kernel, is said when something is wrong.
-    return ran and case.address.case != WHOLE_PROGRAM and case.address.suite != KERNEL_SUITE
+    return ran and not _is_whole(case) and case.address.suite != KERNEL_SUITE
+
+
+def _is_whole(case: Result) -> bool:
+    """Whether *case* is about a program as a whole."""
+    return case.address.case == WHOLE_PROGRAM
 
 
 def _kind(

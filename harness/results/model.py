@@ -356,34 +356,39 @@ class Run:
 
 
 def settle(results: Iterable[Result]) -> tuple[Result, ...]:
-    """Reduce every case's attempts to one Result, in order of first appearance.
+    """Reduce every case's attempts, given in order of arrival, to one Result; in order of first appearance.
 
     An attempt that had no chance (LOST, NOT_RUN) is superseded by one that had; among those the worst wins,
     so that no retry washes a failure clean.  Where the attempts that were to confirm a failure passed, the
-    case keeps that failure and is flaky.  That a program as a whole had no chance is settled by its cases in
-    a later attempt.
+    case keeps that failure and is flaky.  That a program as a whole had no chance is settled by what came of
+    it later; numbers of attempts do not tell that, for they begin anew when a Run goes on.
     """
     attempts: dict[tuple[str, Address], list[Result]] = {}
     confirming: dict[tuple[str, str], list[Result]] = {}
     had_a_chance: dict[tuple[str, str], int] = {}
-    for result in results:
+    last: dict[tuple[str, Address], int] = {}
+    for number, result in enumerate(results):
         program = result.job, result.address.program_path
+        last[result.job, result.address] = number
         attempts.setdefault((result.job, result.address), []).append(result)
         if result.confirms:
             confirming.setdefault(program, []).append(result)
         if not result.outcome.is_infra:
-            had_a_chance[program] = max(result.attempt, had_a_chance.get(program, 0))
+            had_a_chance[program] = number
     settled = (
         _settled(found, confirming.get((found[0].job, found[0].address.program_path), ()))
         for found in attempts.values()
     )
-    return tuple(result for result in settled if not _is_outlived(result, had_a_chance))
-
-
-def _is_outlived(result: Result, had_a_chance: Mapping[tuple[str, str], int]) -> bool:
-    """Whether *result* says that a program had no chance, which had one in a later attempt."""
-    later = had_a_chance.get((result.job, result.address.program_path), 0)
-    return result.address.case == WHOLE_PROGRAM and result.outcome.is_infra and result.attempt < later
+    outlived = {
+        (job, address)
+        for (job, address), number in last.items()
+        if address.case == WHOLE_PROGRAM and number < had_a_chance.get((job, address.program_path), -1)
+    }
+    return tuple(
+        result
+        for result in settled
+        if not (result.outcome.is_infra and (result.job, result.address) in outlived)
+    )
 
 
 def _settled(attempts: Sequence[Result], confirming: Sequence[Result]) -> Result:

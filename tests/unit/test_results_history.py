@@ -18,6 +18,7 @@ from history_runs import GOOD, INPUTS, JOB, case, flaky, made_run, make_run
 
 from harness.errors import ExitCode, InfraError, UsageError
 from harness.results import (
+    WHOLE_PROGRAM,
     Background,
     Comparison,
     JobRecord,
@@ -221,17 +222,18 @@ def test_trouble_is_no_lost_coverage(tmp_path: Path) -> None:
     make_run(tmp_path, 1)
     stopped = made_run(tmp_path, 2, {"a": Outcome.PASS}, state=State.INTERRUPTED)
     lost = made_run(tmp_path, 3, dict.fromkeys(GOOD, Outcome.LOST))
+    late = made_run(tmp_path, 5, {WHOLE_PROGRAM: Outcome.NOT_RUN})
     unbuilt = JobRecord(
         name="cdev-edu", variant="cdev", topology="edu", line="debian:7.3", problem="no",
         problem_code=ExitCode.KERNEL,
     )  # fmt: skip
     none = made_run(tmp_path, 4, {}, job=unbuilt)
     codes = []
-    for run in (stopped, lost, none):
+    for run in (stopped, lost, late, none):
         found = compared(tmp_path, run)
         assert not found.is_worse
         codes.append(judgement(run, found).exit_code)
-    assert codes == [ExitCode.INTERRUPTED, ExitCode.INFRA, ExitCode.KERNEL]
+    assert codes == [ExitCode.INTERRUPTED, ExitCode.INFRA, ExitCode.INFRA, ExitCode.KERNEL]
 
 
 def test_flaky_is_news_once(tmp_path: Path) -> None:
