@@ -14,7 +14,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.errors import InfraError, UsageError
@@ -55,8 +55,10 @@ def room_for(memory_mib: int) -> int:
 
 
 @contextlib.contextmanager
-def admitted(memory_mib: int) -> Iterator[float]:
+def admitted(memory_mib: int, check: Callable[[], None] = lambda: None) -> Iterator[float]:
     """Hold room for a VM of *memory_mib*, waiting for it as long as others have it: for so many seconds.
+
+    *check* may raise to end the wait.
 
     Not to be nested: who holds room and waits for more may wait for ever.
     """
@@ -67,6 +69,7 @@ def admitted(memory_mib: int) -> Iterator[float]:
             if not told:
                 _log.info("waiting for room on this host: its other VMs leave none")
                 told = True
+            check()
             time.sleep(_POLL_SECONDS)
         yield time.monotonic() - began
 

@@ -49,6 +49,9 @@ class Builder:
 
     def __enter__(self) -> Builder:
         self._notes.mkdir(parents=True, exist_ok=True)
+        for plan in self._plans:
+            # Of an earlier part of the run: what failed then may have been the host's fault.
+            _note_of(self._notes, plan.key).unlink(missing_ok=True)
         self._at_work = (self._notes / _AT_WORK).open("wb")
         fcntl.flock(self._at_work, fcntl.LOCK_EX)
         self._thread.start()
@@ -99,15 +102,20 @@ def _notes_in(run_dir: Path) -> Path:
     return run_dir / "builds"
 
 
+def _note_of(notes: Path, digest: str) -> Path:
+    """Where it stands why there will be no kernel *digest*."""
+    return notes / f"{digest}.json"
+
+
 def _note_failure(notes: Path, digest: str, error: HarnessError) -> None:
     note = {"message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
     partial = notes / f".{digest}.json"
     partial.write_text(json.dumps(note) + "\n", encoding="utf-8")
-    partial.rename(notes / f"{digest}.json")
+    partial.rename(_note_of(notes, digest))
 
 
-def wait_for_kernel(digest: str, run_dir: Path) -> Built:
-    """The kernel *digest*, once it is in the store.
+def wait_for_kernel(digest: str, run_dir: Path, check: Callable[[], None] = lambda: None) -> Built:
+    """The kernel *digest*, once it is in the store; *check* may raise to end the wait.
 
     Raises KernelError or InfraError, as its build did, when that failed; InfraError when nobody builds it.
     """
@@ -119,12 +127,13 @@ def wait_for_kernel(digest: str, run_dir: Path) -> Built:
         if built is not None:
             return built
         with contextlib.suppress(FileNotFoundError):
-            _raise_noted(json.loads((notes / f"{digest}.json").read_text(encoding="utf-8")))
+            _raise_noted(json.loads(_note_of(notes, digest).read_text(encoding="utf-8")))
         if not at_work:
             raise InfraError(
                 f"the kernel {digest[:12]} is not in the store and nobody is building it",
                 hint="vfio-harness run builds it",
             )
+        check()
         time.sleep(_POLL_SECONDS)
 
 

@@ -6,6 +6,7 @@ HarnessError
  ├── InfraError         3  the host, QEMU or the way to the guest failed: nothing is said about the kernel
  │    ├── LostGuest     3  a guest that was reachable no longer is, or never became so
  │    │    └── StoodStill 3  one of its processors fell asleep for good
+ │    ├── DeadlinePassed 3  no case may begin any more
  │    └── SourceError   3  a kernel source could not be fetched or verified
  └── KernelError        4  the kernel's side: nothing could be tested
       ├── BuildError    4  the compiler or the linker refused
@@ -81,6 +82,10 @@ class LostGuest(InfraError):
 
 class StoodStill(LostGuest):
     """A processor of the guest is not run any more, so that what waits for it will wait for ever."""
+
+
+class DeadlinePassed(InfraError):
+    """The run's deadline is over: what has not begun does not begin."""
 
 
 class SourceError(InfraError):

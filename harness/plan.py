@@ -8,8 +8,10 @@ later another machine, can run it from the plan file alone.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import enum
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,13 @@ class Plan:
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps({"format": PLAN_FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n")
+
+    @property
+    def too_late(self) -> str:
+        """Why no case begins any more; empty while one may."""
+        if self.until is None or time.time() <= self.until:
+            return ""
+        return f"the deadline, {datetime.datetime.fromtimestamp(self.until):%H:%M}, had passed"
 
     def job(self, name: str) -> Job:
         return next(job for job in self.jobs if job.name == name)

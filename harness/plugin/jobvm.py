@@ -20,7 +20,7 @@ from harness.admission import admitted
 from harness.boot import Booted, Recipe, boot
 from harness.builder import wait_for_kernel
 from harness.deadline import Deadline
-from harness.errors import HarnessError, InfraError, KernelError, LostGuest, StoodStill
+from harness.errors import DeadlinePassed, HarnessError, InfraError, KernelError, LostGuest, StoodStill
 from harness.kernel.store import hold
 from harness.ktap import parse
 from harness.machine.accel import Accel
@@ -73,6 +73,7 @@ class JobVM:
     """Runs the work of one job in one VM after the other."""
 
     def __init__(self, plan: Plan, job: Job, worker: str) -> None:
+        self._plan = plan
         self._run_dir = Path(plan.run_dir)
         self._issues = issues_of(self._run_dir)
         self._seed = plan.seed
@@ -197,6 +198,9 @@ class JobVM:
                 break
             try:
                 self._boot()
+            except DeadlinePassed:
+                self._stack.close()
+                raise
             except (InfraError, KernelError) as error:
                 self._stack.close()
                 # A kernel that says itself that it died had its chance, and one that does not compile too.
@@ -220,8 +224,8 @@ class JobVM:
 
     def _boot(self) -> None:
         self._stack = contextlib.ExitStack()
-        wait_for_kernel(self._job.kernel.digest, self._run_dir)
-        waited = self._stack.enter_context(admitted(self._job.memory_mib))
+        wait_for_kernel(self._job.kernel.digest, self._run_dir, self._check_deadline)
+        waited = self._stack.enter_context(admitted(self._job.memory_mib, self._check_deadline))
         # Nobody may prune the kernel from under a running VM.
         self._stack.enter_context(hold(self._job.kernel.digest, _path(self._job.kernel.selftests_dir)))
         if self._recipe is None:
@@ -234,6 +238,11 @@ class JobVM:
             self._look_for_leaks(self._booted, ("scan", "scan", "clear"))
         self._agent = None
         self._used = False
+
+    def _check_deadline(self) -> None:
+        """Raise DeadlinePassed when what is waited for would come too late."""
+        if self._plan.too_late:
+            raise DeadlinePassed(self._plan.too_late)
 
     def _new_directory(self) -> Path:
         """A directory for the next VM; numbers go on where an earlier pytest on the same plan stopped."""

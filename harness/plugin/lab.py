@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import shlex
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -60,9 +58,8 @@ class Lab:
         """Run *work*, or say why it does not apply; every attempt is in what it returns."""
         if work.refusal:
             return (self._unused(work, Outcome.SKIP, work.refusal),)
-        if self._plan.until is not None and time.time() > self._plan.until:
-            passed = datetime.datetime.fromtimestamp(self._plan.until)
-            return (self._unused(work, Outcome.NOT_RUN, f"the deadline, {passed:%H:%M}, had passed"),)
+        if self._plan.too_late:
+            return (self._unused(work, Outcome.NOT_RUN, self._plan.too_late),)
         return tuple(self._attempts(work))
 
     def _attempts(self, work: Work) -> Iterator[Result]:
@@ -79,6 +76,8 @@ class Lab:
             elif not confirms and any(outcome.is_failure for outcome in own) and self._may_confirm():
                 confirms = True
             else:
+                return
+            if self._plan.too_late:
                 return
             attempt += 1
 

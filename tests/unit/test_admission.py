@@ -15,7 +15,7 @@ import pytest
 
 from harness import admission
 from harness.admission import admitted, most_vms, room_for
-from harness.errors import InfraError, UsageError
+from harness.errors import DeadlinePassed, InfraError, UsageError
 
 FORK = multiprocessing.get_context("fork")
 
@@ -115,6 +115,19 @@ def test_the_killed_hold_nothing(tmp_path: Path) -> None:
     began = time.monotonic()
     with admitted(1024), admitted(1024):
         assert time.monotonic() - began < 5
+
+
+def test_a_wait_can_be_given_up() -> None:
+    """Who waits for room past the deadline of the run gives up, and is in nobody's way afterwards."""
+
+    def check() -> None:
+        raise DeadlinePassed("too late")
+
+    with admitted(4096):
+        with pytest.raises(DeadlinePassed), admitted(6144, check):
+            pass
+        with admitted(1024):
+            pass
 
 
 def test_alone_is_always_let_in() -> None:

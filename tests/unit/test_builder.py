@@ -14,7 +14,7 @@ import pytest
 from kernel_fake_tree import make_fake_tree
 
 from harness.builder import Builder, wait_for_kernel
-from harness.errors import BuildError, HarnessError, InfraError, KernelError
+from harness.errors import BuildError, DeadlinePassed, HarnessError, InfraError, KernelError
 from harness.kernel.store import Built, KernelPlan, build_kernel, plan_kernel
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
@@ -68,6 +68,38 @@ def test_failure_reaches_who_waits(source: Path, tmp_path: Path) -> None:
                 wait_for_kernel(bad.key, tmp_path)
     assert isinstance(told.get_nowait()[1], BuildError)
     assert good.key != bad.key
+
+
+def test_a_failure_of_an_earlier_part_of_the_run_is_forgotten(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on builds again what an out-of-memory killer ended, and who waits gets it."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise InfraError("the compiler was killed")
+
+    wanted = plan(source)
+    with monkeypatch.context() as once:
+        once.setattr("harness.builder.build_kernel", killed)
+        with builder(queue.Queue(), tmp_path, wanted), pytest.raises(InfraError, match="was killed"):
+            wait_for_kernel(wanted.key, tmp_path)
+    with builder(queue.Queue(), tmp_path, wanted):
+        assert wait_for_kernel(wanted.key, tmp_path).digest == wanted.key
+
+
+def test_a_wait_can_be_given_up(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a kernel past the deadline of the run does not wait for the end of its build."""
+    done = threading.Event()
+    monkeypatch.setattr("harness.builder.build_kernel", lambda *_, **__: done.wait(20))
+
+    def check() -> None:
+        raise DeadlinePassed("too late")
+
+    wanted = plan(source)
+    with builder(queue.Queue(), tmp_path, wanted):
+        with pytest.raises(DeadlinePassed):
+            wait_for_kernel(wanted.key, tmp_path, check)
+        done.set()
 
 
 def test_builder_that_cannot_even_note_its_failure_lets_nobody_wait(

@@ -89,6 +89,21 @@ def test_no_work_begins_after_the_deadline() -> None:
     assert Scripted(Outcome.PASS, until=time.time() + 60).perform(WORK)[0].outcome is Outcome.PASS
 
 
+def test_no_attempt_begins_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed or was lost just before it is neither confirmed nor tried again, and stays what it was."""
+    for outcome in (Outcome.FAIL, Outcome.LOST):
+        one = Scripted(outcome, until=time.time() + 60, confirm=True)
+        attempt = one._try
+
+        def late(work: Work, *, final: bool, attempt: Any = attempt) -> tuple[Done, Sequence[Result]]:
+            monkeypatch.setattr(time, "time", lambda: 1e12)
+            return attempt(work, final=final)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(one, "_try", late)
+        assert [result.outcome for result in one.perform(WORK)] == [outcome]
+        monkeypatch.undo()
+
+
 def test_no_boot_is_tried_again_untold() -> None:
     """Every VM that did not come up is an attempt at booting; the one that did settles it."""
     one = Scripted(Outcome.PASS, Outcome.PASS)
