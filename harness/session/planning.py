@@ -267,7 +267,8 @@ def plan_wished_kernel(
 ) -> Planned:
     """Resolve and prove the configuration of *wish*, and build its tree's selftests, but not the kernel.
 
-    Without *build* only selftests that are there already are taken.  A KernelError is kept, not raised.
+    Without *build* only selftests that are there already are taken.  KernelError and InfraError are kept, not
+    raised: neither is about other kernels.
     """
     variant = wished_variant(wish.variant)
     if variant.blocked:
@@ -279,7 +280,7 @@ def plan_wished_kernel(
         if with_selftests and not uncounted:
             with build_progress(variant.name, sys.stderr) as progress:
                 selftests = provide_selftests(plan, jobs=wish.compilers, progress=progress)
-    except KernelError as error:
+    except (KernelError, InfraError) as error:
         return Planned(wish=wish, tree=tree, problem=error)
     planned = Planned(wish=wish, tree=tree, plan=plan, selftests=selftests, uncounted=uncounted)
     for suite, reason in planned.broken_suites.items():

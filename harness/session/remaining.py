@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is left of a plan after a run, or a part of one: for who resumes it, and for a second chance."""
+"""What is left of a plan after a run, or a part of one: for who resumes it, and for a second chance.
+
+A run can only go on as what it began as: results of two kernels, or of two emulators, are not one run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from harness.errors import ExitCode, UsageError
 from harness.plan import Job, Plan
 from harness.results import Run
 from harness.suites.probes import SUITE as PROBES
@@ -23,3 +29,33 @@ def done_in(run: Run) -> tuple[str, ...]:
         name = f"{case.job} {case.address if probe else case.address.program_path}"
         done[name] = done.get(name, True) and not case.outcome.is_infra
     return tuple(name for name, is_done in done.items() if is_done)
+
+
+def check_trees(before: Run, trees: Mapping[str, str]) -> None:
+    """Refuse to go on with *before* when a line of development in *trees* has another identity now.
+
+    A source that could not be had then is no other one when it can be had now.
+    """
+    unheard = {job.line for job in before.jobs if job.problem_code is ExitCode.INFRA and not job.kernel}
+    was = {job.line: job.tree for job in before.jobs}
+    for line, tree in trees.items():
+        if line not in unheard and tree != was.get(line):
+            raise UsageError(
+                f"the tree {line} has changed since run {before.info.id} began",
+                hint=f"it is {tree} and was {was.get(line, 'not in it')}: begin a new run",
+            )
+
+
+def check_inputs(before: Run, inputs: Mapping[str, str]) -> None:
+    """Refuse to go on with *before* when one of *inputs*, each by its name, is not what it was then.
+
+    Names are those of kernels, whose digests hold compiler and configuration, `QEMU` and `the accelerator`.
+    """
+    then = before.info.inputs
+    was = {**then.kernels, "QEMU": then.qemu, "the accelerator": then.accel}
+    for name, value in inputs.items():
+        if was.get(name, value) != value:
+            raise UsageError(
+                f"{name} has changed since run {before.info.id} began",
+                hint=f"it is {value} and was {was[name]}: begin a new run",
+            )

@@ -49,9 +49,9 @@ from harness.session.expected import expected_seconds
 from harness.session.identity import identity
 from harness.session.plan_table import PlannedKernel, plan_as_json, plan_of_job, show_plan
 from harness.session.planning import Planned, slug
-from harness.session.remaining import done_in, jobs_with_a_chance
+from harness.session.remaining import check_inputs, check_trees, done_in, jobs_with_a_chance
 from harness.session.timing import account, phase_line
-from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, save_wishes
+from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, line_of, save_wishes
 from harness.suites.catalogue import (
     check_cases,
     check_patterns,
@@ -148,6 +148,9 @@ class Session:
         began = time.monotonic()
         for kernel in self._kernels:
             self._planned[kernel] = self._plan_kernel(trees[kernel.tree], kernel, build=build)
+        self._refuse_hopeless()
+        if self._goes_on is not None:
+            self._check_as_before(self._goes_on)
         for wish in self._wishes:
             self._plan_job(wish)
         check_choice(self._keyword, self._jobs.values())
@@ -168,6 +171,13 @@ class Session:
         elif planned.problem is not None:
             self.say(f"kernel: {wish.name}: {planned.problem}")
         return planned
+
+    def _refuse_hopeless(self) -> None:
+        """Where the host keeps every kernel from being had there is nothing to report on."""
+        problems = [planned.problem for planned in self._planned.values()]
+        infra = [problem for problem in problems if isinstance(problem, InfraError)]
+        if infra and len(infra) == len(problems):
+            raise infra[0]
 
     def _plan_job(self, wish: JobWish) -> None:
         planned = self._planned[wish.kernel]
@@ -219,10 +229,12 @@ class Session:
     def _build_now(self, planned: Planned) -> None:
         try:
             self._build_cpu += planning.build_planned(planned).build_cpu_seconds
-        except KernelError as error:
+        except (KernelError, InfraError) as error:
             self.say(f"kernel: {planned.wish.name}: {error}")
             self._planned[planned.wish] = dataclasses.replace(planned, problem=error)
             self._failed |= {w: self._jobs.pop(w) for w in tuple(self._jobs) if w.kernel == planned.wish}
+            if isinstance(error, InfraError) and not self._jobs:
+                raise
 
     def _prove_accel(self, planned: Planned) -> None:
         """Settle on an accelerator by a real kernel."""
@@ -389,7 +401,7 @@ class Session:
     def _begin(self, plan: Plan) -> RunStore:
         """The run's store, its directory filled with what was asked for."""
         if self._goes_on is not None:
-            self._check_same_trees(self._goes_on)
+            check_inputs(self._goes_on, {"the accelerator": self._accel.accel.value})
         self._fill_run_dir(plan)
         if self._goes_on is None:
             return self._store(self.run_dir, self._identity())
@@ -397,17 +409,15 @@ class Session:
         store.go_on()
         return store
 
-    def _check_same_trees(self, before: Run) -> None:
-        """Refuse to go on with a run whose sources have changed: it would be about two kernels."""
-        trees = {job.line: job.tree for job in before.jobs}
-        for planned in self._planned.values():
-            record = planned.record("", None)
-            was = trees.get(record.line, "not in it")
-            if record.tree != was:
-                raise UsageError(
-                    f"the tree {record.line} has changed since run {self.run_id} began",
-                    hint=f"it is {record.tree} and was {was}: begin a new run",
-                )
+    def _check_as_before(self, before: Run) -> None:
+        """Refuse to go on with a run that has become another one: see harness.session.remaining."""
+        trees = {line_of(planned.wish.tree): planned.tree_identity for planned in self._planned.values()}
+        check_trees(before, trees)
+        check_inputs(before, {**self._kernel_keys(), "QEMU": self._qemu.version_text})
+
+    def _kernel_keys(self) -> dict[str, str]:
+        """The digests of the run's kernels."""
+        return {self._kernel_name(one): one.plan.key for one in self._planned.values() if one.plan}
 
     def _fill_run_dir(self, plan: Plan) -> None:
         try:
@@ -434,10 +444,9 @@ class Session:
         qemu: Qemu = self._qemu
         planned = self._planned.values()
         trees = dict.fromkeys(one.tree_identity for one in planned)
-        kernels = {self._kernel_name(one): one.plan.key for one in planned if one.plan}
         inputs = Inputs(
             tree="; ".join(trees),
-            kernels=kernels,
+            kernels=self._kernel_keys(),
             qemu=qemu.version_text,
             accel=self._accel.accel.value,
             timeout_factor=self._accel.accel.timeout_factor,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ from plan_jobs import job
 
 from harness.errors import InfraError, SourceError, UsageError
 from harness.plan import Plan
-from harness.results import JobRecord, Outcome, Run, RunInfo, State
+from harness.results import Outcome
 from harness.session import outputs, planning
 from harness.session.plan_table import PlannedKernel, plan_as_json, plan_of_job
 from harness.session.planning import Planned
@@ -48,29 +47,6 @@ def test_a_run_goes_on_with_its_tree_from_anywhere(
     (loaded,), _ = load_wishes(tmp_path)
     assert loaded.kernel.tree is not None
     assert Path(loaded.kernel.tree).resolve() == first
-
-
-@pytest.mark.parametrize(
-    ("line", "tree", "refused"),
-    [("/src/one", "7.3 abc", False), ("/src/one", "7.3 def", True), ("/src/two", "7.3 abc", True)],
-)
-def test_a_run_goes_on_with_the_sources_it_began_with(line: str, tree: str, refused: bool) -> None:
-    """Another state of a tree would make one run of two kernels, and so would another tree."""
-    info = RunInfo(id="r", started=datetime.datetime.now(datetime.UTC), harness_version="test")
-    before = Run(
-        info=info,
-        directory="runs/r",
-        state=State.INTERRUPTED,
-        jobs=(JobRecord(name="j", line="/src/one", tree="7.3 abc"),),
-    )
-    session = Session([wish(line)], Conduct(), goes_on=before)
-    record = JobRecord(name="j", line=line, tree=tree)
-    session._planned = {wish(line).kernel: SimpleNamespace(record=lambda *_: record)}  # type: ignore[dict-item]
-    if refused:
-        with pytest.raises(UsageError, match="has changed since run r began"):
-            session._check_same_trees(before)
-    else:
-        session._check_same_trees(before)
 
 
 def opened(trees: dict[str, str | Exception], monkeypatch: pytest.MonkeyPatch) -> dict[str | None, object]:

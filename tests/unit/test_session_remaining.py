@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from report_sample import RUN, result
 
-from harness.results import Outcome
-from harness.session.remaining import done_in
+from harness.errors import ExitCode, UsageError
+from harness.results import JobRecord, Outcome
+from harness.session.remaining import check_inputs, check_trees, done_in
 
 
 def test_what_had_its_chance_is_done() -> None:
@@ -23,3 +25,38 @@ def test_what_had_its_chance_is_done() -> None:
     )
     done = done_in(dataclasses.replace(RUN, results=results))
     assert done == ("j probes/get_pa/a", "j kselftest:vfio/x")
+
+
+BEFORE = dataclasses.replace(
+    RUN, jobs=(JobRecord(name="j", line="/src/one", tree="7.3 abc", kernel="7.3.4 aa"),)
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "tree", "refused"),
+    [("/src/one", "7.3 abc", False), ("/src/one", "7.3 def", True), ("/src/two", "7.3 abc", True)],
+)
+def test_a_run_goes_on_with_the_sources_it_began_with(line: str, tree: str, refused: bool) -> None:
+    """Another state of a tree would make one run of two kernels, and so would another tree."""
+    if refused:
+        with pytest.raises(UsageError, match=f"has changed since run {RUN.info.id} began"):
+            check_trees(BEFORE, {line: tree})
+    else:
+        check_trees(BEFORE, {line: tree})
+
+
+def test_a_source_that_could_not_be_had_may_come_later() -> None:
+    """What stood in for it then is no identity that it could differ from."""
+    away = JobRecord(name="k", line="debian:7.2", tree="debian:7.2", problem_code=ExitCode.INFRA)
+    check_trees(dataclasses.replace(BEFORE, jobs=(*BEFORE.jobs, away)), {"debian:7.2": "7.2.13 5f3a"})
+
+
+def test_a_run_goes_on_with_the_machine_it_began_with() -> None:
+    """After an upgrade of the compiler or of QEMU its results would be of two kernels, or of two machines."""
+    then = dataclasses.replace(RUN.info.inputs, kernels={"cdev": "aa"}, qemu="10.0.2", accel="tcg")
+    before = dataclasses.replace(RUN, info=dataclasses.replace(RUN.info, inputs=then))
+    check_inputs(before, {"cdev": "aa", "QEMU": "10.0.2", "the accelerator": "tcg", "group": "bb"})
+    for name in ("cdev", "QEMU", "the accelerator"):
+        with pytest.raises(UsageError, match=f"{name} has changed since run") as caught:
+            check_inputs(before, {name: "other"})
+        assert "begin a new run" in str(caught.value)
