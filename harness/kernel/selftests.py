@@ -7,6 +7,8 @@ They depend on the source and the compiler only, so every variant of a tree shar
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,8 +18,12 @@ from harness.kernel.hostneeds import SELFTEST_LIBRARIES
 from harness.kernel.make import Progress, ignore_progress, run_make
 
 COLLECTIONS = ("vfio", "iommu")
+FORM = "2"
+"""Of what build_selftests() leaves behind: a store entry of another form is none."""
+
 _SOURCE = "tools/testing/selftests"
 _FAILED = ".failed"
+_SOURCES = "sources.json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +46,8 @@ def build_selftests(
     """Install the tree's headers below *work*, build its selftests there and put the programs into *target*.
 
     *target* gets one directory per collection, with the programs and the scripts beside them; for one that
-    does not compile, which released kernels have, a file that says why: see failures().
+    does not compile, which released kernels have, a file that says why: see failures().  What the programs
+    were made from is noted there too: see sources().
     Raises BuildError when the headers cannot be made, or make stops without a compiler's word.
     """
     if not collections(tree):
@@ -64,6 +71,22 @@ def build_selftests(
             (target / f"{name}{_FAILED}").write_text(error.message, encoding="utf-8")
         else:
             _install(tree / _SOURCE / name, output, target / name)
+    # Here and not later: a worktree that several refs share shows another one by then.
+    (target / _SOURCES).write_text(json.dumps(_digests(tree, target)), encoding="utf-8")
+
+
+def sources(directory: Path) -> dict[str, str]:
+    """`collection/name` of each program in *directory* -> SHA-256 of the C file of that name in its tree."""
+    return dict(json.loads((directory / _SOURCES).read_text(encoding="utf-8")))
+
+
+def _digests(tree: Path, target: Path) -> dict[str, str]:
+    """What sources() tells; a program without a C file of its name is not in it."""
+    names = [f"{program.collection}/{program.name}" for program in list_programs(target)]
+    files = {name: tree / _SOURCE / f"{name}.c" for name in names}
+    return {
+        name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()
+    }
 
 
 def failures(directory: Path) -> dict[str, str]:

@@ -460,7 +460,7 @@ def has_selftests(plan: KernelPlan) -> bool:
 
 
 def _selftests_entry(plan: KernelPlan) -> Path:
-    key = _digest("selftests", str(RECIPE), plan.tree.selftest_identity, str(plan.toolchain))
+    key = _digest("selftests", str(RECIPE), selftests.FORM, plan.tree.selftest_identity, str(plan.toolchain))
     return paths.cache_dir() / "selftests" / key
 
 

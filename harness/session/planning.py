@@ -18,7 +18,7 @@ from pathlib import Path
 from harness import paths
 from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
 from harness.kernel.kconfig import Fragment, read_fragment
-from harness.kernel.selftests import failures, list_programs
+from harness.kernel.selftests import failures, list_programs, sources
 from harness.kernel.store import (
     Built,
     KernelPlan,
@@ -43,7 +43,6 @@ from harness.results import KCONFIG_SUITE, Address, JobRecord, Outcome, Result
 from harness.session.progress import build_progress
 from harness.session.wishes import JobWish, KernelWish, MachineWish, line_of
 from harness.suites.kselftest import shipped_suites
-from harness.suites.manifest import source_digest
 
 DEFAULT_MEMORY_MIB = 1024
 """Enough for every probe; a selftest that needs more says so in kselftest-*.yaml."""
@@ -211,7 +210,7 @@ def kernel_ref(plan: KernelPlan, selftests: Path | None) -> KernelRef:
         tree=tree.label,
         selftests_dir=os.fspath(selftests) if selftests else None,
         programs=programs,
-        sources={path: digest for path in programs if (digest := source_digest(tree.path, path))},
+        sources=sources(selftests) if selftests else {},
     )
 
 

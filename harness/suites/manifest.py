@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -24,8 +23,6 @@ from harness.suites.model import Program
 
 MANIFEST = Path(__file__).resolve().with_name("manifest.json")
 
-_SELFTESTS = "tools/testing/selftests"
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -34,14 +31,6 @@ class Entry:
     source: str
     """SHA-256 of the C file they were recorded with."""
     points: tuple[str, ...]
-
-
-def source_digest(tree: Path, program: str) -> str:
-    """SHA-256 of the C file of *program* (`collection/name`) in a kernel tree; empty when there is none."""
-    try:
-        return hashlib.sha256((tree / _SELFTESTS / f"{program}.c").read_bytes()).hexdigest()
-    except OSError:
-        return ""
 
 
 @functools.cache

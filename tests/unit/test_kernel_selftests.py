@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
 import pytest
 
 from harness.errors import BuildError, InfraError
-from harness.kernel.selftests import build_selftests, failures, list_programs
+from harness.kernel.selftests import build_selftests, failures, list_programs, sources
 
 pytestmark = pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in ("make", "gcc")), reason="the tools of a build are missing"
@@ -47,6 +48,18 @@ def test_all_are_built(tmp_path: Path) -> None:
     target = build(tmp_path, vfio=GOOD, iommu=GOOD)
     assert names(target) == ["iommu/x_test", "vfio/x_test"]
     assert failures(target) == {}
+
+
+def test_what_they_were_made_from_is_told_of_the_build(tmp_path: Path) -> None:
+    """Refs of one repository share a worktree: what is in it later is another's."""
+    source = tree(tmp_path / "linux", vfio=GOOD)
+    named = source / "tools/testing/selftests/vfio/x_test.c"
+    named.write_text(GOOD, encoding="utf-8")
+    target = tmp_path / "target"
+    target.mkdir()
+    build_selftests(source, tmp_path / "work", target, tmp_path / "log", jobs=1)
+    named.write_text("/* another ref */\n", encoding="utf-8")
+    assert sources(target) == {"vfio/x_test": hashlib.sha256(GOOD.encode()).hexdigest()}
 
 
 def test_collection_that_does_not_compile_costs_only_itself(tmp_path: Path) -> None:
