@@ -74,7 +74,16 @@ def test_imports_point_downhill(path: Path) -> None:
         words = name.split(".")
         if words[0] != "harness" or len(words) < 2 or words[1] == part or words[1].startswith("__"):
             continue
-        assert LAYERS[words[1]] < LAYERS[part] or LAYERS[part] == 0, f"{path.name} imports {name}"
+        assert _is_below(words[1], part), f"{path.name} imports {name}"
+
+
+def _is_below(lower: str, upper: str) -> bool:
+    return LAYERS[lower] < LAYERS[upper] or LAYERS[lower] == LAYERS[upper] == 0
+
+
+def test_the_bottom_imports_nothing_above_it() -> None:
+    assert not _is_below("cli", "errors")
+    assert _is_below("errors", "paths")
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(ROOT)))
