@@ -54,22 +54,24 @@ class History:
     def catch_up(self) -> None:
         """Take in every ended Run below the root that is not in here, or has gone on since."""
         known = dict(self._connection.execute("SELECT directory, stamp FROM run"))
-        found: list[tuple[Run, str]] = []
-        for path in sorted(self._root.glob(f"*/{store.FILE_NAME}")):
-            directory, stamp = path.parent, _stamp(path)
-            if known.get(directory.name) == stamp:
-                continue
-            try:
-                run = store.load(directory)
-            except HarnessError:
-                # The list of runs tells what is wrong with it.
-                continue
-            if run.state is not State.RUNNING or not store.is_alive(directory):
-                # Reading may have brought the file up to date.
-                found.append((run, _stamp(path)))
-        # A Run is judged by those before it.
-        for run, stamp in sorted(found, key=lambda pair: pair[0].info.started):
-            self._take_in(run, stamp)
+        behind: list[tuple[datetime.datetime, Path]] = []
+        for path in self._root.glob(f"*/{store.FILE_NAME}"):
+            if known.get(path.parent.name) != _stamp(path):
+                info = store.summarize(path.parent).info
+                # The list of runs tells what is wrong with one that cannot be read.
+                behind += [(info.started, path)] if info is not None else []
+        # A Run is judged by those before it; and only one of them is in memory at a time.
+        for _, path in sorted(behind):
+            self._take_in_ended(path)
+
+    def _take_in_ended(self, path: Path) -> None:
+        try:
+            run = store.load(path.parent)
+        except HarnessError:
+            return
+        if run.state is not State.RUNNING or not store.is_alive(path.parent):
+            # Reading may have brought the file up to date.
+            self._take_in(run, _stamp(path))
 
     def _take_in(self, run: Run, stamp: str) -> None:
         directory = Path(run.directory).name
