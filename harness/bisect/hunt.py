@@ -295,7 +295,9 @@ class Hunt:
         if len(latest) < HOPELESS or any(s.sight is not Sight.NO_CHANCE or s.flaky for s in latest):
             return
         end = self._passing_end
-        self._say(f"  {HOPELESS} commits in a row had no chance: trying {end.label} again, which passed")
+        self._say(
+            f"  {HOPELESS} commits in a row could not be tested: trying {end.label} again, which passed"
+        )
         control = self._look_at_passing_end()
         if control.sight is not Sight.NO_CHANCE:
             self._say(f"  {control.why}: the host is sound, so it is the commits")
@@ -334,7 +336,7 @@ def end_error(step: Step, end: End, word: str, aim: Aim, *, passing: bool) -> Ha
     hint = f"the log: {log}" if log else told
     what = f"the {word} end {end.label}"
     if step.sight is Sight.NO_CHANCE:
-        return InfraError(f"{what} had no chance to be tested: {step.why}", hint=hint)
+        return InfraError(f"{what} could not be tested: {step.why}", hint=hint)
     if step.sight is Sight.REFUSED:
         return UsageError(f"{what} cannot be tested: {step.why}", hint=hint)
     if passing:

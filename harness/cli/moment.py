@@ -15,7 +15,7 @@ def parse_moment(text: str, now: datetime.datetime) -> datetime.datetime:
     """The moment that *text* names, later than *now*, which has a time zone; a bare time is its next one.
 
     A zone in *text* counts, in place of that of *now*.
-    Raises UsageError for what is no moment, and for one that is not later than *now*.
+    Raises UsageError for what is not a time, and for one that is not later than *now*.
     """
     span = _SPAN.fullmatch(text.strip())
     if span is not None and (span[1] or span[2]):
@@ -43,7 +43,7 @@ def _date_and_time(text: str, now: datetime.datetime) -> datetime.datetime:
         moment = datetime.datetime.fromisoformat(text.strip())
     except ValueError as error:
         raise UsageError(
-            f"{text!r} is no moment", hint="give 8h, 90m, 06:30 or a date with a time, 2026-11-26 06:30"
+            f"{text!r} is not a time", hint="give 8h, 90m, 06:30 or a date with a time, 2026-11-26 06:30"
         ) from error
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=now.tzinfo)

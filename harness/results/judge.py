@@ -162,7 +162,7 @@ def _verdict(run: Run, comparison: Comparison | None) -> tuple[Verdict, str]:
             Verdict.GOOD,
             f"{count_of(passes, 'case')} passed; flaky: {count_of(len(flaky), 'case')} {told}",
         )
-    return Verdict.GOOD, f"{count_of(passes, 'case')} passed, and nothing that should not have happened did"
+    return Verdict.GOOD, f"{count_of(passes, 'case')} passed; no failure, no crash, no lost guest"
 
 
 def _about_failures(failures: Sequence[Result], comparison: Comparison | None) -> str:
@@ -208,7 +208,7 @@ def _trouble(run: Run, cases: Sequence[Result]) -> tuple[Verdict, str] | None:
     infra = [case for case in cases if case.outcome.is_infra and case.job not in explained]
     if infra:
         had = count_of(len(infra), "case")
-        return Verdict.OUR_FAULT, f"{had} had no chance, first {infra[0].address}: {infra[0].reason}"
+        return Verdict.OUR_FAULT, f"{had} could not be run, first {infra[0].address}: {infra[0].reason}"
     if stopped:
         return Verdict.UNTESTABLE, f"job {stopped[0].name}: {stopped[0].problem}"
     return None

@@ -369,7 +369,7 @@ class Session:
         late = plan.until is not None and time.time() > plan.until
         if run.state is not State.FINISHED or not left or late:
             return
-        self.say(f"\n{left} cases and programs had no chance: once more")
+        self.say(f"\n{left} cases and programs could not be run: once more")
         again.save(self.run_dir / PLAN_FILE)
         with RunStore.open(self.run_dir) as store:
             store.go_on()

@@ -252,7 +252,7 @@ def test_silence_of_the_host_is_no_verdict(tmp_path: Path) -> None:
 def test_end_that_should_boot_and_hangs(tmp_path: Path) -> None:
     """It cannot vouch for itself."""
     judge = FakeJudge(lambda number: [D if number else N], silent=True)
-    with pytest.raises(InfraError, match=r"the good end v1 .* had no chance"):
+    with pytest.raises(InfraError, match=r"the good end v1 .* could not be tested"):
         hunt_of(tmp_path, judge, Aim(boot=True)).run()
 
 

@@ -35,7 +35,7 @@ def test_moments(text: str, moment: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "tomorrow", "8", "9" * 5000 + "h", "25:00", "2026-13-01 10:00"])
 def test_no_moments(text: str) -> None:
-    with pytest.raises(UsageError, match="is no moment"):
+    with pytest.raises(UsageError, match="is not a time"):
         parse_moment(text, NOW)
 
 
