@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from harness.errors import UsageError
-from harness.matrix import load_matrix
+from harness.matrix import Entry, load_matrix
 from harness.matrix.shards import parse_shard, shard
 
 ENTRIES = load_matrix("full").entries
@@ -25,6 +27,26 @@ def test_kernels_stay_together() -> None:
     first, second = (shard(ENTRIES, number, 2) for number in (1, 2))
     kernels = [{(entry.variant, entry.addons) for entry in part} for part in (first, second)]
     assert len(kernels[0] & kernels[1]) <= 1
+
+
+@pytest.mark.parametrize("name", ["nightly", "full"])
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_an_edit_moves_few_jobs(name: str, count: int) -> None:
+    """Whichever entry goes, or comes: those that another shard has then are no more than there are shards."""
+    entries = load_matrix(name).entries
+    before = places(entries, count)
+    for gone in entries:
+        left = tuple(entry for entry in entries if entry != gone)
+        after = places(left, count)
+        assert sum(after[entry] != before[entry] for entry in left) <= count
+
+
+def test_the_order_of_a_matrix_moves_nothing() -> None:
+    assert places(ENTRIES, 4) == places(ENTRIES[::-1], 4)
+
+
+def places(entries: Sequence[Entry], count: int) -> dict[Entry, int]:
+    return {entry: number for number in range(1, count + 1) for entry in shard(entries, number, count)}
 
 
 @pytest.mark.parametrize(
