@@ -21,6 +21,7 @@ from harness.plan import Isolation
 from harness.results import is_alive
 from harness.session.background import find_run
 from harness.session.engine import PytestOptions
+from harness.session.planning import seat_of
 from harness.session.session import Session
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes
 from harness.suites.catalogue import check_patterns
@@ -129,6 +130,9 @@ def command(
         matrix = _chosen(name, path, trees)
         if emit is not None:
             return _emit(emit, matrix, cases, shards)
+        entries = _cut(matrix.entries, shard)
+        wishes = _wishes(entries, machine, jobs, seed)
+        others = _wishes([one for one in matrix.entries if one not in entries], machine, jobs, seed)
         conduct = Conduct(
             cases=cases,
             seed=seed,
@@ -138,9 +142,9 @@ def command(
             compare=compare,
             known_issues=known_issues,
             about={"matrix": matrix.name, **({"shard": shard} if shard else {})},
+            elsewhere=tuple(map(seat_of, others)),
         )
-        entries = _cut(matrix.entries, shard)
-        session = Session(_wishes(entries, machine, jobs, seed), conduct, junit=junit)
+        session = Session(wishes, conduct, junit=junit)
     session.check()
     session.prepare(build=not plan_only)
     if plan_only:

@@ -39,11 +39,15 @@ def inputs_to_plain(inputs: Inputs) -> Plain:
         "cases": list(inputs.cases),
         "narrowed": inputs.narrowed,
         "compare": inputs.compare,
+        "elsewhere": list(inputs.elsewhere),
     }
 
 
+_INPUT_LISTS = ("topologies", "suites", "cases", "elsewhere")
+
+
 def inputs_from_plain(plain: Plain) -> Inputs:
-    lists = {name: tuple(plain.get(name, ())) for name in ("topologies", "suites", "cases")}
+    lists = {name: tuple(plain.get(name, ())) for name in _INPUT_LISTS}
     return Inputs(**{**plain, **lists})
 
 

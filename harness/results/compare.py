@@ -160,7 +160,7 @@ def _left_out(before: Run, after: Run, cases: Mapping[str, Sequence[Result]]) ->
         return
     lines = {job.line for job in after.jobs}
     across = _is_across_lines(before, after)
-    there = {_seat(job, across) for job in after.jobs}
+    there = {_seat(job, across) for job in after.jobs} | _elsewhere(after, across)
     for job in before.jobs:
         asked_for = across or job.line in lines
         if asked_for and _seat(job, across) not in there and any(map(counts, cases.get(job.name, ()))):
@@ -174,6 +174,12 @@ def left_out(job: JobRecord, since: str) -> LostJob:
 
 def _seat(job: JobRecord, across: bool) -> str:
     return dataclasses.replace(job, line="").seat if across else job.seat
+
+
+def _elsewhere(run: Run, across: bool) -> set[str]:
+    """The seats that other shards of the matrix of *run* have."""
+    line = f"{run.jobs[0].line} " if across else ""
+    return {seat.removeprefix(line) for seat in run.info.inputs.elsewhere}
 
 
 def _pairing(before: Run, after: Run) -> Callable[[JobRecord], str]:

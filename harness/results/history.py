@@ -222,7 +222,7 @@ class History:
         """Jobs of its lines that were tested since a good Run, or a person, settled what there is to be."""
         if not is_complete(run) or not run.info.inputs.matrix:
             return
-        seats = {job.seat for job in run.jobs}
+        seats = {*(job.seat for job in run.jobs), *run.info.inputs.elsewhere}
         lines = {job.line for job in run.jobs}
         earlier = self._connection.execute(
             "SELECT id, name, verdict, accepted, info FROM run WHERE matrix = ? AND started < ?"

@@ -265,6 +265,8 @@ class Inputs:
     """pytest chose further (-k, -x, --lf): that a case is absent says nothing."""
     compare: bool = True
     """Whether earlier Runs count in the Verdict."""
+    elsewhere: tuple[str, ...] = ()
+    """Seats of the Jobs that other shards of the matrix have: that they are absent here is no loss."""
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Anything more worth recording: host, compiler, the harness's commit, the image, matrix, shard."""
 

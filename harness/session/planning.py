@@ -194,6 +194,14 @@ class Planned:
         )
 
 
+def seat_of(wish: JobWish) -> str:
+    """What the results will call the place of the job of *wish*, see JobRecord.seat; no tree is opened."""
+    # That of a blocked variant is had without a machine.
+    has_machine = not wished_variant(wish.kernel.variant).blocked
+    topology = topology_in_results(wish.machine.topology) if has_machine else ""
+    return Planned(wish=wish.kernel, tree=None).record(topology, None).seat
+
+
 def slug(text: str) -> str:
     """*text* as part of a file's or a job's name."""
     return re.sub(r"[^\w.+~-]+", "-", text)

@@ -458,6 +458,7 @@ class Session:
             cases=self._conduct.cases,
             narrowed=self._narrowed,
             compare=self._conduct.compare,
+            elsewhere=self._conduct.elsewhere,
             extra={"acceleration": self._accel.reason, **made_with, **self._conduct.about},
         )
         info = RunInfo(

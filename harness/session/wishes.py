@@ -162,6 +162,8 @@ class Conduct:
     """The user's own list of what is known; the run keeps a copy, which is what counts once it has begun."""
     about: dict[str, str] = dataclasses.field(default_factory=dict)
     """More that is worth recording: the matrix, the shard."""
+    elsewhere: tuple[str, ...] = ()
+    """Seats of the jobs that other shards of the matrix have."""
 
     def ending(self, until: float | None) -> Conduct:
         """The same with another deadline."""
@@ -197,7 +199,8 @@ def load_wishes(directory: Path) -> tuple[tuple[JobWish, ...], Conduct]:
         wishes = tuple(_job_wish(one) for one in plain["wishes"])
         conduct = plain["conduct"]
         isolation = Isolation(conduct["isolation"])
-        return wishes, Conduct(**{**conduct, "cases": tuple(conduct["cases"]), "isolation": isolation})
+        lists = {name: tuple(conduct.get(name, ())) for name in ("cases", "elsewhere")}
+        return wishes, Conduct(**{**conduct, **lists, "isolation": isolation})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{directory} does not tell what was asked for: {error}") from error
 

@@ -10,9 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness import yamlfile
+from harness.cli import matrix_verb
 from harness.cli.matrix_verb import command
 from harness.errors import UsageError
 from harness.matrix.recipes import SERVICES
+from harness.session.planning import seat_of
+from harness.session.wishes import Conduct, JobWish
 
 SAID = (
     "--case probes/get_pa/* --memory 4096 --root virtme --seed 7 --deadline 06:30 --no-confirm -n 3"
@@ -70,6 +73,29 @@ def test_what_does_not_go_together(words: str, told: str) -> None:
     done = matrix("nightly", *words.split())
     assert isinstance(done.exception, UsageError)
     assert told in str(done.exception)
+
+
+def conduct_of(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[JobWish], Conduct]:
+    """What the verb makes a session of."""
+    made: list[tuple[list[JobWish], Conduct]] = []
+
+    def session(wishes: list[JobWish], conduct: Conduct, **_: object) -> None:
+        made.append((wishes, conduct))
+        raise UsageError("this is enough")
+
+    monkeypatch.setattr(matrix_verb, "Session", session)
+    matrix(*words)
+    return made[0]
+
+
+def test_a_shard_knows_what_the_others_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the seats that results give, so that a job which moved there is not missed here."""
+    words = ("nightly", "--tree", "debian:7.3")
+    whole, conduct = conduct_of(*words, monkeypatch=monkeypatch)
+    assert conduct.elsewhere == ()
+    own, conduct = conduct_of(*words, "--shard", "1/2", monkeypatch=monkeypatch)
+    assert sorted([*conduct.elsewhere, *map(seat_of, own)]) == sorted(map(seat_of, whole))
+    assert {"debian:7.3 blocked-group", "debian:7.3 group-cdev edu-igb"} <= set(map(seat_of, whole))
 
 
 def test_a_run_that_goes_on_is_not_emitted() -> None:

@@ -183,6 +183,22 @@ def test_shards_are_held_to_their_own(tmp_path: Path) -> None:
     assert lost(tmp_path, make(tmp_path, 2, [GROUP], inputs=shard)) == [JOB.name]
 
 
+def test_a_job_that_another_shard_has_now(tmp_path: Path) -> None:
+    """It is looked after there, and so no loss, as one that no shard has is, whichever verb tells."""
+    shard = with_about(matrix="nightly", shard="1/2")
+    modules = dataclasses.replace(JOB, name="7.3.4-modules-edu", variant="modules")
+    first = make(tmp_path, 1, [JOB, GROUP, modules], inputs=shard)
+    edited = dataclasses.replace(shard, elsewhere=(JOB.seat, "debian:7.3 cdev igb"))
+    second = make(tmp_path, 2, [GROUP], inputs=edited)
+    assert load(Path(second.directory)).info.inputs.elsewhere == edited.elsewhere
+    assert lost(tmp_path, second) == [modules.name]
+    assert [one.job for one in compare(first, second).lost_jobs] == [modules.name]
+    elsewhere = (dataclasses.replace(JOB, line="debian:7.4").seat,)
+    newer = dataclasses.replace(GROUP, line="debian:7.4")
+    third = make(tmp_path, 3, [newer], inputs=dataclasses.replace(shard, elsewhere=elsewhere))
+    assert [one.job for one in compare(first, third).lost_jobs] == [modules.name]
+
+
 @pytest.mark.parametrize(
     ("after", "inputs", "worse"),
     [

@@ -52,9 +52,11 @@ def test_what_is_kept_is_found_from_elsewhere(home: Path, monkeypatch: pytest.Mo
     """A run goes on with the same files, wherever it is gone on with."""
     kernel = KernelWish(tree="linux", variant="cdev", configs=(Path("my.config"),))
     wish = JobWish(kernel=kernel, machine=MachineWish(topology="./my.yaml"))
-    save_wishes(home, [wish], Conduct())
+    conduct = Conduct(cases=("probes/*",), elsewhere=("debian:7.3 cdev edu",))
+    save_wishes(home, [wish], conduct)
     monkeypatch.chdir("/")
-    ((found,), _) = load_wishes(home)
+    ((found,), kept) = load_wishes(home)
+    assert kept == conduct
     assert found.kernel.tree == str(home / "linux")
     assert found.kernel.configs == (home / "my.config",)
     assert found.machine.topology == str(home / "my.yaml")
