@@ -80,6 +80,7 @@ def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str
 @options.junit_option
 @options.seed_option
 @options.compare_option
+@options.accept_option("this run")
 @options.known_issues_option
 @click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run, or the plan, as JSON on stdout.")
@@ -102,6 +103,7 @@ def command(
     junit: Path | None,
     seed: int,
     compare: bool,
+    accept: str | None,
     known_issues: Path | None,
     verbose: bool,
     as_json: bool,
@@ -123,9 +125,11 @@ def command(
     passed_on = PytestOptions(workers=workers, verbose=verbose)
     if emit is None and "shards" in _given():
         raise UsageError("--shards is for --emit", hint="run one part with --shard K/N")
+    if plan_only and accept is not None:
+        raise UsageError("--plan runs nothing: there is nothing to --accept")
     if resume is not None:
         options.refuse_beside("--resume goes on with what was asked for then", _WITH_RESUME)
-        session = _resumed(resume, until, junit)
+        session = _resumed(resume, until, junit, accept)
     else:
         matrix = _chosen(name, path, trees)
         if emit is not None:
@@ -144,7 +148,7 @@ def command(
             about={"matrix": matrix.name, **({"shard": shard} if shard else {})},
             elsewhere=tuple(map(seat_of, others)),
         )
-        session = Session(wishes, conduct, junit=junit)
+        session = Session(wishes, conduct, junit=junit, accept=accept)
     session.check()
     session.prepare(build=not plan_only)
     if plan_only:
@@ -195,7 +199,7 @@ def _given() -> dict[str, click.Parameter]:
     }
 
 
-_NOT_EMITTED = {"plan_only", "as_json", "shard", "junit"}
+_NOT_EMITTED = {"plan_only", "as_json", "shard", "junit", "accept"}
 """Options that a CI file says itself, or that are about one run here."""
 
 
@@ -223,13 +227,13 @@ def _words(option: click.Option, value: object) -> list[str]:
     return [word for one in values for word in (option.opts[-1], str(one))]
 
 
-_WITH_RESUME = {"resume", "deadline", "junit", "workers", "verbose", "as_json", "plan_only"}
+_WITH_RESUME = {"resume", "deadline", "accept", "junit", "workers", "verbose", "as_json", "plan_only"}
 """Options that say how to go on; all others are those of the run."""
 
 
-def _resumed(name: str, until: float | None, junit: Path | None) -> Session:
+def _resumed(name: str, until: float | None, junit: Path | None, accept: str | None) -> Session:
     run = find_run(name)
     if is_alive(Path(run.directory)):
         raise UsageError(f"run {run.info.id} is still going on", hint="wait for it, or stop it")
     wishes, conduct = load_wishes(Path(run.directory))
-    return Session(wishes, conduct.ending(until), junit=junit, goes_on=run)
+    return Session(wishes, conduct.ending(until), junit=junit, goes_on=run, accept=accept)

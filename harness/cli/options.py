@@ -270,6 +270,22 @@ def vm_options(function: F) -> F:
     )
 
 
+def _reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise UsageError("--accept wants a reason", hint="say why the cases are gone or skipped")
+    return " ".join(value.split()) if value is not None else None
+
+
+def accept_option(whose: str) -> Callable[[F], F]:
+    """Why coverage is gone; *whose*, in the words of the verb."""
+    return click.option(
+        "--accept",
+        metavar="REASON",
+        callback=_reason,
+        help=f"Take the coverage that {whose} lost for meant: later runs are held against it.",
+    )
+
+
 def workers_option(function: F) -> F:
     """How many VMs at once."""
     return click.option(

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from harness.cli import options
-from harness.errors import UsageError
 from harness.output import emit, tolerant_stdout
 from harness.report.console import show
 from harness.report.files import FORMATS, write
@@ -21,11 +20,7 @@ from harness.session.background import find_run, see
 @options.run_argument
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="text", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
-@click.option(
-    "--accept",
-    metavar="REASON",
-    help="Take the coverage that RUN lost for meant: later runs are held against it.",
-)
+@options.accept_option("RUN")
 def command(run: str | None, form: str, output: Path | None, accept: str | None) -> int:
     """Show the report of RUN (an id or a run's directory; the newest by default).
 
@@ -38,10 +33,8 @@ def command(run: str | None, form: str, output: Path | None, accept: str | None)
     """
     found = find_run(run)
     if accept is not None:
-        if not accept.strip():
-            raise UsageError("--accept wants a reason", hint="say why the cases are gone or skipped")
         with RunStore.open(Path(found.directory)) as store:
-            store.accept(" ".join(accept.split()))
+            store.accept(accept)
             found = store.read()
     seen = see(found)
     if output is not None:

@@ -72,12 +72,17 @@ class Session:
         *,
         junit: Path | None = None,
         goes_on: Run | None = None,
+        accept: str | None = None,
     ) -> None:
-        """With *goes_on* it is that Run that goes on: what it has finished is not done again."""
+        """With *goes_on* it is that Run that goes on: what it has finished is not done again.
+
+        *accept* is why coverage that the run proves to have lost is meant to be gone.
+        """
         self._wishes = tuple(wishes)
         self._conduct = conduct
         self._junit = junit
         self._goes_on = goes_on
+        self._accept = accept
         self._phases: dict[str, float] = {}
         self._started = datetime.datetime.now(datetime.UTC)
         self.run_id = f"{self._started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -491,13 +496,26 @@ class Session:
 
     def _report(self, as_json: bool) -> int:
         account(self.run_dir, self._build_cpu)
-        run = load(self.run_dir)
+        run = self._accepted(load(self.run_dir))
         seen = see(run, compare=self._conduct.compare)
         outputs.show_run(run, seen.background, as_json=as_json)
         self.say(phase_line(self._phases, self.run_dir))
         self.say(f"everything is in {self.run_dir}")
         outputs.write_reports(run, seen.background, self._junit)
         return int(seen.exit_code)
+
+
+    def _accepted(self, run: Run) -> Run:
+        """*run* with the reason why what it lost is meant, if there is one."""
+        if self._accept is None:
+            return run
+        if run.state is not State.FINISHED:
+            # What it has not come to would be taken for gone.
+            self.say("the run did not come to its end: nothing is accepted")
+            return run
+        with RunStore.open(self.run_dir) as store:
+            store.accept(self._accept)
+            return store.read()
 
 
 def _uncompiled(job: str, wish: JobWish, planned: Planned) -> Iterator[Result]:

@@ -66,6 +66,9 @@ def test_what_is_emitted_is_quoted(tmp_path: Path) -> None:
         ("--emit gitlab --shard 1/2", "in which --shard has no place"),
         ("--emit gitlab --junit-xml x.xml", "in which --junit-xml has no place"),
         ("--emit gitlab --case probes/nothing/here", "no case matches"),
+        ("--emit gitlab --accept meant", "in which --accept has no place"),
+        ("--plan --accept meant", "--plan runs nothing"),
+        ("--accept=", "--accept wants a reason"),
         ("--shards 4", "--shards is for --emit"),
     ],
 )

@@ -55,6 +55,22 @@ def test_history_is_kept_whatever_the_night_came_to(service: str, tmp_path: Path
     assert keys[0].startswith(prefix)
 
 
+ACCEPTING = {"github": "ACCEPT", "gitlab": "VFIO_HARNESS_ACCEPT"}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("reason", ["", 'it "is"  $(meant); *'])
+def test_lost_coverage_can_be_accepted(service: str, reason: str, tmp_path: Path) -> None:
+    """Who starts a run by hand says why, in one word whatever is in it; every other run says nothing."""
+    text = recipe(service, load_matrix("nightly"), [], 2)
+    (words,) = re.findall(r"\$\{\w*ACCEPT:\+.*", text)
+    script = f"printf '<%s>' {words}"
+    done = process.run(["sh", "-ec", script], env={ACCEPTING[service]: reason}, cwd=tmp_path)
+    assert done.stdout == (f"<--accept><{reason}>" if reason else "<>")
+    asked = {"github": "workflow_dispatch:\n    inputs:\n      accept:", "gitlab": 'value: ""'}
+    assert asked[service] in text
+
+
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("shards", [1, 3, 8])
 def test_caches_of_all_shards_fit(service: str, shards: int) -> None:

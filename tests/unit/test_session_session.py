@@ -8,13 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
-from history_runs import make_run
+from history_runs import GOOD, make_run
 from plan_jobs import job
 
 from harness.errors import ExitCode, UsageError
 from harness.plan import Plan
-from harness.results import RunStore
+from harness.results import RunStore, State, load
 from harness.session import session
+from harness.session.background import see
 from harness.session.engine import PytestOptions
 from harness.session.session import Session
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish
@@ -64,6 +65,25 @@ def test_a_keyword_that_is_in_none(keyword: str) -> None:
 def test_expressions_are_pytests(keyword: str) -> None:
     check_choice(keyword, [job()])
     check_keyword(keyword, ("probes",))
+
+
+@pytest.mark.parametrize("state", [State.FINISHED, State.INTERRUPTED])
+def test_lost_coverage_is_accepted_at_the_end(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is good then, and what later ones are held against; a run cut short proves no loss."""
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    make_run(tmp_path, 1)
+    less = {name: outcome for name, outcome in GOOD.items() if name != "a"}
+    make_run(tmp_path, 2, less)
+    accepting = Session(one_job()._wishes, Conduct(), accept="it is meant")
+    make_run(tmp_path, 3, less, state=state).rename(accepting.run_dir)
+    finished = state is State.FINISHED
+    assert accepting._report(as_json=False) == (ExitCode.GOOD if finished else ExitCode.INTERRUPTED)
+    assert load(accepting.run_dir).accepted == ("it is meant" if finished else "")
+    later = see(load(make_run(tmp_path, 4, less)))
+    assert later.exit_code == (ExitCode.GOOD if finished else ExitCode.CASE_FAILED)
 
 
 def test_an_empty_run_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
