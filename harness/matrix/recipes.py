@@ -14,6 +14,10 @@ from harness.matrix.definition import Matrix
 SERVICES = ("github", "gitlab")
 """CI services a recipe can be made for: GitHub Actions and GitLab CI/CD."""
 
+_DEADLINES = {"github": "5h", "gitlab": "2h30m"}
+"""When a run ends by itself, so that the rest of its job's time (see the templates) is for what it leaves: a
+job that is out of time leaves nothing.  GitHub gives one 6 hours, GitLab's own runners 3."""
+
 _CACHE_MIB = 8 * 1024
 """What all shards together may keep: GitHub gives a repository 10 GB of cache and then drops the oldest."""
 
@@ -35,6 +39,7 @@ def recipe(service: str, matrix: Matrix, options: Sequence[str], shards: int) ->
     return template.render(
         matrix=matrix,
         words=shlex.join([matrix.name, *options]),
+        deadline="" if "--deadline" in options else _DEADLINES[service],
         shards=shards,
         key=f"vfio-harness-{matrix.name}",
         budget=f"{_CACHE_MIB // shards}M",

@@ -504,7 +504,6 @@ class Session:
         outputs.write_reports(run, seen.background, self._junit)
         return int(seen.exit_code)
 
-
     def _accepted(self, run: Run) -> Run:
         """*run* with the reason why what it lost is meant, if there is one."""
         if self._accept is None:

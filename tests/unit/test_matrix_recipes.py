@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import process, yamlfile
+from harness.cli.moment import parse_moment
 from harness.errors import UsageError
 from harness.matrix import load_matrix
 from harness.matrix.recipes import SERVICES, recipe
@@ -53,6 +56,28 @@ def test_history_is_kept_whatever_the_night_came_to(service: str, tmp_path: Path
     assert keys[0] == keys[1]
     (prefix,) = re.findall(r"restore-keys: (.*)", text)
     assert keys[0].startswith(prefix)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_run_ends_before_its_job(service: str) -> None:
+    """A job that is out of time keeps nothing; the deadline is one that the verb takes."""
+    text = recipe(service, load_matrix("nightly"), [], 4)
+    now = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+    (deadline,) = re.findall(r"--junit-xml junit.xml --deadline (\S+)", text)
+    patterns = {
+        "github": [r"timeout-minutes: (.*)"],
+        "gitlab": [r"SCRIPT_TIMEOUT: (.*)", r"\n  timeout: (.*)"],
+    }
+    found = [re.findall(pattern, text)[0] for pattern in patterns[service]]
+    spans = [f"{word}m" if word.isdigit() else word for word in found]
+    moments = [parse_moment(word, now) for word in (deadline, *spans)]
+    assert all(late - soon >= datetime.timedelta(minutes=15) for soon, late in itertools.pairwise(moments))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_deadline_of_the_users_own_is_the_only_one(service: str) -> None:
+    text = recipe(service, load_matrix("nightly"), ["--deadline", "1h"], 4)
+    assert re.findall(r"^ .*--deadline (\S+)", text, re.MULTILINE) == ["1h"]
 
 
 ACCEPTING = {"github": "ACCEPT", "gitlab": "VFIO_HARNESS_ACCEPT"}
