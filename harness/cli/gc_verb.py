@@ -10,7 +10,7 @@ import re
 import click
 
 from harness import paths
-from harness.kernel.prune import Entry, collect_garbage
+from harness.kernel.prune import SPARED_SECONDS, Entry, collect_garbage
 from harness.output import emit
 from harness.results import PrunedRun, prune_runs
 from harness.session.background import ask
@@ -38,6 +38,20 @@ def _seconds(days: float | None) -> float | None:
     "--max-age", type=click.FloatRange(min=0), metavar="DAYS", help="Drop what is unused for longer."
 )
 @click.option(
+    "--spare",
+    type=click.FloatRange(min=0),
+    default=SPARED_SECONDS / 60,
+    show_default=True,
+    metavar="MINUTES",
+    help="Keep what was used within them whatever the limits say; 0 where nothing else runs any more.",
+)
+@click.option(
+    "--snapshots/--no-snapshots",
+    default=True,
+    show_default=True,
+    help="Whether to keep snapshots of guests, which only this host can restore, until it reboots.",
+)
+@click.option(
     "--keep-runs", type=click.IntRange(min=1), metavar="N", help="Drop finished runs but the newest N."
 )
 @click.option(
@@ -50,27 +64,34 @@ def _seconds(days: float | None) -> float | None:
 def command(
     max_size: int | None,
     max_age: float | None,
+    spare: float,
+    snapshots: bool,
     keep_runs: int | None,
     runs_older_than: float | None,
     as_json: bool,
 ) -> None:
     """Prune kernels, objects, sources, images and snapshots, the least recently used first; and old runs.
 
-    What was used within the last hour, or is in use, stays, and so does a run that was cut short.  What a run
-    came to stays in the history when its directory goes.
+    What was used within the last hour (--spare), or is in use, stays, and so does a run that was cut short.
+    What a run came to stays in the history when its directory goes.
 
     \b
     Examples:
       vfio-harness gc --max-size 20G --max-age 30
       vfio-harness gc --keep-runs 100 --runs-older-than 90
+      vfio-harness gc --max-size 2G --no-snapshots --spare 0
     """
-    if all(limit is None for limit in (max_size, max_age, keep_runs, runs_older_than)):
+    limits = (max_size, max_age, keep_runs, runs_older_than)
+    if snapshots and all(limit is None for limit in limits):
         raise click.UsageError(
-            "say what to keep: --max-size or --max-age of the cache, --keep-runs or --runs-older-than of runs"
+            "say what to keep: --max-size, --max-age or --no-snapshots of the cache, --keep-runs or "
+            "--runs-older-than of runs"
         )
     removed: list[Entry | PrunedRun] = []
-    if max_size is not None or max_age is not None:
-        removed += collect_garbage(max_bytes=max_size, max_age=_seconds(max_age))
+    if max_size is not None or max_age is not None or not snapshots:
+        removed += collect_garbage(
+            max_bytes=max_size, max_age=_seconds(max_age), spared=spare * 60, snapshots=snapshots
+        )
     if keep_runs is not None or runs_older_than is not None:
         remembered = ask(lambda history: {run.directory.name for run in history.runs()})
         root = paths.runs_dir()

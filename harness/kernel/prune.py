@@ -25,7 +25,10 @@ from harness.kernel.trees import worktree_lock
 from harness.locks import try_locked
 
 SPARED_SECONDS = 3600.0
-"""What was used this recently is never removed: somebody may have found it and not hold it yet."""
+"""What was used this recently is not removed unasked: somebody may have found it and not hold it yet."""
+
+SNAPSHOTS = "snapshots"
+"""The kind of the guests' snapshots, which are of no use after a reboot or on another machine."""
 
 _KINDS = {
     "kernels": "*",
@@ -37,7 +40,7 @@ _KINDS = {
     "worktrees": "*/*",
     "apt": "*",
     "images": "*",
-    "snapshots": "*",
+    SNAPSHOTS: "*",
     "bench": "*",
     "tests": "*",
 }
@@ -54,19 +57,27 @@ class Entry:
     size: int  # bytes on disk
 
 
-def collect_garbage(*, max_bytes: int | None = None, max_age: float | None = None) -> tuple[Entry, ...]:
+def collect_garbage(
+    *,
+    max_bytes: int | None = None,
+    max_age: float | None = None,
+    spared: float = SPARED_SECONDS,
+    snapshots: bool = True,
+) -> tuple[Entry, ...]:
     """Remove what was unused for *max_age* seconds, then the least recently used until *max_bytes* suffice.
 
-    Returns what it removed.  What another process holds, and what was used within SPARED_SECONDS, stays.
+    Without *snapshots* all of those go as well, and first.
+    Returns what it removed.  What another process holds, and what was used within *spared* seconds, stays.
     """
     now = time.time()
-    entries = sorted(list_entries(), key=lambda entry: entry.used)
+    useless = () if snapshots else (SNAPSHOTS,)
+    entries = sorted(list_entries(), key=lambda entry: (entry.kind not in useless, entry.used))
     total = sum(entry.size for entry in entries)
     removed = []
     for entry in entries:
         too_old = max_age is not None and now - entry.used > max_age
         too_much = max_bytes is not None and total > max_bytes
-        if now - entry.used < SPARED_SECONDS or not (too_old or too_much):
+        if now - entry.used < spared or not (too_old or too_much or entry.kind in useless):
             continue
         if _remove(entry):
             removed.append(entry)

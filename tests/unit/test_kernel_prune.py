@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from kernel_fake_tree import make_fake_tree
 
+from harness.cli import gc_verb
 from harness.errors import InfraError
 from harness.kernel.prune import collect_garbage, list_entries
 from harness.kernel.store import Kernel, hold, provide_kernel
@@ -71,6 +73,37 @@ def test_garbage_goes_oldest_first(source: Path) -> None:
     total = sum(entry.size for entry in list_entries())
     assert [entry.path for entry in collect_garbage(max_bytes=total - 1)] == [oldest.vmlinux.parent]
     assert not oldest.vmlinux.exists()
+
+
+def cached(cache: Path, *places: str) -> list[Path]:
+    """Entries of 64 KiB each, used just now, the first a second longer ago than the next."""
+    made = [cache / place for place in places]
+    for seconds, path in enumerate(reversed(made)):
+        path.mkdir(parents=True)
+        (path / "file").write_bytes(bytes(2**16))
+        age(path, seconds)
+    return made
+
+
+def test_a_size_can_be_had_at_once(cache: Path) -> None:
+    """Who knows that nothing runs any more spares only what is in use; the oldest goes first still."""
+    first, held, last = cached(cache, "images/a", "images/b", "images/c")
+    assert collect_garbage(max_bytes=2**16 + 2**15) == ()
+    with locked("b", "busy"):
+        removed = collect_garbage(max_bytes=2**16 + 2**15, spared=0)
+    assert [entry.path for entry in removed] == [first, last]
+    assert held.is_dir()
+
+
+def test_snapshots_can_go_alone(cache: Path) -> None:
+    """They go first, whatever their age, and count no more; one that a VM starts from stays."""
+    image, snapshot, used = cached(cache, "images/a", "snapshots/k", "snapshots/u")
+    with locked("u", "busy"):
+        done = CliRunner().invoke(gc_verb.command, ["--no-snapshots", "--spare", "0", "--max-size", "128K"])
+    assert done.exit_code == 0, done.output
+    assert (image.is_dir(), snapshot.is_dir(), used.is_dir()) == (True, False, True)
+    assert CliRunner().invoke(gc_verb.command, ["--no-snapshots"]).exit_code == 0
+    assert used.is_dir()
 
 
 def test_garbage_goes_by_age(source: Path) -> None:
