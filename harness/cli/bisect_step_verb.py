@@ -25,7 +25,7 @@ from harness.session.wishes import MachineWish
 
 
 @click.command("bisect-step")
-@options.tree_option
+@options.tree_option_without("the current directory")
 @asking.case_options
 @click.option("--find-fix", is_flag=True, help="Exit with 1 where it passes and with 0 where it fails.")
 @click.option(
@@ -56,7 +56,6 @@ def command(
     The judgement is that of the verb bisect: a failure counts when a second VM shows it too, nothing that
     the host did counts at all, and an image that was judged before keeps its verdict.  With --boot a kernel
     that hangs without a word is skipped: bisect alone has an end that boots to compare it with.
-    Without --tree it is the current directory.
 
     \b
     Example:

@@ -135,14 +135,20 @@ def past_case_argument(function: F) -> F:
     return click.argument("case", metavar="CASE", shell_complete=_complete_case)(function)
 
 
-def tree_option(function: F) -> F:
-    """Where the kernel source comes from."""
+def tree_option_without(default: str) -> Callable[[F], F]:
+    """Where the kernel source comes from; *default* is what the verb takes when nothing is said."""
     return click.option(
         "--tree",
         metavar="TREE",
         help="Directory, GITDIR@REF, tarball, or debian:latest | debian:7.3 | debian:6.12 "
-        "[default: the current directory if it is a kernel tree, else debian:latest]",
-    )(function)
+        f"[default: {default}]",
+    )
+
+
+def tree_option(function: F) -> F:
+    """Where the kernel source comes from, with what planning takes by default."""
+    default = "the current directory if it is a kernel tree, else debian:latest"
+    return tree_option_without(default)(function)
 
 
 def kernel_options(function: F) -> F:

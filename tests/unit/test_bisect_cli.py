@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from kernel_fake_tree import make_fake_tree
 
@@ -16,6 +17,7 @@ from harness import process
 from harness.bisect import campaign, gitbisect
 from harness.bisect.model import Aim
 from harness.bisect.state import Quarry
+from harness.cli.main import app
 from harness.errors import GIT_ABORT, GIT_SKIP, ExitCode, UsageError, for_git_bisect
 from harness.kernel.trees import worktree_lock
 from harness.locks import try_locked
@@ -204,3 +206,18 @@ def test_one_bisect_at_a_time(repository: Path) -> None:
     assert campaign.find_unfinished(Path(asked.root)) is None
     assert directory.is_dir()
     campaign.begin(asked, Aim())
+
+
+@pytest.mark.parametrize(
+    ("verb", "default"),
+    [
+        ("bisect-step", "the current directory"),
+        ("run", "the current directory if it is a kernel tree, else debian:latest"),
+    ],
+)
+def test_help_names_the_tree_that_is_taken(verb: str, default: str) -> None:
+    """A step never judges Debian's kernel in place of the commit that git has checked out."""
+    command = app.get_command(click.Context(app), verb)
+    assert command is not None
+    (tree,) = (one for one in command.params if isinstance(one, click.Option) and one.name == "tree")
+    assert (tree.help or "").endswith(f"[default: {default}]")
