@@ -49,7 +49,13 @@ def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str
     "--tree", "trees", multiple=True, metavar="TREE", help="As of run; in place of the matrix's. Repeatable."
 )
 @options.case_option
-@click.option("--plan", "plan_only", is_flag=True, help="Show what would be built and run; starts nothing.")
+@click.option(
+    "--plan",
+    "plan_only",
+    is_flag=True,
+    help="Show what would be built and run; builds no kernel and boots nothing, but downloads and "
+    "unpacks a source that is not here yet.",
+)
 @click.option("--shard", metavar="K/N", help="Only the K-th of N parts, for N machines.")
 @click.option("--deadline", metavar="WHEN", help="Begin no case after it: 8h, 06:30, '2026-11-26 06:30'.")
 @click.option(

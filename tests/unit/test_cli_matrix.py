@@ -78,6 +78,12 @@ def test_what_does_not_go_together(words: str, told: str) -> None:
     assert told in str(done.exception)
 
 
+def test_help_says_what_a_plan_may_cost() -> None:
+    """A source of hundreds of megabytes is something."""
+    told = " ".join(matrix("--help").stdout.split())
+    assert "builds no kernel and boots nothing, but downloads and unpacks a source that is not here" in told
+
+
 def conduct_of(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[JobWish], Conduct]:
     """What the verb makes a session of."""
     made: list[tuple[list[JobWish], Conduct]] = []
