@@ -37,6 +37,7 @@ FEATURES: dict[str, str] = {
     "mixed": "one device behind an emulated IOMMU and one outside it, in the same machine",
     "hotplug": "the devices sit in slots that the host can empty and fill",
     "sriov": "a device that can have virtual functions",
+    "shared-port": "two devices behind one port, whose bus is reset for both of them",
     "link-peer": "the igb has a network peer, so its link comes up",
     # The machine.
     "smp": "two processors or more",

@@ -13,11 +13,12 @@ from guest import edu, igb, libc, pci, vfio
 from guest.brink import Brink
 from guest.case import Test, case
 from guest.iommufd import Iommufd
-from guest.opened import Event, opened, reopened, sigbus, through_cdev, through_group
+from guest.opened import Event, opened, reopened, reopened_by_cdev, sigbus, through_cdev, through_group
 from guest.vfio import BAR0, MSIX, PCI_COMMAND
 
 EDU = ("noiommu", "edu", "!viommu")
 IGB = ("noiommu", "igb", "!viommu")
+SHARED = (*IGB, "edu", "shared-port")
 
 # include/uapi/linux/pci_regs.h
 EXPRESS_DEVCTL = 8
@@ -26,11 +27,15 @@ DEVCTL_FLR = 0x8000
 # include/uapi/linux/vfio.h
 HOT_RESET_DEV_ID, HOT_RESET_OWNED = 1, 2
 HOT_RESET_HEADER = 12
+NOT_OWNED = 0xFFFF_FFFF  # VFIO_PCI_DEVID_NOT_OWNED
 
 GOES = 10.0
 
 
-@case(needs=(*EDU, "!hotplug", "!mixed"), cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset()")
+@case(
+    needs=(*EDU, "!hotplug", "!mixed", "!shared-port"),
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset()",
+)
 def no_reset_where_none_exists(t: Test) -> None:
     """edu on the root bus has no way to be reset: RESET, HOT_RESET and its information are refused, and the
     device keeps its state."""
@@ -256,6 +261,65 @@ def hot_reset_by_group(t: Test) -> None:
         t.equal(bar.read32(igb.RDLEN), default, "the register after the hot reset")
 
 
+@case(
+    needs=(*SHARED, "noiommu-cdev"),
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_dev_set_hot_reset() (owned), vfio_pci_fill_devs()",
+    timeout=60,
+)
+def hot_reset_wants_the_neighbour_as_well(t: Test) -> None:
+    """The user of one of two devices behind a port may reset their bus when both are bound to his iommufd,
+    and neither while the other has no driver, nor no user, nor another one; the information tells which."""
+    bdf, other = _port_that_comes_back(t), t.device("edu")
+    with through_cdev(bdf) as user, user.device.bar() as bar:
+        default = bar.read32(igb.RDLEN)
+        bar.write32(igb.RDLEN, 4096)
+
+        def refused(neighbour: str) -> None:
+            flags, hit = _hot_reset_info(user.device, 8)
+            t.equal(flags, HOT_RESET_DEV_ID, f"flags of the information {neighbour}")
+            t.equal(sorted(hit), [(user.devid, bdf), (NOT_OWNED, other)], f"what it would hit {neighbour}")
+            t.errno(errno.EINVAL, _hot_reset, user.device)
+            t.equal(bar.read32(igb.RDLEN), 4096, f"the register after a hot reset refused {neighbour}")
+
+        refused("beside a device without a driver")
+        with pci.bound(other):
+            refused("beside an idle device")
+            with reopened_by_cdev(other):
+                refused("beside another's device")
+            with vfio.open_cdev(other) as second:
+                devid = second.bind_iommufd(user.iommufd.fd)
+                flags, hit = _hot_reset_info(user.device, 8)
+                t.equal(flags, HOT_RESET_DEV_ID | HOT_RESET_OWNED, "flags when both are one user's")
+                t.equal(sorted(hit), sorted([(user.devid, bdf), (devid, other)]), "both devices of one user")
+                _hot_reset(user.device)
+                t.equal(bar.read32(igb.RDLEN), default, "the register after the hot reset")
+
+
+@case(
+    needs=(*SHARED, "noiommu-group"),
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_dev_in_groups(), vfio_pci_fill_devs() (EPERM)",
+    timeout=60,
+)
+def hot_reset_wants_every_group(t: Test) -> None:
+    """Who came by the group resets a bus with two devices with the files of both groups, in any order, and
+    not with one; nothing is told of the bus (EPERM) while one of its devices has no group."""
+    bdf, other = _port_that_comes_back(t), t.device("edu")
+    with through_group(bdf) as user, user.device.bar() as bar:
+        default = bar.read32(igb.RDLEN)
+        bar.write32(igb.RDLEN, 4096)
+        t.errno(errno.EPERM, _hot_reset_info, user.device, 8)
+        t.errno(errno.EINVAL, _hot_reset, user.device, user.group)
+        with pci.bound(other), vfio.open_group(other) as second:
+            flags, hit = _hot_reset_info(user.device, 8)
+            want = [(pci.iommu_group(other), other), (pci.iommu_group(bdf), bdf)]
+            t.equal((flags, sorted(hit)), (0, sorted(want)), "flags and devices that a hot reset hits")
+            t.errno(errno.EINVAL, _hot_reset, user.device, user.group)
+            t.errno(errno.EINVAL, _hot_reset, user.device, second)
+            t.equal(bar.read32(igb.RDLEN), 4096, "the register after refused hot resets")
+            _hot_reset(user.device, second, user.group)
+            t.equal(bar.read32(igb.RDLEN), default, "the register after the hot reset")
+
+
 @contextlib.contextmanager
 def _no_reset(bdf: str) -> Iterator[None]:
     method = pci.path_of(bdf) / "reset_method"
@@ -303,6 +367,30 @@ def bus_is_reset_where_the_device_cannot_be(t: Test) -> None:
         t.wait_until(
             lambda: pci.read(power / "runtime_status") == "suspended", "the suspend of an idle device", GOES
         )
+
+
+@case(
+    needs=SHARED,
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_dev_set_needs_reset() (open_count)",
+    timeout=60,
+)
+def bus_is_not_reset_under_a_neighbour(t: Test) -> None:
+    """While one of two devices behind a port is in use, closing the other does not reset their bus, although
+    that one cannot be reset otherwise; closing the last of them does."""
+    bdf, other = _port_that_comes_back(t), t.device("edu")
+    with pci.bound(bdf), pci.bound(other), _no_reset(bdf):
+        pci.write(pci.path_of(bdf) / "power" / "control", "on")
+        with reopened(t, other) as neighbour:
+            t.check(not neighbour.info().flags & vfio.DEVICE_FLAGS_RESET, "edu claims that it can be reset")
+            with reopened(t, bdf) as device, device.bar() as bar:
+                default = bar.read32(igb.RDLEN)
+                bar.write32(igb.RDLEN, 4096)
+            with reopened(t, bdf) as device, device.bar() as bar:
+                t.equal(bar.read32(igb.RDLEN), 4096, "the register of a device closed beside one in use")
+                neighbour.close()
+                t.equal(bar.read32(igb.RDLEN), 4096, "the register of a device whose neighbour was closed")
+        with reopened(t, bdf) as device, device.bar() as bar:
+            t.equal(bar.read32(igb.RDLEN), default, "the register once both were closed")
 
 
 @case(

@@ -188,6 +188,10 @@ class Topology:
             yield "intx"
         if any(device.driver == "igb" and "netdev" in device.props for device in present):
             yield "link-peer"
+        ports = {device.id for device in self.devices if device.driver == "pcie-root-port"}
+        taken = [device.bus for device in present if device.bus in ports]
+        if len(taken) > len(set(taken)):
+            yield "shared-port"
 
 
 def qemu_value(value: str | int | bool) -> str:

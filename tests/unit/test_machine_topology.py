@@ -58,7 +58,7 @@ def test_what_is_shipped() -> None:
     """The names that users and the matrix rely on."""
     assert set(topology.shipped_topologies()) >= {
         "edu", "igb", "edu-igb", "edu-edu", "iommu-intel", "iommu-amd", "iommu-virtio", "nvme", "hotplug",
-        "pciehp", "sriov", "mixed",
+        "pciehp", "shared-port", "sriov", "mixed",
     }  # fmt: skip
 
 
@@ -71,6 +71,7 @@ def test_what_is_shipped() -> None:
         ("nvme", {"nvme"}),
         ("hotplug", {"edu", "igb", "intx", "link-peer", "hotplug"}),
         ("pciehp", {"edu", "igb", "link-peer", "hotplug"}),
+        ("shared-port", {"edu", "igb", "intx", "link-peer", "shared-port"}),
         ("sriov", {"igb", "link-peer", "sriov"}),
         ("iommu-amd", {"edu", "igb", "intx", "link-peer", "viommu", "viommu-amd"}),
         ("mixed", {"edu", "edu2", "mixed"}),
