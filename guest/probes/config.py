@@ -12,7 +12,7 @@ import struct
 
 from guest import edu, igb, pci, vfio
 from guest.case import Test, case
-from guest.opened import Event, opened
+from guest.opened import Event, opened, reopened
 from guest.vfio import CONFIG, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY, ROM
 
 EDU = ("noiommu", "edu", "!viommu")
@@ -156,7 +156,7 @@ def next_user_finds_the_old_configuration(t: Test) -> None:
     line, for the next one."""
     bdf = t.device("edu")
     with pci.bound(bdf):
-        with opened(t, bdf) as device:
+        with reopened(t, bdf) as device:
             before = _read(device, 0, HEADER)
             size = before[CACHE_LINE_SIZE] ^ 0x10
             _write(device, CACHE_LINE_SIZE, bytes([size]))
@@ -165,7 +165,7 @@ def next_user_finds_the_old_configuration(t: Test) -> None:
             _write(device, INTERRUPT_LINE, b"\x99")
             command = device.read_config(PCI_COMMAND, 2)
             device.write_config(PCI_COMMAND, 2, command & ~PCI_COMMAND_MEMORY | vfio.PCI_COMMAND_INTX_DISABLE)
-        with opened(t, bdf) as device:
+        with reopened(t, bdf) as device:
             t.equal(_read(device, 0, HEADER), before, "the header for the next user")
 
 
@@ -291,7 +291,7 @@ def payload_size_is_virtual(t: Test) -> None:
     with pci.bound(bdf):
         express = pci.capability(bdf, pci.CAP_EXPRESS)
         control, link = express + EXPRESS_DEVCTL, express + EXPRESS_LNKCTL
-        with opened(t, bdf) as device:
+        with reopened(t, bdf) as device:
             before, real = device.read_config(control, 2), pci.config_number(bdf, control, 2)
             wanted = before ^ (DEVCTL_PAYLOAD | DEVCTL_READ_REQUEST & 0x5000)
             device.write_config(control, 2, wanted)
@@ -303,7 +303,7 @@ def payload_size_is_virtual(t: Test) -> None:
             t.equal(
                 (device.read_config(link, 2), pci.config_number(bdf, link, 2)), (wide, wide), "link control"
             )
-        with opened(t, bdf) as device:
+        with reopened(t, bdf) as device:
             t.equal(device.read_config(control, 2), before, "what the next user sees")
             t.equal(pci.config_number(bdf, control, 2), real, "the card's own register for the next user")
 

@@ -8,7 +8,7 @@ import time
 
 from guest import edu, igb, pci, vfio
 from guest.case import Test, case
-from guest.opened import SETTLE, Event, opened
+from guest.opened import SETTLE, Event, opened, reopened
 from guest.vfio import BAR0, CONFIG, PCI_COMMAND
 
 EDU = ("noiommu", "edu", "!viommu")
@@ -85,7 +85,7 @@ def ioeventfds_are_limited(t: Test) -> None:
     bdf = t.device("edu")
     with pci.bound(bdf):
         for user in ("first", "second"):
-            with opened(t, bdf) as device:
+            with reopened(t, bdf) as device:
                 event = Event()
                 where = device.region(BAR0).offset + edu.REG_LIVENESS
 

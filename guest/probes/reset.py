@@ -155,11 +155,11 @@ def next_user_finds_a_reset_device(t: Test) -> None:
     """Nothing that one user leaves in a device that can be reset is there for the next one."""
     bdf = t.device("igb")
     with pci.bound(bdf):
-        with opened(t, bdf) as device, device.bar() as bar:
+        with reopened(t, bdf) as device, device.bar() as bar:
             default = bar.read32(igb.RDBAL)
             bar.write32(igb.RDBAL, 0x12340000)
             t.equal(bar.read32(igb.RDBAL), 0x12340000, "a ring address of the first user")
-        with opened(t, bdf) as device, device.bar() as bar:
+        with reopened(t, bdf) as device, device.bar() as bar:
             t.equal(bar.read32(igb.RDBAL), default, "the ring address that the second user finds")
 
 
