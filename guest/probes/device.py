@@ -83,7 +83,8 @@ def features_can_be_probed(t: Test) -> None:
             t.errno(errno.ENOTTY, device.feature, PROBE | GET | feature)
             t.errno(errno.ENOTTY, device.feature, PROBE | SET | feature)
         t.errno(errno.EINVAL, device.feature, vfio.LOW_POWER_ENTRY)
-        t.errno(errno.EINVAL, device.feature, GET | SET | vfio.LOW_POWER_ENTRY)
+        for feature in (vfio.LOW_POWER_ENTRY, 0xFFFF):
+            t.errno(errno.EINVAL, device.feature, GET | SET | feature)
         t.errno(errno.EINVAL, device.feature, PROBE | SET | 1 << 19 | vfio.LOW_POWER_ENTRY)
         t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "vendor id after all probes")
 

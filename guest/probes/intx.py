@@ -285,3 +285,23 @@ def intx_has_one_resample_eventfd(t: Test) -> None:
         device.set_irqs(INTX, EVENTFD_UNMASK, data=data[1])
         second.signal()
         t.equal(event.arrives(), 1, "events after a resample eventfd set anew")
+
+
+@case(needs=ANY_INTX, cites="drivers/vfio/virqfd.c virqfd_wakeup() (EPOLLHUP)")
+def closed_resample_eventfd_makes_room_for_another(t: Test) -> None:
+    """Closing a resample eventfd takes it away, with the interrupt staying on: another one can be given at
+    once, and resamples."""
+    with opened_any_edu(t) as (device, one):
+        event = Event()
+        device.set_eventfds(INTX, event.fd)
+        for turn in ("first", "second", "third"):
+            resample = Event()
+            device.set_irqs(INTX, EVENTFD_UNMASK, data=struct.pack("<i", resample.fd))
+            one.raise_irq(1)
+            t.equal(event.arrives(), 1, f"events for a raise with the {turn} resample eventfd")
+            resample.signal()
+            t.equal(event.arrives(), 1, f"events after a signal of the {turn} one, with the line still high")
+            one.ack_irq()
+            resample.signal()
+            t.check(event.silent(), f"an event after a signal of the {turn} one, with the line low")
+            os.close(resample.fd)

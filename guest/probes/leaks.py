@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from guest import edu, forked, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import LAST_IOVA, Iommufd
 from guest.memory import PAGE
-from guest.opened import CdevUser, open_files, opened, reopened
+from guest.opened import CdevUser, open_files, opened, reopened, through_cdev
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
 EDU = ("noiommu", "edu", "!viommu")
@@ -158,6 +159,21 @@ def cycles_of_binding_leave_nothing(t: Test) -> None:
     _expect_no_growth(t, cycle, REBINDS)
     pci.release(bdf)
     pci.set_parameter(False)
+
+
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (iommufd_ctx_put())")
+def refused_bind_lets_go_of_its_iommufd(t: Test) -> None:
+    """An iommufd to which a device in use could not be bound goes when its own file is closed, although the
+    device's file that was refused stays open."""
+    bdf = t.device("edu")
+    with through_cdev(bdf), vfio.open_cdev(bdf) as second:
+        before = open_files()
+        for _ in range(REBINDS):
+            with Iommufd() as iommufd:
+                t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
+        t.wait_until(
+            lambda: open_files() < before + REBINDS / 2, f"the end of {REBINDS} iommufds that were closed", 5
+        )
 
 
 def _free_eventfd_ids() -> list[str]:

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 
-from guest import edu, forked, libc, memory, pci, vfio
+from guest import caps, edu, forked, libc, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.opened import Event, opened, reopened_by_cdev, silent, through_cdev, through_group
@@ -59,6 +59,29 @@ def unbind_waits_for_an_open_file(t: Test) -> None:
         device.close()
         writer.wait(5)
     t.equal(pci.vfio_dev_name(bdf), None, "the vfio-dev device afterwards")
+
+
+@case(
+    needs=("noiommu", "edu", "!viommu"),
+    cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open() (err_put_registration); group.c "
+    "vfio_group_fops_open(), vfio_group_ioctl_get_device_fd()",
+)
+def refused_opener_does_not_hold_the_device(t: Test) -> None:
+    """Who was refused a device for want of CAP_SYS_RAWIO holds nothing of it: it can be unbound."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf) as nodes:
+
+        def refused() -> None:
+            caps.drop(caps.CAP_SYS_RAWIO)
+            for node in nodes.made:
+                t.errno(errno.EPERM, vfio.try_open, node)
+
+        t.in_child(refused)
+        if nodes.group is not None:
+            with vfio.open_group(bdf) as group:
+                t.errno(errno.EINVAL, group.device, bdf)  # it is in no container
+        writer = pci.start_unbind(bdf)
+        t.wait_until(lambda: writer.done, "the unbind of a device that nobody could open", 5)
 
 
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_mmap() (the mapping holds the file)")
