@@ -32,7 +32,7 @@ END_TIMEOUT = RESTORE_TIMEOUT + 5.0
 that long after a result before calling the agent dead."""
 
 # Features whose devices belong to the cases; any other device in the machine is none of our business.
-_DEVICE_FEATURES = {"edu": "edu", "edu2": "edu", "igb": "igb", "nvme": "nvme"}
+_DEVICE_FEATURES = {"edu": "edu", "edu2": "edu", "igb": "igb", "nvme": "nvme", "aer": "virtio-balloon"}
 
 
 @dataclass

@@ -63,6 +63,10 @@ class HostLink:
         """Plug or pull the network cable of the QEMU device with the id *device*."""
         self.request("link", device=device, up=up)
 
+    def error(self, device: str) -> None:
+        """Have the QEMU device with the id *device* report an uncorrectable error that is not fatal."""
+        self.request("error", device=device)
+
     def close(self) -> None:
         """Give the port back; the next request opens it again."""
         if self._fd is not None:

@@ -30,6 +30,7 @@ FEATURES: dict[str, str] = {
     "intx": "INTx of every edu arrives; from behind a pxb-pcie it does not (seen with QEMU 10.0.2)",
     "igb": "a QEMU `igb` network card",
     "nvme": "a QEMU `nvme` controller",
+    "aer": "a QEMU `virtio-balloon-pci` in a root port, which reports the errors of its bus",
     "viommu": "every device sits behind an emulated IOMMU that the kernel drives",
     "viommu-intel": "that IOMMU is intel-iommu",
     "viommu-amd": "that IOMMU is amd-iommu",

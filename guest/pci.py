@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[int, int]] = {
     "igb-vf": (0x8086, 0x10CA),
     "nvme": (0x1B36, 0x0010),
     "e1000e": (0x8086, 0x10D3),
+    "virtio-balloon": (0x1AF4, 0x1045),
     "pci-testdev": (0x1B36, 0x0005),
     "ivshmem": (0x1AF4, 0x1110),
 }

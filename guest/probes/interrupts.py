@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
 import threading
+from collections.abc import Iterator
 
 from guest import libc, pci, vfio
 from guest.brink import Brink
 from guest.case import Test, case
-from guest.opened import Event, opened, opened_any_edu
+from guest.opened import Event, opened, opened_any_edu, silent
 from guest.vfio import ERR, INTX, MSI, MSIX, REQ
 
 EDU = ("noiommu", "edu", "!viommu")
@@ -20,6 +22,14 @@ ANY = ("edu", "!mixed")
 BOOL_TRIGGER = vfio.SET_DATA_BOOL | vfio.SET_ACTION_TRIGGER
 
 TRIGGERS = 300
+
+# include/uapi/linux/pci_regs.h
+BRIDGE_CONTROL, FORWARD_ERRORS = 0x3E, 0x02
+COMMAND_TELL_ERRORS = 0x100
+EXPRESS_DEVCTL, TELL_NON_FATAL = 8, 0x02
+
+REPORTER = "balloon0"
+"""The id of the device in topology aer."""
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_irq_info()")
@@ -226,3 +236,45 @@ def set_irqs_counts_in_32_bits(t: Test) -> None:
         t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_SET_IRQS, cut)
         device.trigger(vfio.MSI)
         t.equal(event.arrives(), 1, "events by loopback after all refusals")
+
+
+@contextlib.contextmanager
+def _errors_come_through(bdf: str) -> Iterator[None]:
+    """Have the port above *bdf* forward its errors, which firmware would have told it to."""
+    port = pci.path_of(bdf).resolve().parent.name
+    before: dict[int, int] = {}
+    for where, bit in ((vfio.PCI_COMMAND, COMMAND_TELL_ERRORS), (BRIDGE_CONTROL, FORWARD_ERRORS)):
+        before[where] = pci.config_number(port, where, 2)
+        pci.write_config(port, where, struct.pack("<H", before[where] | bit))
+    try:
+        yield
+    finally:
+        for where, value in before.items():
+            pci.write_config(port, where, struct.pack("<H", value))
+
+
+@case(
+    needs=("noiommu", "aer", "!viommu"),
+    cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_aer_err_detected(); include/uapi/linux/vfio.h "
+    "VFIO_PCI_ERR_IRQ_INDEX",
+    timeout=45,
+)
+def error_of_the_device_is_told(t: Test) -> None:
+    """An uncorrectable error that a PCI Express device reports signals its user's ERR eventfd and no other,
+    once for each, until he takes it away, and the device works on."""
+    bdf = t.device("virtio-balloon")
+    control = pci.capability(bdf, pci.CAP_EXPRESS) + EXPRESS_DEVCTL
+    with opened(t, bdf) as device, _errors_come_through(bdf):
+        error, request = Event(), Event()
+        device.set_eventfds(ERR, error.fd)
+        device.set_eventfds(REQ, request.fd)
+        for where, bit in ((vfio.PCI_COMMAND, COMMAND_TELL_ERRORS), (control, TELL_NON_FATAL)):
+            device.write_config(where, 2, device.read_config(where, 2) | bit)
+        identity = device.read_config(vfio.PCI_VENDOR_ID, 4)
+        for _ in range(2):
+            t.host.error(REPORTER)
+            t.equal(error.arrives(), 1, "events after an error of the device")
+        device.disable_irqs(ERR)
+        t.host.error(REPORTER)
+        t.check(silent(error, request), "a taken eventfd, or that for requests, heard of an error")
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), identity, "the ids after three errors")

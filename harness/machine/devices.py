@@ -188,6 +188,8 @@ class Topology:
             yield "intx"
         if any(device.driver == "igb" and "netdev" in device.props for device in present):
             yield "link-peer"
+        if any(device.props.get("aer") is True for device in present):
+            yield "aer"
         ports = {device.id for device in self.devices if device.driver == "pcie-root-port"}
         taken = [device.bus for device in present if device.bus in ports]
         if len(taken) > len(set(taken)):

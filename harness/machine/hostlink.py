@@ -8,6 +8,7 @@ One JSON line each way.  A request is `{"id": n, "action": "...", ...}`, its ans
     plug {device}       put it in (again); waits until the guest has let go of the one that was there
     nmi {}              raise an NMI on every processor
     link {device, up}   plug or pull the device's network cable
+    error {device}      have the device report an uncorrectable error that is not fatal
 
 A request never waits for the guest's answer to itself, so that no case can deadlock with its host.
 """
@@ -62,6 +63,7 @@ class Actions:
             "plug": lambda words: self.plug(self._device(words)),
             "nmi": lambda words: self.nmi(),
             "link": lambda words: self.link(self._device(words), up=_flag(words, "up")),
+            "error": lambda words: self.error(self._device(words)),
         }
         action = request.get("action")
         if not isinstance(action, str) or action not in actions:
@@ -105,6 +107,13 @@ class Actions:
         """Set the carrier of *device*."""
         self._qmp.execute("set_link", {"name": device.id, "up": up})
         (self._link_down.discard if up else self._link_down.add)(device.id)
+
+    def error(self, device: Device) -> None:
+        """Send the error message of a PCI Express function whose request was not answered in time."""
+        command = "pcie_aer_inject_error"
+        answer = self._qmp.monitor(f"{command} {device.id} COMP_TIME").strip()
+        if not answer.startswith("OK "):
+            raise QmpRefused(command, "GenericError", answer.removeprefix("Error: "))
 
     def _device(self, request: Mapping[str, Any]) -> Device:
         name = request.get("device")

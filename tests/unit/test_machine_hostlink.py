@@ -51,6 +51,9 @@ class Guest:
 def answers(name: str, arguments: dict[str, Any]) -> Reply:
     if name == "human-monitor-command" and "edu1" in arguments["command-line"]:
         return {"return": "Error: Duplicate device ID 'edu1'\r\n"}
+    if name == "human-monitor-command" and arguments["command-line"].startswith("pcie_aer_inject_error"):
+        known = "igb0" in arguments["command-line"]
+        return {"return": "OK id: igb0 root bus: pci0000\r\n" if known else "Error: Id 'edu0' has no AER\r\n"}
     if name == "human-monitor-command":
         return {"return": ""}
     return {"return": {}}
@@ -77,6 +80,14 @@ def test_actions(guest: Guest) -> None:
     assert guest.actions.altered == {"edu0", "igb0"}
     assert guest.ask("link", device="igb0", up=True)["ok"]
     assert guest.actions.altered == {"edu0"}
+
+
+def test_an_error_is_sent_by_the_human_monitor(guest: Guest) -> None:
+    """QMP has no command for it; a device that has an error leaves the machine as it was."""
+    assert guest.ask("error", device="igb0") == {"id": 7, "ok": True}
+    sent = {"command-line": "pcie_aer_inject_error igb0 COMP_TIME"}
+    assert guest.server.commands == [("human-monitor-command", sent)]
+    assert guest.actions.altered == frozenset()
 
 
 def test_plug_waits_for_the_guest_to_let_go(guest: Guest) -> None:
@@ -109,6 +120,7 @@ def test_plug_gives_up(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
         ('{"id": 1, "action": "unplug", "device": "port0"}', "there is no device 'port0'"),
         ('{"id": 1, "action": "link", "device": "igb0", "up": 1}', "'up' must be true or false"),
         ('{"id": 1, "action": "plug", "device": "edu1"}', "Duplicate device ID"),
+        ('{"id": 1, "action": "error", "device": "edu0"}', "has no AER"),
     ],
 )
 def test_bad_requests(guest: Guest, text: str, complaint: str) -> None:

@@ -58,7 +58,7 @@ def test_what_is_shipped() -> None:
     """The names that users and the matrix rely on."""
     assert set(topology.shipped_topologies()) >= {
         "edu", "igb", "edu-igb", "edu-edu", "iommu-intel", "iommu-amd", "iommu-virtio", "nvme", "hotplug",
-        "pciehp", "shared-port", "sriov", "mixed",
+        "pciehp", "shared-port", "sriov", "mixed", "aer",
     }  # fmt: skip
 
 
@@ -69,6 +69,7 @@ def test_what_is_shipped() -> None:
         ("edu-edu", {"edu", "edu2", "intx"}),
         ("edu-igb", {"edu", "igb", "intx", "link-peer"}),
         ("nvme", {"nvme"}),
+        ("aer", {"aer"}),
         ("hotplug", {"edu", "igb", "intx", "link-peer", "hotplug"}),
         ("pciehp", {"edu", "igb", "link-peer", "hotplug"}),
         ("shared-port", {"edu", "igb", "intx", "link-peer", "shared-port"}),
