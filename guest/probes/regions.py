@@ -123,6 +123,26 @@ def mappings_stay_inside_a_bar(t: Test) -> None:
             t.errno(errno.EINVAL, attempt, page, index << vfio.OFFSET_SHIFT)
 
 
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vma_to_pfn(), vfio_pci_mmap_huge_fault()")
+def mapping_of_a_part_shows_that_part(t: Test) -> None:
+    """A mapping that begins inside a BAR shows the registers that lie there, and a longer one each of its
+    pages in its place."""
+    page = mmap.PAGESIZE
+    start = igb.RDLEN - igb.RDLEN % page
+    t.check(start, "the register lies in the first page, which proves nothing")
+    with (
+        opened(t, t.device("igb")) as device,
+        device.bar() as whole,
+        device.bar(offset=start, length=page) as part,
+        device.bar(offset=start - page, length=2 * page) as longer,
+    ):
+        places = {igb.RDLEN: whole, igb.RDLEN - start: part, igb.RDLEN - start + page: longer}
+        for length, (where, writer) in enumerate(places.items(), 1):
+            writer.write32(where, length * 1024)
+            got = [reader.read32(at) for at, reader in places.items()]
+            t.equal(got, [length * 1024] * 3, "the register by the whole, by a part and by two pages")
+
+
 @case(
     needs=EDU,
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_read(), vfio_pci_rw(); vfio_pci_rdwr.c "
