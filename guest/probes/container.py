@@ -16,7 +16,7 @@ from guest import iommufd, memory, pci, vfio
 from guest import iommufd as api
 from guest.case import Test, case
 from guest.iommufd import Iommufd
-from guest.opened import through_group
+from guest.opened import open_files, through_group
 from guest.uapi import errno_of
 from guest.vfio import NOIOMMU_IOMMU, TYPE1_IOMMU, TYPE1V2_IOMMU
 
@@ -28,6 +28,8 @@ DMA_CC_IOMMU, UNMAP_ALL, UNDEFINED_EXTENSION = 4, 9, 77
 IOMMU_DIRTY_PAGES = 0x3B75
 
 UNUSED_IOVA = 0x10_0000
+
+TIMES = 30
 
 
 class PlayedContainer(vfio.Container):
@@ -218,6 +220,39 @@ def vfio_node_is_an_iommufd(t: Test) -> None:
         container.call(iommufd.IOAS_ALLOC, argument)
         t.check(argument.out_ioas_id, "no address space was made")
         t.equal(container.api_version(), 0, "API version")
+
+
+@case(
+    needs=("compat",),
+    cites="drivers/iommu/iommufd/main.c iommufd_fops_open() (IOPT_PAGES_ACCOUNT_MM), ioas.c "
+    "iommufd_option_rlimit_mode()",
+)
+def vfio_node_counts_per_process(t: Test) -> None:
+    """/dev/vfio/vfio served by iommufd counts pinned memory per process, as VFIO's own container does, and
+    /dev/iommu counts it per user."""
+    for container, want in ((vfio.open_container(), 1), (PlayedContainer(), 0)):
+        with container:
+            argument = iommufd.Option(option_id=iommufd.OPTION_RLIMIT_MODE, op=iommufd.OPTION_GET)
+            container.call(iommufd.OPTION, argument)
+            t.equal(argument.val64, want, "the accounting mode")
+
+
+@case(
+    needs=COMPAT,
+    cites="drivers/vfio/group.c vfio_group_ioctl_unset_container(), vfio_group_fops_release() "
+    "(iommufd_ctx_put())",
+)
+def left_container_goes_with_its_file(t: Test) -> None:
+    """An iommufd that a group has left, by UNSET_CONTAINER or by its own end, goes with its file."""
+    bdf = t.device("edu")
+    with pci.bound(bdf):
+        before = open_files()
+        for leave in (vfio.Group.unset_container, vfio.Group.close):
+            for _ in range(TIMES):
+                with PlayedContainer() as container, vfio.open_group(bdf) as group:
+                    group.set_container(container)
+                    leave(group)
+            t.wait_until(lambda: open_files() < before + TIMES // 2, f"the end of {TIMES} files", 5)
 
 
 @case(
