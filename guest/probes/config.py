@@ -23,7 +23,8 @@ PCI_COMMAND_IO = 1
 CACHE_LINE_SIZE = 0x0C
 BAR0, ROM_ADDRESS = 0x10, 0x30
 INTERRUPT_LINE = 0x3C
-EXT_CAPS, EXT_CAP_SRIOV = 0x100, 0x10
+EXT_CAPS, EXT_CAP_ERRORS, EXT_CAP_SRIOV = 0x100, 0x01, 0x10
+ERROR_MASK, ERROR_TIMEOUT = 8, 0x4000
 PM_PMC, PM_CTRL = 2, 4
 EXPRESS_DEVCTL, EXPRESS_LNKCTL = 8, 0x10
 DEVCTL_PAYLOAD, DEVCTL_READ_REQUEST = 0xE0, 0x7000
@@ -335,6 +336,26 @@ def msix_capability_is_read_only(t: Test) -> None:
         device.write_config(cap + 2, 2, control)
         t.check(pci.config_number(bdf, cap + 2, 2) & MSIX_ENABLE, "the user switched MSI-X off")
         t.check(device.read_config(cap + 2, 2) & MSIX_ENABLE, "MSI-X is not shown as enabled")
+
+
+@case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_ext_cap_err_perm()")
+def error_mask_is_the_users(t: Test) -> None:
+    """Which errors his card reports a user chooses in its capability for that, whose header he cannot change,
+    and the next user finds the mask of before."""
+    bdf = t.device("igb")
+    with pci.bound(bdf):
+        caps = dict(_extended(pci.config(bdf, 0, 4096)))
+        cap = caps[EXT_CAP_ERRORS]
+        before, header = pci.config(bdf, cap + ERROR_MASK, 4), pci.config(bdf, cap, 4)
+        wanted = bytes((before[0], before[1] ^ ERROR_TIMEOUT >> 8, *before[2:]))
+        with reopened(t, bdf) as device:
+            _write(device, cap, b"\xff" * 4)
+            _write(device, cap + ERROR_MASK, wanted)
+            t.equal(_read(device, cap, 4), header, "the header shown")
+            t.equal(_read(device, cap + ERROR_MASK, 4), wanted, "the mask shown")
+            t.equal(pci.config(bdf, cap + ERROR_MASK, 4), wanted, "the card's own mask")
+        with reopened(t, bdf) as device:
+            t.equal(_read(device, cap + ERROR_MASK, 4), before, "the mask for the next user")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c ecap_perms (read only by default)")

@@ -175,7 +175,7 @@ def next_user_inherits_no_disable_bit(t: Test) -> None:
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_intx_trigger(), vfio_intx_enable()")
 def intx_refusals(t: Test) -> None:
     """What is no request for an INTx is refused with its own errno: masking by eventfd, a second vector, a
-    file that is no eventfd, anything but enabling while it is off."""
+    file that is no eventfd, anything but enabling while it is off, switching off by anything but no data."""
     with opened(t, t.device("edu")) as device:
         event = Event()
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -193,6 +193,8 @@ def intx_refusals(t: Test) -> None:
         device.set_eventfds(INTX, event.fd)
         t.errno(errno.ENOTTY, device.set_irqs, INTX, EVENTFD_MASK, data=fd)
         t.errno(errno.ENOTTY, device.set_irqs, INTX, EVENTFD_TRIGGER | vfio.SET_ACTION_MASK, data=fd)
+        for flags in (EVENTFD_TRIGGER, vfio.SET_DATA_BOOL | vfio.SET_ACTION_TRIGGER):
+            t.errno(errno.EINVAL, device.set_irqs, INTX, flags, 0, 0)
         device.trigger(INTX)
         t.equal(event.arrives(), 1, "events by loopback after the refusals")
 

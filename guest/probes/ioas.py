@@ -63,6 +63,18 @@ def kernel_chooses_free_iovas(t: Test) -> None:
         t.equal(iommufd.map(ioas, buffer.address, 2 * PAGE), taken[3], "the IOVA chosen after an unmap")
 
 
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/io_pagetable.c iopt_alloc_iova() (HPAGE_SIZE)")
+def huge_memory_gets_an_iova_that_suits_it(t: Test) -> None:
+    """The IOVA that is chosen for memory aligned to 2 MiB is so too, whatever was mapped before."""
+    with Iommufd() as iommufd, memory.anonymous(2 * memory.HUGE) as buffer:
+        ioas = iommufd.ioas_alloc()
+        aligned = -(-buffer.address // memory.HUGE) * memory.HUGE
+        for _ in range(3):
+            iommufd.map(ioas, aligned, PAGE)
+            iova = iommufd.map(ioas, aligned, memory.HUGE)
+            t.equal(iova % memory.HUGE, 0, f"how far {iova:#x} is from 2 MiB")
+
+
 @case(
     needs=BARE,
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_allow_iovas(); io_pagetable.c iopt_alloc_iova()",
