@@ -13,7 +13,16 @@ from guest import edu, igb, libc, pci, vfio
 from guest.brink import Brink
 from guest.case import Test, case
 from guest.iommufd import Iommufd
-from guest.opened import Event, opened, reopened, reopened_by_cdev, sigbus, through_cdev, through_group
+from guest.opened import (
+    Event,
+    opened,
+    reopened,
+    reopened_by_cdev,
+    reopened_by_group,
+    sigbus,
+    through_cdev,
+    through_group,
+)
 from guest.vfio import BAR0, MSIX, PCI_COMMAND
 
 EDU = ("noiommu", "edu", "!viommu")
@@ -259,6 +268,25 @@ def hot_reset_by_group(t: Test) -> None:
         t.equal(bar.read32(igb.RDLEN), 4096, "the register after refused hot resets")
         _hot_reset(user.device, user.group)
         t.equal(bar.read32(igb.RDLEN), default, "the register after the hot reset")
+
+
+@case(
+    needs=(*IGB, "noiommu-cdev", "noiommu-group", "hotplug"),
+    cites="drivers/vfio/device_cdev.c vfio_df_unbind_iommufd() (cdev_opened)",
+    timeout=60,
+)
+def hot_reset_goes_by_the_door_of_the_moment(t: Test) -> None:
+    """What a hot reset would hit is told by iommufd ids to who came by the device node and by groups to who
+    came by the group, whichever door the user before him took."""
+    bdf = _port_that_comes_back(t)
+    with pci.bound(bdf):
+        for turn in ("first", "second"):
+            with reopened_by_cdev(bdf) as device:
+                flags, _hit = _hot_reset_info(device, 8)
+                t.equal(flags, HOT_RESET_DEV_ID | HOT_RESET_OWNED, f"flags for the {turn} user of the node")
+            with reopened_by_group(bdf) as device:
+                told = _hot_reset_info(device, 8)
+                t.equal(told, (0, [(pci.iommu_group(bdf), bdf)]), f"what the {turn} user of the group hears")
 
 
 @case(
