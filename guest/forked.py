@@ -73,12 +73,6 @@ class Child:
             raise ChildError(answer["error"])
         return answer["result"]
 
-    def abandon(self) -> None:
-        """Kill it if it still runs, and wait no longer: it may sleep where no signal reaches."""
-        if not self.ended():
-            self.kill()
-        os.close(self._report)
-
     def __enter__(self) -> Child:
         return self
 

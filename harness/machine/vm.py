@@ -160,10 +160,6 @@ class VM:
         return self._ssh
 
     @property
-    def ssh_port(self) -> int:
-        return self.ssh.port
-
-    @property
     def pid(self) -> int:
         return self._child.pid
 
@@ -177,13 +173,11 @@ class VM:
         return self._child.status is None
 
     @property
-    def exit_status(self) -> int | None:
-        """QEMU's, None while it runs.  It says little: a panic may give 0 (boot-utils #65); see `state`."""
-        return self._child.status
-
-    @property
     def state(self) -> State:
-        """What the VM is doing, or why it does no longer."""
+        """What the VM is doing, or why it does no longer.
+
+        QEMU's exit status alone says little: after a panic it may be 0 (boot-utils #65).
+        """
         if any(PANIC in line for splat in self.console.splats() for line in splat.lines):
             return State.PANICKED
         reasons = self._events()

@@ -196,11 +196,11 @@ class Guest:
             raise LostGuest(f"the guest refused {_shortened(command)!r}: {error}") from error
         return channel
 
-    def stream(self, command: str | Sequence[str], deadline: Deadline, *, merge: bool = True) -> Stream:
-        """Start *command* and return its Stream; stderr is merged into stdout unless *merge* is false."""
+    def stream(self, command: str | Sequence[str], deadline: Deadline) -> Stream:
+        """Start *command* and return its Stream; stderr is merged into stdout."""
         line = _command_line(command)
         channel = self._open(line, deadline)
-        channel.set_combine_stderr(merge)
+        channel.set_combine_stderr(True)
         return Stream(channel, line, self._check)
 
     def dial(self, port: int, deadline: Deadline) -> Stream:
@@ -269,20 +269,6 @@ class Guest:
             raise LostGuest(f"copying {source.name} into the guest took too long") from error
         if not done.ok:
             raise LostGuest(f"cannot copy {source.name} into the guest: {done.stderr.strip()}")
-
-    def pull(self, source: str, deadline: Deadline) -> bytes:
-        """The bytes of the file *source* in the guest; LostGuest when it cannot be read."""
-        stream = self.stream(["cat", source], deadline, merge=False)
-        data = bytearray()
-        try:
-            while chunk := stream._receive(deadline):
-                data += chunk
-            status = stream.status(deadline)
-        except TimeoutError as error:
-            raise LostGuest(f"reading {source} in the guest took too long") from error
-        if status != 0:
-            raise LostGuest(f"cannot read {source} in the guest")
-        return bytes(data)
 
     def terminal(self, kind: str, width: int, height: int, command: str | None = None) -> paramiko.Channel:
         """An interactive channel with a terminal of *width* x *height* characters: a shell, or *command*.
