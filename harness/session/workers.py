@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from harness.admission import room_for
 from harness.plan import Plan
-from harness.suites.catalogue import selected, work_of
+from harness.suites.catalogue import to_do
 
 FEWEST_CASES = 20
 """Below that, starting workers takes longer than they save."""
 
 
 def default_workers(plan: Plan) -> int:
-    """Workers for *plan* on this host, by its processors and free memory; 0: none, run in this process."""
-    work = [one for job in plan.jobs for one in work_of(job) if selected(one, plan.cases) and not one.refusal]
+    """Workers for what is left of *plan*, by this host's processors and memory; 0: run in this process."""
+    work = [one for one in to_do(plan) if not one.refusal]
     groups = len({one.group for one in work})
     if len(work) < FEWEST_CASES or groups < 2:
         return 0
-    wanted = min(room_for(max(job.memory_mib for job in plan.jobs)), groups)
+    biggest = max(plan.job(name).memory_mib for name in {one.job for one in work})
+    wanted = min(room_for(biggest), groups)
     return wanted if wanted > 1 else 0

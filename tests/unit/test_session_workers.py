@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from plan_jobs import job
 
 from harness import admission
 from harness.plan import Plan
 from harness.session import workers
+from harness.suites.catalogue import key_of, to_do
 
 BUSY = ("edu", "noiommu", "noiommu-cdev", "noiommu-group", "group", "cdev", "container")
 
@@ -30,6 +33,13 @@ def test_all_probes_use_the_host() -> None:
 
 def test_few_cases_need_none() -> None:
     assert workers.default_workers(plan("probes/taint/*")) == 0
+
+
+def test_what_is_done_needs_none() -> None:
+    """A second chance, or a run that goes on, with three cases left: no matter how many there were."""
+    whole = plan()
+    done = tuple(key_of(work) for work in to_do(whole)[3:])
+    assert workers.default_workers(dataclasses.replace(whole, done=done)) == 0
 
 
 def test_one_group_needs_none() -> None:
