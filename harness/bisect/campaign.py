@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from harness.bisect.state import HuntState, Quarry, load_state
 from harness.errors import ExitCode, InfraError, UsageError
 from harness.kernel.trees import worktree_lock
 from harness.locks import try_locked
+from harness.results import new_run_id
 
 REPORT_NAME = "report.txt"
 MAIL_NAME = "regression.mail"
@@ -81,7 +81,7 @@ def begin(quarry: Quarry, aim: Aim) -> tuple[HuntState, Path]:
 def _write_new(quarry: Quarry, aim: Aim) -> tuple[HuntState, Path]:
     """A hunt of which nothing is known yet, on disk and pointed to; the repository's lock is held."""
     now = datetime.datetime.now(datetime.UTC)
-    name = f"bisect-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    name = f"bisect-{new_run_id(now)}"
     directory = paths.runs_dir() / name
     state = HuntState(id=name, quarry=quarry, aim=aim)
     try:

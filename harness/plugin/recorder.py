@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import secrets
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from harness.results import (
     RunStore,
     State,
     judge,
+    new_run_id,
     result_from_plain,
 )
 from harness.suites.catalogue import ProbeWork, Work, source_of, work_by_source
@@ -55,7 +55,7 @@ def own_run(plan: Plan) -> Plan:
         started = store.read().state is not State.RUNNING
     if not started:
         return plan
-    run_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run_id = new_run_id(datetime.datetime.now(datetime.UTC))
     again = dataclasses.replace(plan, run_id=run_id, run_dir=str(directory.with_name(run_id)))
     return _new_run(again)
 

@@ -29,7 +29,7 @@ from harness.results.model import (
 )
 from harness.results.past import Background, Past, PastRun
 from harness.results.prune import PrunedRun, prune_runs
-from harness.results.store import FILE_NAME, RunStore, RunSummary, is_alive, list_runs, load
+from harness.results.store import FILE_NAME, RunStore, RunSummary, is_alive, list_runs, load, new_run_id
 
 __all__ = [
     "BOOTS",
@@ -73,6 +73,7 @@ __all__ = [
     "judgement",
     "list_runs",
     "load",
+    "new_run_id",
     "prune_runs",
     "result_from_plain",
     "result_to_plain",

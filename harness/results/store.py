@@ -13,6 +13,7 @@ import datetime
 import fcntl
 import json
 import os
+import secrets
 import sqlite3
 import threading
 import time
@@ -76,6 +77,15 @@ _LOOKS, _LOOK_SECONDS = 5, 0.01
 _COLUMNS = (
     'job, suite, program, "case", outcome, reason, duration, attempt, log, splat, vm_dir, rerun, confirms'
 )
+
+
+def new_run_id(started: datetime.datetime) -> str:
+    """A name for what begins at *started*: by its moment, so that names sort, and no other's.
+
+    A directory that is there already would show when kernels are built: 32 bits tell apart what begins in
+    one second.  Nothing may depend on how long it is.
+    """
+    return f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
 class RunStore:

@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import math
 import os
-import secrets
 import shutil
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from harness.results import (
     State,
     judge,
     load,
+    new_run_id,
 )
 from harness.session import outputs, planning
 from harness.session.background import check_history, see
@@ -85,7 +85,7 @@ class Session:
         self._accept = accept
         self._phases: dict[str, float] = {}
         self._started = datetime.datetime.now(datetime.UTC)
-        self.run_id = f"{self._started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        self.run_id = new_run_id(self._started)
         self.run_dir = paths.runs_dir() / self.run_id
         if goes_on is not None:
             self.run_id, self.run_dir = goes_on.info.id, Path(goes_on.directory)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -197,6 +198,7 @@ def test_one_bisect_at_a_time(repository: Path) -> None:
     """What is under way is not forgotten for another one: it is continued, or dropped on purpose."""
     asked = quarry(repository)
     state, directory = campaign.begin(asked, Aim())
+    assert re.fullmatch(r"bisect-\d{8}-\d{6}-[0-9a-f]{8}", state.id)
     with pytest.raises(UsageError, match="is under way") as error:
         campaign.begin(asked, Aim())
     assert "--continue" in str(error.value)

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -32,6 +33,7 @@ from harness.results import (
     database,
     list_runs,
     load,
+    new_run_id,
     store,
 )
 
@@ -344,6 +346,14 @@ def test_a_file_of_the_first_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for read in (run, load(tmp_path)):
         assert (read.jobs[0].line, read.jobs[0].addons, read.info.inputs.narrowed) == ("", (), False)
         assert (read.results[0].confirms, read.accepted) == (False, "")
+
+
+def test_names_of_runs_sort_and_differ() -> None:
+    """By the second they begin in; what begins in the same one is told apart by 32 bits."""
+    names = [new_run_id(INFO.started) for _ in range(50)]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch("20300102-030405-[0-9a-f]{8}", name) for name in names)
+    assert new_run_id(INFO.started + datetime.timedelta(seconds=1)) > max(names)
 
 
 def test_a_writer_is_seen(tmp_path: Path) -> None:

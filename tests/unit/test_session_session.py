@@ -13,7 +13,7 @@ from plan_jobs import job
 
 from harness.errors import ExitCode, UsageError
 from harness.plan import Plan
-from harness.results import RunStore, State, load
+from harness.results import RunStore, State, load, new_run_id
 from harness.session import session
 from harness.session.background import see
 from harness.session.engine import PytestOptions
@@ -27,6 +27,12 @@ def one_job(keyword: str = "", suites: tuple[str, ...] = ("probes",)) -> Session
     kernel = KernelWish(tree=None, variant="group-cdev")
     wish = JobWish(kernel=kernel, machine=MachineWish(topology="edu-igb", accel="tcg"), suites=suites)
     return Session([wish], Conduct())
+
+
+def test_a_session_is_named_like_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda size: "ab" * size)
+    asked = one_job()
+    assert asked.run_id == new_run_id(asked._started)
 
 
 def test_an_interrupted_collection_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
