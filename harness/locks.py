@@ -13,7 +13,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness import paths
@@ -23,6 +23,9 @@ from harness.errors import InfraError
 _log = logging.getLogger("harness.locks")
 
 _POLL_SECONDS = 0.05
+
+Waiting = Callable[[], object]
+"""Called again and again while a lock is waited for; what it raises ends the waiting."""
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -53,40 +56,56 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _acquire(handle: int, kind: int, busy: str) -> None:
+def wait_patiently() -> None:
+    """The Waiting of who waits for as long as it takes."""
+
+
+def _acquire(handle: int, kind: int, busy: str, waiting: Waiting) -> None:
+    if _is_had(handle, kind):
+        return
+    _log.warning("%s: waiting", busy)
+    # Not by a blocking flock(2), which a thread other than the first never comes back from in time.
+    while not _is_had(handle, kind):
+        waiting()
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_had(handle: int, kind: int) -> bool:
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        _log.warning("%s: waiting", busy)
-        fcntl.flock(handle, kind)
+        return False
+    return True
 
 
 @contextlib.contextmanager
-def locked(name: str, busy: str) -> Iterator[None]:
+def locked(name: str, busy: str, waiting: Waiting = wait_patiently) -> Iterator[None]:
     """Hold the lock *name* alone; when another process has it, say *busy* and wait.  Not to be nested.
 
-    Raises InfraError when its file cannot be made.
+    Raises InfraError when its file cannot be made, and what *waiting* raises.
     """
     path = _lock_path(name)
     with contextlib.ExitStack() as stack:
         try:
-            _acquire(stack.enter_context(_opened(path)), fcntl.LOCK_EX, busy)
+            handle = stack.enter_context(_opened(path))
+            _acquire(handle, fcntl.LOCK_EX, busy, waiting)
         except OSError as error:
             raise InfraError(f"cannot write to the cache: {path}: {error.strerror or error}") from error
         yield
 
 
 @contextlib.contextmanager
-def shared(name: str, busy: str) -> Iterator[None]:
+def shared(name: str, busy: str, waiting: Waiting = wait_patiently) -> Iterator[None]:
     """Hold the lock *name* together with other readers; wait, saying *busy*, for who holds it alone.
 
     Without a lock file in a read-only cache it holds nothing, for nobody can change what it would protect.
-    Raises InfraError when its file cannot be made for another reason.
+    Raises InfraError when its file cannot be made for another reason, and what *waiting* raises.
     """
     path = _lock_path(name)
     with contextlib.ExitStack() as stack:
         try:
-            _acquire(stack.enter_context(_opened(path)), fcntl.LOCK_SH, busy)
+            handle = stack.enter_context(_opened(path))
+            _acquire(handle, fcntl.LOCK_SH, busy, waiting)
         except OSError as error:
             if error.errno not in _READ_ONLY:
                 raise InfraError(f"cannot write to the cache: {path}: {error.strerror or error}") from error

@@ -42,11 +42,19 @@ from harness.kernel.build import (
     resolve_config,
 )
 from harness.kernel.kconfig import Fragment, ResolvedConfig, render
-from harness.kernel.make import RECIPE, MakeResult, Progress, Toolchain, find_toolchain, ignore_progress
+from harness.kernel.make import (
+    RECIPE,
+    BuildProgress,
+    MakeResult,
+    Progress,
+    Toolchain,
+    find_toolchain,
+    ignore_progress,
+)
 from harness.kernel.symbols import KconfigFiles
 from harness.kernel.trees import KernelTree, TreeKind, find_misdated, open_tree
 from harness.kernel.variants import ConfigPlan, Variant, load_catalogue, plan_config, prove
-from harness.locks import locked, shared
+from harness.locks import Waiting, locked, shared
 
 TYPICAL_STEPS = 2200
 """What make announced for the default variant of Linux 7.3.4, for the estimate of a very first build."""
@@ -257,13 +265,18 @@ def provide_kernel(
 
 
 def build_kernel(plan: KernelPlan, *, jobs: int, progress: Progress = ignore_progress) -> Built:
-    """The kernel of *plan*: from the store, or built now.  Raises BuildError and InfraError."""
+    """The kernel of *plan*: from the store, or built now.
+
+    *progress* hears of it while another process builds, too.  Raises BuildError, InfraError and whatever
+    *progress* raises.
+    """
     entry = _entry(plan.key)
     if not _is_whole(entry):
         busy = f"another process is building the {plan.variant.name} kernel of {plan.tree.label}"
-        with locked(plan.key, busy):
+        waiting = _telling(progress)
+        with locked(plan.key, busy, waiting):
             if not _is_whole(entry):
-                with _building(plan.tree), _writing(entry):
+                with _building(plan.tree, waiting), _writing(entry):
                     _build_entry(plan, entry, jobs=jobs, progress=progress)
     built = find_built(plan.key)
     assert built is not None
@@ -322,10 +335,16 @@ def _note_use(entry: Path) -> None:
 
 
 @contextlib.contextmanager
-def _building(tree: KernelTree) -> Iterator[None]:
+def _building(tree: KernelTree, waiting: Waiting) -> Iterator[None]:
     """One build at a time per source path: it has all cores, and the next one can start from its objects."""
-    with locked(build_place(tree).name, f"another process is building from {tree.path}"), tree.held():
+    busy = f"another process is building from {tree.path}"
+    with locked(build_place(tree).name, busy, waiting), tree.held(waiting):
         yield
+
+
+def _telling(progress: Progress) -> Waiting:
+    """Tells *progress* that a build has not begun yet; it may raise to give it up."""
+    return lambda: progress(BuildProgress(phase="waiting", done=0, total=None, eta=None))
 
 
 def _build_entry(plan: KernelPlan, entry: Path, *, jobs: int, progress: Progress) -> None:
@@ -437,9 +456,10 @@ def provide_selftests(plan: KernelPlan, *, jobs: int, progress: Progress = ignor
     tree = plan.tree
     entry = _selftests_entry(plan)
     if not entry.is_dir():
+        waiting = _telling(progress)
         with (
-            locked(entry.name, f"another process is building the selftests of {tree.label}"),
-            _building(tree),
+            locked(entry.name, f"another process is building the selftests of {tree.label}", waiting),
+            _building(tree, waiting),
             _writing(entry),
         ):
             if not entry.is_dir():

@@ -21,7 +21,7 @@ from stat import S_ISDIR
 from harness import paths, process
 from harness.errors import InfraError, SourceError, UsageError
 from harness.kernel import debian, gittree
-from harness.locks import locked, shared
+from harness.locks import Waiting, locked, shared, wait_patiently
 
 DEFAULT_SPEC = "debian:latest"
 _TARBALL = re.compile(r".*\.tar(\.\w+)?$|.*\.t[gx]z$")
@@ -58,20 +58,21 @@ class KernelTree:
     commit: str | None = None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, waiting: Waiting = wait_patiently) -> Iterator[None]:
         """Keep the tree there and at its identity for the length of the with block.  Not to be nested.
 
         A WORKTREE can be moved by another process (bisects and series share the path, for their objects'
         sake): it is locked, and put back to its commit when someone moved it meanwhile.  An unpacked source
-        could be pruned; the user's own directories are theirs.
+        could be pruned; the user's own directories are theirs.  Raises what *waiting* raises, which is called
+        while another process has the tree.
         """
         if self.kind is TreeKind.WORKTREE and self.repository is not None and self.commit is not None:
-            with locked(worktree_lock(self.path), f"another process is using {self.path}"):
+            with locked(worktree_lock(self.path), f"another process is using {self.path}", waiting):
                 gittree.check_out(self.repository, self.path, self.commit)
                 _note_use(self.path)
                 yield
         elif self.kind in (TreeKind.TARBALL, TreeKind.DEBIAN):
-            with shared(self.path.name, f"another process is unpacking {self.path}"):
+            with shared(self.path.name, f"another process is unpacking {self.path}", waiting):
                 yield
         else:
             yield

@@ -62,11 +62,8 @@ def _plain(name: str, stream: TextIO) -> Progress:
             return
         last = now
         total = f"/{state.total}" if state.total else ""
-        print(
-            f"{name}: {state.phase}: {state.done}{total} {_left(state.eta)}".rstrip(),
-            file=stream,
-            flush=True,
-        )
+        steps = f": {state.done}{total}" if state.done or state.total else ""
+        print(f"{name}: {state.phase}{steps} {_left(state.eta)}".rstrip(), file=stream, flush=True)
 
     return update
 

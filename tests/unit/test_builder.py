@@ -15,9 +15,10 @@ from kernel_fake_tree import make_fake_tree
 
 from harness.builder import Builder, wait_for_kernel
 from harness.errors import BuildError, DeadlinePassed, HarnessError, InfraError, KernelError
-from harness.kernel.store import Built, KernelPlan, build_kernel, plan_kernel
+from harness.kernel.store import Built, KernelPlan, build_kernel, build_place, plan_kernel
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
+from harness.locks import locked
 
 TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
 pytestmark = pytest.mark.skipif(
@@ -125,6 +126,24 @@ def test_nobody_waits_for_ever(source: Path, tmp_path: Path) -> None:
         wait_for_kernel(wanted.key, tmp_path)
     build_kernel(wanted, jobs=1)
     assert wait_for_kernel(wanted.key, tmp_path).digest == wanted.key
+
+
+@pytest.mark.parametrize("held", ["kernel", "source"])
+def test_end_of_the_block_stops_waiting_for_another_builder(source: Path, tmp_path: Path, held: str) -> None:
+    """Another process may be half an hour at the kernel that nobody here waits for any more."""
+    wanted = plan(source)
+    name = wanted.key if held == "kernel" else build_place(wanted.tree).name
+    ended = threading.Event()
+
+    def begin_and_end() -> None:
+        with builder(queue.Queue(), tmp_path, wanted):
+            time.sleep(0.3)
+        ended.set()
+
+    with locked(name, "never waits"):
+        threading.Thread(target=begin_and_end, daemon=True).start()
+        assert ended.wait(10)
+    assert not wanted.cached
 
 
 def test_end_of_the_block_stops_the_build(source: Path, tmp_path: Path) -> None:

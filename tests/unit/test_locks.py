@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from harness.deadline import Deadline
-from harness.locks import locked, locked_by, try_locked
+from harness.locks import locked, locked_by, shared, try_locked
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +49,29 @@ def test_a_lock_that_becomes_free_in_time_is_ours() -> None:
     with locked_by("x", Deadline.after(10)) as ours:
         assert ours
     holder.join()
+
+
+@pytest.mark.parametrize("wait_for", [locked, shared])
+def test_who_waits_may_give_up(wait_for: Callable[..., AbstractContextManager[None]]) -> None:
+    """Waiting ends by what the caller raises, in a thread as well."""
+
+    class Enough(Exception):
+        pass
+
+    turns = 0
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        if turns == 3:
+            raise Enough
+
+    with locked("x", "never waits"):
+        with pytest.raises(Enough), wait_for("x", "busy", count):
+            pytest.fail("nobody has it twice")
+        assert turns == 3
+    with wait_for("x", "never waits", count):
+        assert turns == 3
 
 
 def test_where_no_lock_can_be_made_things_go_on(cache: Path) -> None:
