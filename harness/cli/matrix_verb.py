@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ from harness.matrix import SHIPPED, Entry, Matrix, load_matrix, matrix_names
 from harness.matrix import shards as cutting
 from harness.matrix.recipes import SERVICES, recipe
 from harness.plan import Isolation
-from harness.results import is_alive
+from harness.results import load, owned
 from harness.session.background import find_run
 from harness.session.engine import PytestOptions
 from harness.session.planning import seat_of
@@ -135,26 +136,30 @@ def command(
         raise UsageError("--plan runs nothing: there is nothing to --accept")
     if resume is not None:
         options.refuse_beside("--resume goes on with what was asked for then", _WITH_RESUME)
-        session = _resumed(resume, until, junit, accept)
-    else:
-        matrix = _chosen(name, path, trees)
-        if emit is not None:
-            return _emit(emit, matrix, cases, shards)
-        entries = _cut(matrix.entries, shard)
-        wishes = _wishes(entries, machine, jobs, seed)
-        others = _wishes([one for one in matrix.entries if one not in entries], machine, jobs, seed)
-        conduct = Conduct(
-            cases=cases,
-            seed=seed,
-            isolation=Isolation(isolation),
-            confirm=confirm,
-            until=until,
-            compare=compare,
-            known_issues=known_issues,
-            about={"matrix": matrix.name, **({"shard": shard} if shard else {})},
-            elsewhere=tuple(map(seat_of, others)),
-        )
-        session = Session(wishes, conduct, junit=junit, accept=accept)
+        with _resumed(resume, until, junit, accept) as session:
+            return _run(session, passed_on, plan_only=plan_only, as_json=as_json)
+    matrix = _chosen(name, path, trees)
+    if emit is not None:
+        return _emit(emit, matrix, cases, shards)
+    entries = _cut(matrix.entries, shard)
+    wishes = _wishes(entries, machine, jobs, seed)
+    others = _wishes([one for one in matrix.entries if one not in entries], machine, jobs, seed)
+    conduct = Conduct(
+        cases=cases,
+        seed=seed,
+        isolation=Isolation(isolation),
+        confirm=confirm,
+        until=until,
+        compare=compare,
+        known_issues=known_issues,
+        about={"matrix": matrix.name, **({"shard": shard} if shard else {})},
+        elsewhere=tuple(map(seat_of, others)),
+    )
+    session = Session(wishes, conduct, junit=junit, accept=accept)
+    return _run(session, passed_on, plan_only=plan_only, as_json=as_json)
+
+
+def _run(session: Session, passed_on: PytestOptions, *, plan_only: bool, as_json: bool) -> int:
     session.check()
     session.prepare(build=not plan_only)
     if plan_only:
@@ -237,9 +242,12 @@ _WITH_RESUME = {"resume", "deadline", "accept", "junit", "workers", "verbose", "
 """Options that say how to go on; all others are those of the run."""
 
 
-def _resumed(name: str, until: float | None, junit: Path | None, accept: str | None) -> Session:
-    run = find_run(name)
-    if is_alive(Path(run.directory)):
-        raise UsageError(f"run {run.info.id} is still going on", hint="wait for it, or stop it")
-    wishes, conduct = load_wishes(Path(run.directory))
-    return Session(wishes, conduct.ending(until), junit=junit, goes_on=run, accept=accept)
+@contextlib.contextmanager
+def _resumed(name: str, until: float | None, junit: Path | None, accept: str | None) -> Iterator[Session]:
+    """A session that goes on with the run called *name*, which is ours alone meanwhile."""
+    directory = Path(find_run(name).directory)
+    with owned(directory):
+        # Only now: who had it before us may have come further.
+        run = load(directory)
+        wishes, conduct = load_wishes(directory)
+        yield Session(wishes, conduct.ending(until), junit=junit, goes_on=run, accept=accept)

@@ -27,6 +27,7 @@ from harness.results.model import (
     Verdict,
     settle,
 )
+from harness.results.owner import owned
 from harness.results.past import Background, Past, PastRun
 from harness.results.prune import PrunedRun, prune_runs
 from harness.results.store import FILE_NAME, RunStore, RunSummary, is_alive, list_runs, load, new_run_id
@@ -74,6 +75,7 @@ __all__ = [
     "list_runs",
     "load",
     "new_run_id",
+    "owned",
     "prune_runs",
     "result_from_plain",
     "result_to_plain",

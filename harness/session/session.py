@@ -41,6 +41,7 @@ from harness.results import (
     judge,
     load,
     new_run_id,
+    owned,
 )
 from harness.session import outputs, planning
 from harness.session.background import check_history, see
@@ -331,14 +332,23 @@ class Session:
     def test(self, passed_on: PytestOptions, as_json: bool) -> int:
         """Run the plan and say what came of it."""
         plan = self._plan()
-        work = to_do(plan)
         self._narrowed = passed_on.narrowed
         if plan.jobs:
             check_cases(plan)
-        if self._goes_on is not None and self._goes_on.state is State.FINISHED and not work:
+        if self._goes_on is not None and self._goes_on.state is State.FINISHED and not to_do(plan):
             self.say("nothing is left to do in this run")
             return self._report(as_json)
-        with self._begin(plan) as store:
+        if self._goes_on is not None:
+            check_inputs(self._goes_on, {"the accelerator": self._accel.accel.value})
+        self._fill_run_dir(plan)
+        # A run that goes on is ours already.
+        with owned(self.run_dir) if self._goes_on is None else contextlib.nullcontext():
+            return self._test(plan, passed_on, as_json)
+
+    def _test(self, plan: Plan, passed_on: PytestOptions, as_json: bool) -> int:
+        """Run what is left of *plan* in the run's own directory."""
+        work = to_do(plan)
+        with self._begin() as store:
             self._record_jobs(store)
             if not work:
                 store.finish(judge(dataclasses.replace(store.read(), state=State.FINISHED)))
@@ -403,11 +413,8 @@ class Session:
                 if job.kernel.digest == plan.key:
                     store.add_job(self._record(wish, job, came_of_it))
 
-    def _begin(self, plan: Plan) -> RunStore:
-        """The run's store, its directory filled with what was asked for."""
-        if self._goes_on is not None:
-            check_inputs(self._goes_on, {"the accelerator": self._accel.accel.value})
-        self._fill_run_dir(plan)
+    def _begin(self) -> RunStore:
+        """The run's store, in a directory that holds what was asked for."""
         if self._goes_on is None:
             return self._store(self.run_dir, self._identity())
         store = RunStore.open(self.run_dir)

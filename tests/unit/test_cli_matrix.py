@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
+from history_runs import make_run
 
 from harness import yamlfile
 from harness.cli import matrix_verb
 from harness.cli.matrix_verb import command
 from harness.errors import UsageError
 from harness.matrix.recipes import SERVICES
+from harness.results import RunStore, State
 from harness.session.planning import seat_of
 from harness.session.wishes import Conduct, JobWish
 
@@ -105,6 +109,44 @@ def test_a_shard_knows_what_the_others_have(monkeypatch: pytest.MonkeyPatch) -> 
     own, conduct = conduct_of(*words, "--shard", "1/2", monkeypatch=monkeypatch)
     assert sorted([*conduct.elsewhere, *map(seat_of, own)]) == sorted(map(seat_of, whole))
     assert {"debian:7.3 blocked-group", "debian:7.3 group-cdev edu-igb"} <= set(map(seat_of, whole))
+
+
+class _Preparing:
+    """A session that is still at its preparations when something else happens."""
+
+    meanwhile: ClassVar[Callable[[], object]]
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def prepare(self, *, build: bool) -> None:
+        type(self).meanwhile()
+
+    def build(self) -> None:
+        pass
+
+    def test(self, *_: object) -> int:
+        return 0
+
+
+def test_one_goes_on_with_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sources are fetched and its kernels built before its results are touched."""
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    directory = make_run(tmp_path, 1, state=State.INTERRUPTED)
+    monkeypatch.setattr(matrix_verb, "load_wishes", lambda directory: ((), Conduct()))
+    monkeypatch.setattr(matrix_verb, "Session", _Preparing)
+    seconds: list[Result] = []
+    monkeypatch.setattr(_Preparing, "meanwhile", lambda: seconds.append(matrix("--resume", "run01")), False)
+    first = matrix("--resume", "run01")
+    assert (first.exception, len(seconds)) == (None, 1)
+    assert str(seconds[0].exception) == "run run01 is still going on (wait for it, or stop it)"
+    monkeypatch.setattr(_Preparing, "meanwhile", lambda: None, False)
+    assert matrix("--resume", "run01").exception is None
+    with RunStore.open(directory):
+        assert "still going on" in str(matrix("--resume", "run01").exception)
 
 
 def test_a_run_that_goes_on_is_not_emitted() -> None:

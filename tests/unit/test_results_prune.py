@@ -13,7 +13,7 @@ from history_runs import GOOD, STARTED, make_run
 
 from harness import process
 from harness.errors import ExitCode
-from harness.results import Outcome, PrunedRun, RunStore, State, consult, prune_runs
+from harness.results import Outcome, PrunedRun, RunStore, State, consult, owned, prune_runs
 
 DAY = 24 * 3600.0
 
@@ -65,6 +65,13 @@ def test_a_run_that_is_alive_stays(runs: Path) -> None:
     with RunStore.open(runs / "run01"):
         assert [one.path.name for one in prune(runs, keep=1)] == ["run02"]
     assert (runs / "run01" / "vm1" / "console.log").is_file()
+
+
+def test_a_run_that_somebody_is_about_to_go_on_with_stays(runs: Path) -> None:
+    """Its kernels may be built for half an hour before anything is written to it."""
+    with owned(runs / "run01"):
+        assert [one.path.name for one in prune(runs, keep=1)] == ["run02"]
+    assert [one.path.name for one in prune(runs, keep=1)] == ["run01"]
 
 
 def test_what_the_history_does_not_have_stays(runs: Path) -> None:

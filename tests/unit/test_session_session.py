@@ -13,7 +13,7 @@ from plan_jobs import job
 
 from harness.errors import ExitCode, UsageError
 from harness.plan import Plan
-from harness.results import RunStore, State, load, new_run_id
+from harness.results import RunStore, State, is_alive, load, new_run_id, owned
 from harness.session import session
 from harness.session.background import see
 from harness.session.engine import PytestOptions
@@ -92,16 +92,37 @@ def test_lost_coverage_is_accepted_at_the_end(
     assert later.exit_code == (ExitCode.GOOD if finished else ExitCode.CASE_FAILED)
 
 
-def test_an_empty_run_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What pytest chose nothing of leaves nothing to report."""
+@pytest.fixture
+def choosing_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A session of which pytest will choose no case."""
     monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
     plan = Plan(run_id="r", run_dir=str(tmp_path), seed=1, cases=(), jobs=(job(),))
     asked = one_job()
     make_run(tmp_path, 1, {}).rename(asked.run_dir)
     monkeypatch.setattr(asked, "_plan", lambda: plan)
-    monkeypatch.setattr(asked, "_begin", lambda plan: RunStore.open(asked.run_dir))
+    monkeypatch.setattr(asked, "_fill_run_dir", lambda plan: None)
+    monkeypatch.setattr(asked, "_begin", lambda: RunStore.open(asked.run_dir))
     monkeypatch.setattr(asked, "_record_jobs", lambda store: None)
     monkeypatch.setattr(session, "run_pytest", lambda words: pytest.ExitCode.NO_TESTS_COLLECTED)
+    return asked
+
+
+def test_an_empty_run_is_forgotten(choosing_nothing: Session) -> None:
+    """What pytest chose nothing of leaves nothing to report."""
     with pytest.raises(UsageError, match="no case matches what was asked for"):
-        asked.test(PytestOptions(keyword="this or that"), as_json=False)
-    assert not asked.run_dir.exists()
+        choosing_nothing.test(PytestOptions(keyword="this or that"), as_json=False)
+    assert not choosing_nothing.run_dir.exists()
+
+
+def test_a_run_is_ours_all_along(choosing_nothing: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while nobody has its results open, which pytest opens for itself."""
+
+    def look(words: list[str]) -> pytest.ExitCode:
+        assert is_alive(choosing_nothing.run_dir)
+        with pytest.raises(UsageError, match="still going on"), owned(choosing_nothing.run_dir):
+            pass
+        return pytest.ExitCode.NO_TESTS_COLLECTED
+
+    monkeypatch.setattr(session, "run_pytest", look)
+    with pytest.raises(UsageError, match="no case matches what was asked for"):
+        choosing_nothing.test(PytestOptions(), as_json=False)
