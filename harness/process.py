@@ -116,11 +116,14 @@ class Process:
     def stop(self, deadline: Deadline | None = None) -> None:
         """Terminate the group, kill what is left of it at *deadline* (default: STOP_SECONDS)."""
         deadline = deadline or Deadline.after(STOP_SECONDS)
-        if self.status is None:
-            self.signal(signal.SIGTERM)
-            self.wait(deadline)
-        self.signal(signal.SIGKILL)
-        self._popen.wait()
+        try:
+            if self.status is None:
+                self.signal(signal.SIGTERM)
+                self.wait(deadline)
+        finally:
+            # At once, where Ctrl-C ends the waiting.
+            self.signal(signal.SIGKILL)
+            self._popen.wait()
 
 
 def find_tool(name: str, *, path: str | None = None) -> str | None:
@@ -178,11 +181,13 @@ def spawn(
     stderr: int | IO[bytes] | None = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
     whole_group: bool = False,
+    stop_seconds: float | None = None,
 ) -> Iterator[Process]:
     """Run *argv* for the length of the with block; *env* is added to the caller's environment.
 
     The child is killed when we die; with *whole_group* everything that it started is terminated as well.  The
     parent-death signal follows the *thread* that called: spawn from one that lives as long as the child.
+    One that still runs at the end of the block is stopped, within *stop_seconds* (default: STOP_SECONDS).
     Raises InfraError when there is no such program or it cannot be started.
     """
     words = tuple(os.fspath(a) for a in argv)
@@ -205,7 +210,7 @@ def spawn(
     try:
         yield process
     finally:
-        process.stop()
+        process.stop(Deadline.after(stop_seconds) if stop_seconds is not None else None)
         for pipe in (popen.stdout, popen.stderr):
             if pipe is not None:
                 pipe.close()

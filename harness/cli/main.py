@@ -84,7 +84,14 @@ def app() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    # One order to end comes as several signals, to us and to our group; another must not end the orderly end,
+    # which writes the report.  By a handler: children inherit SIG_IGN.
+    signal.signal(signal.SIGTERM, _ignore)
     raise KeyboardInterrupt
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """A handler for what has been heard already."""
 
 
 def _log_to_stderr() -> None:

@@ -15,6 +15,9 @@ from harness.kernel import gittree
 from harness.kernel.series import Patch, apply_series
 from harness.output import emit, tell
 
+_END_SECONDS = 60.0
+"""How long a run that is interrupted has to stop its VMs and to write its report."""
+
 _WORST_FIRST = (ExitCode.INTERRUPTED, ExitCode.CASE_FAILED, ExitCode.USAGE, ExitCode.INFRA, ExitCode.KERNEL)
 
 
@@ -71,7 +74,9 @@ def _meaning(status: int | None) -> ExitCode:
 def _run(words: Sequence[str]) -> int | None:
     sys.stdout.flush()
     argv, env = itself.argv(words), itself.env()
-    with process.spawn(argv, env=env, stdout=None, stderr=None, whole_group=True) as child:
+    with process.spawn(
+        argv, env=env, stdout=None, stderr=None, whole_group=True, stop_seconds=_END_SECONDS
+    ) as child:
         child.wait(Deadline.after(itself.LONGEST_RUN_SECONDS))
         return child.status
 

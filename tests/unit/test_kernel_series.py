@@ -7,13 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from kernel_fake_tree import make_fake_tree
 
-from harness import process
+from harness import itself, process
 from harness.cli import series_runs
+from harness.deadline import Deadline
 from harness.errors import ExitCode, KernelError, UsageError
 from harness.kernel.series import Patch, apply_series
 
@@ -167,6 +170,39 @@ def test_spec() -> None:
     """A patch is a tree like any other."""
     patch = Patch(commit="a" * 40, subject="x")
     assert series_runs.spec_of(Path("/linux"), patch) == f"/linux@{'a' * 40}"
+
+
+ORDERLY = """\
+import signal, sys, time
+from pathlib import Path
+from harness.cli import main
+signal.signal(signal.SIGTERM, main._terminate)
+try:
+    Path(sys.argv[1]).touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+    Path(sys.argv[2]).touch()
+"""
+
+
+def test_a_run_of_a_series_ends_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its VMs to stop and a report to write, which takes longer than other children have."""
+    started, ended = tmp_path / "started", tmp_path / "ended"
+
+    def interrupted(child: process.Process, deadline: Deadline) -> NoReturn:
+        monkeypatch.undo()
+        monkeypatch.setattr(process, "STOP_SECONDS", 0.1)
+        limit = Deadline.after(30)
+        while not started.exists() and not limit.expired:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(itself, "argv", lambda words: [sys.executable, "-c", ORDERLY, started, ended])
+    monkeypatch.setattr(process.Process, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        series_runs._run(["run"])
+    assert ended.exists()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -102,6 +103,20 @@ def test_stop_escalates_to_kill() -> None:
         child.stop(Deadline.after(0.3))
         assert child.status == -signal.SIGKILL
         assert time.monotonic() - began < 5
+
+
+def test_stop_that_is_interrupted_kills_at_once() -> None:
+    """Whoever presses Ctrl-C a second time waits no longer, and leaves nothing behind."""
+    with process.spawn(["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]) as child:
+        time.sleep(0.3)
+        threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                child.stop(Deadline.after(60))
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert child.status == -signal.SIGKILL
 
 
 def test_child_dies_with_a_killed_parent() -> None:
