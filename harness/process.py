@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
+import resource
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -27,6 +31,9 @@ PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
 
 STOP_SECONDS = 5.0
 """How long a child has between SIGTERM and SIGKILL."""
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05
+"""Seconds between two looks at a child that is waited for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,6 +75,8 @@ class Process:
     def __init__(self, popen: subprocess.Popen[bytes], argv: tuple[str, ...], *, kept: bool) -> None:
         self._popen = popen
         self._kept = kept
+        self._reaping = threading.Lock()
+        self._usage: resource.struct_rusage | None = None
         self.argv = argv
 
     @property
@@ -77,9 +86,31 @@ class Process:
     @property
     def status(self) -> int | None:
         """Exit status, negative when a signal ended it; None while it runs."""
-        status = self._popen.poll()
+        status = self._reap()
         # A keeping shell says 128+N where signal N ended the command.
         return 128 - status if self._kept and status is not None and status > 128 else status
+
+    def _reap(self) -> int | None:
+        """The status that it was reaped with; None while it runs.
+
+        Popen would wait(2) without asking what the child has used.
+        """
+        with self._reaping:
+            if self._popen.returncode is None:
+                try:
+                    pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+                except ChildProcessError:
+                    # Reaped by nobody, where our own parent had us ignore SIGCHLD.
+                    return self._popen.poll()
+                if pid:
+                    self._usage = usage
+                    self._popen.returncode = os.waitstatus_to_exitcode(status)
+            return self._popen.returncode
+
+    @property
+    def all_cpu_seconds(self) -> float:
+        """Processor time that it has used, and all that it waited for itself; 0 until it has ended."""
+        return self._usage.ru_utime + self._usage.ru_stime if self._usage else 0.0
 
     @property
     def cpu_seconds(self) -> float | None:
@@ -102,11 +133,11 @@ class Process:
 
     def wait(self, deadline: Deadline) -> int | None:
         """Wait until it ends or *deadline*; return its status, None when it still runs."""
-        try:
-            self._popen.wait(deadline.remaining)
-        except subprocess.TimeoutExpired:
-            return None
-        return self.status
+        pause = _SHORTEST_PAUSE
+        while (status := self.status) is None and not deadline.expired:
+            time.sleep(min(pause, deadline.remaining))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return status
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole group; no error when it is gone."""
@@ -123,7 +154,7 @@ class Process:
         finally:
             # At once, where Ctrl-C ends the waiting.
             self.signal(signal.SIGKILL)
-            self._popen.wait()
+            self.wait(Deadline.after(math.inf))
 
 
 def find_tool(name: str, *, path: str | None = None) -> str | None:

@@ -99,7 +99,7 @@ class MakeResult:
     steps: int
     compiled: int  # C files
     seconds: float
-    cpu_seconds: float
+    cpu_seconds: float  # of make and all that it started
 
 
 def ignore_progress(_progress: BuildProgress) -> None:
@@ -142,7 +142,7 @@ def run_make(
     half-written files, for make removes the target it was at when it is merely stopped.
     Raises BuildError with the first lines that say what is wrong; a full disk is an InfraError.
     """
-    start, start_cpu = _now(), _cpu()
+    start = _now()
     with log.open("ab") as sink, log.open("rb") as source:
         source.seek(0, os.SEEK_END)
         begin = source.tell()
@@ -160,7 +160,10 @@ def run_make(
             source.seek(begin)
             raise _explain(what, source.read().decode(errors="replace"), log, status)
     return MakeResult(
-        steps=meter.steps, compiled=meter.compiled, seconds=_now() - start, cpu_seconds=_cpu() - start_cpu
+        steps=meter.steps,
+        compiled=meter.compiled,
+        seconds=_now() - start,
+        cpu_seconds=child.all_cpu_seconds,
     )
 
 
@@ -221,8 +224,3 @@ def _explain(what: str, output: str, log: Path, status: int | None) -> BuildErro
 
 def _now() -> float:
     return os.times().elapsed
-
-
-def _cpu() -> float:
-    times = os.times()
-    return times.children_user + times.children_system

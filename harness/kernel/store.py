@@ -77,6 +77,13 @@ class Built:
     build_id: str  # GNU build-id, in hex
     build_seconds: float  # what the build took, whenever it was
     build_cpu_seconds: float  # the same in processor time
+    is_new: bool = dataclasses.field(default=False, compare=False)
+    """Whether who asked has built it; otherwise the store had it, or another process was there first."""
+
+    @property
+    def spent_cpu_seconds(self) -> float:
+        """What it cost who asked for it."""
+        return self.build_cpu_seconds if self.is_new else 0.0
 
     @property
     def ticks(self) -> bool:
@@ -271,6 +278,7 @@ def build_kernel(plan: KernelPlan, *, jobs: int, progress: Progress = ignore_pro
     *progress* raises.
     """
     entry = _entry(plan.key)
+    is_new = False
     if not _is_whole(entry):
         busy = f"another process is building the {plan.variant.name} kernel of {plan.tree.label}"
         waiting = _telling(progress)
@@ -278,9 +286,10 @@ def build_kernel(plan: KernelPlan, *, jobs: int, progress: Progress = ignore_pro
             if not _is_whole(entry):
                 with _building(plan.tree, waiting), _writing(entry):
                     _build_entry(plan, entry, jobs=jobs, progress=progress)
+                is_new = True
     built = find_built(plan.key)
     assert built is not None
-    return built
+    return dataclasses.replace(built, is_new=is_new)
 
 
 def find_built(digest: str) -> Built | None:

@@ -234,7 +234,7 @@ class Session:
 
     def _build_now(self, planned: Planned) -> None:
         try:
-            self._build_cpu += planning.build_planned(planned).build_cpu_seconds
+            self._build_cpu += planning.build_planned(planned).spent_cpu_seconds
         except (KernelError, InfraError) as error:
             self.say(f"kernel: {planned.wish.name}: {error}")
             self._planned[planned.wish] = dataclasses.replace(planned, problem=error)
@@ -404,8 +404,9 @@ class Session:
         """Say, from the builder's thread, what became of a kernel; a failure is its jobs' problem."""
         name = plan.variant.name
         if isinstance(came_of_it, Built):
-            self._build_cpu += came_of_it.build_cpu_seconds
-            self.say(f"\nkernel: {name} {came_of_it.release} built in {seconds:.1f} s")
+            self._build_cpu += came_of_it.spent_cpu_seconds
+            how = "built" if came_of_it.is_new else "built by another process, had"
+            self.say(f"\nkernel: {name} {came_of_it.release} {how} in {seconds:.1f} s")
             return
         self.say(f"\nkernel: {name}: {came_of_it}")
         with RunStore.open(self.run_dir) as store:

@@ -128,6 +128,22 @@ def test_nobody_waits_for_ever(source: Path, tmp_path: Path) -> None:
     assert wait_for_kernel(wanted.key, tmp_path).digest == wanted.key
 
 
+def test_what_another_process_built_costs_nothing(source: Path, tmp_path: Path) -> None:
+    """Only who built a kernel is charged for it."""
+    told: Told = queue.Queue()
+    (source / "hook.mk").write_text(
+        "HOOK := i=0; while [ $$i -lt 300000 ]; do i=$$((i+1)); done\n", encoding="utf-8"
+    )
+    wanted = plan(source)
+    for is_new in (True, False):
+        with builder(told, tmp_path, wanted):
+            _, built = told.get(timeout=30)
+        assert isinstance(built, Built)
+        assert built.is_new is is_new
+        assert built.build_cpu_seconds > 0
+        assert built.spent_cpu_seconds == (built.build_cpu_seconds if is_new else 0)
+
+
 @pytest.mark.parametrize("held", ["kernel", "source"])
 def test_end_of_the_block_stops_waiting_for_another_builder(source: Path, tmp_path: Path, held: str) -> None:
     """Another process may be half an hour at the kernel that nobody here waits for any more."""

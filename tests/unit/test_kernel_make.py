@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from harness import process
 from harness.errors import BuildError, InfraError
 from harness.kernel.make import BuildProgress, first_errors, run_make
 
@@ -53,6 +55,26 @@ def test_steps_are_counted(tmp_path: Path) -> None:
     )
     assert (made.steps, made.compiled) == (4, 2)
     assert (seen[-1].done, seen[-1].total) == (4, 8)
+
+
+def test_only_makes_own_processor_time_counts(tmp_path: Path) -> None:
+    """A QEMU that ends while a kernel is built has nothing to do with what the kernel cost."""
+    burn = f"{sys.executable} -c 'import time\nwhile time.process_time() < {{}}: pass'"
+    (tmp_path / "burn.sh").write_text(burn.format(0.5), encoding="utf-8")
+    another = iter([burn.format(1.0)])
+
+    def run_another(_: BuildProgress) -> None:
+        for command in another:
+            process.run(["sh", "-c", command])
+
+    made = run_make(
+        makefile(tmp_path, "\t@sh burn.sh\n"),
+        [],
+        tmp_path / "log",
+        what="x",
+        progress=run_another,
+    )
+    assert 0.5 <= made.cpu_seconds < 1.0
 
 
 def test_callers_variables_do_not_get_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

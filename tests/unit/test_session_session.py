@@ -12,11 +12,13 @@ from history_runs import GOOD, make_run
 from plan_jobs import job
 
 from harness.errors import ExitCode, UsageError
+from harness.kernel.store import Built
 from harness.plan import Plan
 from harness.results import RunStore, State, is_alive, load, new_run_id, owned
-from harness.session import session
+from harness.session import planning, session
 from harness.session.background import see
 from harness.session.engine import PytestOptions
+from harness.session.planning import Planned
 from harness.session.session import Session
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish
 from harness.suites.keyword import check_choice, check_keyword
@@ -33,6 +35,28 @@ def test_a_session_is_named_like_every_run(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("secrets.token_hex", lambda size: "ab" * size)
     asked = one_job()
     assert asked.run_id == new_run_id(asked._started)
+
+
+@pytest.mark.parametrize(("is_new", "seconds"), [(True, 70.0), (False, 0.0)])
+def test_a_run_is_charged_for_what_it_built(
+    is_new: bool, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And for no kernel that another process built meanwhile."""
+    built = Built(
+        digest="d",
+        release="7.3.4",
+        vmlinux=Path("vmlinux"),
+        config=Path("config"),
+        modules_dir=None,
+        build_id="b",
+        build_seconds=40.0,
+        build_cpu_seconds=70.0,
+        is_new=is_new,
+    )
+    monkeypatch.setattr(planning, "build_planned", lambda planned: built)
+    asked = one_job()
+    asked._build_now(Planned(wish=asked._kernels[0], tree=None))
+    assert asked._build_cpu == seconds
 
 
 def test_an_interrupted_collection_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
