@@ -36,6 +36,9 @@ _SHARED = Path("/tmp")
 
 _POLL_SECONDS = 0.2
 
+_SETTLING_SECONDS = 30.0
+"""How long after it was let in a VM may yet touch memory that MemAvailable still counts."""
+
 _log = logging.getLogger("harness.admission")
 
 
@@ -95,49 +98,82 @@ def _make_safely(directory: Path) -> None:
 
 
 class _Ticket:
-    """A file NUMBER.MIB.STATE; the lowest number is the oldest."""
+    """A file NUMBER.MIB.STATE; the lowest number is the oldest.  Inside, its time is when it came in."""
 
-    def __init__(self, directory: Path, path: Path, memory_mib: int) -> None:
+    def __init__(self, directory: Path, memory_mib: int) -> None:
         self._directory = directory
         self._memory_mib = memory_mib
-        self.path = path
+        self._path = directory / f"{time.time_ns()}-{os.getpid()}.{memory_mib}.waits"
+        self._handle = -1
 
     def enter(self) -> bool:
-        """Whether there is room for it, and nobody waits longer; it is inside then."""
-        with _locked(self._directory):
-            inside, waiting = _living(self._directory)
-            if waiting[0] != self.path.name or (inside and not _is_room(inside, self._memory_mib)):
-                return False
-            self.path = self.path.rename(self.path.with_suffix(".in"))
-            return True
+        """Whether there is room for it, and nobody waits longer; it is inside then.  Raises InfraError."""
+        try:
+            _make_safely(self._directory)
+            # Where the directory goes under our hands it is made anew the next time.
+            with contextlib.suppress(FileNotFoundError), _locked(self._directory):
+                return self._enter()
+        except OSError as error:
+            raise InfraError(f"cannot keep count of VMs in {self._directory}: {error.strerror}") from error
+        return False
+
+    def _enter(self) -> bool:
+        if not self._path.exists():
+            # New, or removed by somebody who cleans up /tmp while we wait.
+            self._write()
+        inside, waiting = _living(self._directory)
+        if waiting[:1] != [self._path] or (inside and not _is_room(inside, self._memory_mib)):
+            return False
+        os.utime(self._path)
+        self._path = self._path.rename(self._path.with_suffix(".in"))
+        return True
+
+    def _write(self) -> None:
+        self._close()
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._handle, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        """Give its room back."""
+        # Before the lock goes, so that nobody finds it without a holder; one that stays is a dead one's.
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        self._close()
+
+    def _close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
 
 
-def _is_room(inside: list[str], memory_mib: int) -> bool:
-    taken = sum(int(name.split(".")[1]) for name in inside)
+def _is_room(inside: list[Path], memory_mib: int) -> bool:
+    untouched = sum(_promised_mib(path) for path in inside if _is_settling(path))
     return (
         len(inside) < most_vms()
-        and taken + memory_mib <= total_mib() - RESERVE_MIB
-        and memory_mib <= available_mib()
+        and sum(map(_promised_mib, inside)) + memory_mib <= total_mib() - RESERVE_MIB
+        and memory_mib <= available_mib() - untouched
     )
+
+
+def _promised_mib(ticket: Path) -> int:
+    return int(ticket.name.split(".")[1])
+
+
+def _is_settling(ticket: Path) -> bool:
+    """Whether it was let in just now; not when the clock was put back since, nor when it left meanwhile."""
+    try:
+        return 0 <= time.time() - ticket.stat().st_mtime < _SETTLING_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
 def _ticket(memory_mib: int) -> Iterator[_Ticket]:
-    directory = _directory()
-    with contextlib.ExitStack() as stack:
-        try:
-            _make_safely(directory)
-            path = directory / f"{time.time_ns()}-{os.getpid()}.{memory_mib}.waits"
-            with _locked(directory):
-                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                stack.callback(os.close, handle)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            raise InfraError(f"cannot keep count of VMs in {directory}: {error.strerror}") from error
-        ticket = _Ticket(directory, path, memory_mib)
-        # Removed before the lock goes, so that nobody finds it without a holder.
-        stack.callback(lambda: ticket.path.unlink(missing_ok=True))
+    ticket = _Ticket(_directory(), memory_mib)
+    try:
         yield ticket
+    finally:
+        ticket.remove()
 
 
 @contextlib.contextmanager
@@ -150,13 +186,13 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _living(directory: Path) -> tuple[list[str], list[str]]:
-    """The names of the tickets that are inside and that wait, oldest first; a dead holder's is removed."""
-    names: dict[str, list[str]] = {".in": [], ".waits": []}
+def _living(directory: Path) -> tuple[list[Path], list[Path]]:
+    """The tickets that are inside and that wait, oldest first; a dead holder's is removed."""
+    found: dict[str, list[Path]] = {".in": [], ".waits": []}
     for path in sorted(directory.iterdir(), key=lambda path: path.name):
-        if path.suffix in names and _is_held(path):
-            names[path.suffix].append(path.name)
-    return names[".in"], names[".waits"]
+        if path.suffix in found and _is_held(path):
+            found[path.suffix].append(path)
+    return found[".in"], found[".waits"]
 
 
 def _is_held(path: Path) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -70,6 +71,53 @@ def test_memory_counts(tmp_path: Path) -> None:
     for visit in visits:
         visit.join(30)
     assert _most_at_once(log) == 1
+
+
+def test_memory_that_is_promised_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that come at once both see what is available before either has touched any of it."""
+    monkeypatch.setattr(admission, "available_mib", lambda: 3 * 1024)
+    log = tmp_path / "log"
+    visits = [FORK.Process(target=_visit, args=(log, str(n), 2048, 0.5)) for n in range(2)]
+    for visit in visits:
+        visit.start()
+    for visit in visits:
+        visit.join(30)
+    assert _most_at_once(log) == 1
+
+
+def test_memory_that_is_touched_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a VM has had time to touch is missing from what is available already."""
+    monkeypatch.setattr(admission, "available_mib", lambda: 3 * 1024)
+    with admitted(2048):
+        later = time.time() + 60
+        monkeypatch.setattr("time.time", lambda: later)
+        with admitted(2048):
+            pass
+
+
+def test_tickets_that_somebody_removes_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clean-up of /tmp costs nobody who waits his VM."""
+    monkeypatch.setenv("VFIO_HARNESS_VMS", "1")
+    log = tmp_path / "log"
+    with admitted(1024):
+        visits = [FORK.Process(target=_visit, args=(log, str(n), 1024, 0.05)) for n in range(2)]
+        for visit in visits:
+            visit.start()
+        _wait_for_tickets(tmp_path, 3)
+        (tmp_path / "tickets").rename(tmp_path / "removed")
+        for visit in visits:
+            visit.join(30)
+    assert [visit.exitcode for visit in visits] == [0, 0]
+    assert _most_at_once(log) == 1
+
+
+def test_trouble_while_waiting_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(directory: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(admission, "_living", broken)
+    with pytest.raises(InfraError, match=r"cannot keep count of VMs in .*: Input/output error"):
+        admitted(1024).__enter__()
 
 
 def test_big_one_is_not_overtaken(tmp_path: Path) -> None:
