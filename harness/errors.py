@@ -11,6 +11,7 @@ HarnessError
  └── KernelError        4  the kernel's side: nothing could be tested
       ├── BuildError    4  the compiler or the linker refused
       ├── BootCrash     4  the kernel died before a guest answered
+      ├── NotRefused    4  this tree lets through what its Kconfig must refuse
       └── NotApplicable 4  this tree cannot express what the variant wants
 
 Library code raises these; only harness.cli prints them.  This module imports nothing of the harness.
@@ -112,6 +113,10 @@ class BootCrash(KernelError):
     def __init__(self, message: str, *, splat: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.splat = splat
+
+
+class NotRefused(KernelError):
+    """The tree grants a blocked variant what its Kconfig must refuse: a promise that is broken."""
 
 
 class NotApplicable(KernelError):

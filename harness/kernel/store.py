@@ -227,7 +227,7 @@ def _write_whole(path: Path, text: str) -> None:
 def prove_blocked(tree: KernelTree, variant: Variant) -> BlockedProof:
     """Prove by olddefconfig alone that the tree refuses no-IOMMU mode in a *blocked* variant.
 
-    Raises NotApplicable when it does not, or when this tree's rules are other ones.
+    Raises NotRefused when it does not, NotApplicable when this tree's rules are other ones.
     """
     assert variant.blocked, variant.name
     plan = plan_kernel(tree, variant)

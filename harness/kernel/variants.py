@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness import paths, yamlfile
-from harness.errors import NotApplicable, UsageError, nearest
+from harness.errors import NotApplicable, NotRefused, UsageError, nearest
 from harness.kernel.kconfig import Fragment, ResolvedConfig, Setting, find_fragment, merge
 from harness.kernel.symbols import KconfigFiles
 
@@ -173,7 +173,8 @@ def _read_addon(name: str, section: yamlfile.Section) -> Addon:
 
 def find_dialect(symbols: KconfigFiles) -> Dialect:
     """How the tree behind *symbols* spells no-IOMMU mode."""
-    if symbols.defines("VFIO_CDEV_NOIOMMU"):
+    # One of the two is enough: in the middle of that series the other one is still to come.
+    if symbols.defines("VFIO_CDEV_NOIOMMU") or symbols.defines("VFIO_GROUP_NOIOMMU"):
         return Dialect.SPLIT
     if symbols.defines("IOMMUFD_NOIOMMU"):
         return Dialect.MERGED
@@ -237,7 +238,7 @@ def plan_config(
         settings={s: setting for s, setting in settings.items() if symbols.defines(s)},
         expected=expected,
         undefined=tuple(undefined),
-        blocked=_noiommu_symbols(variant.wants, dialect) if variant.blocked else (),
+        blocked=_blocked_symbols(variant, dialect),
     )
 
 
@@ -266,7 +267,10 @@ def _require_applicable(
             f"(no CONFIG_IOMMUFD_NOIOMMU in drivers/iommu/iommufd/Kconfig)",
             hint=f"the variant {instead!r} works here" if instead else None,
         )
-    if variant.blocked and not symbols.depends_on(_group_symbol(dialect)) & {"VFIO_CONTAINER"}:
+    if not variant.blocked or dialect is Dialect.MERGED:
+        # What came with the rule keeps it: a tree of that dialect without it has broken its promise.
+        return
+    if not symbols.depends_on(_group_symbol(dialect)) & {"VFIO_CONTAINER"}:
         raise NotApplicable(
             f"the variant {variant.name!r} says nothing about this tree: "
             f"its CONFIG_{_group_symbol(dialect)} does not depend on a container"
@@ -307,8 +311,16 @@ def _noiommu_symbols(wants: Capabilities, dialect: Dialect) -> tuple[str, ...]:
     return ("VFIO_NOIOMMU", *hidden)
 
 
+def _blocked_symbols(variant: Variant, dialect: Dialect) -> tuple[str, ...]:
+    """The symbols that Kconfig must refuse: the group's, which is both paths' where there is but one."""
+    if not variant.blocked:
+        return ()
+    return (_group_symbol(dialect),) if dialect is Dialect.SPLIT else _noiommu_symbols(variant.wants, dialect)
+
+
 def _expectations(variant: Variant, dialect: Dialect) -> dict[str, str]:
-    on = () if variant.blocked else _noiommu_symbols(variant.wants, dialect)
+    refused = _blocked_symbols(variant, dialect)
+    on = (symbol for symbol in _noiommu_symbols(variant.wants, dialect) if symbol not in refused)
     expected = {symbol: "n" for symbol in (*variant.absent, *NOIOMMU_SYMBOLS)}
     expected |= {symbol: "m" for symbol in variant.m}
     return expected | {symbol: "y" for symbol in (*variant.y, *on)}
@@ -317,18 +329,20 @@ def _expectations(variant: Variant, dialect: Dialect) -> dict[str, str]:
 def prove(plan: ConfigPlan, config: ResolvedConfig, symbols: KconfigFiles) -> None:
     """Check that every symbol came out as promised and as asked; NotApplicable says which did not and why.
 
-    A blocked variant asks for what it must not get, so those symbols are judged by the promise alone.
+    A blocked variant asks for what it must not get, so those symbols are judged by the promise alone, and
+    NotRefused says which it got.
     """
     asked = {s: x.value for s, x in plan.settings.items() if s not in plan.blocked}
     missed = [(s, value) for s, value in {**asked, **plan.expected}.items() if config.get(s) != value]
     if not missed:
         return
+    granted = all(symbol in plan.blocked for symbol, _ in missed)
     missed.sort(key=lambda miss: miss[0] not in plan.expected)
     reasons = [symbols.explain_miss(symbol, value, config) for symbol, value in missed[:3]]
     symbol, value = missed[0]
     place = f" (asked at {plan.settings[symbol].where})" if symbol in plan.settings else ""
     more = f"; {len(missed) - 3} more symbols differ" if len(missed) > 3 else ""
-    raise NotApplicable(
+    raise (NotRefused if granted else NotApplicable)(
         f"the variant {plan.variant.name!r} does not come out in this tree: "
         f"CONFIG_{symbol} must be {value}{place} but {'; '.join(reasons)}{more}"
     )

@@ -16,7 +16,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness import paths
-from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
+from harness.errors import (
+    ExitCode,
+    HarnessError,
+    InfraError,
+    KernelError,
+    NotApplicable,
+    NotRefused,
+    UsageError,
+)
 from harness.kernel.kconfig import Fragment, read_fragment
 from harness.kernel.selftests import failures, list_programs, sources
 from harness.kernel.store import (
@@ -278,9 +286,9 @@ def plan_wished_kernel(
     raised: neither is about other kernels.
     """
     variant = wished_variant(wish.variant)
-    if variant.blocked:
-        return Planned(wish=wish, tree=tree, proof=_proof(tree, variant))
     try:
+        if variant.blocked:
+            return Planned(wish=wish, tree=tree, proof=_proof(tree, variant))
         plan = plan_kernel(tree, variant, wish.addons, read_configs(wish.configs))
         selftests = None
         uncounted = with_selftests and not build and not has_selftests(plan)
@@ -326,7 +334,7 @@ def _proof(tree: KernelTree, variant: Variant) -> Result:
     address = Address(suite=KCONFIG_SUITE, program=variant.name, case="noiommu_is_refused")
     try:
         proof = prove_blocked(tree, variant)
-    except NotApplicable as error:
+    except NotRefused as error:
         return Result(address=address, job=variant.name, outcome=Outcome.FAIL, reason=str(error))
     asked = ", ".join(proof.asked)
     return Result(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import paths
-from harness.errors import NotApplicable, UsageError
+from harness.errors import NotApplicable, NotRefused, UsageError
 from harness.kernel.kconfig import ResolvedConfig, find_fragment, read_fragment
 from harness.kernel.symbols import KconfigFiles
 from harness.kernel.variants import ConfigPlan, Dialect, find_dialect, load_catalogue, plan_config, prove
@@ -38,6 +38,8 @@ config VFIO_CDEV_NOIOMMU
 config IOMMUFD_NOIOMMU
 	bool "iommufd no-IOMMU"
 """
+RULE = "depends on VFIO_CONTAINER || IOMMUFD_VFIO_CONTAINER"
+SPLIT_WITH_RULE = SPLIT.replace("depends on VFIO_GROUP\n", f"depends on VFIO_GROUP\n\t{RULE}\n")
 GROUP_ONLY = """
 config VFIO_NOIOMMU
 	bool "no-IOMMU"
@@ -103,6 +105,19 @@ def test_dialect_is_read_from_the_files(tmp_path: Path, text: str, dialect: Dial
     assert find_dialect(symbols_of(tmp_path, text)) is dialect
 
 
+@pytest.mark.parametrize(
+    ("kept", "works", "lacks"),
+    [("VFIO_GROUP_NOIOMMU", "group", "cdev"), ("VFIO_CDEV_NOIOMMU", "cdev", "group")],
+)
+def test_split_dialect_half_way_through_its_series(tmp_path: Path, kept: str, works: str, lacks: str) -> None:
+    """A commit with one of the two symbols has that path, and says which symbol the other one wants."""
+    other = {"VFIO_GROUP_NOIOMMU": "VFIO_CDEV_NOIOMMU", "VFIO_CDEV_NOIOMMU": "VFIO_GROUP_NOIOMMU"}[kept]
+    catalogue, symbols = load_catalogue(), symbols_of(tmp_path, SPLIT.replace(f"config {other}", "config X"))
+    assert kept in plan_config(catalogue, catalogue.variant(works), symbols).settings
+    with pytest.raises(NotApplicable, match=f"defines no CONFIG_{other}"):
+        plan_config(catalogue, catalogue.variant(lacks), symbols)
+
+
 def test_merged_dialect_asks_for_one_symbol_and_expects_the_hidden_one(tmp_path: Path) -> None:
     """7.3: VFIO_NOIOMMU is asked for, IOMMUFD_NOIOMMU must follow with the cdev and must not without."""
     catalogue, symbols = load_catalogue(), symbols_of(tmp_path, MERGED)
@@ -161,15 +176,47 @@ def test_blocked_variant_must_not_get_what_it_asks(tmp_path: Path) -> None:
     assert noiommu_settings(plan) == {"VFIO_NOIOMMU": "y"}
     assert "noiommu" not in plan.features
     prove(plan, outcome(plan), symbols)
-    with pytest.raises(NotApplicable, match="CONFIG_VFIO_NOIOMMU must be n"):
+    with pytest.raises(NotRefused, match="CONFIG_VFIO_NOIOMMU must be n"):
         prove(plan, outcome(plan, VFIO_NOIOMMU="y"), symbols)
+
+
+def test_blocked_variant_that_lost_its_rule(tmp_path: Path) -> None:
+    """7.3 without the dependency on a container is judged by what comes out, not taken for an older tree."""
+    without = MERGED.replace("depends on !VFIO_GROUP || VFIO_CONTAINER || IOMMUFD_VFIO_CONTAINER", "")
+    catalogue, symbols = load_catalogue(), symbols_of(tmp_path, without)
+    plan = plan_config(catalogue, catalogue.variant("blocked-group"), symbols)
+    with pytest.raises(NotRefused):
+        prove(plan, outcome(plan, VFIO_NOIOMMU="y"), symbols)
+
+
+def test_blocked_variant_with_a_container_after_all(tmp_path: Path) -> None:
+    """No-IOMMU mode beside a container that came out against the wish says nothing of the promise."""
+    catalogue, symbols = load_catalogue(), symbols_of(tmp_path, MERGED)
+    plan = plan_config(catalogue, catalogue.variant("blocked-group"), symbols)
+    with pytest.raises(NotApplicable, match="CONFIG_VFIO_CONTAINER must be n"):
+        prove(plan, outcome(plan, VFIO_NOIOMMU="y", VFIO_CONTAINER="y"), symbols)
+
+
+def test_split_dialect_blocks_the_group_alone(tmp_path: Path) -> None:
+    """v5: a container is the group's affair, so the cdev's symbols come out without one."""
+    catalogue, symbols = load_catalogue(), symbols_of(tmp_path, SPLIT_WITH_RULE)
+    plan = plan_config(catalogue, catalogue.variant("blocked-group-cdev"), symbols)
+    assert plan.blocked == ("VFIO_GROUP_NOIOMMU",)
+    assert plan.expected["VFIO_CDEV_NOIOMMU"] == plan.expected["IOMMUFD_NOIOMMU"] == "y"
+    prove(plan, outcome(plan), symbols)
+    with pytest.raises(NotRefused, match="CONFIG_VFIO_GROUP_NOIOMMU must be n"):
+        prove(plan, outcome(plan, VFIO_GROUP_NOIOMMU="y"), symbols)
 
 
 def test_blocked_variant_needs_a_container_rule(tmp_path: Path) -> None:
     """Where no-IOMMU mode does not depend on a container, its absence blocks nothing."""
     catalogue = load_catalogue()
-    with pytest.raises(NotApplicable, match="does not depend on a container"):
-        plan_config(catalogue, catalogue.variant("blocked-group"), symbols_of(tmp_path, GROUP_ONLY))
+    for number, text in enumerate((GROUP_ONLY, SPLIT)):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(NotApplicable, match="does not depend on a container"):
+            plan_config(
+                catalogue, catalogue.variant("blocked-group"), symbols_of(tmp_path / str(number), text)
+            )
 
 
 def test_missed_promise_is_explained(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 from kernel_fake_tree import make_fake_tree
 
 from harness import paths
+from harness.errors import NotApplicable
 from harness.kernel.trees import open_tree
 from harness.machine.topology import SHIPPED
+from harness.results import Outcome
 from harness.session.planning import config_in_results, plan_wished_kernel, topology_in_results
 from harness.session.wishes import KernelWish
 
@@ -38,6 +40,29 @@ def test_plan_that_is_only_shown_starts_no_compiler(tmp_path: Path, monkeypatch:
     assert planned.uncounted
     assert planned.selftests is None
     assert not planned.is_built
+
+
+@needs_make
+@pytest.mark.parametrize("ruled", [True, False])
+def test_blocked_variant_fails_only_where_there_is_a_rule(
+    ruled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7.3's symbol without a container is a promise broken; in an older tree it is how things are."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    source = make_fake_tree(tmp_path / "linux")
+    if not ruled:
+        kconfig = source / "Kconfig"
+        kconfig.write_text(kconfig.read_text().replace("IOMMUFD_NOIOMMU", "SOMETHING_ELSE"))
+    wish = KernelWish(tree=str(source), variant="blocked-group")
+    planned = plan_wished_kernel(open_tree(str(source)), wish, with_selftests=False)
+    if ruled:
+        assert planned.proof is not None
+        assert planned.proof.outcome is Outcome.FAIL
+        assert "CONFIG_VFIO_NOIOMMU must be n" in planned.proof.reason
+    else:
+        assert planned.proof is None
+        assert isinstance(planned.problem, NotApplicable)
+        assert not planned.record("edu", None).applicable
 
 
 def test_a_topology_of_the_same_name_has_a_series_of_its_own(tmp_path: Path) -> None:
