@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 
 from guest.case import PROBES, Case
-from harness.suites.known import shipped_issues
+from harness.suites.known import KnownIssue, shipped_issues
 from harness.suites.probes import SUITE, probe_cases
 
 _HEAD = """\
@@ -38,10 +38,16 @@ def _module(name: str, cases: Sequence[Case]) -> str:
 
 def _row(case: Case) -> str:
     known = "".join(
-        f" **Known issue on {issue.kernels}**: {issue.reason} ([evidence](../{issue.evidence}))."
+        f" **Known issue on {issue.kernels}**: {issue.reason} ({_evidence(issue)})."
         for issue in shipped_issues()
         if issue.case == f"{SUITE}/{case.address}"
     )
     needs = ", ".join(f"`{need}`" for need in case.needs) or "nothing"
     cells = (f"`{case.name}`", case.promise + known, needs, case.cites)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _evidence(issue: KnownIssue) -> str:
+    """A link to what is a file of this project, and to a report elsewhere; a place in a kernel as it is."""
+    ours = f"[evidence](../{issue.evidence})" if issue.evidence.startswith("docs/") else issue.evidence
+    return f"{ours}; [report]({issue.link})" if issue.link else ours

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from harness.suites.listing import markdown
@@ -20,3 +21,10 @@ def test_every_case_is_in_it_once() -> None:
     text = markdown()
     for case in probe_cases():
         assert text.count(f"| `{case.name}` | {case.promise}") == 1, case.address
+
+
+def test_every_link_leads_somewhere() -> None:
+    """Evidence is a file of this project or a place in a kernel's source; only the former can be followed."""
+    links = re.findall(r"\]\((?!https://)([^)]*)\)", markdown())
+    assert links
+    assert [link for link in links if not (CATALOGUE.parent / link).is_file()] == []
