@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,11 +29,8 @@ from harness.output import emit, tell, tolerant_stdout
 from harness.plan import PLAN_FILE, Job, Plan
 from harness.results import (
     KCONFIG_SUITE,
-    Address,
     Inputs,
     JobRecord,
-    Outcome,
-    Result,
     Run,
     RunInfo,
     RunStore,
@@ -45,6 +42,7 @@ from harness.results import (
 )
 from harness.session import outputs, planning
 from harness.session.background import check_history, see
+from harness.session.compiled import Asked, compile_results
 from harness.session.engine import PytestOptions, run_pytest
 from harness.session.expected import expected_seconds
 from harness.session.identity import identity
@@ -60,7 +58,7 @@ from harness.suites.catalogue import (
     to_do,
 )
 from harness.suites.keyword import check_choice, check_keyword
-from harness.suites.known import OWN_FILE
+from harness.suites.known import OWN_FILE, issues_of
 
 
 class Session:
@@ -489,6 +487,7 @@ class Session:
         return f"{planned.tree_label} {planned.wish.name}" if several else planned.wish.name
 
     def _record_jobs(self, store: RunStore) -> None:
+        issues = issues_of(self.run_dir)
         for planned in self._planned.values():
             if planned.proof is not None:
                 record = planned.record("", None, suites=(KCONFIG_SUITE,))
@@ -500,7 +499,8 @@ class Session:
                 job = self._jobs.get(wish) or self._failed.get(wish)
                 record = self._record(wish, job)
                 store.add_job(record)
-                store.add(*_uncompiled(record.name, wish, planned))
+                asked = Asked(cases=self._conduct.cases, keyword=self._keyword)
+                store.add(*compile_results(record.name, wish, planned, issues, asked))
 
     def _report(self, as_json: bool) -> int:
         account(self.run_dir, self._build_cpu)
@@ -523,14 +523,6 @@ class Session:
         with RunStore.open(self.run_dir) as store:
             store.accept(self._accept)
             return store.read()
-
-
-def _uncompiled(job: str, wish: JobWish, planned: Planned) -> Iterator[Result]:
-    """The results of the suites of *wish* that do not compile, whose programs nobody can run."""
-    for suite in wish.suites:
-        if suite in planned.broken_suites:
-            address = Address(suite=suite, program="build", case="compiles")
-            yield Result(address=address, job=job, outcome=Outcome.ERROR, reason=planned.broken_suites[suite])
 
 
 _RAN = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)

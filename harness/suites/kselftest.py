@@ -23,6 +23,10 @@ _DEFAULT_SECONDS = 45
 """What kselftest's own runner allows a program (tools/testing/selftests/kselftest/runner.sh)."""
 
 
+COMPILES = "build/compiles"
+"""The case of a suite whose programs do not compile in a tree: they cannot be run, nor counted."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A device a program can be aimed at."""

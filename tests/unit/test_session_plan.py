@@ -13,11 +13,10 @@ from plan_jobs import job
 
 from harness.errors import InfraError, SourceError, UsageError
 from harness.plan import Plan
-from harness.results import Outcome
 from harness.session import outputs, planning
 from harness.session.plan_table import PlannedKernel, plan_as_json, plan_of_job
 from harness.session.planning import Planned
-from harness.session.session import Session, _uncompiled
+from harness.session.session import Session
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes, save_wishes
 from harness.suites.catalogue import work_of
 
@@ -110,17 +109,6 @@ def test_full_disk_is_told_before_anything_slow(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(outputs, "free_mib", lambda _: 3)
     with pytest.raises(InfraError, match="only 3 MiB are free"):
         outputs.check_outputs(tmp_path, None)
-
-
-def test_suite_that_does_not_compile_is_in_the_results(tmp_path: Path) -> None:
-    """Where it was asked for; the probes run all the same."""
-    (tmp_path / "vfio.failed").write_text("x.c:36: error: calloc_assert", encoding="utf-8")
-    asked = dataclasses.replace(wish(None), suites=("probes", "kselftest:vfio"))
-    planned = Planned(wish=asked.kernel, tree=None, selftests=tmp_path)
-    (found,) = _uncompiled("j", asked, planned)
-    assert (str(found.address), found.outcome) == ("kselftest:vfio/build/compiles", Outcome.ERROR)
-    assert "calloc_assert" in found.reason
-    assert not list(_uncompiled("j", dataclasses.replace(asked, suites=("probes",)), planned))
 
 
 def test_plan_for_other_programs() -> None:
