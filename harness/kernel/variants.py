@@ -30,6 +30,13 @@ class Container(enum.Enum):
     NONE = "none"
 
 
+class Access(enum.Enum):
+    """A way to a device that has a no-IOMMU mode."""
+
+    GROUP = "group"
+    CDEV = "cdev"
+
+
 class Dialect(enum.Enum):
     """How a tree spells no-IOMMU mode."""
 
@@ -48,10 +55,16 @@ class Capabilities:
     cdev: bool
     container: Container
     modular: bool = False
+    noiommu_only: Access | None = None
+    """The path that no-IOMMU mode is kept to; None: it is for every path there is."""
+
+    @property
+    def noiommu_group(self) -> bool:
+        return self.noiommu and self.group and self.noiommu_only is not Access.CDEV
 
     @property
     def noiommu_cdev(self) -> bool:
-        return self.noiommu and self.cdev
+        return self.noiommu and self.cdev and self.noiommu_only is not Access.GROUP
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +87,8 @@ class Variant:
         active = wants.noiommu and not self.blocked
         flags = {
             "noiommu": active,
-            "noiommu-group": active and wants.group,
-            "noiommu-cdev": active and wants.cdev,
+            "noiommu-group": active and wants.noiommu_group,
+            "noiommu-cdev": active and wants.noiommu_cdev,
             "group": wants.group,
             "cdev": wants.cdev,
             "container": wants.container is Container.NATIVE,
@@ -132,18 +145,16 @@ def load_catalogue(directory: Path | None = None) -> Catalogue:
 
 def _read_variant(name: str, section: yamlfile.Section) -> Variant:
     wants = section.section("wants")
-    kind = wants.text("container")
-    if kind not in [container.value for container in Container]:
-        raise UsageError(
-            f"{wants.where('container')}: {name!r} cannot want the container {kind!r}",
-            hint=nearest(kind, [container.value for container in Container]),
-        )
+    kind = _one_of(name, wants, "container", Container)
     capabilities = Capabilities(
         noiommu=wants.flag("noiommu"),
         group=wants.flag("group"),
         cdev=wants.flag("cdev"),
         container=Container(kind),
         modular=wants.flag("modular", default=False),
+        noiommu_only=Access(_one_of(name, wants, "noiommu_only", Access))
+        if "noiommu_only" in wants
+        else None,
     )
     wants.done()
     variant = Variant(
@@ -158,6 +169,16 @@ def _read_variant(name: str, section: yamlfile.Section) -> Variant:
     )
     section.done()
     return variant
+
+
+def _one_of(name: str, wants: yamlfile.Section, key: str, kinds: type[enum.Enum]) -> str:
+    """The text at *key*, which must be the value of one of *kinds*."""
+    word, known = wants.text(key), [kind.value for kind in kinds]
+    if word not in known:
+        raise UsageError(
+            f"{wants.where(key)}: {name!r} cannot want the {key} {word!r}", hint=nearest(word, known)
+        )
+    return word
 
 
 def _read_addon(name: str, section: yamlfile.Section) -> Addon:
@@ -267,6 +288,11 @@ def _require_applicable(
             f"(no CONFIG_IOMMUFD_NOIOMMU in drivers/iommu/iommufd/Kconfig)",
             hint=f"the variant {instead!r} works here" if instead else None,
         )
+    if wants.noiommu_only is not None and dialect is Dialect.MERGED:
+        raise NotApplicable(
+            f"this tree cannot express the variant {variant.name!r}: "
+            f"its CONFIG_VFIO_NOIOMMU is for the group and the cdev alike"
+        )
     if not variant.blocked or dialect is Dialect.MERGED:
         # What came with the rule keeps it: a tree of that dialect without it has broken its promise.
         return
@@ -297,7 +323,7 @@ def _noiommu_fragments(wants: Capabilities, dialect: Dialect) -> list[str]:
         return ["no-noiommu"]
     if dialect is not Dialect.SPLIT:
         return ["noiommu"]
-    return ["noiommu-group"] * wants.group + ["noiommu-cdev"] * wants.cdev
+    return ["noiommu-group"] * wants.noiommu_group + ["noiommu-cdev"] * wants.noiommu_cdev
 
 
 def _noiommu_symbols(wants: Capabilities, dialect: Dialect) -> tuple[str, ...]:
@@ -305,9 +331,9 @@ def _noiommu_symbols(wants: Capabilities, dialect: Dialect) -> tuple[str, ...]:
     if not wants.noiommu:
         return ()
     if dialect is Dialect.SPLIT:
-        cdev = ("VFIO_CDEV_NOIOMMU", "IOMMUFD_NOIOMMU") if wants.cdev else ()
-        return (("VFIO_GROUP_NOIOMMU",) if wants.group else ()) + cdev
-    hidden = ("IOMMUFD_NOIOMMU",) if dialect is Dialect.MERGED and wants.cdev else ()
+        cdev = ("VFIO_CDEV_NOIOMMU", "IOMMUFD_NOIOMMU") if wants.noiommu_cdev else ()
+        return (("VFIO_GROUP_NOIOMMU",) if wants.noiommu_group else ()) + cdev
+    hidden = ("IOMMUFD_NOIOMMU",) if dialect is Dialect.MERGED and wants.noiommu_cdev else ()
     return ("VFIO_NOIOMMU", *hidden)
 
 

@@ -14,6 +14,7 @@ from harness.kernel.variants import Dialect, find_dialect, load_catalogue
 pytestmark = pytest.mark.integration
 
 CATALOGUE = load_catalogue()
+ALONE = [variant.name for variant in CATALOGUE.variants.values() if variant.wants.noiommu_only]
 BUILT = [variant.name for variant in CATALOGUE.variants.values() if not variant.blocked]
 BLOCKED = [variant.name for variant in CATALOGUE.variants.values() if variant.blocked]
 
@@ -35,12 +36,19 @@ def test_source_is_what_was_asked(merged: KernelTree) -> None:
     assert find_dialect(KconfigFiles(merged.path)) is Dialect.MERGED
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", [name for name in BUILT if name not in ALONE])
 def test_variant_comes_out_in_7_3(merged: KernelTree, name: str) -> None:
     """Every symbol asked for and promised holds, and the shipped fragments name no symbol 7.3 lacks."""
     plan = plan_kernel(merged, CATALOGUE.variant(name))
     assert plan.undefined == ()
     assert plan.config.modular == ("modular" in plan.config_plan.features)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_7_3_has_both_paths_or_none(merged: KernelTree, name: str) -> None:
+    """One symbol turns no-IOMMU mode on for the group and the cdev."""
+    with pytest.raises(NotApplicable):
+        plan_kernel(merged, CATALOGUE.variant(name))
 
 
 @pytest.mark.parametrize("name", BLOCKED)
@@ -57,13 +65,13 @@ def test_addon_comes_out_in_7_3(merged: KernelTree, addon: str) -> None:
     assert addon in plan_kernel(merged, CATALOGUE.variant("group-cdev"), [addon]).config_plan.features
 
 
-@pytest.mark.parametrize("name", ["group", "group-compat", "off"])
+@pytest.mark.parametrize("name", ["group", "group-compat", "noiommu-group", "off"])
 def test_older_tree_has_groups(group_only: KernelTree, name: str) -> None:
     """What 7.2 and 6.12 can express comes out there from the same fragments."""
     assert plan_kernel(group_only, CATALOGUE.variant(name)).config_plan.dialect is Dialect.GROUP_ONLY
 
 
-@pytest.mark.parametrize("name", ["group-cdev", "compat-cdev", "cdev", "modules", *BLOCKED])
+@pytest.mark.parametrize("name", ["group-cdev", "compat-cdev", "cdev", "modules", "noiommu-cdev", *BLOCKED])
 def test_older_tree_says_what_it_has_not(group_only: KernelTree, name: str) -> None:
     """No no-IOMMU cdev, and nothing that blocks: an answer, not a failure."""
     with pytest.raises(NotApplicable):

@@ -17,7 +17,7 @@ from harness.kernel.variants import ConfigPlan, Dialect, find_dialect, load_cata
 
 NAMES = [
     *("group", "group-compat", "group-cdev", "compat-cdev", "cdev", "off", "modules"),
-    *("blocked-group", "blocked-group-cdev"),
+    *("noiommu-group", "noiommu-cdev", "blocked-group", "blocked-group-cdev"),
 ]
 
 MERGED = """
@@ -40,6 +40,8 @@ config IOMMUFD_NOIOMMU
 """
 RULE = "depends on VFIO_CONTAINER || IOMMUFD_VFIO_CONTAINER"
 SPLIT_WITH_RULE = SPLIT.replace("depends on VFIO_GROUP\n", f"depends on VFIO_GROUP\n\t{RULE}\n")
+UNMERGED = [("noiommu-group", MERGED), ("noiommu-cdev", MERGED)]
+"""What needs a symbol for each path."""
 GROUP_ONLY = """
 config VFIO_NOIOMMU
 	bool "no-IOMMU"
@@ -85,13 +87,16 @@ def test_every_fragment_named_exists_and_none_is_left_over() -> None:
     assert {path.stem for path in catalogue.directory.glob("*.config")} == named
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [(name, text) for name in NAMES for text in (MERGED, SPLIT_WITH_RULE) if (name, text) not in UNMERGED],
+)
 @pytest.mark.parametrize("addons", [(), ("debug", "fault-injection", "gcov")])
-def test_fragments_never_conflict(tmp_path: Path, name: str, addons: tuple[str, ...]) -> None:
+def test_fragments_never_conflict(tmp_path: Path, name: str, text: str, addons: tuple[str, ...]) -> None:
     """Every variant with every add-on merges, and its promise agrees with what it asks."""
-    catalogue = load_catalogue()
-    plan = plan_config(catalogue, catalogue.variant(name), symbols_of(tmp_path, MERGED), addons=addons)
-    prove(plan, outcome(plan), symbols_of(tmp_path, MERGED))
+    catalogue, symbols = load_catalogue(), symbols_of(tmp_path, text)
+    plan = plan_config(catalogue, catalogue.variant(name), symbols, addons=addons)
+    prove(plan, outcome(plan), symbols)
     assert set(addons) <= plan.features
     assert plan.undefined == ()
 
@@ -103,6 +108,37 @@ def test_fragments_never_conflict(tmp_path: Path, name: str, addons: tuple[str, 
 def test_dialect_is_read_from_the_files(tmp_path: Path, text: str, dialect: Dialect) -> None:
     """Which symbols exist tells the dialect; no version is asked."""
     assert find_dialect(symbols_of(tmp_path, text)) is dialect
+
+
+def test_one_path_alone(tmp_path: Path) -> None:
+    """v5: both paths are there and one of them has the mode; its symbols, and not the other's."""
+    catalogue, symbols = load_catalogue(), symbols_of(tmp_path, SPLIT)
+    group, cdev = catalogue.variant("noiommu-group"), catalogue.variant("noiommu-cdev")
+    plan = plan_config(catalogue, group, symbols)
+    assert noiommu_settings(plan) == {"VFIO_GROUP_NOIOMMU": "y"}
+    assert plan.expected["VFIO_CDEV_NOIOMMU"] == plan.expected["IOMMUFD_NOIOMMU"] == "n"
+    plan = plan_config(catalogue, cdev, symbols)
+    assert noiommu_settings(plan) == {"VFIO_CDEV_NOIOMMU": "y", "IOMMUFD_NOIOMMU": "y"}
+    assert plan.expected["VFIO_GROUP_NOIOMMU"] == "n"
+    both = {"noiommu", "group", "cdev", "container", "iommufd"}
+    assert (group.features, cdev.features) == (both | {"noiommu-group"}, both | {"noiommu-cdev"})
+
+
+@pytest.mark.parametrize(("name", "text"), UNMERGED)
+def test_merged_dialect_has_no_path_alone(tmp_path: Path, name: str, text: str) -> None:
+    """7.3: one symbol is for both, so neither can be had without the other."""
+    catalogue = load_catalogue()
+    with pytest.raises(NotApplicable, match="for the group and the cdev alike"):
+        plan_config(catalogue, catalogue.variant(name), symbols_of(tmp_path, text))
+
+
+def test_group_only_tree_keeps_the_mode_to_the_group(tmp_path: Path) -> None:
+    """7.2 with both paths is just that: its cdev has no such mode."""
+    catalogue, symbols = load_catalogue(), symbols_of(tmp_path, GROUP_ONLY)
+    plan = plan_config(catalogue, catalogue.variant("noiommu-group"), symbols)
+    assert noiommu_settings(plan) == {"VFIO_NOIOMMU": "y"}
+    with pytest.raises(NotApplicable, match="for groups only"):
+        plan_config(catalogue, catalogue.variant("noiommu-cdev"), symbols)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +315,7 @@ def test_users_fragment_with_an_unknown_symbol(tmp_path: Path) -> None:
     [
         ("container: native}", "container: nativ}", r"variants\.yaml:\d+: .*'nativ'"),
         ("wants: {noiommu: true,", "wants: {noiomu: true,", r"lacks the key 'noiommu'"),
+        ("noiommu_only: cdev", "noiommu_only: cdv", r"variants\.yaml:\d+: .*'cdv'"),
         ("summary:", "sumary:", r"lacks the key 'summary'"),
         ("blocked: true", "blockd: true", r"has no key 'blockd'"),
     ],
