@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
+from harness.kernel.variants import load_catalogue
 from harness.matrix import load_matrix, matrix_names
 
 GOOD = """\
@@ -46,6 +47,12 @@ def test_product_less_excludes_plus_includes(file: Path) -> None:
         "group-cdev-debug edu debian:7.3",
     ]
     assert {entry.suites for entry in entries} == {("probes",)}
+
+
+@pytest.mark.parametrize("name", ["nightly", "full"])
+def test_shipped_matrix_has_every_variant(name: str) -> None:
+    """What a tree cannot express is told there; a variant that no matrix has is never tried."""
+    assert {entry.variant for entry in load_matrix(name).entries} == set(load_catalogue().variants)
 
 
 def test_trees_of_the_command_line_take_the_place_of_its_own(file: Path) -> None:
