@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from harness.cli import options
-from harness.errors import ExitCode
+from harness.errors import ExitCode, KernelError
 from harness.output import emit, tell
 from harness.results import Outcome
 from harness.session import planning
@@ -47,14 +47,23 @@ def command(
     done = []
     code = ExitCode.GOOD
     for wish in wishes:
-        planned = planning.plan_wished_kernel(source, wish, with_selftests=True)
-        if planned.problem is not None:
-            raise planned.problem
-        if planned.proof is not None:
-            tell(f"{wish.variant}: {planned.proof.outcome.value}: {planned.proof.reason}")
-            code = code if planned.proof.outcome is Outcome.PASS else ExitCode.CASE_FAILED
+        try:
+            planned = planning.plan_wished_kernel(source, wish, with_selftests=True)
+            if planned.proof is not None:
+                tell(f"{wish.variant}: {planned.proof.outcome.value}: {planned.proof.reason}")
+                refused = planned.proof.outcome is Outcome.PASS
+                code = code if refused else max(code, ExitCode.CASE_FAILED)
+                continue
+            if planned.problem is not None:
+                raise planned.problem
+            built = planning.build_planned(planned)
+        except KernelError as error:
+            if len(wishes) == 1:
+                raise
+            # What this tree cannot express or build costs that variant only.
+            tell(f"{wish.variant}: {error}")
+            code = max(code, error.exit_code)
             continue
-        built = planning.build_planned(planned)
         done.append(
             {
                 "variant": wish.variant,

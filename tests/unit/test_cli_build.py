@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`vfio-harness build` of several variants, with real make and gcc on a tree that builds in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from kernel_fake_tree import make_fake_tree
+
+from harness.cli.build_verb import command
+from harness.errors import ExitCode, NotApplicable
+
+TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
+pytestmark = pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in TOOLS), reason="the tools of a kernel build are missing"
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    return make_fake_tree(tmp_path / "linux")
+
+
+def test_one_that_cannot_be_costs_no_other(source: Path) -> None:
+    """What the tree cannot express is told, and the variants after it are built."""
+    words = ["--tree", str(source), "--variant", "noiommu-cdev", "--variant", "cdev", "--json"]
+    done = CliRunner().invoke(command, words, standalone_mode=False)
+    assert done.return_value == ExitCode.KERNEL
+    assert "noiommu-cdev: this tree cannot express" in done.stderr
+    assert [built["variant"] for built in json.loads(done.stdout)] == ["cdev"]
+
+
+def test_one_alone_is_an_error(source: Path) -> None:
+    """It is what the command came to."""
+    done = CliRunner().invoke(command, ["--tree", str(source), "--variant", "noiommu-cdev"])
+    assert isinstance(done.exception, NotApplicable)
