@@ -129,11 +129,23 @@ def open_files() -> int:
     return int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
 
 
-def usable(t: Test, kind: str = "edu") -> str:
-    """Return a device of *kind*, behind an IOMMU or not; skip the case where this kernel cannot drive it."""
+def has_door(t: Test, bdf: str, door: str) -> bool:
+    """Say whether this kernel lets users open *bdf* by *door*, which is `group` or `cdev`.
+
+    The no-IOMMU mode of one may be left out of a kernel that has both.
+    """
+    return (door if pci.has_iommu(bdf) else f"noiommu-{door}") in t.features
+
+
+def usable(t: Test, kind: str = "edu", *doors: str) -> str:
+    """Return a device of *kind*, behind an IOMMU or not; skip the case where this kernel cannot drive it, or
+    not by each of *doors*."""
     bdf = t.device(kind)
     if "noiommu" not in t.features and not pci.has_iommu(bdf):
         t.skip("the device does not bind at all")
+    for door in doors:
+        if not has_door(t, bdf, door):
+            t.skip(f"without an IOMMU the device has no {door}")
     return bdf
 
 
@@ -164,9 +176,11 @@ def opened_edu(t: Test) -> Iterator[tuple[vfio.Device, edu.Edu]]:
 def opened_any_edu(t: Test) -> Iterator[tuple[vfio.Device, edu.Edu]]:
     """Open an edu, whether or not an IOMMU stands before it, by whichever door the kernel offers."""
     bdf = usable(t)
-    by_cdev = "cdev" if pci.has_iommu(bdf) else "noiommu-cdev"
-    door = through_cdev(bdf) if by_cdev in t.features else through_group(bdf, container_type(bdf))
-    with door as user, _registers(user.device) as one:
+    by_cdev = has_door(t, bdf, "cdev")
+    with (
+        through_cdev(bdf) if by_cdev else through_group(bdf, container_type(bdf)) as user,
+        _registers(user.device) as one,
+    ):
         yield user.device, one
 
 

@@ -85,7 +85,7 @@ def empty_container_offers_type1(t: Test) -> None:
             t.equal(container.check_extension(extension), 0, f"CHECK_EXTENSION({extension})")
 
 
-@case(needs=("container", "noiommu"), cites="drivers/vfio/container.c vfio_noiommu_ioctl()")
+@case(needs=("container", "noiommu-group"), cites="drivers/vfio/container.c vfio_noiommu_ioctl()")
 def noiommu_is_offered_by_parameter(t: Test) -> None:
     """A container offers no-IOMMU exactly while the module parameter is on."""
     with vfio.open_container() as container:
@@ -282,7 +282,7 @@ def played_container_offers_type1(t: Test) -> None:
 
 
 @case(
-    needs=("iommufd", "noiommu"),
+    needs=("iommufd", "noiommu-group"),
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_check_extension()",
 )
 def played_container_offers_noiommu_by_parameter(t: Test) -> None:

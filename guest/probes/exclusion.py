@@ -19,7 +19,7 @@ from guest import iommufd as api
 from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
-from guest.opened import container_type, through_cdev, through_group, usable
+from guest.opened import container_type, has_door, through_cdev, through_group, usable
 from guest.uapi import errno_of
 
 DOORS = ("group", "cdev", "iommufd", "edu")
@@ -35,7 +35,7 @@ def _vendor(device: vfio.Device) -> int:
 @case(needs=DOORS, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (unwinding)")
 def refused_bind_leaves_the_device_free(t: Test) -> None:
     """A BIND that fails, at whichever step, shuts nobody out: the group opens, and the next BIND succeeds."""
-    bdf = usable(t)
+    bdf = usable(t, "edu", "group", "cdev")
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
         argument = vfio.BindIommufd(iommufd=iommufd.fd)
         with open(os.devnull, "rb") as null, brink.frozen(argument) as frozen:
@@ -57,7 +57,7 @@ def refused_bind_leaves_the_device_free(t: Test) -> None:
 def refused_bind_leaves_the_owner_alone(t: Test) -> None:
     """A second file that was refused the device takes nothing from the first when it is closed: the device
     works, and the group stays shut until the first file closes."""
-    bdf = usable(t)
+    bdf = usable(t, "edu", "group", "cdev")
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as owner:
         owner.bind_iommufd(iommufd.fd)
         for _ in range(3):
@@ -73,7 +73,7 @@ def refused_bind_leaves_the_owner_alone(t: Test) -> None:
 def group_is_held_by_its_last_copy(t: Test) -> None:
     """A duplicate of an open group file holds the group alone: no other opener and no BIND until it is closed
     as well."""
-    bdf = usable(t)
+    bdf = usable(t, "edu", "group", "cdev")
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
         group = vfio.open_group(bdf)
         copy = vfio.Group(os.dup(group.fd))
@@ -89,7 +89,7 @@ def group_is_held_by_its_last_copy(t: Test) -> None:
 def group_waits_for_the_last_copy_of_a_bound_file(t: Test) -> None:
     """The group stays shut while a duplicate of the bound device file lives, then while a BAR is mapped
     through it, and opens when that is gone too."""
-    bdf = usable(t)
+    bdf = usable(t, "edu", "group", "cdev")
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
         device.bind_iommufd(iommufd.fd)
         with vfio.Device(os.dup(device.fd)) as copy:
@@ -105,7 +105,7 @@ def group_waits_for_the_last_copy_of_a_bound_file(t: Test) -> None:
 def group_path_closes_in_any_order(t: Test) -> None:
     """Container, group and device may be closed in any order: the device works until its own file closes,
     and everything can be opened anew afterwards."""
-    bdf = usable(t)
+    bdf = usable(t, "edu", "group")
     kind = container_type(bdf)
     with pci.bound(bdf):
         for order in itertools.permutations(("container", "group", "device")):
@@ -119,7 +119,7 @@ def group_path_closes_in_any_order(t: Test) -> None:
                     t.equal(device.info().num_irqs, 5, f"interrupts of the device before {name} in {order}")
                 files[name].close()
             vfio.open_group(bdf).close()
-            if "cdev" in t.features:
+            if has_door(t, bdf, "cdev"):
                 with Iommufd() as iommufd, vfio.open_cdev(bdf) as cdev:
                     cdev.bind_iommufd(iommufd.fd)
     t.check_no_complaint()
@@ -129,7 +129,7 @@ def group_path_closes_in_any_order(t: Test) -> None:
 def doors_may_be_used_in_turn(t: Test) -> None:
     """Users may take turns between the doors, however often: whoever comes after a close finds the device
     free."""
-    bdf = usable(t)
+    bdf = usable(t, "edu", "group", "cdev")
     kind = container_type(bdf)
     for turn in range(6):
         if t.random.random() < 0.5:
@@ -150,7 +150,7 @@ def devices_are_shut_one_by_one(t: Test) -> None:
     """A device in use by one door shuts neither door of another device: each may be used by either at the
     same time."""
     for one, other in (("edu", "igb"), ("igb", "edu")):
-        first, second = usable(t, one), usable(t, other)
+        first, second = (usable(t, kind, "group", "cdev") for kind in (one, other))
         with through_group(first, container_type(first)) as user, through_cdev(second) as neighbour:
             t.check(_vendor(user.device), f"{one} does not answer through its group")
             t.check(_vendor(neighbour.device), f"{other} does not answer through its device node")
@@ -162,7 +162,7 @@ def devices_are_shut_one_by_one(t: Test) -> None:
 def group_moves_between_containers(t: Test) -> None:
     """A group leaves one container for another, of either make, and hands out its device from each; while it
     is in one the other is refused."""
-    bdf = usable(t)
+    bdf = usable(t, "edu", "group")
     kind = container_type(bdf)
     with (
         pci.bound(bdf),
@@ -203,7 +203,7 @@ def _race(*attempts: Callable[[], object]) -> list[int]:
 def racing_doors_have_one_winner(t: Test) -> None:
     """When the group is opened and the device node bound at the same moment, exactly one succeeds, and the
     other is told EBUSY."""
-    bdf = usable(t)
+    bdf = usable(t, "edu", "group", "cdev")
     wins = {"group": 0, "cdev": 0}
     with pci.bound(bdf), Iommufd() as iommufd:
         end = time.monotonic() + RACE_SECONDS
@@ -225,7 +225,7 @@ def racing_doors_have_one_winner(t: Test) -> None:
 def racing_users_of_one_door_have_one_winner(t: Test) -> None:
     """Of two tasks that bind one device at the same moment, to an iommufd each, exactly one gets it, and so
     of two that open its group."""
-    bdf = usable(t)
+    bdf = usable(t, "edu", "group", "cdev")
     with pci.bound(bdf), Iommufd() as one, Iommufd() as other:
         end = time.monotonic() + RACE_SECONDS
         while time.monotonic() < end:

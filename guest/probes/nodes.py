@@ -92,11 +92,25 @@ def cdev_only_makes_no_group(t: Test) -> None:
 
 
 @case(
+    needs=("noiommu-cdev", "group", "!noiommu-group", "edu", "!viommu"),
+    cites="drivers/vfio/group.c vfio_group_find_or_alloc() without CONFIG_VFIO_GROUP_NOIOMMU (v5 series)",
+)
+def cdev_alone_makes_no_group(t: Test) -> None:
+    """Where no-IOMMU mode is the cdev's alone, a device gets its cdev and no group, though groups exist."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf) as nodes:
+        t.check(nodes.cdev is not None and nodes.cdev.exists(), "there is no cdev node")
+        t.equal(pci.iommu_group(bdf), None, "the device's IOMMU group")
+        t.equal(nodes.group, None, "the group's node")
+        t.equal(os.listdir("/sys/class/vfio"), [], "groups in their class")
+
+
+@case(
     needs=("noiommu-group", "!noiommu-cdev", "edu", "!viommu"),
     cites="drivers/vfio/device_cdev.c vfio_init_device_cdev(), vfio.h without CONFIG_VFIO_DEVICE_CDEV",
 )
 def group_only_makes_no_cdev(t: Test) -> None:
-    """Without cdev support the device is vfioN in its class, has no device number and no node."""
+    """Without a cdev for it the device is vfioN in its class, has no device number and no node."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
         t.check(re.fullmatch(r"vfio\d+", pci.vfio_dev_name(bdf) or ""), f"named {pci.vfio_dev_name(bdf)}")

@@ -37,11 +37,11 @@ def without_noiommu_nothing_binds(t: Test) -> None:
 
 
 @case(
-    needs=("!noiommu", "container"),
+    needs=("!noiommu-group", "container"),
     cites="drivers/vfio/container.c vfio_container_ioctl_check_extension()",
 )
 def without_noiommu_containers_do_not_offer_it(t: Test) -> None:
-    """Without CONFIG_VFIO_NOIOMMU a native container does not know VFIO_NOIOMMU_IOMMU, but type1."""
+    """Without no-IOMMU mode for groups a native container does not know VFIO_NOIOMMU_IOMMU, but type1."""
     with vfio.open_container() as container:
         t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 0, "CHECK_EXTENSION(VFIO_NOIOMMU_IOMMU)")
         t.equal(container.check_extension(vfio.TYPE1V2_IOMMU), 1, "CHECK_EXTENSION(VFIO_TYPE1v2_IOMMU)")

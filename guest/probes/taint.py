@@ -80,11 +80,11 @@ def both_paths_warn(t: Test) -> None:
 
 
 @case(
-    needs=("noiommu-cdev", "!group", "edu", "!viommu"),
+    needs=("noiommu-cdev", "!noiommu-group", "edu", "!viommu"),
     cites="drivers/vfio/vfio_main.c __vfio_register_dev()",
 )
 def cdev_alone_warns_once(t: Test) -> None:
-    """Without groups the one warning is about the cdev."""
+    """Without no-IOMMU groups the one warning is about the cdev."""
     with pci.bound(t.device("edu", iommu=False)):
         t.equal(_taint_lines(t), [CDEV_LINE], "warnings")
 
