@@ -45,6 +45,7 @@ def command(
     source = planning.open_wished_tree(tree)
     tell(f"tree: {source.label} ({source.path})")
     done = []
+    kernels = []
     code = ExitCode.GOOD
     for wish in wishes:
         try:
@@ -56,6 +57,7 @@ def command(
                 continue
             if planned.problem is not None:
                 raise planned.problem
+            kernels.append(planned)
             built = planning.build_planned(planned)
         except KernelError as error:
             if len(wishes) == 1:
@@ -77,6 +79,7 @@ def command(
         )
         if not as_json:
             emit(f"{wish.variant} {built.release} {built.vmlinux}")
+    planning.tell_broken_suites(kernels)
     if as_json:
         emit(json.dumps(done, indent=2))
     return code

@@ -297,10 +297,14 @@ def plan_wished_kernel(
                 selftests = provide_selftests(plan, jobs=wish.compilers, progress=progress)
     except (KernelError, InfraError) as error:
         return Planned(wish=wish, tree=tree, problem=error)
-    planned = Planned(wish=wish, tree=tree, plan=plan, selftests=selftests, uncounted=uncounted)
-    for suite, reason in planned.broken_suites.items():
+    return Planned(wish=wish, tree=tree, plan=plan, selftests=selftests, uncounted=uncounted)
+
+
+def tell_broken_suites(kernels: Iterable[Planned]) -> None:
+    """Say which selftests do not compile, once for all of *kernels* that share them."""
+    broken = dict.fromkeys(pair for planned in kernels for pair in planned.broken_suites.items())
+    for suite, reason in broken:
         tell(f"{suite}: {reason}")
-    return planned
 
 
 def build_planned(planned: Planned) -> Built:
@@ -324,6 +328,7 @@ def provide_job(wish: KernelWish, machine: MachineWish) -> Job:
     if planned.plan is None:
         assert planned.problem is not None
         raise planned.problem
+    tell_broken_suites([planned])
     built = build_planned(planned)
     _, choice = choose(machine, built.vmlinux)
     return make_job(planned, JobWish(kernel=wish, machine=machine), choice)

@@ -152,6 +152,7 @@ class Session:
         began = time.monotonic()
         for kernel in self._kernels:
             self._planned[kernel] = self._plan_kernel(trees[kernel.tree], kernel, build=build)
+        planning.tell_broken_suites(self._planned.values())
         self._refuse_hopeless()
         if self._goes_on is not None:
             self._check_as_before(self._goes_on)

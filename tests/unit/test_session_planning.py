@@ -15,7 +15,13 @@ from harness.errors import NotApplicable
 from harness.kernel.trees import open_tree
 from harness.machine.topology import SHIPPED
 from harness.results import Outcome
-from harness.session.planning import config_in_results, plan_wished_kernel, topology_in_results
+from harness.session.planning import (
+    Planned,
+    config_in_results,
+    plan_wished_kernel,
+    tell_broken_suites,
+    topology_in_results,
+)
 from harness.session.wishes import KernelWish
 
 TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
@@ -63,6 +69,14 @@ def test_blocked_variant_fails_only_where_there_is_a_rule(
         assert planned.proof is None
         assert isinstance(planned.problem, NotApplicable)
         assert not planned.record("edu", None).applicable
+
+
+def test_suites_that_do_not_compile_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The kernels of one tree have the same selftests, and the compiler's words are long."""
+    (tmp_path / "vfio.failed").write_text("x.c:36: error: calloc_assert", encoding="utf-8")
+    wishes = [KernelWish(tree=None, variant=name) for name in ("group", "off")]
+    tell_broken_suites(Planned(wish=wish, tree=None, selftests=tmp_path) for wish in wishes)
+    assert capsys.readouterr().err == "kselftest:vfio: x.c:36: error: calloc_assert\n"
 
 
 def test_a_topology_of_the_same_name_has_a_series_of_its_own(tmp_path: Path) -> None:
