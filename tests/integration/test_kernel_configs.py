@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from pathlib import Path
+
 import pytest
 
 from harness.errors import NotApplicable
@@ -27,6 +31,50 @@ def merged() -> KernelTree:
 @pytest.fixture(scope="module", params=["7.2", "6.12"])
 def group_only(request: pytest.FixtureRequest) -> KernelTree:
     return open_tree(f"debian:{request.param}")
+
+
+SPLIT = """\
+config VFIO_GROUP_NOIOMMU
+	bool "no-IOMMU mode of the group"
+	depends on VFIO_GROUP
+	depends on VFIO_CONTAINER || IOMMUFD_VFIO_CONTAINER
+
+config VFIO_CDEV_NOIOMMU
+	bool "no-IOMMU mode of the cdev"
+	depends on VFIO_DEVICE_CDEV
+	depends on IOMMUFD_NOIOMMU
+
+"""
+CONFIGURES = re.compile(r"(Kconfig|Makefile|Kbuild|MAINTAINERS|COPYING).*|.*\.config")
+
+
+def _skeleton(source: Path, target: Path) -> None:
+    """Copy what kconfig reads of a tree."""
+
+    def others(directory: str, names: list[str]) -> list[str]:
+        kept = Path(directory).is_relative_to(source / "scripts")
+        return [
+            name
+            for name in names
+            if not kept and not CONFIGURES.fullmatch(name) and not Path(directory, name).is_dir()
+        ]
+
+    shutil.copytree(source, target, symlinks=True, ignore=others)
+
+
+@pytest.fixture(scope="module")
+def split(merged: KernelTree, tmp_path_factory: pytest.TempPathFactory) -> KernelTree:
+    """7.3 with a symbol for each path, as the fifth version of the cdev series had them."""
+    tree = tmp_path_factory.mktemp("split") / "linux"
+    _skeleton(merged.path, tree)
+    vfio, iommufd = tree / "drivers/vfio/Kconfig", tree / "drivers/iommu/iommufd/Kconfig"
+    text = vfio.read_text(encoding="utf-8")
+    vfio.write_text(re.sub(r"^config VFIO_NOIOMMU\n(.*\n)+?(?=config )", SPLIT, text, flags=re.M))
+    text = iommufd.read_text(encoding="utf-8")
+    iommufd.write_text(
+        text.replace("config IOMMUFD_NOIOMMU\n\tbool\n", 'config IOMMUFD_NOIOMMU\n\tbool "x"\n')
+    )
+    return open_tree(str(tree))
 
 
 def test_source_is_what_was_asked(merged: KernelTree) -> None:
@@ -76,3 +124,17 @@ def test_older_tree_says_what_it_has_not(group_only: KernelTree, name: str) -> N
     """No no-IOMMU cdev, and nothing that blocks: an answer, not a failure."""
     with pytest.raises(NotApplicable):
         plan_kernel(group_only, CATALOGUE.variant(name))
+
+
+@pytest.mark.parametrize("name", ["group", "group-cdev", "cdev", "off", *ALONE])
+def test_variant_comes_out_with_a_symbol_for_each_path(split: KernelTree, name: str) -> None:
+    """Both paths, one of them, none, and both with the mode for one."""
+    plan = plan_kernel(split, CATALOGUE.variant(name))
+    assert plan.config_plan.dialect is Dialect.SPLIT
+    assert plan.undefined == ()
+
+
+@pytest.mark.parametrize("name", BLOCKED)
+def test_group_is_refused_without_a_container(split: KernelTree, name: str) -> None:
+    """The group's symbol alone: a cdev needs no container."""
+    assert prove_blocked(split, CATALOGUE.variant(name)).asked == ("VFIO_GROUP_NOIOMMU",)
