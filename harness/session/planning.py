@@ -157,6 +157,11 @@ class Planned:
         return self.plan is not None and self.plan.cached
 
     @property
+    def is_never_built(self) -> bool:
+        """Whether its variant is one that Kconfig must refuse."""
+        return wished_variant(self.wish.variant).blocked
+
+    @property
     def broken_suites(self) -> dict[str, str]:
         """Suite of the tree's own selftests -> why it does not compile."""
         found = failures(self.selftests) if self.selftests is not None else {}

@@ -490,13 +490,15 @@ class Session:
     def _record_jobs(self, store: RunStore) -> None:
         issues = issues_of(self.run_dir)
         for planned in self._planned.values():
-            if planned.proof is not None:
+            if planned.is_never_built:
+                # No machine is part of it: one job, proved or not applicable, whatever topologies there are.
                 record = planned.record("", None, suites=(KCONFIG_SUITE,))
                 store.add_job(record)
-                store.add(dataclasses.replace(planned.proof, job=record.name))
+                if planned.proof is not None:
+                    store.add(dataclasses.replace(planned.proof, job=record.name))
         for wish in self._wishes:
             planned = self._planned[wish.kernel]
-            if planned.proof is None:
+            if not planned.is_never_built:
                 job = self._jobs.get(wish) or self._failed.get(wish)
                 record = self._record(wish, job)
                 store.add_job(record)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 from plan_jobs import job
 
-from harness.errors import InfraError, SourceError, UsageError
+from harness.errors import InfraError, NotApplicable, SourceError, UsageError
 from harness.plan import Plan
+from harness.results import RunInfo, RunStore
 from harness.session import outputs, planning
 from harness.session.plan_table import PlannedKernel, plan_as_json, plan_of_job
 from harness.session.planning import Planned
@@ -102,6 +104,23 @@ def test_order_of_jobs() -> None:
         session._jobs[wished] = dataclasses.replace(job(name), name=name)
     session._seconds = {"short/x": 3.0, "long/x": 2.0, "long/y": 2.0, "a/x": 90.0}
     assert [one.name for one in session._jobs_in_order()] == ["unknown", "long", "short", "a"]
+
+
+def test_blocked_variant_is_one_job_whatever_became_of_it(tmp_path: Path) -> None:
+    """Not applicable as well as proved: no machine is part of it, and it stays in one series."""
+    wishes = [
+        JobWish(kernel=KernelWish(tree=None, variant="blocked-group"), machine=MachineWish(topology=topology))
+        for topology in ("edu", "igb")
+    ]
+    session = Session(wishes, Conduct())
+    refusal = NotApplicable("its rules are other ones")
+    session._planned = {wishes[0].kernel: Planned(wish=wishes[0].kernel, tree=None, problem=refusal)}
+    info = RunInfo(id="r", started=datetime.datetime.now(datetime.UTC), harness_version="test")
+    with RunStore.create(tmp_path, info) as store:
+        session._record_jobs(store)
+        (found,) = store.read().jobs
+    assert (found.topology, found.applicable) == ("", False)
+    assert found.name.endswith("blocked-group")
 
 
 def test_full_disk_is_told_before_anything_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
