@@ -119,7 +119,7 @@ def _expect_no_growth(t: Test, cycle: Callable[[], None], turns: int) -> None:
 @case(
     needs=(*BARE, "!debug"),
     cites="drivers/vfio/device_cdev.c; drivers/iommu/iommufd/main.c, pages.c iopt_release_pages()",
-    timeout=150,
+    timeout=120,
 )
 def cycles_of_use_leave_nothing(t: Test) -> None:
     """Open, bind, attach, map, ask, unmap and close, a thousand times: no page, pin, file or slab is left."""
