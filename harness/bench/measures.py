@@ -361,8 +361,9 @@ def _bench_dir() -> Path:
 
 
 def _variants_by_linkage() -> tuple[list[str], list[str]]:
-    """The variants that are built: those in which VFIO is built in, and those in which it is modules."""
-    built = [variant for variant in load_catalogue().variants.values() if not variant.blocked]
+    """The variants that every tree can build: those in which VFIO is built in, and those with modules."""
+    variants = load_catalogue().variants.values()
+    built = [one for one in variants if not one.blocked and one.wants.noiommu_only is None]
     return (
         [variant.name for variant in built if not variant.wants.modular],
         [variant.name for variant in built if variant.wants.modular],
