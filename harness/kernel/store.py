@@ -129,7 +129,7 @@ class KernelPlan:
 
     @property
     def features(self) -> frozenset[str]:
-        """The facts of guest/needs.py that hold in this kernel."""
+        """The features of guest/needs.py that hold in this kernel."""
         return self.config_plan.features
 
     @property
@@ -377,6 +377,7 @@ def _build_entry(plan: KernelPlan, entry: Path, *, jobs: int, progress: Progress
         "release": release,
         "build_id": elf.build_id(partial / "vmlinux"),
         "variant": plan.config_plan.variant.name,
+        "features": sorted(plan.features),
         "tree_label": plan.tree.label,
         "tree_identity": plan.tree.identity,
         "toolchain": str(plan.toolchain),
@@ -515,6 +516,16 @@ def list_kernels() -> tuple[Mapping[str, Any], ...]:
             except InfraError as error:
                 _log.warning("%s", error)
     return tuple(facts for _used, facts in sorted(found, key=lambda pair: pair[0]))
+
+
+def seconds_lately(plan: KernelPlan) -> float | None:
+    """What the last kernel in the store with the features of *plan* took to build; None where it has none.
+
+    A first build of a tree takes longer than one that starts from another's objects.
+    """
+    features = sorted(plan.features)
+    found = [facts["build_seconds"] for facts in list_kernels() if facts.get("features") == features]
+    return float(found[-1]) if found else None
 
 
 def read_facts(entry: Path) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from harness.kernel.store import (
     prove_blocked,
     provide_kernel,
     read_facts,
+    seconds_lately,
 )
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
@@ -248,6 +249,14 @@ def test_damaged_entry_is_named(source: Path) -> None:
     with pytest.raises(InfraError, match="damaged") as caught:
         provide(source)
     assert "remove" in (caught.value.hint or "")
+
+
+def test_what_a_build_took_lately_is_of_the_same_features(source: Path) -> None:
+    """A kernel with lockdep and KASAN says nothing about one without."""
+    kernel = provide(source)
+    tree, variant = open_tree(str(source)), load_catalogue().variant
+    assert seconds_lately(plan_kernel(tree, variant(kernel.variant))) == kernel.build_seconds
+    assert seconds_lately(plan_kernel(tree, variant("cdev"))) is None
 
 
 def test_damaged_entry_does_not_hide_the_rest(source: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -133,9 +133,9 @@ def test_full_disk_is_told_before_anything_slow(tmp_path: Path, monkeypatch: pyt
 def test_plan_for_other_programs() -> None:
     """Every field under its own name; seconds are null where no run tells."""
     plan = Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(job(),))
-    kernel = PlannedKernel(name="cdev", tree="7.3", fate="to be built")
+    kernel = PlannedKernel(name="cdev", tree="7.3", fate="to be built", seconds=54.0)
     plain = json.loads(plan_as_json([kernel], [plan_of_job(plan.jobs[0], plan)], 2))
-    assert plain["kernels"] == [{"name": "cdev", "tree": "7.3", "fate": "to be built"}]
+    assert plain["kernels"] == [{"name": "cdev", "tree": "7.3", "fate": "to be built", "seconds": 54.0}]
     (found,) = plain["jobs"]
     assert (found["name"], found["seconds"], found["done"]) == (job().name, None, 0)
     assert found["applicable"] + found["not_applicable"] == len(work_of(job()))
