@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import statistics
 from collections.abc import Mapping
 
@@ -24,6 +25,15 @@ def expected_seconds(jobs: Mapping[str, tuple[Job, JobRecord]]) -> dict[str, flo
         return ask(lambda history: _expected(history, jobs))
     except HarnessError:
         return {}
+
+
+def job_seconds(job: Job, seconds: Mapping[str, float]) -> float:
+    """How long *job* takes, going by *seconds* of its groups of work.
+
+    One of which nothing is known may take longest of all, and is not to be what every deadline cuts off.
+    """
+    known = [value for group, value in seconds.items() if group.startswith(f"{job.name}/")]
+    return sum(known) if known else math.inf
 
 
 def _expected(history: History, jobs: Mapping[str, tuple[Job, JobRecord]]) -> dict[str, float]:

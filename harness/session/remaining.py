@@ -6,11 +6,13 @@ A run can only go on as what it began as: results of two kernels, or of two emul
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from harness.errors import ExitCode, UsageError
 from harness.plan import Job, Plan
-from harness.results import Run
+from harness.results import Run, State
+from harness.suites.catalogue import to_do
 from harness.suites.probes import SUITE as PROBES
 
 
@@ -19,6 +21,12 @@ def jobs_with_a_chance(plan: Plan, run: Run) -> tuple[Job, ...]:
     hopeless = {job.name for job in run.jobs if job.problem}
     hopeless |= {case.job for case in run.cases if case.address.case == "boots" and case.outcome.is_failure}
     return tuple(job for job in plan.jobs if job.name not in hopeless)
+
+
+def left_to_try(plan: Plan, run: Run) -> Plan | None:
+    """What of *plan* had no chance in *run*, which was to carry it out; None when nothing."""
+    again = dataclasses.replace(plan, done=done_in(run), jobs=jobs_with_a_chance(plan, run))
+    return again if run.state is State.FINISHED and to_do(again) and not plan.too_late else None
 
 
 def done_in(run: Run) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import math
 import os
 import shutil
 import sys
@@ -44,11 +43,11 @@ from harness.session import outputs, planning
 from harness.session.background import check_history, see
 from harness.session.compiled import Asked, compile_results
 from harness.session.engine import PytestOptions, run_pytest
-from harness.session.expected import expected_seconds
+from harness.session.expected import expected_seconds, job_seconds
 from harness.session.identity import identity
-from harness.session.plan_table import PlannedKernel, plan_as_json, plan_of_job, show_plan
+from harness.session.plan_table import plan_as_json, plan_of_job, plan_of_kernel, show_plan
 from harness.session.planning import Planned, slug
-from harness.session.remaining import check_inputs, check_trees, done_in, jobs_with_a_chance
+from harness.session.remaining import check_inputs, check_trees, done_in, left_to_try
 from harness.session.timing import account, phase_line
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, line_of, save_wishes
 from harness.suites.catalogue import (
@@ -266,25 +265,19 @@ class Session:
         )
 
     def _jobs_in_order(self) -> tuple[Job, ...]:
-        """Jobs whose kernel is there come first, then in the order of the builds; among equals the longest.
-
-        One of which nothing is known may take longest of all, and is not to be what every deadline cuts off.
-        """
+        """Jobs whose kernel is there first, then in the order of the builds; among equals the longest."""
         waits = {planned.wish: number for number, planned in enumerate(self._waiting(), start=1)}
         ordered = sorted(
-            self._jobs.items(), key=lambda pair: (waits.get(pair[0].kernel, 0), -self._job_seconds(pair[1]))
+            self._jobs.items(),
+            key=lambda pair: (waits.get(pair[0].kernel, 0), -job_seconds(pair[1], self._seconds)),
         )
         return tuple(job for _, job in ordered)
-
-    def _job_seconds(self, job: Job) -> float:
-        known = [seconds for group, seconds in self._seconds.items() if group.startswith(f"{job.name}/")]
-        return sum(known) if known else math.inf
 
     def show_plan(self, passed_on: PytestOptions, *, as_json: bool = False) -> int:
         """Print what would be built and run, and how long that took lately; nothing is started."""
         plan = self._plan()
         check_cases(plan)
-        kernels = [self._plan_of_kernel(planned) for planned in self._planned.values()]
+        kernels = [plan_of_kernel(planned) for planned in self._planned.values()]
         jobs = [plan_of_job(job, plan) for job in plan.jobs]
         workers = passed_on.workers_for(plan) or 1
         with tolerant_stdout():
@@ -294,18 +287,6 @@ class Session:
                 show_plan(sys.stdout, kernels, jobs, workers)
         broken = [p for p in self._planned.values() if p.problem and not isinstance(p.problem, NotApplicable)]
         return self._worst_problem() if broken or not jobs else ExitCode.GOOD
-
-    def _plan_of_kernel(self, planned: Planned) -> PlannedKernel:
-        fate = "in the store" if planned.is_built else "to be built"
-        if planned.uncounted:
-            fate += "; so are its selftests, which are not counted yet"
-        if planned.proof is not None:
-            fate = f"never built: {planned.proof.outcome.value}, by its configuration"
-        elif isinstance(planned.problem, NotApplicable):
-            fate = f"not applicable: {planned.problem.message}"
-        elif planned.problem is not None:
-            fate = str(planned.problem)
-        return PlannedKernel(name=planned.wish.name, tree=planned.tree_label, fate=fate)
 
     def collect(self, passed_on: PytestOptions) -> int:
         """Show what would run; the exit code tells whether all of it could."""
@@ -377,13 +358,10 @@ class Session:
 
     def _second_chance(self, plan: Plan, passed_on: PytestOptions) -> None:
         """Run once more what had no chance for reasons of ours, such as a worker that died."""
-        run = load(self.run_dir)
-        again = dataclasses.replace(plan, done=done_in(run), jobs=jobs_with_a_chance(plan, run))
-        left = len(to_do(again))
-        late = plan.until is not None and time.time() > plan.until
-        if run.state is not State.FINISHED or not left or late:
+        again = left_to_try(plan, load(self.run_dir))
+        if again is None:
             return
-        self.say(f"\n{left} cases and programs could not be run: once more")
+        self.say(f"\n{len(to_do(again))} cases and programs could not be run: once more")
         again.save(self.run_dir / PLAN_FILE)
         with RunStore.open(self.run_dir) as store:
             store.go_on()
