@@ -19,6 +19,9 @@ from guest.case import Test
 STRESS = 1.2
 """Seconds for which processes race each other."""
 
+DEBUG_STRESS = 5.0
+"""The same on a kernel with lockdep and KASAN, where one bind may take a second of an emulated processor."""
+
 ROUNDS = 8
 """How often they race at most, until everything has happened that should."""
 
@@ -66,12 +69,13 @@ def race(
 
     A race in which nobody got anywhere shows nothing; on a busy host that may need another round.
     """
+    seconds = DEBUG_STRESS if "debug" in t.features else STRESS
     t.log(f"seed {t.seed}")
     total: dict[str, int] = {}
     missing = list(met)
     for number in range(ROUNDS):
         seeds = random.Random(t.seed * ROUNDS + number)
-        for key, count in _round(makes, meanwhile, seeds).items():
+        for key, count in _round(makes, meanwhile, seeds, seconds).items():
             total[key] = total.get(key, 0) + count
         missing = [key for key in met if key not in total]
         if not missing:
@@ -81,18 +85,18 @@ def race(
 
 
 def _round(
-    makes: Sequence[Callable[[Tally], Act]], meanwhile: Optional[Act], seeds: random.Random
+    makes: Sequence[Callable[[Tally], Act]], meanwhile: Optional[Act], seeds: random.Random, seconds: float
 ) -> dict[str, int]:
-    """Let processes race for a while, and add up what they met."""
+    """Let processes race for so many *seconds*, and add up what they met."""
     start = forked.Gate()
     total: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
-        racers = [stack.enter_context(_racer(make, start, seeds.getrandbits(32))) for make in makes]
+        racers = [stack.enter_context(_racer(make, start, seeds.getrandbits(32), seconds)) for make in makes]
         start.open()
         if meanwhile is not None:
-            until(STRESS, seeds.getrandbits(32), meanwhile)
+            until(seconds, seeds.getrandbits(32), meanwhile)
         for racer in racers:
-            if not racer.ended() and not forked.wait_for_end(racer.pid, STRESS + LATE):
+            if not racer.ended() and not forked.wait_for_end(racer.pid, seconds + LATE):
                 raise AssertionError(f"a racer did not come back: {whereabouts.of_process(racer.pid)}")
             counts = racer.result()
             assert isinstance(counts, dict)
@@ -102,14 +106,14 @@ def _round(
     return total
 
 
-def _racer(make: Callable[[Tally], Act], start: forked.Gate, seed: int) -> forked.Child:
+def _racer(make: Callable[[Tally], Act], start: forked.Gate, seed: int, seconds: float) -> forked.Child:
     """A process that does what *make* makes, from when *start* opens."""
 
     def run() -> dict[str, int]:
         tally = Tally()
         act = make(tally)
         start.wait()
-        until(STRESS, seed, act)
+        until(seconds, seed, act)
         return tally.counts
 
     return forked.Child(run)
