@@ -121,8 +121,9 @@ class JobVM:
             limit = Deadline.after(program.seconds * self._factor)
             try:
                 report, status = run_program(booted.guest, program, booted.bdfs, features, limit, attempt.raw)
-            except (TimeoutError, LostGuest):
-                points = judge_points(program, features, parse(attempt.raw))
+            except (TimeoutError, LostGuest) as error:
+                cut = Outcome.LOST if isinstance(error, LostGuest) else Outcome.ERROR
+                points = judge_points(program, features, parse(attempt.raw), cut=cut)
                 attempt.judged = self._with_known(program, points)
                 raise
             except SetupFailed as error:

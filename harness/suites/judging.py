@@ -79,9 +79,20 @@ def judge_program(
     return points if whole is None else (*points, whole)
 
 
-def judge_points(program: Program, features: frozenset[str], report: KtapReport) -> tuple[Judged, ...]:
-    """One Judged per KTAP point; all there is of a program that was cut off."""
-    return tuple(_point(program, features, name, case) for name, case in report.leaves())
+def judge_points(
+    program: Program, features: frozenset[str], report: KtapReport, *, cut: Outcome = Outcome.ERROR
+) -> tuple[Judged, ...]:
+    """One Judged per KTAP point; all there is of a program that was cut off.
+
+    *cut* is what the point that was running then comes to: LOST where the guest was.
+    """
+    points = report.leaves()
+    return tuple(
+        dataclasses.replace(_point(program, features, name, case), outcome=cut)
+        if case.status is Status.CRASHED
+        else _point(program, features, name, case)
+        for name, case in points
+    )
 
 
 def _point(program: Program, features: frozenset[str], name: str, case: KtapCase) -> Judged:

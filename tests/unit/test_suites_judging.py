@@ -10,7 +10,7 @@ from packaging.specifiers import SpecifierSet
 
 from harness.ktap import parse
 from harness.results import WHOLE_PROGRAM, Outcome
-from harness.suites.judging import Judged, judge_known, judge_probe, judge_program, judge_splat
+from harness.suites.judging import Judged, judge_known, judge_points, judge_probe, judge_program, judge_splat
 from harness.suites.known import KnownIssue
 from harness.suites.model import Expectation, Program
 
@@ -173,6 +173,15 @@ def test_another_failure_is_not_the_one_that_was_reviewed() -> None:
     assert outcomes(judge_program(program(), NOIOMMU, parse(other), 1)) == {"a.y": Outcome.FAIL}
     crashed = judge_program(program(), NOIOMMU, parse(["./x: not found"]), 127)
     assert outcomes(crashed) == {WHOLE_PROGRAM: Outcome.ERROR}
+
+
+def test_a_point_that_was_cut_off_with_its_guest_is_lost_too() -> None:
+    """What the host did to the guest says nothing of the point that was running: another try settles it."""
+    cut = parse(["TAP version 13", "1..2", "#  RUN           a.x ...", "#            OK  a.x", "ok 1 a.x",
+                 "#  RUN           a.y ..."])  # fmt: skip
+    points = judge_points(program(), REAL, cut, cut=Outcome.LOST)
+    assert outcomes(points)["a.y"] is Outcome.LOST
+    assert outcomes(judge_points(program(), REAL, cut))["a.y"] is Outcome.ERROR
 
 
 def test_a_cut_off_point_is_not_excused() -> None:
