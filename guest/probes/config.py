@@ -22,6 +22,7 @@ IGB = ("noiommu", "igb", "!viommu")
 PCI_COMMAND_IO = 1
 CACHE_LINE_SIZE = 0x0C
 BAR0, ROM_ADDRESS = 0x10, 0x30
+BARS = range(BAR0, BAR0 + 6 * 4)
 INTERRUPT_LINE = 0x3C
 EXT_CAPS, EXT_CAP_ERRORS, EXT_CAP_SRIOV = 0x100, 0x01, 0x10
 ERROR_MASK, ERROR_TIMEOUT = 8, 0x4000
@@ -94,8 +95,8 @@ def plain_device_is_shown_as_it_is(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_cap_init(), vfio_ecap_init()")
 def capabilities_are_shown_as_they_are(t: Test) -> None:
-    """Both capability lists of a card are the card's own, and so is every byte but those of its power
-    management that tell of wake events."""
+    """Both capability lists of a card are the card's own, and so is every byte but its BARs and those of its
+    power management that tell of wake events."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
         shown, real = _read(device, 0, 4096), pci.config(bdf, 0, 4096)
@@ -109,7 +110,8 @@ def capabilities_are_shown_as_they_are(t: Test) -> None:
         pm = dict(capabilities)[pci.CAP_POWER]
         wake = {pm + PM_PMC + 1, pm + PM_CTRL + 1}
         differ = {offset for offset in range(4096) if shown[offset] != real[offset]}
-        t.equal(sorted(differ - wake), [], "other offsets that differ")
+        # BARs are virtual; one that a bridge has no room for, after a plug, is not shown at all.
+        t.equal(sorted(differ - wake - set(BARS)), [], "other offsets that differ")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_basic_perm()")
