@@ -16,6 +16,9 @@ from harness.suites.model import Program
 SELFTESTS = f"{GUEST_KERNEL_DIR}/selftests"
 """Where a kernel's selftests are inside the guest; on the `image` root that is read-only."""
 
+_NOIOMMU = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+_SRIOV = "/sys/module/vfio_pci/parameters/enable_sriov"
+
 _SETUP_FAILED = 99
 """Our own exit status for a guest that could not be made ready; no selftest uses it."""
 
@@ -39,11 +42,12 @@ def script(program: Program, bdfs: tuple[str, ...], features: frozenset[str]) ->
 
     if "modular" in features and bdfs:
         step("cannot load vfio-pci", "modprobe -a iommufd vfio vfio-pci")
-    if "noiommu" in features and bdfs:
-        parameter = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
-        step("cannot allow no-IOMMU mode", f"echo Y > {parameter}")
+    allowed = [_NOIOMMU] if "noiommu" in features and bdfs else []
+    if allowed:
+        step("cannot allow no-IOMMU mode", f"echo Y > {_NOIOMMU}")
     if program.sriov:
-        step("cannot allow SR-IOV", "echo Y > /sys/module/vfio_pci/parameters/enable_sriov")
+        allowed.append(_SRIOV)
+        step("cannot allow SR-IOV", f"echo Y > {_SRIOV}")
     if program.hugepages:
         step("cannot reserve huge pages", f"echo {program.hugepages} > /proc/sys/vm/nr_hugepages")
         # 1 GiB pages exist only on a big enough guest; the programs skip their 1 GiB points without.
@@ -57,6 +61,8 @@ def script(program: Program, bdfs: tuple[str, ...], features: frozenset[str]) ->
     lines.append(f'echo "{kmsg.END} {program.title}" > /dev/kmsg')
     if bdfs:
         lines.append(f"bash scripts/cleanup.sh {devices} > {GUEST_RUN}/cleanup.log 2>&1")
+    # A probe may come next, and begins with every parameter off.
+    lines += [f"echo N > {parameter}" for parameter in allowed]
     if program.hugepages:
         lines.append("echo 0 > /proc/sys/vm/nr_hugepages")
         lines.append("echo 0 2>/dev/null > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")

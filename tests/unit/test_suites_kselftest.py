@@ -61,6 +61,8 @@ def test_script_gives_each_program_what_it_needs() -> None:
     order = ["enable_unsafe_noiommu_mode", "nr_hugepages", "setup.sh 0000:00:04.0", "./vfio_dma_mapping_test"]
     places = [text.index(word) for word in order]
     assert places == sorted(places)
+    # Who comes next finds the mode off.
+    assert text.index("echo N > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode") > places[-1]
     assert "enable_unsafe_noiommu_mode" not in script(program, ("0000:00:04.0",), frozenset({"viommu"}))
 
 
