@@ -79,6 +79,9 @@ def render(
         console.print(Text(retries), overflow="fold")
     if spent := view.processor_time(run):
         console.print(Text(f"processor time: {spent}"))
+    if background.comparison is not None and background.comparison.loses and not run.accepted:
+        accept = f"vfio-harness report {names.name(run.info.id)} --accept REASON"
+        console.print(Text(f"if what is gone or skipped is meant to be: {accept}"), overflow="fold")
     console.print(Text(_totals(run)))
     console.print(
         Text.assemble(

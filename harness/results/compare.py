@@ -108,9 +108,14 @@ class Comparison:
         return (*self.vanished, *self.new_skips)
 
     @property
+    def loses(self) -> bool:
+        """Whether coverage is no longer there, of cases or of whole Jobs."""
+        return bool(self.lost or self.lost_jobs)
+
+    @property
     def is_worse(self) -> bool:
         """Whether something was lost; what failed before as well is no worse."""
-        return bool(self.new_failures or self.lost or self.lost_jobs)
+        return bool(self.new_failures or self.loses)
 
 
 def join(parts: Iterable[Comparison]) -> Comparison:

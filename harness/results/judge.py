@@ -138,8 +138,7 @@ def _verdict(run: Run, comparison: Comparison | None) -> tuple[Verdict, str]:
         return Verdict.BAD, _about_failures(failures, comparison)
     if run.state is State.INTERRUPTED:
         return Verdict.OUR_FAULT, "the run was interrupted"
-    is_less = comparison is not None and (comparison.lost or comparison.lost_jobs) and not run.accepted
-    if comparison is not None and is_less:
+    if comparison is not None and comparison.loses and not run.accepted:
         return Verdict.BAD, f"coverage was lost: {_about_losses(comparison)}"
     trouble = _trouble(run, cases)
     if trouble is not None:
@@ -171,8 +170,7 @@ def _about_failures(failures: Sequence[Result], comparison: Comparison | None) -
     if comparison is not None and comparison.against:
         had += f" ({len(comparison.new_failures)} of them newly)"
     told = f"{had}, the worst: {worst.outcome.value} {worst.address}"
-    lost = comparison is not None and (comparison.lost or comparison.lost_jobs)
-    return f"{told}; coverage was lost: {_losses(comparison)}" if comparison and lost else told
+    return f"{told}; coverage was lost: {_losses(comparison)}" if comparison and comparison.loses else told
 
 
 def _about_losses(comparison: Comparison) -> str:
