@@ -10,6 +10,9 @@ with `# END ADDRESS`.  A case can crash, hang or leave things behind without hur
 whole point.  The verdict is said first; then everything is put right again, for ground.END_TIMEOUT seconds at
 most.  What that took is lines `# cleaned: ...` between the result and the end.  What cannot be put right is a
 line `# dirty: ...`, and the VM should not be used further.
+
+With `--alongside` it is one of several agents in its VM, runs only cases that declare that they may, and
+leaves the machine as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Optional, TextIO
 
 from guest import kmsg, ktap, libc, taint
 from guest.case import Case, discover
-from guest.ground import Ground
+from guest.ground import Cleaning, Ground
 from guest.needs import UnknownFeature, nearest, parse_features
 from guest.runner import Verdict, run_forked
 
@@ -61,7 +64,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         for one in cases:
             print(f"{one.address}\t{','.join(one.needs)}\t{one.promise}")
         return 0
-    agent = Agent(cases, features, sys.stdout, untouched=arguments.fresh)
+    agent = Agent(cases, features, sys.stdout, untouched=arguments.fresh, alongside=arguments.alongside)
     agent.prepare()
     if not arguments.addresses:
         return agent.serve(sys.stdin)
@@ -82,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         "--fresh",
         action="store_true",
         help="this VM has run nothing yet: a taint found now is the boot's",
+    )
+    parser.add_argument(
+        "--alongside",
+        action="store_true",
+        help="other agents run in this VM: take only cases that may run alongside others",
     )
     parser.add_argument("--list", action="store_true", help="print every case with its needs and its promise")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="what random choices start from")
@@ -109,13 +117,20 @@ class Agent:
     """The cases of one machine, run one at a time."""
 
     def __init__(
-        self, cases: Sequence[Case], features: frozenset[str], out: TextIO, *, untouched: bool = False
+        self,
+        cases: Sequence[Case],
+        features: frozenset[str],
+        out: TextIO,
+        *,
+        untouched: bool = False,
+        alongside: bool = False,
     ) -> None:
         self._cases = {one.address: one for one in cases}
         self._features = features
         self._out = out
         self._ground = Ground(())
         self._untouched = untouched  # no case has run in this VM, neither ours nor anybody's before us
+        self._alongside = alongside  # other agents are at work: the ground is theirs too
         self._dirty = ""  # the first case that left something which could not be put right
 
     def prepare(self) -> None:
@@ -124,6 +139,8 @@ class Agent:
         if "modular" in self._features:
             for name in MODULES:
                 _modprobe(name)
+        if self._alongside:
+            return
         self._ground = Ground.survey(self._features)
         for problem in self._ground.restore(first=True).dirty:
             self._say(f"# {DIRTY}{problem}")
@@ -161,6 +178,8 @@ class Agent:
             one = self._cases.get(name)
             if one is None:
                 raise BadRequest(f"no case is called {name!r}{nearest(name, self._cases)}")
+            if self._alongside and not one.alongside:
+                raise BadRequest(f"{name} does not say that it may run alongside others")
         except BadRequest as error:
             writer = ktap.Writer(self._out, plan=1)
             writer.diagnostic(f"why: bad request: {error}")
@@ -171,7 +190,8 @@ class Agent:
 
     def _run(self, writer: ktap.Writer, one: Case, timeout: float, seed: int) -> bool:
         unmet = one.unmet(self._features)
-        kmsg.say(f"{kmsg.BEGIN} {one.address}")
+        if not self._alongside:  # where several run, what the kernel says belongs to none of them
+            kmsg.say(f"{kmsg.BEGIN} {one.address}")
         if unmet:
             writer.ok(one.address, skip=f"needs {', '.join(unmet)}")
             kept = True
@@ -201,7 +221,7 @@ class Agent:
         if one.destructive:
             self._dirty = self._dirty or one.address
             return verdict.kept
-        cleaning = self._ground.restore()
+        cleaning = Cleaning() if self._alongside else self._ground.restore()
         for what in cleaning.done:
             writer.diagnostic(f"cleaned: {what}")
         for what in (*verdict.dirty, *cleaning.dirty):

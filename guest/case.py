@@ -68,6 +68,10 @@ class Case:
     """Whether it is expected to damage the kernel it runs on: it gets a VM of its own, after all the others.
     Where a known issue is what does the damage, the kernel's complaint is the expected failure."""
 
+    alongside: bool
+    """Whether it may run at the same time as others that say so too, in one VM: it touches no device and no
+    setting of the machine, and none of them can tell that it is there."""
+
     promise: str
     """The first paragraph of the docstring on one line."""
 
@@ -105,10 +109,12 @@ def case(
     timeout: float = 30.0,
     fresh: bool = False,
     destructive: bool = False,
+    alongside: bool = False,
 ) -> Callable[[Callable[[Test], None]], Callable[[Test], None]]:
     """Declare the decorated function a case; raise BadCase when the declaration is incomplete.
 
-    A *destructive* case may leave a damaged kernel behind, which nothing else may run on.
+    A *destructive* case may leave a damaged kernel behind, which nothing else may run on.  One that may run
+    *alongside* others cannot hear the kernel, whose words might be about any of them.
     """
 
     def register(function: Callable[[Test], None]) -> Callable[[Test], None]:
@@ -121,6 +127,7 @@ def case(
             timeout=timeout,
             fresh=fresh,
             destructive=destructive,
+            alongside=alongside,
             promise=_promise(function.__doc__),
             path=code.co_filename,
             lineno=code.co_firstlineno,
@@ -153,6 +160,8 @@ def _check(declared: Case) -> None:
         raise BadCase(f"{where}: its timeout must be a positive number of seconds")
     if declared.destructive and declared.fresh:
         raise BadCase(f"{where}: a destructive case comes last, a fresh one first")
+    if declared.alongside and (declared.fresh or declared.destructive):
+        raise BadCase(f"{where}: a fresh or destructive case runs alone, not alongside others")
     before = _registry.get(declared.address)
     if before is not None and before.path != declared.path:
         raise BadCase(f"{where}: {before.path}:{before.lineno} has this address already")
@@ -261,6 +270,8 @@ class Test:
 
     def dmesg(self) -> list[str]:
         """Return what the kernel printed since the case began, one record a line, without timestamps."""
+        if self.case.alongside:
+            raise Failure("a case that runs alongside others cannot know which of them the kernel speaks of")
         return self._kmsg.lines()
 
     def check_no_complaint(self) -> None:

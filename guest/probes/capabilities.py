@@ -194,7 +194,7 @@ def bind_needs_rawio(t: Test) -> None:
         t.in_child(without)
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_option_rlimit_mode()")
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_option_rlimit_mode()", alongside=True)
 def rlimit_mode_needs_sys_resource(t: Test) -> None:
     """The accounting mode of an iommufd is changed by CAP_SYS_RESOURCE alone, and read by anyone."""
 

@@ -73,7 +73,11 @@ def _refuses_mappings(t: Test, container: vfio.Container, want: int) -> None:
         t.errno(want, container.iommu_info)
 
 
-@case(needs=("container",), cites="drivers/vfio/container.c vfio_container_ioctl_check_extension()")
+@case(
+    needs=("container",),
+    cites="drivers/vfio/container.c vfio_container_ioctl_check_extension()",
+    alongside=True,
+)
 def empty_container_offers_type1(t: Test) -> None:
     """An empty container has API version 0 and offers both type1 flavours; what it has never heard of it
     does not offer."""
@@ -205,14 +209,20 @@ def real_and_fake_groups_do_not_mix(t: Test) -> None:
         container.set_iommu(NOIOMMU_IOMMU)
 
 
-@case(needs=("container", "iommufd"), cites="drivers/vfio/container.c vfio_dev, vfio_fops_unl_ioctl()")
+@case(
+    needs=("container", "iommufd"),
+    cites="drivers/vfio/container.c vfio_dev, vfio_fops_unl_ioctl()",
+    alongside=True,
+)
 def vfio_node_is_the_native_container(t: Test) -> None:
     """/dev/vfio/vfio does not answer to iommufd's requests where VFIO's own container is built."""
     with vfio.open_container() as container:
         t.errno(errno.EINVAL, container.call, iommufd.IOAS_ALLOC, iommufd.IoasAlloc())
 
 
-@case(needs=("compat",), cites="drivers/iommu/iommufd/main.c vfio_misc_dev, iommufd_fops_open()")
+@case(
+    needs=("compat",), cites="drivers/iommu/iommufd/main.c vfio_misc_dev, iommufd_fops_open()", alongside=True
+)
 def vfio_node_is_an_iommufd(t: Test) -> None:
     """/dev/vfio/vfio is an iommufd like /dev/iommu where VFIO's own container is not built."""
     with vfio.open_container() as container:
@@ -226,6 +236,7 @@ def vfio_node_is_an_iommufd(t: Test) -> None:
     needs=("compat",),
     cites="drivers/iommu/iommufd/main.c iommufd_fops_open() (IOPT_PAGES_ACCOUNT_MM), ioas.c "
     "iommufd_option_rlimit_mode()",
+    alongside=True,
 )
 def vfio_node_counts_per_process(t: Test) -> None:
     """/dev/vfio/vfio served by iommufd counts pinned memory per process, as VFIO's own container does, and
@@ -266,7 +277,11 @@ def vfio_node_hands_out_a_device(t: Test) -> None:
         _refuses_mappings(t, user.container, errno.ENODEV)
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_check_extension()")
+@case(
+    needs=("iommufd",),
+    cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_check_extension()",
+    alongside=True,
+)
 def played_container_offers_type1(t: Test) -> None:
     """An iommufd used as a container has API version 0 and offers type1 before any group is in it; asked
     for coherency, which it cannot know yet, it is ENODEV."""
@@ -297,6 +312,7 @@ def played_container_offers_noiommu_by_parameter(t: Test) -> None:
 @case(
     needs=("iommufd",),
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_set_iommu(), get_compat_ioas()",
+    alongside=True,
 )
 def empty_played_container_does_nothing(t: Test) -> None:
     """Without a group in it an iommufd takes neither type nor mapping as a container: type1 is ENODEV for

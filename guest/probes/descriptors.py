@@ -233,7 +233,11 @@ def inherited_mapping_holds_the_device(t: Test) -> None:
         t.wait_until(lambda: _can_bind(second, mine), "the end of the binding with the child's mapping")
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_open(), iommufd_fops_release()")
+@case(
+    needs=("iommufd",),
+    cites="drivers/iommu/iommufd/main.c iommufd_fops_open(), iommufd_fops_release()",
+    alongside=True,
+)
 def duplicates_share_all_objects(t: Test) -> None:
     """A duplicate of an iommufd, in this process or a child, has the same objects, and they live until the
     last is closed; another iommufd has its own."""

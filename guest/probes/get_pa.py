@@ -398,6 +398,7 @@ def _churn(user: CdevUser, page: memory.Buffer) -> None:
 @case(
     needs=("noiommu-cdev",),
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); main.c iommufd_ioctl_ops",
+    alongside=True,
 )
 def kernel_has_the_ioctl(t: Test) -> None:
     """A bare iommufd knows the ioctl: no address space is ENOENT, and neither ENOTTY nor EOPNOTSUPP."""

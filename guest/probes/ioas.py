@@ -26,6 +26,7 @@ IOVA = 0x40_0000_0000
 @case(
     needs=("iommufd",),
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_iova_ranges(); io_pagetable.c iopt_init_table()",
+    alongside=True,
 )
 def fresh_one_is_boundless(t: Test) -> None:
     """An IOAS without devices offers every IOVA, byte by byte, and EMSGSIZE tells of a list too short."""
@@ -63,7 +64,11 @@ def kernel_chooses_free_iovas(t: Test) -> None:
         t.equal(iommufd.map(ioas, buffer.address, 2 * PAGE), taken[3], "the IOVA chosen after an unmap")
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/io_pagetable.c iopt_alloc_iova() (HPAGE_SIZE)")
+@case(
+    needs=("iommufd",),
+    cites="drivers/iommu/iommufd/io_pagetable.c iopt_alloc_iova() (HPAGE_SIZE)",
+    alongside=True,
+)
 def huge_memory_gets_an_iova_that_suits_it(t: Test) -> None:
     """The IOVA that is chosen for memory aligned to 2 MiB is so too, whatever was mapped before."""
     with Iommufd() as iommufd, memory.anonymous(2 * memory.HUGE) as buffer:
@@ -113,7 +118,11 @@ def huge_pages_option_is_set_while_empty(t: Test) -> None:
         t.errno(errno.ENOENT, iommufd.option_get, api.OPTION_HUGE_PAGES, NO_SUCH_ID)
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_destroy(), iommufd_object_remove()")
+@case(
+    needs=("iommufd",),
+    cites="drivers/iommu/iommufd/main.c iommufd_destroy(), iommufd_object_remove()",
+    alongside=True,
+)
 def destroyed_ioas_is_gone(t: Test) -> None:
     """DESTROY takes an IOAS with all its mappings, once: afterwards every call for it is ENOENT, and its
     neighbour is untouched."""
@@ -156,7 +165,11 @@ def other_objects_are_no_ioas(t: Test) -> None:
         t.equal(user.physical(0x10000, PAGE), page.physical(), "the address after all refusals")
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_iova_ranges() (max_iovas)")
+@case(
+    needs=("iommufd",),
+    cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_iova_ranges() (max_iovas)",
+    alongside=True,
+)
 def ranges_say_how_many_there_are(t: Test) -> None:
     """IOVA_RANGES with too little room is EMSGSIZE and still tells count and alignment, and a bad pointer is
     EFAULT only when there is something to write."""

@@ -48,7 +48,9 @@ YOUNG = (
 """Those that the first release of iommufd did not have."""
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() (min_size)")
+@case(
+    needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() (min_size)", alongside=True
+)
 def every_structure_has_a_least_size(t: Test) -> None:
     """Every ioctl takes a structure of the size it was born with, when no more memory is there at all, and
     refuses one a byte shorter (EINVAL) and one that memory cuts short (EFAULT)."""
@@ -68,7 +70,11 @@ def every_structure_has_a_least_size(t: Test) -> None:
             t.errno(errno.EINVAL, iommufd.call, request, kind(size=0))
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl(); copy_struct_from_user()")
+@case(
+    needs=("iommufd",),
+    cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl(); copy_struct_from_user()",
+    alongside=True,
+)
 def every_structure_may_grow(t: Test) -> None:
     """Every ioctl ignores zeros behind the structure that it knows, refuses anything else there with E2BIG,
     and does not read beyond the end of memory for a size that lies."""
@@ -88,7 +94,11 @@ def every_structure_may_grow(t: Test) -> None:
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, request, liar)
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() (ENOIOCTLCMD)")
+@case(
+    needs=("iommufd",),
+    cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() (ENOIOCTLCMD)",
+    alongside=True,
+)
 def unknown_requests_are_enotty(t: Test) -> None:
     """A number that no request has, and one with the bits of a size and a direction, is ENOTTY."""
     with Iommufd() as iommufd:
@@ -99,6 +109,7 @@ def unknown_requests_are_enotty(t: Test) -> None:
 @case(
     needs=("iommufd",),
     cites="include/uapi/linux/iommufd.h (__reserved, must be 0); drivers/iommu/iommufd/ioas.c, main.c",
+    alongside=True,
 )
 def reserved_fields_are_refused(t: Test) -> None:
     """Flags, operations and options that nobody defined, and anything in a reserved field, are EOPNOTSUPP
@@ -137,7 +148,11 @@ def reserved_fields_are_refused(t: Test) -> None:
         iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # refused as soon as there is any object
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_alloc_ioctl() (out_table)")
+@case(
+    needs=("iommufd",),
+    cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_alloc_ioctl() (out_table)",
+    alongside=True,
+)
 def unreported_ioas_is_not_made(t: Test) -> None:
     """An IOAS_ALLOC that cannot write its answer is EFAULT and leaves no object behind."""
     with Iommufd() as iommufd:
@@ -147,7 +162,7 @@ def unreported_ioas_is_not_made(t: Test) -> None:
         t.errno(errno.ENOENT, iommufd.destroy, 1)
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_option_rlimit_mode()")
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_option_rlimit_mode()", alongside=True)
 def rlimit_mode_is_set_before_anything(t: Test) -> None:
     """The accounting mode takes 0 and 1, for the whole iommufd, and only before it holds any object."""
     with Iommufd() as iommufd:
@@ -160,7 +175,11 @@ def rlimit_mode_is_set_before_anything(t: Test) -> None:
         t.equal(iommufd.option_get(api.OPTION_RLIMIT_MODE), 1, "the mode after a refused change")
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_option(), ioas.c iommufd_ioas_option()")
+@case(
+    needs=("iommufd",),
+    cites="drivers/iommu/iommufd/main.c iommufd_option(), ioas.c iommufd_ioas_option()",
+    alongside=True,
+)
 def options_know_their_operations(t: Test) -> None:
     """OPTION knows two operations; anything else, and a refused SET, changes nothing and reports nothing."""
     with Iommufd() as iommufd:
@@ -183,7 +202,11 @@ def options_know_their_operations(t: Test) -> None:
             t.equal(fresh.option_get(api.OPTION_RLIMIT_MODE), 0, "the accounting mode after refused values")
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_ioas(), get_compat_ioas()")
+@case(
+    needs=("iommufd",),
+    cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_ioas(), get_compat_ioas()",
+    alongside=True,
+)
 def emulated_container_names_its_ioas(t: Test) -> None:
     """VFIO_IOAS gives back the IOAS that was set, ENODEV when there is none, forgets one that is destroyed,
     and keeps the old one when the new is refused."""
@@ -235,7 +258,9 @@ def ids_belong_to_one_iommufd(t: Test) -> None:
         t.equal(user.physical(IOVA, PAGE), page.physical(), "the first device's page")
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_mmap(), iommufd_fops")
+@case(
+    needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_mmap(), iommufd_fops", alongside=True
+)
 def iommufd_is_no_memory(t: Test) -> None:
     """An iommufd with nothing to map cannot be mapped anywhere (ENXIO), never privately or executable, and is
     neither read nor written."""

@@ -190,13 +190,19 @@ def real_and_noiommu_side_by_side(t: Test) -> None:
                 )
 
 
-@case(needs=("container",), cites="drivers/vfio/container.c vfio_dev (miscdevice, VFIO_MINOR)")
+@case(
+    needs=("container",), cites="drivers/vfio/container.c vfio_dev (miscdevice, VFIO_MINOR)", alongside=True
+)
 def native_container_is_open_to_all(t: Test) -> None:
     """/dev/vfio/vfio is misc 10:196 with mode 0666: it grants nothing by itself."""
     _check_container_node(t)
 
 
-@case(needs=("compat",), cites="drivers/iommu/iommufd/main.c vfio_misc_dev (miscdevice, VFIO_MINOR)")
+@case(
+    needs=("compat",),
+    cites="drivers/iommu/iommufd/main.c vfio_misc_dev (miscdevice, VFIO_MINOR)",
+    alongside=True,
+)
 def emulated_container_is_open_to_all(t: Test) -> None:
     """/dev/vfio/vfio as served by iommufd keeps number and mode of the native one."""
     _check_container_node(t)
@@ -208,7 +214,7 @@ def _check_container_node(t: Test) -> None:
     t.equal(oct(stat.S_IMODE(status.st_mode)), "0o666", "mode of /dev/vfio/vfio")
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommu_misc_dev")
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommu_misc_dev", alongside=True)
 def iommufd_node_is_for_its_group(t: Test) -> None:
     """/dev/iommu is a misc device of mode 0660 that belongs to root."""
     t.equal(_describe(Path("/dev/iommu")), ("misc", "0o660", "0:0"), "major, mode, owner of /dev/iommu")

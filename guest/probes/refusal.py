@@ -14,7 +14,11 @@ from guest.iommufd import NO_SUCH_ID, Iommufd
 from guest.opened import through_cdev, usable
 
 
-@case(needs=("!noiommu",), cites="drivers/vfio/vfio_main.c module_param_named() under CONFIG_VFIO_NOIOMMU")
+@case(
+    needs=("!noiommu",),
+    cites="drivers/vfio/vfio_main.c module_param_named() under CONFIG_VFIO_NOIOMMU",
+    alongside=True,
+)
 def without_noiommu_there_is_no_parameter(t: Test) -> None:
     """Without CONFIG_VFIO_NOIOMMU the unsafe mode has no switch."""
     t.check(not pci.PARAMETER.exists(), f"{pci.PARAMETER} exists")
@@ -39,6 +43,7 @@ def without_noiommu_nothing_binds(t: Test) -> None:
 @case(
     needs=("!noiommu-group", "container"),
     cites="drivers/vfio/container.c vfio_container_ioctl_check_extension()",
+    alongside=True,
 )
 def without_noiommu_containers_do_not_offer_it(t: Test) -> None:
     """Without no-IOMMU mode for groups a native container does not know VFIO_NOIOMMU_IOMMU, but type1."""
@@ -50,6 +55,7 @@ def without_noiommu_containers_do_not_offer_it(t: Test) -> None:
 @case(
     needs=("iommufd", "!noiommu-cdev"),
     cites="drivers/iommu/iommufd/iommufd_private.h iommufd_ioas_noiommu_get_pa() (CONFIG_IOMMUFD_NOIOMMU)",
+    alongside=True,
 )
 def without_cdev_get_pa_is_compiled_out(t: Test) -> None:
     """Without CONFIG_IOMMUFD_NOIOMMU every GET_PA is EOPNOTSUPP, whoever asks and whatever the arguments."""
@@ -65,7 +71,9 @@ def without_cdev_get_pa_is_compiled_out(t: Test) -> None:
         t.in_child(without_rawio)
 
 
-@case(needs=("!iommufd",), cites="drivers/iommu/iommufd/Kconfig IOMMUFD; main.c iommu_misc_dev")
+@case(
+    needs=("!iommufd",), cites="drivers/iommu/iommufd/Kconfig IOMMUFD; main.c iommu_misc_dev", alongside=True
+)
 def without_iommufd_there_is_no_node(t: Test) -> None:
     """Without CONFIG_IOMMUFD there is no /dev/iommu."""
     t.errno(errno.ENOENT, Iommufd)
@@ -74,6 +82,7 @@ def without_iommufd_there_is_no_node(t: Test) -> None:
 @case(
     needs=("!group",),
     cites="drivers/vfio/Kconfig VFIO_GROUP, VFIO_CONTAINER; Documentation/driver-api/vfio.rst",
+    alongside=True,
 )
 def without_group_there_is_no_container(t: Test) -> None:
     """Without CONFIG_VFIO_GROUP /dev/vfio/vfio does not exist, and no group class either."""
@@ -118,6 +127,7 @@ MEDIATED = "vfio_noiommu_group_alloc"
 @case(
     needs=("!noiommu-cdev",),
     cites="drivers/iommu/iommufd/Makefile hwpt_noiommu.o; Kconfig IOMMUFD_NOIOMMU",
+    alongside=True,
 )
 def without_cdev_there_is_no_software_page_table(t: Test) -> None:
     """Without CONFIG_IOMMUFD_NOIOMMU the kernel has no page table for devices without an IOMMU."""
@@ -128,6 +138,7 @@ def without_cdev_there_is_no_software_page_table(t: Test) -> None:
 @case(
     needs=("!noiommu",),
     cites="drivers/vfio/container.c vfio_noiommu_ops (IS_ENABLED(CONFIG_VFIO_NOIOMMU))",
+    alongside=True,
 )
 def without_noiommu_the_code_is_gone(t: Test) -> None:
     """Without CONFIG_VFIO_NOIOMMU the kernel has no IOMMU driver for containers that could do without one."""
@@ -139,6 +150,7 @@ def without_noiommu_the_code_is_gone(t: Test) -> None:
 @case(
     needs=("!noiommu", "iommufd"),
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_check_extension(), iommufd_vfio_set_iommu()",
+    alongside=True,
 )
 def without_noiommu_iommufds_do_not_offer_it(t: Test) -> None:
     """Without CONFIG_VFIO_NOIOMMU an iommufd used as a container offers type1 alone and takes no other."""

@@ -7,6 +7,7 @@ The hooks live in harness.plugin.hooks; this module only shows them to pytest.
 from harness.plugin.hooks import (
     pytest_addoption,
     pytest_collect_file,
+    pytest_collection_finish,
     pytest_collection_modifyitems,
     pytest_configure,
     pytest_configure_node,
@@ -19,6 +20,7 @@ from harness.plugin.hooks import (
 __all__ = [
     "pytest_addoption",
     "pytest_collect_file",
+    "pytest_collection_finish",
     "pytest_collection_modifyitems",
     "pytest_configure",
     "pytest_configure_node",

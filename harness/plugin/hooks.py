@@ -101,6 +101,13 @@ def _place(item: pytest.Item, order: dict[str, int]) -> int:
     return order[key_of(item.work)] if isinstance(item, WorkItem) else len(order)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tell whoever runs the items which are left."""
+    lab = session.config.stash.get(LAB, None)
+    if lab is not None:
+        lab.expect([item.work for item in session.items if isinstance(item, WorkItem)])
+
+
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """After the last item of a job its VM is stopped; what the kernel said meanwhile belongs to the run."""
     if not isinstance(item, WorkItem):

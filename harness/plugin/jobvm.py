@@ -29,6 +29,7 @@ from harness.plan import Isolation, Job, Plan
 from harness.plugin.done import Done, FalseStart, text_of
 from harness.results import WHOLE_PROGRAM, Outcome
 from harness.suites.agent import Agent
+from harness.suites.alongside import Answer, run_alongside
 from harness.suites.judging import (
     Judged,
     crash_reason,
@@ -45,6 +46,9 @@ from harness.suites.programs import SELFTESTS, SetupFailed, run_program
 
 SERVICE_SECONDS = 20.0
 """How long the guest may take, on KVM, for what the harness itself asks of it."""
+
+AT_ONCE_PER_CPU = 2
+"""Cases that run at the same time in one VM, for each of its processors: a case also waits, for the host."""
 
 BOOT_TRIES = 2
 """A VM that does not come up is tried again, and told of: the host may have been busy."""
@@ -112,6 +116,41 @@ class JobVM:
                 attempt.spoilt = "a case hung in it"
                 booted.diagnose()
         return self._conclude(booted, attempt)
+
+    def alongside(self, cases: Sequence[Case]) -> dict[str, Done]:
+        """Run probe cases that say that they may at the same time in one VM; return what each came to.
+
+        Missing is what has to be tried by itself: no agent was left for it, or the kernel complained and
+        nobody can know of whom.  Raises HarnessError when no VM could be had.
+        """
+        booted = self._ready("", fresh=False)
+        answers = run_alongside(
+            lambda: Agent(booted.guest, self._job.features, self._service(), alongside=True),
+            cases,
+            at_once=self._job.cpus * AT_ONCE_PER_CPU,
+            seed=self._seed,
+            factor=self._factor,
+        )
+        said = booted.splats(answers[-1].case.address if answers else None)
+        done = {} if said else {one.case.address: self._answered(booted, one) for one in answers}
+        self._unheard += said
+        if len(done) < len(cases):
+            how_many = f"{len(cases) - len(done)} of {len(cases)} cases that ran at the same time"
+            _log.warning("%s: %s are tried one by one", self._job.name, how_many)
+        hung = any(judged.outcome is Outcome.TIMEOUT for one in done.values() for judged in one.judged)
+        if said or hung or len(answers) < len(cases) or any(one.spoilt for one in answers):
+            booted.diagnose()
+            self.close()
+        return done
+
+    def _answered(self, booted: Booted, answer: Answer) -> Done:
+        case = answer.case
+        if answer.report is None:
+            judged = _whole(Outcome.LOST, answer.spoilt)
+        else:
+            judged = judge_probe(case.address, answer.report, self._known(f"{PROBES}/{case.address}"))
+        attempt = _Attempt(case.address, case, raw=list(answer.raw), judged=(judged,))
+        return self._done(booted, attempt, answer.seconds)
 
     def program(self, program: Program, features: frozenset[str]) -> Done:
         """Run one selftest program.  Raises HarnessError when no VM could be had for it."""
@@ -328,21 +367,26 @@ class JobVM:
         seconds = time.monotonic() - attempt.began
         said = booted.splats(attempt.name)
         own = [splat for splat in said if splat.case == attempt.name]
-        strays = (*self._heard(), *(splat for splat in said if splat.case != attempt.name))
-        known = self._known(f"{PROBES}/{attempt.name}") if attempt.case is not None else None
-        judged = _crashed(attempt, own[0].title, known) if own else attempt.judged
-        _keep(booted.directory, attempt)
-        vm_dir = self._directory_of(booted)
+        self._unheard += tuple(splat for splat in said if splat.case != attempt.name)
+        if own:
+            known = self._known(f"{PROBES}/{attempt.name}") if attempt.case is not None else None
+            attempt.judged = _crashed(attempt, own[0].title, known)
+        done = self._done(booted, attempt, seconds, text_of(own))
         damaged = attempt.case is not None and attempt.case.destructive
         if said or damaged or attempt.spoilt or booted.vm.hostlink.actions.altered:
             self.close()
+        return done
+
+    def _done(self, booted: Booted, attempt: _Attempt, seconds: float, splat: str = "") -> Done:
+        """What *attempt* came to, and all that has to be told since the last such account."""
+        _keep(booted.directory, attempt)
         return Done(
-            judged=judged,
+            judged=attempt.judged,
             seconds=seconds,
             printed="\n".join(attempt.raw[-_KEPT_LINES:]),
-            splat=text_of(own),
-            vm_dir=vm_dir,
-            strays=strays,
+            splat=splat,
+            vm_dir=self._directory_of(booted),
+            strays=self._heard(),
             false_starts=self._told_false_starts(),
         )
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import BootCrash, HarnessError
 from harness.machine.splat import Splat
-from harness.plan import Plan
+from harness.plan import Isolation, Plan
 from harness.plugin.done import Done, text_of
 from harness.results import (
     BOOTS,
@@ -30,6 +30,7 @@ from harness.suites.judging import Judged
 from harness.suites.manifest import expected_points
 
 if TYPE_CHECKING:
+    from guest.case import Case
     from harness.plugin.jobvm import JobVM
 
 LOST_TRIES = 2
@@ -53,6 +54,13 @@ class Lab:
         """How many failures of the current job were tried again."""
         self._started = 0
         """How many of its boots are told of."""
+        self._alongside: dict[str, Done] | None = None
+        """What its cases that ran at the same time came to, until it is asked for; None before they ran."""
+        self._expected: tuple[Work, ...] = ()
+
+    def expect(self, work: Sequence[Work]) -> None:
+        """Say what may be asked for."""
+        self._expected = tuple(work)
 
     def perform(self, work: Work) -> tuple[Result, ...]:
         """Run *work*, or say why it does not apply; every attempt is in what it returns."""
@@ -120,8 +128,23 @@ class Lab:
 
     def _carry_out(self, vm: JobVM, work: Work) -> Done:
         if isinstance(work, ProbeWork):
-            return vm.probe(work.case)
+            return self._done_alongside(vm, work) or vm.probe(work.case)
         return vm.program(work.program, features_for(work.program, self._plan.job(work.job)))
+
+    def _done_alongside(self, vm: JobVM, work: ProbeWork) -> Done | None:
+        """What *work* came to beside its like, which all run when the first of them is asked for.
+
+        None for what runs by itself, and at every further attempt.
+        """
+        if work.case.alongside and self._alongside is None:
+            cases = self._companions(work.job) if self._plan.isolation is Isolation.VM else ()
+            self._alongside = vm.alongside(cases) if len(cases) > 1 else {}
+        return self._alongside.pop(work.case.address, None) if self._alongside else None
+
+    def _companions(self, job: str) -> tuple[Case, ...]:
+        """The cases of *job* that may run at the same time, of what this process may be asked for."""
+        mine = (one for one in self._expected if isinstance(one, ProbeWork) and one.job == job)
+        return tuple(one.case for one in mine if one.case.alongside and one.refusal is None)
 
     def _vm_of(self, job: str) -> JobVM:
         if self._jobvm is None or self._job != job:
@@ -130,6 +153,7 @@ class Lab:
             from harness.plugin.jobvm import JobVM
 
             self._job, self._confirmed, self._started = job, 0, 0
+            self._alongside = None
             self._jobvm = JobVM(self._plan, self._plan.job(job), self._worker)
         return self._jobvm
 

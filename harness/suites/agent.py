@@ -21,9 +21,21 @@ VERDICT_SECONDS = REAP_TIMEOUT + 20.0
 class Agent:
     """A running agent; raises LostGuest as soon as it stops answering."""
 
-    def __init__(self, guest: Guest, features: Iterable[str], deadline: Deadline, *, fresh: bool) -> None:
-        """Start it; *fresh* says that the VM has run nothing, so that a taint there is the boot's."""
-        words = ["agent", "--features", ",".join(sorted(features)), *(["--fresh"] if fresh else [])]
+    def __init__(
+        self,
+        guest: Guest,
+        features: Iterable[str],
+        deadline: Deadline,
+        *,
+        fresh: bool = False,
+        alongside: bool = False,
+    ) -> None:
+        """Start it; *fresh* says that the VM has run nothing, so that a taint there is the boot's.
+
+        One that runs *alongside* others takes only cases that may, and leaves the machine as it is.
+        """
+        words = ["agent", "--features", ",".join(sorted(features))]
+        words += ["--fresh"] * fresh + ["--alongside"] * alongside
         self._stream = guest.dial(PORT, deadline)
         self._stream.send(json.dumps(words))
         said, dirty = "nothing came", f"# {DIRTY}"

@@ -45,8 +45,10 @@ class ProbeWork:
 
     @property
     def group(self) -> str:
-        """Work of one group runs in one worker, in order; what needs an unused VM makes do with one boot."""
-        return f"{self.job}/{('fresh', self.case.module, 'destructive')[self.case.turn]}"
+        """Work of one group runs in one worker, in order; what needs an unused VM makes do with one boot, and
+        what may run at the same time meets in one VM."""
+        usual = "alongside" if self.case.alongside else self.case.module
+        return f"{self.job}/{('fresh', usual, 'destructive')[self.case.turn]}"
 
     @property
     def turn(self) -> int:

@@ -22,6 +22,7 @@ from harness.errors import ExitCode
 from harness.kernel.store import Kernel
 from harness.results import Outcome, Run, load
 from harness.suites.known import shipped_issues
+from harness.suites.probes import probe_cases
 
 TREE = "debian:7.3"
 
@@ -182,6 +183,26 @@ def test_two_workers_agree_with_one(group_cdev: Kernel) -> None:
     key = {(c.job, c.address, c.outcome) for c in alone.cases}
     assert key == {(c.job, c.address, c.outcome) for c in together.cases}
     assert any(c.outcome is Outcome.PASS for c in together.cases)
+
+
+def test_cases_that_may_run_at_the_same_time_do(group_cdev: Kernel) -> None:
+    """In one VM, where no begin tells them apart, and to what each comes to when they run one by one."""
+    words = ("run", "--tree", TREE, "--topology", "edu", "--case", "probes/iommufd/*", "-n", "1")
+    _, together = harness(*words)
+    done, alone = harness(*words, "--isolation", "program")
+    assert together is not None
+    assert alone is not None, told(done, alone)
+    beside = {one.address for one in probe_cases() if one.alongside and one.module == "iommufd"}
+    assert probes_of(together) == probes_of(alone)
+    assert len(beside) >= 8
+    assert _announced(together, "end") - _announced(together, "begin") == beside
+    assert _announced(alone, "end") == _announced(alone, "begin") >= beside
+
+
+def _announced(run: Run, word: str) -> set[str]:
+    """The cases that the kernels' logs call begun or ended."""
+    logs = [path.read_text(errors="replace") for path in Path(run.directory).glob("vm/*/console.log")]
+    return {address for log in logs for address in re.findall(rf"vfio-harness: {word} (\S+)", log)}
 
 
 @pytest.mark.parametrize(("isolation", "machines"), [("vm", 1), ("program", 2), ("case", 4)])

@@ -33,6 +33,11 @@ def passes(t: Test) -> None:
     print("why: not a verdict")
     sys.stderr.write("no newline at the end")
 
+@case(cites="c", alongside=True)
+def meets_others(t: Test) -> None:
+    """It touches nothing."""
+
+
 @case(cites="a.c f()")
 def fails(t: Test) -> None:
     """It fails."""
@@ -114,11 +119,9 @@ def _leave_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ground.Ground, "restore", lambda self, first=False: ground.Cleaning())
 
 
-def _ask(
-    package: str, request: dict[str, object], features: str = "edu", *, untouched: bool = False
-) -> list[str]:
+def _ask(package: str, request: dict[str, object], features: str = "edu", **mode: bool) -> list[str]:
     out = io.StringIO()
-    served = Agent(discover(package), frozenset(features.split(",")), out, untouched=untouched)
+    served = Agent(discover(package), frozenset(features.split(",")), out, **mode)
     served.serve(io.StringIO(json.dumps(request) + "\n"))
     lines = out.getvalue().splitlines()
     assert lines[:3] == ["# agent ready 1", "KTAP version 1", "1..1"]
@@ -138,7 +141,7 @@ def test_a_pass_carries_what_the_case_printed(package: str) -> None:
 def test_a_failure_says_why_and_where(package: str) -> None:
     lines = _ask(package, {"case": "fake_probes/fails"})
     assert lines[0] == "# why: one: want 2, got 1"
-    assert lines[1].startswith("# at: fake_probes.py:15: t.equal(1, 2")
+    assert lines[1].startswith("# at: fake_probes.py:20: t.equal(1, 2")
     assert "# Traceback (most recent call last):" in lines
     assert lines[-1] == "not ok 1 fake_probes/fails"
 
@@ -306,6 +309,27 @@ def test_the_console_hears_of_every_answer(package: str, monkeypatch: pytest.Mon
         "vfio-harness: end fake_probes/wants_a_fresh_vm",
         "vfio-harness: begin fake_probes/skips",
         "vfio-harness: end fake_probes/skips",
+    ]
+
+
+def test_one_of_several_agents_leaves_the_machine_alone(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It restores nothing, and does not call the kernel's words its case's own."""
+    said: list[str] = []
+    monkeypatch.setattr(kmsg, "say", said.append)
+    monkeypatch.setattr(ground.Ground, "restore", lambda self, first=False: pytest.fail("restored"))
+    assert _ask(package, {"case": "fake_probes/meets_others"}, alongside=True) == [
+        "ok 1 fake_probes/meets_others"
+    ]
+    assert said == ["vfio-harness: end fake_probes/meets_others"]
+
+
+def test_one_of_several_agents_refuses_what_must_run_alone(package: str) -> None:
+    answer = _ask(package, {"case": "fake_probes/passes"}, alongside=True)
+    assert answer == [
+        "# why: bad request: fake_probes/passes does not say that it may run alongside others",
+        "not ok 1 fake_probes/passes",
     ]
 
 

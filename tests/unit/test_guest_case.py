@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -30,7 +31,7 @@ def _test() -> Test:
 
     declared = Case(
         module="m", name="n", needs=(), cites="c", timeout=1, fresh=False, destructive=False,
-        promise="p", path=__file__, lineno=1, function=nothing,
+        alongside=False, promise="p", path=__file__, lineno=1, function=nothing,
     )  # fmt: skip
     return Test(declared, features=frozenset({"edu"}), seed=7, kmsg=KernelLog())
 
@@ -45,6 +46,31 @@ def test_every_shipped_case_is_complete_and_found_in_order() -> None:
         assert Path(one.path).is_file(), one.address
         assert 0 < one.timeout <= 120, one.address
     assert len({one.address for one in cases}) == len(cases)
+
+
+def test_what_runs_alongside_others_needs_no_device() -> None:
+    """Two cases with one device would disturb each other."""
+    devices = {"edu", "edu2", "igb", "nvme", "aer", "hotplug", "sriov"}
+    beside = [one for one in discover() if one.alongside]
+    assert len(beside) >= 30
+    for one in beside:
+        assert not devices & set(one.needs), one.address
+
+
+@pytest.mark.parametrize("other", ["fresh", "destructive"])
+def test_what_wants_a_vm_of_its_own_does_not_run_alongside(other: str) -> None:
+    def asks_for_both(t: Test) -> None:
+        """A promise."""
+
+    with pytest.raises(BadCase, match="runs alone, not alongside others"):
+        case(cites="c", alongside=True, **{other: True})(asks_for_both)  # type: ignore[arg-type]
+
+
+def test_what_runs_alongside_others_does_not_hear_the_kernel(t: Test) -> None:
+    t.case = dataclasses.replace(t.case, alongside=True)
+    for hear in (t.dmesg, t.check_no_complaint):
+        with pytest.raises(Failure, match="cannot know which of them the kernel speaks of"):
+            hear()
 
 
 def test_no_case_needs_a_thing_and_its_absence() -> None:

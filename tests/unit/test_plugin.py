@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +18,15 @@ import pytest
 from plan_jobs import job
 
 import harness
-from guest.case import discover
+from guest.case import Case, discover
 from harness import paths, process
 from harness.boot import Booted
 from harness.deadline import Deadline
 from harness.errors import ExitCode, LostGuest, StoodStill, UsageError
+from harness.ktap import KtapReport, parse
+from harness.machine.splat import Splat
 from harness.plan import Job, Plan, load_plan
+from harness.plugin.done import Done
 from harness.plugin.items import CaseFailed, conclude
 from harness.plugin.jobvm import JobVM, _Attempt, _crashed
 from harness.plugin.recorder import _key
@@ -38,6 +42,7 @@ from harness.results import (
     exit_code,
     load,
 )
+from harness.suites.alongside import Answer
 from harness.suites.catalogue import ProbeWork, work_of
 from harness.suites.judging import Judged
 from harness.suites.known import shipped_issues
@@ -325,3 +330,67 @@ def test_a_processor_that_sleeps_is_blamed_on_the_second_time(
     jobvm.final = final
     booted = SimpleNamespace(cause_of_loss=lambda error: error.message)
     assert jobvm._gone(booted, error).outcome is outcome  # type: ignore[arg-type]
+
+
+MEETING = [work.case for work in work_of(job()) if isinstance(work, ProbeWork) and work.case.alongside][:3]
+SPLAT = Splat(
+    kind="warn", title="WARNING: x", lines=("WARNING: x",), offset=0, fatal=False, case=None, after="y"
+)
+
+
+def said_of(case: Case, words: str) -> KtapReport:
+    return parse(["KTAP version 1", "1..1", words.format(case.address)])
+
+
+@pytest.fixture(name="meet")
+def _meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[dict[str, Done], list[str]]]:
+    """Let cases come to given answers while the kernel says what it says; tell what became of the VM."""
+
+    def meet(answers: Sequence[Answer], *said: Splat) -> tuple[dict[str, Done], list[str]]:
+        plan = Plan(run_id="r", run_dir=str(tmp_path), seed=1, cases=(), jobs=(job(),))
+        jobvm, happened = JobVM(plan, plan.jobs[0], "main"), list[str]()
+        booted = Booted(None, None, {})  # type: ignore[arg-type]
+        monkeypatch.setattr(Booted, "directory", tmp_path)
+        monkeypatch.setattr(Booted, "splats", lambda self, name=None: said)
+        monkeypatch.setattr(Booted, "diagnose", lambda self: None)
+        monkeypatch.setattr(jobvm, "_ready", lambda unit, fresh: booted)
+        monkeypatch.setattr(jobvm, "close", lambda: happened.append("closed"))
+        monkeypatch.setattr("harness.plugin.jobvm.run_alongside", lambda dial, cases, **how: answers)
+        done = jobvm.alongside(MEETING)
+        happened.extend(
+            splat.title for splat in (*jobvm._heard(), *(s for d in done.values() for s in d.strays))
+        )
+        return done, happened
+
+    return meet
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said", "happened"),
+    [("", [], []), ("dirty", [], ["closed"]), ("", [SPLAT], ["closed", "WARNING: x"])],
+)
+def test_what_the_kernel_says_of_several_is_blamed_on_none(
+    meet: Callable[..., tuple[dict[str, Done], list[str]]],
+    spoilt: str,
+    said: Sequence[Splat],
+    happened: Sequence[str],
+) -> None:
+    """They are tried one by one then, and the complaint is told with the next result, whoever's it is."""
+    answers = [Answer(case, said_of(case, "ok 1 {}"), spoilt, ("ok",), 0.5) for case in MEETING]
+    done, what = meet(answers, *said)
+    assert [one.judged[0].outcome for one in done.values()] == ([] if said else [Outcome.PASS] * 3)
+    assert what == happened
+
+
+@pytest.mark.parametrize("outcome", [Outcome.LOST, Outcome.TIMEOUT])
+def test_a_vm_ends_with_what_was_lost_or_hung_in_it(
+    meet: Callable[..., tuple[dict[str, Done], list[str]]], outcome: Outcome
+) -> None:
+    """What was lost beside others is LOST, and thus tried again by itself; what did not begin is left out."""
+    case = MEETING[0]
+    report = said_of(case, "not ok 1 {} # TIMEOUT after 1s") if outcome is Outcome.TIMEOUT else None
+    done, happened = meet([Answer(case, report, "" if report else "gone", (), 0.5)])
+    assert {address: one.judged[0].outcome for address, one in done.items()} == {case.address: outcome}
+    assert happened == ["closed"]

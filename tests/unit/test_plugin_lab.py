@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from plan_jobs import job
 
+from guest.case import Case
 from harness.errors import InfraError, KernelError, LostGuest
-from harness.plan import Plan
+from harness.plan import Isolation, Plan
 from harness.plugin import lab
 from harness.plugin.done import Done, FalseStart
 from harness.plugin.jobvm import JobVM
 from harness.plugin.lab import Lab
-from harness.results import BOOTS, Address, Outcome, Result, settle
-from harness.suites.catalogue import Work, work_of
+from harness.results import BOOTS, WHOLE_PROGRAM, Address, Outcome, Result, settle
+from harness.suites.catalogue import ProbeWork, Work, work_of
+from harness.suites.judging import Judged
 
 JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
 WORK = next(work for work in work_of(JOB) if work.refusal is None)
@@ -148,3 +150,66 @@ def test_vm_that_does_not_come_up_is_tried_once_more(
             jobvm._ready("", fresh=False)
     assert [start.reason for start in jobvm._told_false_starts()] == told
     assert not left
+
+
+class Company:
+    """A JobVM that notes who ran with whom."""
+
+    def __init__(self, alongside: Outcome = Outcome.PASS) -> None:
+        self.calls: list[list[str]] = []
+        self._outcome = alongside
+
+    def alongside(self, cases: Sequence[Case]) -> dict[str, Done]:
+        self.calls.append([case.address for case in cases])
+        return {case.address: done(self._outcome) for case in cases[:-1]}
+
+    def probe(self, case: Case) -> Done:
+        self.calls.append([case.address])
+        return done(Outcome.PASS)
+
+    def renew(self) -> None:
+        self.calls.append(["renew"])
+
+
+def done(outcome: Outcome) -> Done:
+    return Done(judged=(Judged(case=WHOLE_PROGRAM, outcome=outcome, reason="r"),))
+
+
+MEETING = [
+    work for work in work_of(JOB) if isinstance(work, ProbeWork) and work.case.alongside and not work.refusal
+]
+ADDRESSES = [work.case.address for work in MEETING]
+
+
+def meeting(vm: Company, *, expected: Sequence[Work] = MEETING, **plan: Any) -> Lab:
+    one = Lab(Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(JOB,), confirm=True, **plan), "main")
+    one._job, one._jobvm = JOB.name, vm  # type: ignore[assignment]
+    one.expect(expected)
+    return one
+
+
+def test_cases_that_may_run_at_the_same_time_run_once() -> None:
+    """All of them when the first is asked for; the one that had no answer then runs by itself."""
+    vm = Company()
+    one = meeting(vm, expected=[WORK, *MEETING])
+    for work in MEETING:
+        (result,) = one.perform(work)
+        assert (result.outcome, str(result.address)) == (Outcome.PASS, work.address)
+    assert vm.calls == [ADDRESSES, ADDRESSES[-1:]]
+
+
+def test_what_fails_at_the_same_time_as_others_is_confirmed_by_itself() -> None:
+    """And is flaky when it passes there."""
+    vm = Company(Outcome.FAIL)
+    results = meeting(vm).perform(MEETING[0])
+    assert [result.outcome for result in results] == [Outcome.FAIL, Outcome.PASS]
+    assert vm.calls == [ADDRESSES, ["renew"], ADDRESSES[:1]]
+    assert [settled.label for settled in settle(results)] == ["FLAKY"]
+
+
+@pytest.mark.parametrize(("expected", "isolation"), [(MEETING[:1], Isolation.VM), (MEETING, Isolation.CASE)])
+def test_nothing_runs_beside_what_is_alone(expected: Sequence[Work], isolation: Isolation) -> None:
+    """One case asked for, or a VM asked for each."""
+    vm = Company()
+    meeting(vm, expected=expected, isolation=isolation).perform(MEETING[0])
+    assert vm.calls == [ADDRESSES[:1]]
