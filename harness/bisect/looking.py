@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from harness.bisect.model import Observation, Sight
 from harness.results import BOOTS, KERNEL_SUITE, VANISHED, WHOLE_PROGRAM, Outcome, Result, Run
 from harness.results.fingerprint import fingerprint
+from harness.suites.kselftest import COMPILES
 
 _NUMBER = re.compile(r"\b0x[0-9a-f]+\b|\d+")
 _WHILE_BOOTING = re.compile(r"the kernel said outside any case: while booting: ")
@@ -108,7 +109,12 @@ def _is_asked(result: Result, hunted: Sequence[str]) -> bool:
     """Whether *result* is one of *hunted*, speaks for a whole program of theirs, or is a late complaint."""
     if result.address.suite == KERNEL_SUITE:
         return result.outcome is Outcome.CRASH and not _is_boot_splat(result)
-    if not hunted or str(result.address) in hunted:
+    if str(result.address) in hunted:
+        return True
+    if f"{result.address.program}/{result.address.case}" == COMPILES:
+        # A commit whose selftests do not compile has not shown what is hunted.
+        return False
+    if not hunted:
         return True
     whole = result.address.case == WHOLE_PROGRAM and result.outcome is not Outcome.SKIP
     return whole and any(case.startswith(f"{result.address.program_path}/") for case in hunted)

@@ -105,12 +105,9 @@ def _targets(job: Job) -> tuple[Target, ...]:
     )
 
 
-def _programs(job: Job) -> tuple[Program, ...]:
-    found: list[Program] = []
-    for name in job.suites:
-        if name != PROBES:
-            found.extend(shipped_suites()[name].programs(job.kernel.programs, _targets(job)))
-    return tuple(found)
+def _programs(job: Job, suite: str) -> tuple[Program, ...]:
+    """What *job* has of *suite*: nothing where the tree's own tests did not compile."""
+    return tuple(shipped_suites()[suite].programs(job.kernel.programs, _targets(job)))
 
 
 def features_for(program: Program, job: Job) -> frozenset[str]:
@@ -138,7 +135,9 @@ def work_of(job: Job) -> tuple[Work, ...]:
         work += [ProbeWork(job=job.name, case=c, refusal=_refusal(c.needs, features)) for c in probe_cases()]
     work += [
         ProgramWork(job=job.name, program=p, refusal=_refusal(p.needs, features_for(p, job)))
-        for p in _programs(job)
+        for suite in job.suites
+        if suite != PROBES
+        for p in _programs(job, suite)
     ]
     return tuple(sorted(work, key=lambda one: one.turn))
 
@@ -209,10 +208,16 @@ def check_patterns(patterns: Sequence[str], suites: Sequence[str]) -> None:
 
 
 def check_cases(plan: Plan) -> None:
-    """Refuse a case pattern that matches nothing in *plan*, naming the nearest address."""
+    """Refuse a case pattern that matches nothing in *plan*, naming the nearest address.
+
+    That a suite did not compile is a result, not a mistake of whoever asks for its cases.
+    """
     everything = [work for job in plan.jobs for work in work_of(job)]
+    upstream = [(job, suite) for job in plan.jobs for suite in job.suites if suite != PROBES]
+    broken = [suite for job, suite in upstream if not _programs(job, suite)]
     for pattern in plan.cases:
-        if not any(selected(work, (pattern,)) for work in everything):
+        head = pattern.partition("/")[0]
+        if not any(selected(work, (pattern,)) for work in everything) and not fnmatch.filter(broken, head):
             addresses = {work.address for work in everything}
             raise UsageError(f"no case matches {pattern!r}", hint=_nearest_address(pattern, addresses))
 

@@ -58,6 +58,15 @@ def test_only_the_hunted_count() -> None:
     assert observe(seen).sight is Sight.FAILS
 
 
+def test_selftests_that_do_not_compile_show_nothing() -> None:
+    """Unless it is that which is hunted: the failure that is may be there, or not."""
+    compiles = "kselftest:vfio/build/compiles"
+    broken = run(result(compiles, Outcome.ERROR))
+    assert observe(broken).sight is Sight.MISSING
+    assert observe(run(result(compiles, Outcome.XFAIL), result(CASE, Outcome.PASS))).sight is Sight.PASSES
+    assert observe(broken, hunted=[compiles]).sight is Sight.FAILS
+
+
 def test_a_lost_guest_outweighs_a_pass() -> None:
     """What did not get its chance might have failed."""
     seen = run(result(CASE, Outcome.PASS), result("probes/x/y", Outcome.LOST))

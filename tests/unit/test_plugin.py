@@ -43,7 +43,7 @@ from harness.results import (
     load,
 )
 from harness.suites.alongside import Answer
-from harness.suites.catalogue import ProbeWork, work_of
+from harness.suites.catalogue import ProbeWork, check_cases, work_of
 from harness.suites.judging import Judged
 from harness.suites.known import shipped_issues
 
@@ -394,3 +394,15 @@ def test_a_vm_ends_with_what_was_lost_or_hung_in_it(
     done, happened = meet([Answer(case, report, "" if report else "gone", (), 0.5)])
     assert {address: one.judged[0].outcome for address, one in done.items()} == {case.address: outcome}
     assert happened == ["closed"]
+
+
+def test_cases_of_a_suite_that_did_not_compile_may_be_asked_for() -> None:
+    """That it did not is the answer; where it did, a case that is not there is a mistake."""
+    built = job()
+    broken = dataclasses.replace(built, kernel=dataclasses.replace(built.kernel, programs=()))
+    asked = Plan(run_id="r", run_dir="/", seed=1, cases=("kselftest:vfio/vfio_dma*",), jobs=(broken,))
+    check_cases(asked)
+    with pytest.raises(UsageError, match="no case matches"):
+        check_cases(dataclasses.replace(asked, jobs=(built,)))
+    with pytest.raises(UsageError, match="no case matches"):
+        check_cases(dataclasses.replace(asked, cases=("kselftest:iommu/*",)))
