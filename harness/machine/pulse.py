@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +29,9 @@ STILL_SECONDS = 5.0
 
 _BEATS = 100
 """How often another processor must have been scheduled meanwhile, or the host itself stood still."""
+
+LOOK_SECONDS = 0.8
+"""Looks that follow one another faster than this would see one interrupt twice."""
 
 STUCK_LOOKS = 8
 """How often in a row a halted processor must be found serving an interrupt: a handler takes microseconds."""
@@ -63,13 +68,23 @@ class Pulse:
         self._seen: dict[int, _Seen] = {}
         self._serving: dict[int, tuple[frozenset[str], int]] = {}
         """Processor -> what it was found to serve each time in the last so many looks."""
+        self._looking = threading.Lock()
+        self._looked = -math.inf
 
     def lost(self) -> str:
         """A sentence about a processor that is lost; empty while there is none.
 
-        What was seen in earlier calls is what it is judged by: ask every second or so.  Raises QmpError when
-        QEMU does not answer.
+        What was seen in earlier calls is what it is judged by: ask every second or so.  Where several threads
+        do, whoever comes too early is told nothing.  Raises QmpError when QEMU does not answer.
         """
+        with self._looking:
+            now = self._clock()
+            if now - self._looked < LOOK_SECONDS:
+                return ""
+            self._looked = now
+            return self._look()
+
+    def _look(self) -> str:
         asleep = self._asleep()
         if asleep is not None:
             return f"QEMU does not run processor {asleep} of the guest any more"

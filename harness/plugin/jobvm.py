@@ -120,37 +120,43 @@ class JobVM:
     def alongside(self, cases: Sequence[Case]) -> dict[str, Done]:
         """Run probe cases that say that they may at the same time in one VM; return what each came to.
 
-        Missing is what has to be tried by itself: no agent was left for it, or the kernel complained and
-        nobody can know of whom.  Raises HarnessError when no VM could be had.
+        Missing is what has to be tried by itself: it could not begin, or the kernel complained and nobody can
+        know of whom.  What telling() adds is left to the next work.  Raises HarnessError when no VM could be
+        had.
         """
         booted = self._ready("", fresh=False)
+        began = time.monotonic()
         answers = run_alongside(
             lambda: Agent(booted.guest, self._job.features, self._service(), alongside=True),
             cases,
             at_once=self._job.cpus * AT_ONCE_PER_CPU,
             seed=self._seed,
             factor=self._factor,
+            enough=lambda: self._plan.too_late,
         )
+        # What they took in all, shared out among them: seconds are compared with those of other runs.
+        share = (time.monotonic() - began) / sum(one.seconds for one in answers) if answers else 0.0
         said = booted.splats(answers[-1].case.address if answers else None)
-        done = {} if said else {one.case.address: self._answered(booted, one) for one in answers}
+        done = {} if said else {one.case.address: self._answered(booted, one, share) for one in answers}
         self._unheard += said
         if len(done) < len(cases):
             how_many = f"{len(cases) - len(done)} of {len(cases)} cases that ran at the same time"
             _log.warning("%s: %s are tried one by one", self._job.name, how_many)
-        hung = any(judged.outcome is Outcome.TIMEOUT for one in done.values() for judged in one.judged)
-        if said or hung or len(answers) < len(cases) or any(one.spoilt for one in answers):
+        if said or not answers or any(one.spoilt for one in answers):
             booted.diagnose()
             self.close()
         return done
 
-    def _answered(self, booted: Booted, answer: Answer) -> Done:
-        case = answer.case
-        if answer.report is None:
-            judged = _whole(Outcome.LOST, answer.spoilt)
-        else:
+    def _answered(self, booted: Booted, answer: Answer, share: float) -> Done:
+        case, error = answer.case, answer.error
+        if answer.report is not None:
             judged = judge_probe(case.address, answer.report, self._known(f"{PROBES}/{case.address}"))
+        elif isinstance(error, LostGuest):
+            judged = _whole(Outcome.LOST, booted.cause_of_loss(error))
+        else:
+            judged = _whole(Outcome.LOST, "did not end in its time beside others")
         attempt = _Attempt(case.address, case, raw=list(answer.raw), judged=(judged,))
-        return self._done(booted, attempt, answer.seconds)
+        return self._done(booted, attempt, answer.seconds * share)
 
     def program(self, program: Program, features: frozenset[str]) -> Done:
         """Run one selftest program.  Raises HarnessError when no VM could be had for it."""
@@ -371,14 +377,13 @@ class JobVM:
         if own:
             known = self._known(f"{PROBES}/{attempt.name}") if attempt.case is not None else None
             attempt.judged = _crashed(attempt, own[0].title, known)
-        done = self._done(booted, attempt, seconds, text_of(own))
+        done = self.telling(self._done(booted, attempt, seconds, text_of(own)))
         damaged = attempt.case is not None and attempt.case.destructive
         if said or damaged or attempt.spoilt or booted.vm.hostlink.actions.altered:
             self.close()
         return done
 
     def _done(self, booted: Booted, attempt: _Attempt, seconds: float, splat: str = "") -> Done:
-        """What *attempt* came to, and all that has to be told since the last such account."""
         _keep(booted.directory, attempt)
         return Done(
             judged=attempt.judged,
@@ -386,13 +391,12 @@ class JobVM:
             printed="\n".join(attempt.raw[-_KEPT_LINES:]),
             splat=splat,
             vm_dir=self._directory_of(booted),
-            strays=self._heard(),
-            false_starts=self._told_false_starts(),
         )
 
-    def _told_false_starts(self) -> tuple[FalseStart, ...]:
+    def telling(self, done: Done) -> Done:
+        """*done* with all that was heard of kernels and boots since the last that told it."""
         told, self._false_starts = tuple(self._false_starts), []
-        return told
+        return dataclasses.replace(done, strays=self._heard(), false_starts=told)
 
 
 def _path(text: str | None) -> Path | None:

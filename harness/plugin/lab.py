@@ -66,7 +66,7 @@ class Lab:
         """Run *work*, or say why it does not apply; every attempt is in what it returns."""
         if work.refusal:
             return (self._unused(work, Outcome.SKIP, work.refusal),)
-        if self._plan.too_late:
+        if self._plan.too_late and not self._is_held(work):
             return (self._unused(work, Outcome.NOT_RUN, self._plan.too_late),)
         return tuple(self._attempts(work))
 
@@ -139,7 +139,15 @@ class Lab:
         if work.case.alongside and self._alongside is None:
             cases = self._companions(work.job) if self._plan.isolation is Isolation.VM else ()
             self._alongside = vm.alongside(cases) if len(cases) > 1 else {}
-        return self._alongside.pop(work.case.address, None) if self._alongside else None
+        done = self._held(work.job).pop(work.case.address, None)
+        return vm.telling(done) if done is not None else None
+
+    def _held(self, job: str) -> dict[str, Done]:
+        """What cases of *job* that ran at the same time came to and nobody has asked for yet."""
+        return self._alongside or {} if job == self._job else {}
+
+    def _is_held(self, work: Work) -> bool:
+        return isinstance(work, ProbeWork) and work.case.address in self._held(work.job)
 
     def _companions(self, job: str) -> tuple[Case, ...]:
         """The cases of *job* that may run at the same time, of what this process may be asked for."""

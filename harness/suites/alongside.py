@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from guest.case import Case
 from harness.errors import LostGuest
-from harness.ktap import KtapReport
+from harness.ktap import KtapReport, Status
 from harness.suites.agent import Agent
 
 
@@ -25,16 +25,25 @@ class Answer:
     """None when its agent was lost, or did not end it in its time."""
     spoilt: str
     """Why the VM cannot be used any further; empty while it can."""
+    error: LostGuest | TimeoutError | None
+    """Why there is no report."""
     raw: tuple[str, ...]
     seconds: float
 
 
 def run_alongside(
-    dial: Callable[[], Agent], cases: Sequence[Case], *, at_once: int, seed: int, factor: float
+    dial: Callable[[], Agent],
+    cases: Sequence[Case],
+    *,
+    at_once: int,
+    seed: int,
+    factor: float,
+    enough: Callable[[], object],
 ) -> tuple[Answer, ...]:
     """Run *cases*, *at_once* of them at a time, each with its own time limit times *factor*.
 
-    *dial* makes an Agent.  Returns the answers as they came; a case that no agent was left for has none.
+    *dial* makes an Agent.  Returns the answers as they came.  A case has none that no agent was left for, or
+    that would have begun in a spoilt VM or after *enough* had come true.
     """
     waiting = collections.deque(cases)
     answers: list[Answer] = []
@@ -42,10 +51,12 @@ def run_alongside(
     def work() -> None:
         with contextlib.suppress(LostGuest), contextlib.closing(dial()) as agent:
             for case in _taken(waiting):
+                if enough():
+                    return
                 answer = _ask(agent, case, seed, factor)
                 answers.append(answer)
                 if answer.spoilt:
-                    return
+                    waiting.clear()
 
     pool = ThreadPoolExecutor(min(at_once, len(cases)))
     try:
@@ -71,8 +82,11 @@ def _ask(agent: Agent, case: Case, seed: int, factor: float) -> Answer:
     began = time.monotonic()
     raw: list[str] = []
     report: KtapReport | None = None
+    failed: LostGuest | TimeoutError | None = None
     try:
         report, spoilt = agent.run(case.address, case.timeout * factor, seed, raw)
+        if report.status is Status.TIMEOUT:
+            spoilt = spoilt or "a case hung in it"
     except (LostGuest, TimeoutError) as error:
-        spoilt = str(error)
-    return Answer(case, report, spoilt, tuple(raw), time.monotonic() - began)
+        failed, spoilt = error, "the work is still running in it"
+    return Answer(case, report, spoilt, failed, tuple(raw), time.monotonic() - began)

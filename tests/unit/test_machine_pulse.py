@@ -153,3 +153,13 @@ def test_interrupt_that_is_served_now_and_then_is_none(threads: tuple[Thread, Th
 def test_interrupts_that_change_are_served(threads: tuple[Thread, Thread], clock: Clock) -> None:
     seen = [SERVING.replace("ISR\t 236", f"ISR\t {vector}") for vector in range(32, 52)]
     assert looks(threads, clock, *seen) == ""
+
+
+def test_looks_of_several_threads_are_no_more_looks(threads: tuple[Thread, Thread], clock: Clock) -> None:
+    """One interrupt that is being served is not one that always is, however many wait for its guest."""
+    watched = Pulse(
+        {cpu: thread.id for cpu, thread in enumerate(threads)}, os.getpid(), lambda _: SERVING, clock
+    )
+    assert [watched.lost() for _ in range(2 * pulse.STUCK_LOOKS)] == [""] * 2 * pulse.STUCK_LOOKS
+    clock.now += pulse.STUCK_LOOKS / 2
+    assert watched.lost() == ""

@@ -359,9 +359,7 @@ def _meet(
         monkeypatch.setattr(jobvm, "close", lambda: happened.append("closed"))
         monkeypatch.setattr("harness.plugin.jobvm.run_alongside", lambda dial, cases, **how: answers)
         done = jobvm.alongside(MEETING)
-        happened.extend(
-            splat.title for splat in (*jobvm._heard(), *(s for d in done.values() for s in d.strays))
-        )
+        happened.extend(splat.title for splat in jobvm.telling(Done()).strays)
         return done, happened
 
     return meet
@@ -378,7 +376,7 @@ def test_what_the_kernel_says_of_several_is_blamed_on_none(
     happened: Sequence[str],
 ) -> None:
     """They are tried one by one then, and the complaint is told with the next result, whoever's it is."""
-    answers = [Answer(case, said_of(case, "ok 1 {}"), spoilt, ("ok",), 0.5) for case in MEETING]
+    answers = [Answer(case, said_of(case, "ok 1 {}"), spoilt, None, ("ok",), 0.5) for case in MEETING]
     done, what = meet(answers, *said)
     assert [one.judged[0].outcome for one in done.values()] == ([] if said else [Outcome.PASS] * 3)
     assert what == happened
@@ -391,7 +389,7 @@ def test_a_vm_ends_with_what_was_lost_or_hung_in_it(
     """What was lost beside others is LOST, and thus tried again by itself; what did not begin is left out."""
     case = MEETING[0]
     report = said_of(case, "not ok 1 {} # TIMEOUT after 1s") if outcome is Outcome.TIMEOUT else None
-    done, happened = meet([Answer(case, report, "" if report else "gone", (), 0.5)])
+    done, happened = meet([Answer(case, report, "it hangs", None if report else TimeoutError(), (), 0.5)])
     assert {address: one.judged[0].outcome for address, one in done.items()} == {case.address: outcome}
     assert happened == ["closed"]
 

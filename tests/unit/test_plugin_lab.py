@@ -148,7 +148,7 @@ def test_vm_that_does_not_come_up_is_tried_once_more(
     else:
         with pytest.raises(type(script[-1])):
             jobvm._ready("", fresh=False)
-    assert [start.reason for start in jobvm._told_false_starts()] == told
+    assert [start.reason for start in jobvm.telling(Done()).false_starts] == told
     assert not left
 
 
@@ -162,6 +162,9 @@ class Company:
     def alongside(self, cases: Sequence[Case]) -> dict[str, Done]:
         self.calls.append([case.address for case in cases])
         return {case.address: done(self._outcome) for case in cases[:-1]}
+
+    def telling(self, done: Done) -> Done:
+        return done
 
     def probe(self, case: Case) -> Done:
         self.calls.append([case.address])
@@ -196,6 +199,17 @@ def test_cases_that_may_run_at_the_same_time_run_once() -> None:
         (result,) = one.perform(work)
         assert (result.outcome, str(result.address)) == (Outcome.PASS, work.address)
     assert vm.calls == [ADDRESSES, ADDRESSES[-1:]]
+
+
+def test_what_has_run_is_told_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of them may have been asked for just before it."""
+    vm = Company()
+    one = meeting(vm, until=time.time() + 60)
+    one.perform(MEETING[0])
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    assert [one.perform(work)[0].outcome for work in MEETING[1:-1]] == [Outcome.PASS] * (len(MEETING) - 2)
+    assert one.perform(MEETING[-1])[0].outcome is Outcome.NOT_RUN
+    assert vm.calls == [ADDRESSES]
 
 
 def test_what_fails_at_the_same_time_as_others_is_confirmed_by_itself() -> None:
