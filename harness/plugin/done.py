@@ -12,11 +12,13 @@ from harness.suites.judging import Judged
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FalseStart:
-    """A VM that never came up, though the next one did."""
+    """A VM that never came up and was not the last to be tried."""
 
     reason: str
     vm_dir: str
     """Relative to the run directory."""
+    splat: str = ""
+    """What the kernel said when it was that which died."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class Done:
     strays: tuple[Splat, ...] = ()
     """What the kernel complained of outside any case: while booting, between cases."""
     false_starts: tuple[FalseStart, ...] = ()
-    """The VMs that did not come up before the one that did the work."""
+    """The VMs that did not come up before the one that did the work, or was to."""
 
 
 def text_of(splats: Sequence[Splat]) -> str:

@@ -20,7 +20,15 @@ from harness.admission import admitted
 from harness.boot import Booted, Recipe, boot
 from harness.builder import wait_for_kernel
 from harness.deadline import Deadline
-from harness.errors import DeadlinePassed, HarnessError, InfraError, KernelError, LostGuest, StoodStill
+from harness.errors import (
+    BootCrash,
+    DeadlinePassed,
+    HarnessError,
+    InfraError,
+    KernelError,
+    LostGuest,
+    StoodStill,
+)
 from harness.kernel.store import hold
 from harness.ktap import parse
 from harness.machine.accel import Accel
@@ -51,7 +59,8 @@ AT_ONCE_PER_CPU = 2
 """Cases that run at the same time in one VM, for each of its processors: a case also waits, for the host."""
 
 BOOT_TRIES = 2
-"""A VM that does not come up is tried again, and told of: the host may have been busy."""
+"""A VM that does not come up is tried again, and told of: the host may have been busy, or the kernel may die
+at one boot of many, which is no reason to leave all of its cases untried."""
 
 _log = logging.getLogger("harness.plugin")
 
@@ -91,7 +100,7 @@ class JobVM:
         self.final = True
         """Whether the work at hand gets no other chance."""
         self._newest = ""
-        """The directory of the VM that was begun last, relative to the run's; empty before the first."""
+        """The directory of the VM that was begun last, relative to the run's; empty while none could be."""
         self._unheard: tuple[Splat, ...] = ()
         """What the kernels of ended VMs said after their last piece of work."""
         self._false_starts: list[FalseStart] = []
@@ -242,6 +251,7 @@ class JobVM:
         for attempt in range(1, BOOT_TRIES + 1):
             if self._booted is not None:
                 break
+            self._newest = ""
             try:
                 self._boot()
             except DeadlinePassed:
@@ -249,11 +259,13 @@ class JobVM:
                 raise
             except (InfraError, KernelError) as error:
                 self._stack.close()
-                # A kernel that says itself that it died had its chance, and one that does not compile too.
-                if attempt == BOOT_TRIES or isinstance(error, KernelError):
+                splat = error.splat if isinstance(error, BootCrash) else ""
+                # A kernel that does not compile had its chance.
+                if attempt == BOOT_TRIES or (isinstance(error, KernelError) and not splat):
                     self._broken = error
                     raise
-                self._false_starts.append(FalseStart(str(error), self._newest))
+                if self._newest:
+                    self._false_starts.append(FalseStart(str(error), self._newest, splat))
         assert self._booted is not None
         self._used_before, self._used = self._used, self._used or not fresh
         return self._booted

@@ -112,15 +112,15 @@ class Lab:
             self._jobvm = None
 
     def _try(self, work: Work, *, final: bool) -> tuple[Done, Sequence[Result]]:
+        vm = self._vm_of(work.job)
+        vm.final = final
         try:
-            vm = self._vm_of(work.job)
-            vm.final = final
             done = self._carry_out(vm, work)
-        except BootCrash as error:
-            crash = self._boot_crash(work.job, error)
-            return Done(), (*crash, self._unused(work, Outcome.NOT_RUN, str(error)))
         except (HarnessError, TimeoutError) as error:
-            return Done(), (self._unused(work, Outcome.NOT_RUN, str(error)),)
+            done = vm.telling(Done())
+            crash = self._boot_crash(work.job, error) if isinstance(error, BootCrash) else ()
+            untried = self._unused(work, Outcome.NOT_RUN, str(error))
+            return done, (*crash, untried, *self._strays(work.job, done))
         results = [self._result(work, judged, done) for judged in done.judged]
         if isinstance(work, ProgramWork):
             results += check(results, [self._requirement(work, done)])
@@ -194,12 +194,14 @@ class Lab:
             self._started += 1
             yield dataclasses.replace(
                 came_up,
-                outcome=Outcome.LOST,
+                outcome=Outcome.CRASH if start.splat else Outcome.LOST,
                 reason=start.reason,
+                splat=start.splat,
                 vm_dir=start.vm_dir,
+                rerun=self._plan.job(job).rerun if start.splat else "",
                 attempt=self._started,
             )
-        if done.false_starts:
+        if done.false_starts and done.judged:
             self._started += 1
             yield dataclasses.replace(came_up, attempt=self._started)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from plan_jobs import job
 
 from guest.case import Case
-from harness.errors import InfraError, KernelError, LostGuest
+from harness.errors import BootCrash, InfraError, KernelError, LostGuest
 from harness.plan import Isolation, Plan
 from harness.plugin import lab
 from harness.plugin.done import Done, FalseStart
@@ -109,7 +110,8 @@ def test_no_attempt_begins_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -
 def test_no_boot_is_tried_again_untold() -> None:
     """Every VM that did not come up is an attempt at booting; the one that did settles it."""
     one = Scripted(Outcome.PASS, Outcome.PASS)
-    one.done = Done(false_starts=(FalseStart("no SSH answer", "vm/a-1"),), vm_dir="vm/a-2")
+    starts = (FalseStart("no SSH answer", "vm/a-1"),)
+    one.done = Done(false_starts=starts, vm_dir="vm/a-2", judged=done(Outcome.PASS).judged)
     told = [result for _ in range(2) for result in one.perform(WORK) if result.address == BOOTS]
     assert [(result.outcome, result.attempt) for result in told] == [
         (Outcome.LOST, 1),
@@ -127,17 +129,21 @@ def test_no_boot_is_tried_again_untold() -> None:
         ([], True, []),
         ([LostGuest("once")], True, ["once"]),
         ([LostGuest("once"), LostGuest("twice")], False, ["once"]),
+        ([BootCrash("once", splat="Oops")], True, ["once"]),
+        ([BootCrash("once", splat="Oops"), BootCrash("twice", splat="Oops")], False, ["once"]),
         ([KernelError("does not compile")], False, []),
     ],
 )
 def test_vm_that_does_not_come_up_is_tried_once_more(
     script: list[InfraError | KernelError], started: bool, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The host may have been busy; a kernel that says itself that it died had its chance."""
+    """The host may have been busy, and a kernel may die at one boot of many; one that does not compile had
+    its chance."""
     jobvm = JobVM(Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(JOB,)), JOB, "main")
     left = list(script)
 
     def boot() -> None:
+        jobvm._newest = "vm/a"
         if left:
             raise left.pop(0)
         jobvm._booted = SimpleNamespace()  # type: ignore[assignment]
@@ -150,6 +156,49 @@ def test_vm_that_does_not_come_up_is_tried_once_more(
             jobvm._ready("", fresh=False)
     assert [start.reason for start in jobvm.telling(Done()).false_starts] == told
     assert not left
+
+
+class NeverUp:
+    """A JobVM whose VMs do not come up."""
+
+    final = True
+
+    def __init__(self, error: InfraError | KernelError) -> None:
+        self._error = error
+        self._untold = [FalseStart("no SSH answer", "vm/a-1")]
+
+    def probe(self, case: Case) -> Done:
+        raise self._error
+
+    def telling(self, done: Done) -> Done:
+        told, self._untold = tuple(self._untold), []
+        return dataclasses.replace(done, false_starts=told)
+
+
+def test_boots_that_all_failed_are_told() -> None:
+    """Every VM that was tried is an attempt; that the kernel died is said once for the job."""
+    one = Lab(Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(JOB,)), "main")
+    one._job, one._jobvm = JOB.name, NeverUp(BootCrash("it died", splat="Oops"))  # type: ignore[assignment]
+    first, again = one.perform(WORK), one.perform(WORK)
+    assert [(result.address == BOOTS, result.outcome) for result in first] == [
+        (True, Outcome.LOST), (True, Outcome.CRASH), (False, Outcome.NOT_RUN),
+    ]  # fmt: skip
+    assert [result.outcome for result in again] == [Outcome.NOT_RUN]
+
+
+def test_kernel_that_died_at_one_boot_of_two_is_no_good_kernel() -> None:
+    """Its cases are tried, and the crash stays one."""
+    one = Scripted(Outcome.PASS)
+    one.done = Done(false_starts=(FalseStart("it died", "vm/a-1", "Oops"),), judged=done(Outcome.PASS).judged)
+    crash, *rest = one.perform(WORK)
+    assert (crash.address, crash.outcome, crash.splat, crash.rerun) == (
+        BOOTS,
+        Outcome.CRASH,
+        "Oops",
+        JOB.rerun,
+    )
+    assert [result.outcome for result in rest] == [Outcome.PASS, Outcome.PASS]
+    assert {settled.label for settled in settle([crash, *rest])} == {"CRASH", "PASS"}
 
 
 class Company:
