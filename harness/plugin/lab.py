@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from harness.errors import BootCrash, HarnessError
 from harness.machine.splat import Splat
 from harness.plan import Isolation, Plan
 from harness.plugin.done import Done, text_of
+from harness.plugin.spool import Spool
 from harness.results import (
     BOOTS,
     KERNEL_SUITE,
@@ -57,6 +59,7 @@ class Lab:
         self._alongside: dict[str, Done] | None = None
         """What its cases that ran at the same time came to, until it is asked for; None before they ran."""
         self._expected: tuple[Work, ...] = ()
+        self._spool = Spool(Path(plan.run_dir))
 
     def expect(self, work: Sequence[Work]) -> None:
         """Say what may be asked for."""
@@ -70,23 +73,24 @@ class Lab:
             return (self._unused(work, Outcome.NOT_RUN, self._plan.too_late),)
         return tuple(self._attempts(work))
 
-    def _attempts(self, work: Work) -> Iterator[Result]:
+    def _attempts(self, work: Work) -> list[Result]:
         """The results of *work*; once more after a loss, and once more to confirm a failure."""
         attempt, losses, confirms = 1, 0, False
+        told: list[Result] = []
         while True:
             done, results = self._try(work, final=losses + 1 == LOST_TRIES)
-            yield from self._boots(work.job, done)
             results = [dataclasses.replace(result, attempt=attempt, confirms=confirms) for result in results]
-            yield from results
+            told += (*self._boots(work.job, done), *results)
             own = [result.outcome for result in results if result.address.suite != KERNEL_SUITE]
             if Outcome.LOST in own and losses + 1 < LOST_TRIES:
                 losses += 1
             elif not confirms and any(outcome.is_failure for outcome in own) and self._may_confirm():
                 confirms = True
             else:
-                return
+                return told
             if self._plan.too_late:
-                return
+                return told
+            self._spool.keep(work, told)
             attempt += 1
 
     def _may_confirm(self) -> bool:
@@ -139,8 +143,15 @@ class Lab:
         if work.case.alongside and self._alongside is None:
             cases = self._companions(work.job) if self._plan.isolation is Isolation.VM else ()
             self._alongside = vm.alongside(cases) if len(cases) > 1 else {}
+            self._keep_alongside(work.job)
         done = self._held(work.job).pop(work.case.address, None)
         return vm.telling(done) if done is not None else None
+
+    def _keep_alongside(self, job: str) -> None:
+        for work in self._expected:
+            if isinstance(work, ProbeWork) and work.job == job and self._is_held(work):
+                done = self._held(job)[work.case.address]
+                self._spool.keep(work, [self._result(work, judged, done) for judged in done.judged])
 
     def _held(self, job: str) -> dict[str, Done]:
         """What cases of *job* that ran at the same time came to and nobody has asked for yet."""

@@ -19,6 +19,7 @@ import pytest
 from harness import __version__
 from harness.errors import InfraError
 from harness.plan import PLAN_FILE, Plan
+from harness.plugin.spool import Spool
 from harness.results import (
     FILE_NAME,
     WHOLE_PROGRAM,
@@ -108,6 +109,10 @@ class Recorder:
         self._session: pytest.Session | None = None
         self._trouble: InfraError | None = None
         """Why results cannot be kept any more, as on a full disk."""
+        self._spool = Spool(Path(plan.run_dir))
+        for work in self._work.values():
+            if told := self._spool.take(work):  # of an earlier part of the run, which nobody could end
+                self._keep(*told)
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self._session = session
@@ -148,8 +153,11 @@ class Recorder:
             self._heard.add(_key(report.nodeid))
             self._waiting.pop(_key(report.nodeid), None)
             self._keep(*map(result_from_plain, json.loads(carried)))
+            if _key(report.nodeid) in self._work:
+                self._spool.drop(self._work[_key(report.nodeid)])
         elif report.failed and (work := self._waiting.pop(_key(report.nodeid), None)) is not None:
-            self._keep(_without_result(work, Outcome.LOST, f"the harness failed: {_last_line(report)}"))
+            lost = _without_result(work, Outcome.LOST, f"the harness failed: {_last_line(report)}")
+            self._keep(*self._spool.take(work), lost)
 
     def pytest_report_teststatus(
         self, report: pytest.TestReport
@@ -175,7 +183,8 @@ class Recorder:
             # The run stays unfinished, as it is.
             return
         for work in self._waiting.values():
-            self._keep(_without_result(work, Outcome.NOT_RUN, "the run stopped before it"))
+            unknown = _without_result(work, Outcome.NOT_RUN, "the run stopped before it")
+            self._keep(*(self._spool.take(work) or (unknown,)))
         state = State.INTERRUPTED if self._interrupted else State.FINISHED
         try:
             self._store.finish(judge(dataclasses.replace(self._store.read(), state=state)), state)

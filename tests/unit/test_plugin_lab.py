@@ -19,12 +19,25 @@ from harness.plugin import lab
 from harness.plugin.done import Done, FalseStart
 from harness.plugin.jobvm import JobVM
 from harness.plugin.lab import Lab
+from harness.plugin.spool import Spool
 from harness.results import BOOTS, WHOLE_PROGRAM, Address, Outcome, Result, settle
 from harness.suites.catalogue import ProbeWork, Work, work_of
 from harness.suites.judging import Judged
 
 JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
 WORK = next(work for work in work_of(JOB) if work.refusal is None)
+
+
+@pytest.fixture(autouse=True, name="spooled")
+def _spooled(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What the labs of a test write down before they go on, each time."""
+    spooled: dict[str, list[str]] = {}
+
+    def keep(self: Spool, work: Work, results: Sequence[Result]) -> None:
+        spooled.setdefault(work.address, []).append(" ".join(result.outcome.value for result in results))
+
+    monkeypatch.setattr(Spool, "keep", keep)
+    return spooled
 
 
 class Scripted(Lab):
@@ -67,6 +80,12 @@ def test_attempts(script: str, label: str) -> None:
     assert [result.attempt for result in results] == list(range(1, len(results) + 1))
     assert [settled.label for settled in settle(results)] == [label]
     assert one.renewed == (1 if "FAIL" in script or "CRASH" in script else 0)
+
+
+def test_what_is_tried_again_is_written_down_before(spooled: dict[str, list[str]]) -> None:
+    """A worker may be killed in the middle of the next attempt."""
+    Scripted(*map(Outcome, ["LOST", "FAIL", "PASS"]), confirm=True).perform(WORK)
+    assert spooled == {WORK.address: ["LOST", "LOST FAIL"]}
 
 
 def test_failure_stands_where_nobody_asked_to_confirm_it() -> None:
@@ -248,6 +267,11 @@ def test_cases_that_may_run_at_the_same_time_run_once() -> None:
         (result,) = one.perform(work)
         assert (result.outcome, str(result.address)) == (Outcome.PASS, work.address)
     assert vm.calls == [ADDRESSES, ADDRESSES[-1:]]
+
+
+def test_what_ran_at_the_same_time_is_written_down_at_once(spooled: dict[str, list[str]]) -> None:
+    meeting(Company()).perform(MEETING[0])
+    assert spooled == {work.address: ["PASS"] for work in MEETING[:-1]}
 
 
 def test_what_has_run_is_told_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from plan_jobs import job
 from harness.errors import InfraError
 from harness.plan import Plan
 from harness.plugin.recorder import RESULTS_PROPERTY, Recorder
+from harness.plugin.spool import Spool
 from harness.results import Address, Outcome, Result, RunInfo, RunStore, State, load, result_to_plain
-from harness.suites.catalogue import work_of
+from harness.suites.catalogue import Work, source_of, work_of
 
 
 def report(work: str, outcome: Outcome) -> pytest.TestReport:
@@ -70,3 +71,73 @@ def test_only_what_had_no_chance_is_shown_as_not_run(tmp_path: Path) -> None:
     assert one.pytest_report_teststatus(report(work, Outcome.FAIL)) is None
     assert one.pytest_report_teststatus(report(work, Outcome.PASS)) is None
     one.pytest_unconfigure()
+
+
+WORK = work_of(job())[0]
+
+
+def failed(work: Work) -> Result:
+    return Result(address=Address.parse(work.address), job=work.job, outcome=Outcome.FAIL, reason="seen")
+
+
+def died(work: Work) -> pytest.TestReport:
+    """What xdist reports of an item whose worker was killed."""
+    return pytest.TestReport(
+        nodeid=f"{source_of(work).name}::{work.title}", location=("x.py", 1, ""), keywords={},
+        outcome="failed", longrepr="worker 'gw0' crashed", when="???",  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def ended(one: Recorder) -> list[str]:
+    config = SimpleNamespace(option=SimpleNamespace(collectonly=False))
+    one.pytest_sessionfinish(SimpleNamespace(config=config))  # type: ignore[arg-type]
+    one.pytest_unconfigure()
+    found = load(Path(one._plan.run_dir)).results
+    return [result.outcome.value for result in found if str(result.address) == WORK.address]
+
+
+def test_failure_that_was_seen_outlives_the_worker_that_was_to_confirm_it(tmp_path: Path) -> None:
+    """Else it is lost, and passes when another worker tries it anew."""
+    one = recorder(tmp_path)
+    one._expect([f"{source_of(WORK).name}::{WORK.title}"])
+    Spool(tmp_path).keep(WORK, [failed(WORK)])
+    one.pytest_runtest_logreport(died(WORK))
+    passed = report(WORK.address, Outcome.PASS)
+    passed.nodeid = died(WORK).nodeid
+    one.pytest_runtest_logreport(passed)
+    assert ended(one) == ["FAIL", "LOST", "PASS"]
+    assert [case.label for case in load(tmp_path).cases if str(case.address) == WORK.address] == ["FAIL"]
+
+
+def test_interrupted_run_keeps_what_was_seen(tmp_path: Path) -> None:
+    one = recorder(tmp_path)
+    one._expect([f"{source_of(WORK).name}::{WORK.title}"])
+    Spool(tmp_path).keep(WORK, [failed(WORK)])
+    assert ended(one) == ["FAIL"]
+
+
+def test_run_that_goes_on_keeps_what_was_seen(tmp_path: Path) -> None:
+    """By a process that was killed with all of its workers."""
+    first = recorder(tmp_path)
+    Spool(tmp_path).keep(WORK, [failed(WORK)])
+    again = Recorder(first._plan)
+    first.pytest_unconfigure()
+    assert ended(again) == ["FAIL"]
+    assert not (tmp_path / "spool").exists()
+
+
+def test_what_has_been_told_is_forgotten(tmp_path: Path) -> None:
+    one = recorder(tmp_path)
+    Spool(tmp_path).keep(WORK, [failed(WORK)])
+    told = report(WORK.address, Outcome.FAIL)
+    told.nodeid = died(WORK).nodeid
+    one.pytest_runtest_logreport(told)
+    assert ended(one) == ["FAIL"]
+    assert not (tmp_path / "spool").exists()
+
+
+def test_damaged_spool_tells_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.keep(WORK, [failed(WORK)])
+    next((tmp_path / "spool").iterdir()).write_text("[{")
+    assert spool.take(WORK) == ()
