@@ -13,7 +13,7 @@ from harness.output import emit, tolerant_stdout
 from harness.report import compared, console
 from harness.report.json import dumps
 from harness.results import compare
-from harness.session.background import find_run
+from harness.session.background import exists, find_run
 
 
 @click.command("compare")
@@ -32,7 +32,7 @@ def command(before: str, after: str, as_json: bool) -> int:
       vfio-harness compare 20300101-210000-aaaa 20300102-210000-bbbb
     """
     old, new = find_run(before), find_run(after)
-    comparison = compare(old, new)
+    comparison = compare(old, new, exists=exists)
     if as_json:
         emit(dumps(compared.to_plain(old, new, comparison)).rstrip("\n"))
     else:

@@ -65,6 +65,12 @@ _ERROR = re.compile(
     r"(?:fatal )?error:|\*\*\* (?!\[.*(?:Makefile|__sub|sub-make))|undefined reference"
     r"|No such file or directory|No space left on device"
 )
+_KILLED = re.compile(
+    r"Killed signal terminated program|terminated with signal 9|\*\*\* \[.*\] (?:Killed|Error 137)$",
+    re.MULTILINE,
+)
+"""What gcc, its collect2 and make say of a tool that SIGKILL ended (137 is a shell's word for it)."""
+
 _WAIT_SECONDS = 0.3
 
 
@@ -215,10 +221,8 @@ def _explain(what: str, output: str, log: Path, status: int | None) -> BuildErro
         return InfraError(f"{what}: the disk is full", hint=f"free space where {log.parent} is")
     if status is not None and status < 0:
         return InfraError(f"{what}: make was killed by signal {-status}", hint=f"its output is in {log}")
-    if "Killed signal terminated program" in output:
-        return InfraError(
-            f"{what}: the compiler was killed, probably for want of memory", hint="use fewer jobs"
-        )
+    if _KILLED.search(output):
+        return InfraError(f"{what}: a tool was killed, probably for want of memory", hint="use fewer jobs")
     return BuildError(f"{what} failed: {' | '.join(errors)}", log=output, hint=f"the whole log: {log}")
 
 

@@ -130,7 +130,7 @@ def join(parts: Iterable[Comparison]) -> Comparison:
     return Comparison(**lists, against=against)
 
 
-def compare(before: Run, after: Run) -> Comparison:
+def compare(before: Run, after: Run, *, exists: Exists = everything_exists) -> Comparison:
     """What changed from *before* to *after*, for every Job that both have.
 
     Jobs belong together by series; where each Run is about one line only, by their place in the matrix, so
@@ -147,6 +147,7 @@ def compare(before: Run, after: Run) -> Comparison:
             baseline=in_scope(cases_before.get(old[name].name, ()), after.info.inputs.of(job)),
             since=before.info.id,
             complete=_complete(after, job),
+            exists=exists,
         )
         for name, job in new.items()
         if name in old

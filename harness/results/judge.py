@@ -120,8 +120,8 @@ def judgement(run: Run, comparison: Comparison | None = None) -> Judgement:
     """The Verdict on *run*, why, and the exit code.
 
     A failure outranks everything, because it is knowledge; then coverage that was lost, as the *comparison*
-    with the last good Run tells, unless it was accepted; then our own trouble; then a kernel that could not
-    be tested.  Only a finished Run in which something passed is good.  A flaky case is no failure, and is
+    with the last good Run tells, unless it was accepted; then a kernel that could not be built; then our own
+    trouble.  Only a finished Run in which something passed is good.  A flaky case is no failure, and is
     named.
     """
     verdict, why = _verdict(run, comparison)
@@ -196,17 +196,17 @@ def _losses(comparison: Comparison) -> str:
 
 
 def _trouble(run: Run, cases: Sequence[Result]) -> tuple[Verdict, str] | None:
-    """What kept cases from having their chance, if anything did."""
+    """What kept cases from having their chance, if anything did; of a kernel first, for that is knowledge."""
     stopped = [job for job in run.jobs if job.problem and job.applicable]
-    ours = [job for job in stopped if job.problem_code is not ExitCode.KERNEL]
-    if ours:
-        return Verdict.OUR_FAULT, f"job {ours[0].name}: {ours[0].problem}"
+    of_kernel = [job for job in stopped if job.problem_code is ExitCode.KERNEL]
     # The cases of a Job that had no kernel are explained by the Job.
     explained = {job.name for job in run.jobs if job.problem}
     infra = [case for case in cases if case.outcome.is_infra and case.job not in explained]
+    besides = f"; besides, {count_of(len(infra), 'case')} could not be run" if infra else ""
+    for verdict, jobs in ((Verdict.UNTESTABLE, of_kernel), (Verdict.OUR_FAULT, stopped)):
+        if jobs:
+            return verdict, f"job {jobs[0].name}: {jobs[0].problem}{besides}"
     if infra:
         had = count_of(len(infra), "case")
         return Verdict.OUR_FAULT, f"{had} could not be run, first {infra[0].address}: {infra[0].reason}"
-    if stopped:
-        return Verdict.UNTESTABLE, f"job {stopped[0].name}: {stopped[0].problem}"
     return None

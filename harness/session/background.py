@@ -39,7 +39,7 @@ def find_run(run: str | None) -> Run:
 
 def ask(question: Callable[[History], T]) -> T:
     """Ask the history of all runs; it is brought up to date first."""
-    return consult(paths.runs_dir(), question, exists=_exists)
+    return consult(paths.runs_dir(), question, exists=exists)
 
 
 def check_history(compare: bool = True, known_issues: Path | None = None) -> None:
@@ -84,7 +84,7 @@ def see(run: Run, *, compare: bool = True) -> Seen:
     return Seen(run=run, background=dataclasses.replace(background, notes=notes))
 
 
-def _exists(address: Address) -> bool:
+def exists(address: Address) -> bool:
     """Whether the harness still has the case at *address*; what upstream's suites have is theirs to say.
 
     That one of those does not compile is a case only for as long as it does not.

@@ -467,12 +467,14 @@ class Session:
 
     def _record_jobs(self, store: RunStore) -> None:
         issues = issues_of(self.run_dir)
+        # A run that goes on has them from before.
+        known = {(one.job, one.address) for one in self._goes_on.results} if self._goes_on else set()
         for planned in self._planned.values():
             if planned.is_never_built:
                 # No machine is part of it: one job, proved or not applicable, whatever topologies there are.
                 record = planned.record("", None, suites=(KCONFIG_SUITE,))
                 store.add_job(record)
-                if planned.proof is not None:
+                if planned.proof is not None and (record.name, planned.proof.address) not in known:
                     store.add(dataclasses.replace(planned.proof, job=record.name))
         for wish in self._wishes:
             planned = self._planned[wish.kernel]
@@ -481,7 +483,8 @@ class Session:
                 record = self._record(wish, job)
                 store.add_job(record)
                 asked = Asked(cases=self._conduct.cases, keyword=self._keyword)
-                store.add(*compile_results(record.name, wish, planned, issues, asked))
+                found = compile_results(record.name, wish, planned, issues, asked)
+                store.add(*(one for one in found if (one.job, one.address) not in known))
 
     def _report(self, as_json: bool) -> int:
         account(self.run_dir, self._build_cpu)

@@ -102,6 +102,9 @@ def test_failure_is_a_build_error_with_the_log(tmp_path: Path) -> None:
     [
         ("fatal error: error writing to /x/y.s: No space left on device", "disk is full"),
         ("gcc: fatal error: Killed signal terminated program cc1", "want of memory"),
+        ("collect2: fatal error: ld terminated with signal 9 [Killed]", "want of memory"),
+        ("make[2]: *** [scripts/Makefile.vmlinux:72: vmlinux] Error 137", "want of memory"),
+        ("make[2]: *** [scripts/Makefile.build:7: a.o] Killed", "want of memory"),
     ],
 )
 def test_host_trouble_is_not_the_kernels_fault(tmp_path: Path, words: str, message: str) -> None:

@@ -33,6 +33,13 @@ def test_what_changed_is_listed(tmp_path: Path) -> None:
     assert (plain["worse"], plain["why"]) == (True, "1 new failure, 1 vanished")
 
 
+def test_case_that_the_harness_has_no_more_is_no_loss(tmp_path: Path) -> None:
+    """Renamed, it is judged under its new name; neither is the night worse for it."""
+    before, after = made_run(tmp_path, 1), made_run(tmp_path, 2, {"a": Outcome.PASS})
+    assert compare(before, after).is_worse
+    assert not compare(before, after, exists=lambda address: address.case == "a").is_worse
+
+
 def test_two_lines_can_be_compared(tmp_path: Path) -> None:
     """Runs about one line each pair their jobs by variant and topology; a job of one only is named."""
     before = made_run(tmp_path, 1)

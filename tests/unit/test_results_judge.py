@@ -89,6 +89,15 @@ def test_a_job_without_a_kernel_explains_its_cases() -> None:
     assert judge(finished(Outcome.NOT_RUN, job=ours)) is Verdict.OUR_FAULT
 
 
+def test_a_lost_guest_hides_no_kernel_that_does_not_build() -> None:
+    """That is what is known of the kernel; what else had no chance is told beside it."""
+    broken = dataclasses.replace(NO_KERNEL, name="broken", problem="it does not compile")
+    found = finished(Outcome.PASS, Outcome.LOST)
+    told = judgement(dataclasses.replace(found, jobs=(*found.jobs, broken)))
+    assert (told.verdict, told.exit_code) == (Verdict.UNTESTABLE, ExitCode.KERNEL)
+    assert told.why == "job broken: it does not compile; besides, 1 case could not be run"
+
+
 def test_a_variant_the_tree_lacks_spoils_nothing() -> None:
     """Beside Jobs that passed, a variant that does not apply is an answer; alone it is untestable."""
     absent = dataclasses.replace(NO_KERNEL, name="absent", problem="no such symbol", applicable=False)

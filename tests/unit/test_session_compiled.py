@@ -10,7 +10,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from harness.results import Address, Outcome, Result
-from harness.session.background import _exists
+from harness.session.background import exists
 from harness.session.compiled import Asked, compile_results
 from harness.session.planning import Planned
 from harness.session.wishes import JobWish, KernelWish, MachineWish
@@ -90,5 +90,5 @@ def test_issue_about_a_whole_suite_is_not_mended_by_its_compiling(broken: Path, 
 
 def test_a_suite_that_compiles_again_has_lost_no_case() -> None:
     """The case is there only for as long as the suite does not compile."""
-    assert not _exists(Address.parse(ADDRESS))
-    assert _exists(Address.parse("kselftest:vfio/vfio_dma_mapping_test@edu0/all"))
+    assert not exists(Address.parse(ADDRESS))
+    assert exists(Address.parse("kselftest:vfio/vfio_dma_mapping_test@edu0/all"))
