@@ -28,6 +28,8 @@ class Done:
     judged: tuple[Judged, ...] = ()
     seconds: float = 0.0
     printed: str = ""
+    console: str = ""
+    """The end of the console since the work began, where something was wrong with it."""
     splat: str = ""
     vm_dir: str = ""
     """Relative to the run directory; empty when no VM was used."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from guest import kmsg
 from guest.case import Case
 from guest.ground import RESTORE_TIMEOUT
 from harness.admission import admitted
@@ -33,6 +34,7 @@ from harness.kernel.store import hold
 from harness.ktap import parse
 from harness.machine.accel import Accel
 from harness.machine.splat import Splat
+from harness.machine.vm import VM
 from harness.plan import Isolation, Job, Plan
 from harness.plugin.done import Done, FalseStart, text_of
 from harness.results import WHOLE_PROGRAM, Outcome
@@ -65,7 +67,7 @@ at one boot of many, which is no reason to leave all of its cases untried."""
 _log = logging.getLogger("harness.plugin")
 
 _KEPT_LINES = 60
-"""Lines of a case's output that its Result carries; the file beside the console has all of them."""
+"""Lines of a case's output, and of the console, that its Result carries; files have all of them."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -401,6 +403,9 @@ class JobVM:
             judged=attempt.judged,
             seconds=seconds,
             printed="\n".join(attempt.raw[-_KEPT_LINES:]),
+            console=_excerpt(booted.vm, attempt.name)
+            if any(j.outcome.is_bad for j in attempt.judged)
+            else "",
             splat=splat,
             vm_dir=self._directory_of(booted),
         )
@@ -409,6 +414,13 @@ class JobVM:
         """*done* with all that was heard of kernels and boots since the last that told it."""
         told, self._false_starts = tuple(self._false_starts), []
         return dataclasses.replace(done, strays=self._heard(), false_starts=told)
+
+
+def _excerpt(vm: VM, name: str) -> str:
+    """The end of the console of *vm*; no more than since the kernel was told that work *name* begins."""
+    lines = vm.console.tail(_KEPT_LINES)
+    begun = [number for number, line in enumerate(lines) if line.endswith(f"{kmsg.BEGIN} {name}")]
+    return "\n".join(lines[begun[-1] :] if begun else lines)
 
 
 def _path(text: str | None) -> Path | None:

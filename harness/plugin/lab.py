@@ -241,14 +241,15 @@ class Lab:
             address = Address.parse(work.address)
         else:
             address = Address(suite=work.program.suite, program=work.program.title, case=judged.case)
-        said = "\n".join(judged.diagnostics)
+        said = "\n".join(judged.diagnostics) or done.printed
+        log = f"{said}\n\nconsole:\n{done.console}" if done.console else said
         return Result(
             address=address,
             job=work.job,
             outcome=judged.outcome,
             reason=judged.reason,
             duration=done.seconds / max(1, len(done.judged)),
-            log=said or done.printed if judged.outcome.is_bad else "",
+            log=log if judged.outcome.is_bad else "",
             splat=done.splat if judged.outcome is Outcome.CRASH else "",
             vm_dir=done.vm_dir,
             rerun=self._rerun(work),

@@ -25,10 +25,11 @@ from harness.deadline import Deadline
 from harness.errors import ExitCode, LostGuest, StoodStill, UsageError
 from harness.ktap import KtapReport, parse
 from harness.machine.splat import Splat
+from harness.machine.vm import VM
 from harness.plan import Job, Plan, load_plan
 from harness.plugin.done import Done
 from harness.plugin.items import CaseFailed, conclude
-from harness.plugin.jobvm import JobVM, _Attempt, _crashed
+from harness.plugin.jobvm import JobVM, _Attempt, _crashed, _excerpt
 from harness.plugin.recorder import _key
 from harness.results import (
     WHOLE_PROGRAM,
@@ -332,6 +333,20 @@ def test_a_processor_that_sleeps_is_blamed_on_the_second_time(
     assert jobvm._gone(booted, error).outcome is outcome  # type: ignore[arg-type]
 
 
+def vm_that_said(*lines: str) -> VM:
+    console = SimpleNamespace(tail=lambda most: lines[-most:], wait_for=lambda *_: None)
+    return SimpleNamespace(console=console, alive=False)  # type: ignore[return-value]
+
+
+def test_excerpt_of_the_console_begins_with_the_work() -> None:
+    """What the kernel said before is another's; where it said too much since, the end counts."""
+    begin = "[ 1.0][ T1] vfio-harness: begin m/c"
+    assert _excerpt(vm_that_said("before", begin, "after"), "m/c") == f"{begin}\nafter"
+    assert _excerpt(vm_that_said("no", "word"), "m/c") == "no\nword"
+    long = _excerpt(vm_that_said(begin, *map(str, range(99))), "m/c").splitlines()
+    assert (len(long), long[-1]) == (60, "98")
+
+
 MEETING = [work.case for work in work_of(job()) if isinstance(work, ProbeWork) and work.case.alongside][:3]
 SPLAT = Splat(
     kind="warn", title="WARNING: x", lines=("WARNING: x",), offset=0, fatal=False, case=None, after="y"
@@ -351,7 +366,7 @@ def _meet(
     def meet(answers: Sequence[Answer], *said: Splat) -> tuple[dict[str, Done], list[str]]:
         plan = Plan(run_id="r", run_dir=str(tmp_path), seed=1, cases=(), jobs=(job(),))
         jobvm, happened = JobVM(plan, plan.jobs[0], "main"), list[str]()
-        booted = Booted(None, None, {})  # type: ignore[arg-type]
+        booted = Booted(vm_that_said(), None, {})  # type: ignore[arg-type]
         monkeypatch.setattr(Booted, "directory", tmp_path)
         monkeypatch.setattr(Booted, "splats", lambda self, name=None: said)
         monkeypatch.setattr(Booted, "diagnose", lambda self: None)

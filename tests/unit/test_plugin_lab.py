@@ -300,3 +300,14 @@ def test_nothing_runs_beside_what_is_alone(expected: Sequence[Work], isolation: 
     vm = Company()
     meeting(vm, expected=expected, isolation=isolation).perform(MEETING[0])
     assert vm.calls == [ADDRESSES[:1]]
+
+
+def test_what_is_wrong_comes_with_its_console() -> None:
+    """So that a report shows what the kernel said without the run's files; what passed is brief."""
+    one = meeting(Company())
+    said = Judged(case=WHOLE_PROGRAM, outcome=Outcome.TIMEOUT, reason="r", diagnostics=("its words",))
+    bad = one._result(WORK, said, Done(console="[ 1.0] sysrq: Show Blocked State"))
+    assert bad.log == "its words\n\nconsole:\n[ 1.0] sysrq: Show Blocked State"
+    assert one._result(WORK, said, Done()).log == "its words"
+    good = dataclasses.replace(said, outcome=Outcome.PASS)
+    assert one._result(WORK, good, Done(console="x")).log == ""
