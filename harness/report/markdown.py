@@ -33,7 +33,7 @@ def render(run: Run, background: Background = view.NOTHING) -> str:
         _cases("Failures", run, background, view.failures(run)),
         _chanceless(run),
         _cases("Flaky", run, background, view.flaky_cases(run)),
-        _text(view.retries(run)),
+        *(_text(told) for told in (view.retries(run),) if told),
         *(f"> {_text(note)}" for note in background.notes),
         _folded("This run", "\n".join(f"- {key}: {_code(value)}" for key, value in view.facts(run))),
     ]

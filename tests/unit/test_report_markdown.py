@@ -47,6 +47,11 @@ def test_blocks_are_closed(run: Run) -> None:
     assert all(opened == closed for opened, closed in zip(fences[::2], fences[1::2], strict=True))
 
 
+def test_nothing_is_said_of_what_did_not_happen() -> None:
+    """A run without a retry has no line about retries, whose text would be empty."""
+    assert "unnamed" not in markdown.render(GOOD)
+
+
 def test_what_a_guest_prints_is_no_markup() -> None:
     """No tag, no link, no mention and no table cell comes from a guest."""
     outside = re.sub(r"(`+).*?\1", "", markdown.render(RUN), flags=re.DOTALL)
