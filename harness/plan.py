@@ -103,12 +103,17 @@ class Plan:
     @property
     def too_late(self) -> str:
         """Why no case begins any more; empty while one may."""
-        if self.until is None or time.time() <= self.until:
-            return ""
-        return f"the deadline, {datetime.datetime.fromtimestamp(self.until):%H:%M}, had passed"
+        return too_late(self.until)
 
     def job(self, name: str) -> Job:
         return next(job for job in self.jobs if job.name == name)
+
+
+def too_late(until: float | None) -> str:
+    """Why nothing begins after *until*, in seconds of the epoch; empty while that has not passed."""
+    if until is None or time.time() <= until:
+        return ""
+    return f"the deadline, {datetime.datetime.fromtimestamp(until):%H:%M}, had passed"
 
 
 def load_plan(path: Path) -> Plan:

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from harness import paths
@@ -26,6 +26,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.kernel.kconfig import Fragment, read_fragment
+from harness.kernel.make import BuildProgress
 from harness.kernel.selftests import failures, list_programs, sources
 from harness.kernel.store import (
     Built,
@@ -312,11 +313,19 @@ def tell_broken_suites(kernels: Iterable[Planned]) -> None:
         tell(f"{suite}: {reason}")
 
 
-def build_planned(planned: Planned) -> Built:
-    """Get a planned kernel from the store or build it, for all to see.  Raises KernelError and InfraError."""
+def build_planned(planned: Planned, check: Callable[[], None] = lambda: None) -> Built:
+    """Get a planned kernel from the store or build it, for all to see; *check* may raise to end the build.
+
+    Raises KernelError and InfraError.
+    """
     assert planned.plan is not None
     with build_progress(planned.wish.variant, sys.stderr) as progress:
-        return build_kernel(planned.plan, jobs=planned.wish.compilers, progress=progress)
+
+        def go_on(how_far: BuildProgress) -> None:
+            check()
+            progress(how_far)
+
+        return build_kernel(planned.plan, jobs=planned.wish.compilers, progress=go_on)
 
 
 def provide_job(wish: KernelWish, machine: MachineWish) -> Job:

@@ -19,13 +19,21 @@ import pytest
 import harness
 from harness import paths
 from harness.builder import Builder
-from harness.errors import ExitCode, HarnessError, InfraError, KernelError, NotApplicable, UsageError
+from harness.errors import (
+    DeadlinePassed,
+    ExitCode,
+    HarnessError,
+    InfraError,
+    KernelError,
+    NotApplicable,
+    UsageError,
+)
 from harness.kernel.store import Built, KernelPlan
 from harness.kernel.trees import KernelTree
 from harness.machine.accel import Choice
 from harness.machine.qemu import Qemu
 from harness.output import emit, tell, tolerant_stdout
-from harness.plan import PLAN_FILE, Job, Plan
+from harness.plan import PLAN_FILE, Job, Plan, too_late
 from harness.results import (
     KCONFIG_SUITE,
     Inputs,
@@ -209,7 +217,7 @@ class Session:
         A kernel that does not build costs its own jobs only.
         """
         began = time.monotonic()
-        while not self._ready() and (waiting := self._waiting()):
+        while not self._ready() and (waiting := self._waiting()) and not too_late(self._conduct.until):
             self._build_now(waiting[0])
         ready = self._ready()
         for planned in ready:
@@ -232,13 +240,20 @@ class Session:
 
     def _build_now(self, planned: Planned) -> None:
         try:
-            self._build_cpu += planning.build_planned(planned).spent_cpu_seconds
+            self._build_cpu += planning.build_planned(planned, self._check_deadline).spent_cpu_seconds
+        except DeadlinePassed as error:
+            self.say(f"kernel: {planned.wish.name}: {error}")
         except (KernelError, InfraError) as error:
             self.say(f"kernel: {planned.wish.name}: {error}")
             self._planned[planned.wish] = dataclasses.replace(planned, problem=error)
             self._failed |= {w: self._jobs.pop(w) for w in tuple(self._jobs) if w.kernel == planned.wish}
             if isinstance(error, InfraError) and not self._jobs:
                 raise
+
+    def _check_deadline(self) -> None:
+        """Raise DeadlinePassed when what is being built would come too late."""
+        if late := too_late(self._conduct.until):
+            raise DeadlinePassed(late)
 
     def _prove_accel(self, planned: Planned) -> None:
         """Settle on an accelerator by a real kernel."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,10 +55,34 @@ def test_a_run_is_charged_for_what_it_built(
         build_cpu_seconds=70.0,
         is_new=is_new,
     )
-    monkeypatch.setattr(planning, "build_planned", lambda planned: built)
+    monkeypatch.setattr(planning, "build_planned", lambda planned, check: built)
     asked = one_job()
     asked._build_now(Planned(wish=asked._kernels[0], tree=None))
     assert asked._build_cpu == seconds
+
+
+@pytest.mark.parametrize("left", [-1.0, 60.0])
+def test_no_kernel_is_built_past_the_deadline(left: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is begun, and one that is being built is given up, to nobody's blame."""
+    now = time.time()
+    asked = one_job()
+    asked._conduct = Conduct(until=now + left)
+    planned = Planned(wish=asked._kernels[0], tree=None)
+    asked._planned[planned.wish] = planned
+    monkeypatch.setattr(asked, "_waiting", lambda: [planned])
+    begun: list[str] = []
+
+    def build(planned: Planned, check: Callable[[], None]) -> Built:
+        begun.append(planned.wish.name)
+        check()
+        monkeypatch.setattr(time, "time", lambda: now + 61)
+        check()
+        raise AssertionError("it was built to its end")
+
+    monkeypatch.setattr(planning, "build_planned", build)
+    asked.build()
+    assert begun == ["group-cdev"] * (left > 0)
+    assert asked._planned[planned.wish].problem is None
 
 
 def test_an_interrupted_collection_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
