@@ -13,7 +13,7 @@ import pytest
 
 from harness.errors import BootCrash, HarnessError
 from harness.machine.splat import Splat
-from harness.plan import Isolation, Plan
+from harness.plan import LOST_TRIES, Isolation, Plan
 from harness.plugin.done import Done, text_of
 from harness.plugin.spool import Spool
 from harness.results import (
@@ -34,10 +34,6 @@ from harness.suites.manifest import expected_points
 if TYPE_CHECKING:
     from guest.case import Case
     from harness.plugin.jobvm import JobVM
-
-LOST_TRIES = 2
-"""A guest that is lost says nothing about the kernel: its work gets one more chance, which is counted."""
-
 
 MOST_CONFIRMED = 25
 """Failures of a job that one process tries again: a kernel that fails everywhere is bad, not flaky."""

@@ -6,12 +6,13 @@ A run can only go on as what it began as: results of two kernels, or of two emul
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 
 from harness.errors import ExitCode, UsageError
-from harness.plan import Job, Plan
-from harness.results import Run, State
+from harness.plan import LOST_TRIES, Job, Plan
+from harness.results import Outcome, Result, Run, State
 from harness.suites.catalogue import to_do
 from harness.suites.probes import SUITE as PROBES
 
@@ -24,8 +25,12 @@ def jobs_with_a_chance(plan: Plan, run: Run) -> tuple[Job, ...]:
 
 
 def left_to_try(plan: Plan, run: Run) -> Plan | None:
-    """What of *plan* had no chance in *run*, which was to carry it out; None when nothing."""
-    again = dataclasses.replace(plan, done=done_in(run), jobs=jobs_with_a_chance(plan, run))
+    """What of *plan* had no chance in *run*, which was to carry it out; None when nothing.
+
+    What was lost as often as one may be lost is not tried for ever.
+    """
+    done = (*done_in(run), *_lost_for_good(run))
+    again = dataclasses.replace(plan, done=done, jobs=jobs_with_a_chance(plan, run))
     return again if run.state is State.FINISHED and to_do(again) and not plan.too_late else None
 
 
@@ -33,10 +38,21 @@ def done_in(run: Run) -> tuple[str, ...]:
     """What of its plan *run* has finished, as Plan.done names it: what had its chance."""
     done: dict[str, bool] = {}
     for case in run.cases:
-        probe = case.address.suite == PROBES
-        name = f"{case.job} {case.address if probe else case.address.program_path}"
-        done[name] = done.get(name, True) and not case.outcome.is_infra
+        done[_name(case)] = done.get(_name(case), True) and not case.outcome.is_infra
     return tuple(name for name, is_done in done.items() if is_done)
+
+
+def _lost_for_good(run: Run) -> tuple[str, ...]:
+    """The work in *run* whose attempts were lost LOST_TRIES times or more."""
+    attempts = {(_name(one), one.attempt) for one in run.results if one.outcome is Outcome.LOST}
+    losses = collections.Counter(name for name, _ in attempts)
+    return tuple(name for name, count in losses.items() if count >= LOST_TRIES)
+
+
+def _name(result: Result) -> str:
+    """The piece of work that *result* is of, as Plan.done names it."""
+    probe = result.address.suite == PROBES
+    return f"{result.job} {result.address if probe else result.address.program_path}"
 
 
 def check_trees(before: Run, trees: Mapping[str, str]) -> None:

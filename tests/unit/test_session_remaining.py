@@ -6,11 +6,16 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from plan_jobs import job
 from report_sample import RUN, result
 
 from harness.errors import ExitCode, UsageError
+from harness.plan import Plan
 from harness.results import JobRecord, Outcome
-from harness.session.remaining import check_inputs, check_trees, done_in
+from harness.session.remaining import check_inputs, check_trees, done_in, left_to_try
+from harness.suites.catalogue import to_do, work_of
+
+JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
 
 
 def test_what_had_its_chance_is_done() -> None:
@@ -25,6 +30,23 @@ def test_what_had_its_chance_is_done() -> None:
     )
     done = done_in(dataclasses.replace(RUN, results=results))
     assert done == ("j probes/get_pa/a", "j kselftest:vfio/x")
+
+
+def test_what_was_lost_twice_is_not_tried_for_ever() -> None:
+    """One more chance is for what was lost once, as with the worker that ran it, or never began."""
+    twice, once, never = [work for work in work_of(JOB) if work.refusal is None][:3]
+    lost = Outcome.LOST
+    had = ((twice, lost, 1), (twice, lost, 2), (once, lost, 1), (never, Outcome.NOT_RUN, 1))
+    results = [
+        dataclasses.replace(result(work.address, outcome, job=JOB.name), attempt=attempt)
+        for work, outcome, attempt in had
+    ]
+    asked = tuple(work.address for work in (twice, once, never))
+    plan = Plan(run_id="r", run_dir="/", seed=1, cases=asked, jobs=(JOB,))
+    run = dataclasses.replace(RUN, jobs=(JobRecord(name=JOB.name),), results=tuple(results))
+    again = left_to_try(plan, run)
+    assert again is not None
+    assert [work.address for work in to_do(again)] == [once.address, never.address]
 
 
 BEFORE = dataclasses.replace(
