@@ -262,8 +262,11 @@ class History:
         """What changed in *job* of *run* since the last good Run of its series."""
         inputs = run.info.inputs.of(job)
         good = previous = None
-        for number, name, fine, info, record in self._connection.execute(
-            "SELECT job.id, run.name, job.good, run.info, job.record FROM job JOIN run ON run.id = job.run"
+        accepted: list[int] = []
+        """Jobs of later Runs than the good one, of which a person has said that what they lost is meant."""
+        for number, name, fine, meant, info, record in self._connection.execute(
+            "SELECT job.id, run.name, job.good, run.accepted, run.info, job.record"
+            " FROM job JOIN run ON run.id = job.run"
             " WHERE job.series = ? AND run.started < ? ORDER BY run.started DESC",
             (job.series, _moment(run.info.started)),
         ):
@@ -275,6 +278,8 @@ class History:
             if fine:
                 good = (number, name)
                 break
+            if meant:
+                accepted.append(number)
         if previous is None:
             return Comparison()
         against = good or previous
@@ -282,7 +287,7 @@ class History:
         found = compare_job(
             job,
             cases,
-            baseline=in_scope(self._cases(good[0]), inputs) if good else (),
+            baseline=self._left_of(in_scope(self._cases(good[0]), inputs), accepted) if good else (),
             previous=in_scope(self._cases(previous[0]), inputs),
             since=against[1],
             complete=is_complete(run) and not job.problem,
@@ -290,6 +295,14 @@ class History:
             exists=self._exists,
         )
         return dataclasses.replace(found, against={job.name: against[1]})
+
+    def _left_of(self, cases: Sequence[Result], accepted: Iterable[int]) -> tuple[Result, ...]:
+        """Those *cases* that every one of the *accepted* Jobs still tried."""
+        left = [
+            {case.address for case in self._cases(job) if case.outcome is not Outcome.SKIP}
+            for job in accepted
+        ]
+        return tuple(case for case in cases if all(case.address in tried for tried in left))
 
     def _cases(self, job: int) -> tuple[Result, ...]:
         return tuple(one.case for one in self._past("job.id = ?", (job,)))

@@ -165,6 +165,20 @@ def test_lost_coverage_is_bad_until_it_is_accepted(tmp_path: Path) -> None:
     assert judgement(fourth, compared(tmp_path, fourth)).verdict is Verdict.GOOD
 
 
+def test_what_was_accepted_beside_an_open_failure_stays_accepted(tmp_path: Path) -> None:
+    """The last good run is still the older one; what is meant to be gone since is not missed any more."""
+    make_run(tmp_path, 1)
+    failing = {"a": Outcome.FAIL, "b": Outcome.SKIP, "d": Outcome.SKIP}
+    make_run(tmp_path, 2, failing)
+    with RunStore.open(tmp_path / "run02") as store:
+        store.accept("b needs a device that went, c was merged into a")
+    later = compared(tmp_path, made_run(tmp_path, 3, failing))
+    assert (later.lost, later.against) == ((), {JOB.name: "run01"})
+    assert names(later.still_failing) == ["a"]
+    again = compared(tmp_path, made_run(tmp_path, 4, {"b": Outcome.SKIP, "d": Outcome.SKIP}))
+    assert names(again.vanished) == ["a"]
+
+
 def test_a_case_that_the_harness_dropped_has_not_vanished(tmp_path: Path) -> None:
     """What is no longer in the catalogue is a change of ours and is not held against the kernel."""
     make_run(tmp_path, 1)
