@@ -4,7 +4,15 @@
 from __future__ import annotations
 
 from harness.results.codec import result_from_plain, result_to_plain
-from harness.results.compare import Change, Comparison, LostJob, Slower, compare, everything_exists
+from harness.results.compare import (
+    Change,
+    Comparison,
+    LostJob,
+    Slower,
+    compare,
+    everything_exists,
+    is_complete,
+)
 from harness.results.fingerprint import fingerprint
 from harness.results.history import History
 from harness.results.historyfile import consult
@@ -70,6 +78,7 @@ __all__ = [
     "exit_code",
     "fingerprint",
     "is_alive",
+    "is_complete",
     "judge",
     "judgement",
     "list_runs",

@@ -11,7 +11,18 @@ from typing import TypeVar
 
 from harness import paths
 from harness.errors import ExitCode, HarnessError, UsageError, nearest
-from harness.results import Address, Background, History, Outcome, Run, consult, exit_code, list_runs, load
+from harness.results import (
+    Address,
+    Background,
+    History,
+    Outcome,
+    Run,
+    consult,
+    exit_code,
+    is_complete,
+    list_runs,
+    load,
+)
 
 T = TypeVar("T")
 
@@ -98,17 +109,18 @@ def exists(address: Address) -> bool:
 
 
 def _about_known_issues(run: Run) -> tuple[str, ...]:
-    from harness.suites.known import issues_of, outdated
+    from harness.suites.known import OWN_FILE, issues_of, load_issues, matching_nothing, outdated
     from harness.suites.probes import SUITE, probe_cases
 
     releases = {job.name: job.kernel.partition(" ")[0] for job in run.jobs}
-    passed = [
-        (str(case.address), releases.get(case.job, ""), case.job)
-        for case in run.cases
-        if case.outcome is Outcome.XPASS
-    ]
+    tried = [(str(case.address), releases.get(case.job, ""), case.job) for case in run.cases]
+    passed = [one for one, case in zip(tried, run.cases, strict=True) if case.outcome is Outcome.XPASS]
     cases = [f"{SUITE}/{case.address}" for case in probe_cases()]
+    own = Path(run.directory, OWN_FILE)
     try:
-        return outdated(issues_of(Path(run.directory)), cases, passed, datetime.date.today())
+        notes = outdated(issues_of(Path(run.directory)), cases, passed, datetime.date.today())
+        if own.is_file() and is_complete(run) and not run.info.inputs.cases:
+            notes += matching_nothing(load_issues(own), tried)
     except UsageError as error:
         return (f"the known issues cannot be read: {error}",)
+    return notes

@@ -23,6 +23,8 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from harness import yamlfile
 from harness.errors import UsageError, nearest
+from harness.results import KCONFIG_SUITE, KERNEL_SUITE
+from harness.suites.kselftest import shipped_suites
 from harness.suites.probes import SUITE as PROBES
 
 _SHIPPED = Path(__file__).with_name("known-issues.yaml")
@@ -59,13 +61,21 @@ class KnownIssue:
 
     def concerns(self, case: str, release: str, job: str) -> bool:
         """Whether this is about *case* in *job*, on the kernel whose `uname -r` is *release*."""
+        return fnmatch.fnmatchcase(case, self.case) and self.applies(release, job)
+
+    def applies(self, release: str, job: str) -> bool:
+        """Whether it is about any case of *job*, on the kernel whose `uname -r` is *release*."""
         version = _VERSION.match(release)
         return (
             version is not None
-            and fnmatch.fnmatchcase(case, self.case)
             and version[0] in self.kernels
             and (not self.jobs or any(fnmatch.fnmatchcase(job, pattern) for pattern in self.jobs))
         )
+
+    @property
+    def suite(self) -> str:
+        """The suite of its cases, or a pattern of suites."""
+        return self.case.partition("/")[0]
 
 
 def known_issue(issues: Iterable[KnownIssue], case: str, *, release: str, job: str) -> KnownIssue | None:
@@ -93,6 +103,7 @@ def load_issues(path: Path) -> tuple[KnownIssue, ...]:
     top = yamlfile.load(path)
     issues = tuple(_read(section) for section in top.sections("issues"))
     top.done()
+    _check_suites(issues)
     _check_twice(issues)
     return issues
 
@@ -122,6 +133,26 @@ def outdated(
             if issue.concerns(case, release, job)
         ]
     return tuple(dict.fromkeys(found))
+
+
+def matching_nothing(
+    issues: Iterable[KnownIssue], tried: Collection[tuple[str, str, str]]
+) -> tuple[str, ...]:
+    """A sentence about every one of *issues* that is about no case though its suite ran where it applies.
+
+    *tried* are the addresses of a whole run's cases, each with the kernel's release and the job.
+    """
+    found = []
+    for issue in issues:
+        cases = {
+            case
+            for case, release, job in tried
+            if issue.applies(release, job) and fnmatch.fnmatchcase(case.partition("/")[0], issue.suite)
+        }
+        if cases and not fnmatch.filter(cases, issue.case):
+            hint = nearest(issue.case, cases)
+            found.append(f"known issue {issue.case} ({issue.where}) is about no case of this run; {hint}")
+    return tuple(found)
 
 
 def _read(section: yamlfile.Section) -> KnownIssue:
@@ -157,6 +188,14 @@ def _kernels(section: yamlfile.Section) -> SpecifierSet:
         raise UsageError(
             f"{section.where('kernels')}: {text!r} is no range of releases", hint="such as '>=7.3,<7.5'"
         ) from error
+
+
+def _check_suites(issues: Iterable[KnownIssue]) -> None:
+    suites = (PROBES, *shipped_suites(), KERNEL_SUITE, KCONFIG_SUITE)
+    for issue in issues:
+        if not fnmatch.filter(suites, issue.suite):
+            hint = nearest(issue.suite, suites)
+            raise UsageError(f"{issue.where}: {issue.case} is of no suite that there is", hint=hint)
 
 
 def _check_twice(issues: Iterable[KnownIssue]) -> None:

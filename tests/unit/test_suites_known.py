@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.suites.known import OWN_FILE, issues_of, known_issue, load_issues, outdated, shipped_issues
+from harness.suites.known import (
+    OWN_FILE,
+    issues_of,
+    known_issue,
+    load_issues,
+    matching_nothing,
+    outdated,
+    shipped_issues,
+)
 from harness.suites.probes import SUITE, probe_cases
 
 CASE = "probes/cdev/pasid_zero_is_no_pasid"
@@ -108,11 +116,12 @@ def test_shipped_ones_have_their_evidence() -> None:
     root = Path(__file__).parents[2]
     assert shipped_issues()
     cases = [f"{SUITE}/{case.address}" for case in probe_cases()]
-    assert outdated(shipped_issues(), cases, [], datetime.date.today()) == ()
+    assert outdated(shipped_issues(), cases, [], datetime.date(2026, 11, 1)) == ()
     for issue in shipped_issues():
         report = (root / issue.evidence).is_file()
         source = re.fullmatch(r"(drivers|include|tools)/[\w/.]+ .*of \d+\.\d+\.\d+", issue.evidence)
         assert report or (source and not issue.kernels.contains("99")), issue.where
+        assert (issue.expires is not None) is issue.kernels.contains("99"), issue.where
 
 
 def test_known_on_the_kernel_at_hand_only() -> None:
@@ -136,3 +145,30 @@ def test_what_is_out_of_date_is_said(tmp_path: Path) -> None:
     assert "passed on 7.3.4" in passed
     (gone,) = outdated(issues, ["probes/a/bb"], [], day)
     assert gone.endswith("there is no such case any more; did you mean 'probes/a/bb'?")
+
+
+@pytest.mark.parametrize(
+    ("case", "jobs", "said"),
+    [
+        (
+            "kselftest:vfio/dma_maping/*",
+            "",
+            "about no case of this run; did you mean 'kselftest:vfio/dma_mapping/a'?",
+        ),
+        ("kselftest:vfio/dma_mapping/*", "", ""),
+        ("kselftest:vfio/dma_maping/*", "    jobs: ['*-amd']\n", ""),
+        ("kselftest:iommu/x/*", "", ""),
+    ],
+)
+def test_what_is_about_nothing_is_said(tmp_path: Path, case: str, jobs: str, said: str) -> None:
+    """Of a suite that ran where the issue applies; elsewhere nobody can tell."""
+    path = tmp_path / "known.yaml"
+    path.write_text(ENTRY.replace("probes/a/b", f'"{case}"') + jobs)
+    notes = matching_nothing(load_issues(path), [("kselftest:vfio/dma_mapping/a", "7.3.4", "7.3.4-cdev-edu")])
+    assert len(notes) == bool(said)
+    assert "".join(notes).endswith(said)
+
+
+def test_suite_that_is_none_is_refused(tmp_path: Path) -> None:
+    said = load(tmp_path, ENTRY.replace("probes/a/b", "probse/a/b"))
+    assert "known.yaml:2: probse/a/b is of no suite that there is did you mean 'probes'?" in said
