@@ -25,6 +25,9 @@ PER_PROCESSOR = 2
 edu).  On 2 processors a run of 72 s with 1 VM took 57 with 2, 49 with 3 and 42 with 4.
 """
 
+CPUS = 2
+"""Processors of the VMs that PER_PROCESSOR counts; one with more takes the place of several."""
+
 RESERVE_MIB = 1024
 """Memory that stays with the host and with compilers."""
 
@@ -58,14 +61,16 @@ def room_for(memory_mib: int) -> int:
 
 
 @contextlib.contextmanager
-def admitted(memory_mib: int, check: Callable[[], None] = lambda: None) -> Iterator[float]:
-    """Hold room for a VM of *memory_mib*, waiting for it as long as others have it: for so many seconds.
+def admitted(
+    memory_mib: int, check: Callable[[], None] = lambda: None, *, cpus: int = CPUS
+) -> Iterator[float]:
+    """Hold room for a VM of *memory_mib* and *cpus*, waiting as long as others have it: for so many seconds.
 
     *check* may raise to end the wait.
 
     Not to be nested: who holds room and waits for more may wait for ever.
     """
-    with _ticket(memory_mib) as ticket:
+    with _ticket(memory_mib, cpus) as ticket:
         began = time.monotonic()
         told = False
         while not ticket.enter():
@@ -98,12 +103,11 @@ def _make_safely(directory: Path) -> None:
 
 
 class _Ticket:
-    """A file NUMBER.MIB.STATE; the lowest number is the oldest.  Inside, its time is when it came in."""
+    """A file NUMBER.MIB.CPUS.STATE; the lowest number is the oldest.  Inside, its time is when it came in."""
 
-    def __init__(self, directory: Path, memory_mib: int) -> None:
+    def __init__(self, directory: Path, memory_mib: int, cpus: int) -> None:
         self._directory = directory
-        self._memory_mib = memory_mib
-        self._path = directory / f"{time.time_ns()}-{os.getpid()}.{memory_mib}.waits"
+        self._path = directory / f"{time.time_ns()}-{os.getpid()}.{memory_mib}.{cpus}.waits"
         self._handle = -1
 
     def enter(self) -> bool:
@@ -122,7 +126,7 @@ class _Ticket:
             # New, or removed by somebody who cleans up /tmp while we wait.
             self._write()
         inside, waiting = _living(self._directory)
-        if waiting[:1] != [self._path] or (inside and not _is_room(inside, self._memory_mib)):
+        if waiting[:1] != [self._path] or (inside and not _is_room(inside, self._path)):
             return False
         os.utime(self._path)
         self._path = self._path.rename(self._path.with_suffix(".in"))
@@ -146,13 +150,20 @@ class _Ticket:
             self._handle = -1
 
 
-def _is_room(inside: list[Path], memory_mib: int) -> bool:
+def _is_room(inside: list[Path], wanted: Path) -> bool:
     untouched = sum(_promised_mib(path) for path in inside if _is_settling(path))
+    everybody = [*inside, wanted]
     return (
-        len(inside) < most_vms()
-        and sum(map(_promised_mib, inside)) + memory_mib <= total_mib() - RESERVE_MIB
-        and memory_mib <= available_mib() - untouched
+        sum(map(_places, everybody)) <= most_vms()
+        and sum(map(_promised_mib, everybody)) <= total_mib() - RESERVE_MIB
+        and _promised_mib(wanted) <= available_mib() - untouched
     )
+
+
+def _places(ticket: Path) -> float:
+    """How many usual VMs its processors stand for; an older harness does not say how many those are."""
+    cpus = ticket.name.split(".")[2]
+    return max(1.0, int(cpus) / CPUS) if cpus.isdecimal() else 1.0
 
 
 def _promised_mib(ticket: Path) -> int:
@@ -168,8 +179,8 @@ def _is_settling(ticket: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _ticket(memory_mib: int) -> Iterator[_Ticket]:
-    ticket = _Ticket(_directory(), memory_mib)
+def _ticket(memory_mib: int, cpus: int) -> Iterator[_Ticket]:
+    ticket = _Ticket(_directory(), memory_mib, cpus)
     try:
         yield ticket
     finally:

@@ -285,7 +285,9 @@ class JobVM:
     def _boot(self) -> None:
         self._stack = contextlib.ExitStack()
         wait_for_kernel(self._job.kernel.digest, self._run_dir, self._check_deadline)
-        waited = self._stack.enter_context(admitted(self._job.memory_mib, self._check_deadline))
+        waited = self._stack.enter_context(
+            admitted(self._job.memory_mib, self._check_deadline, cpus=self._job.cpus)
+        )
         # Nobody may prune the kernel from under a running VM.
         self._stack.enter_context(hold(self._job.kernel.digest, _path(self._job.kernel.selftests_dir)))
         if self._recipe is None:

@@ -62,6 +62,28 @@ def test_never_more_than_there_is_room_for(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "tickets").iterdir()] == ["lock"]
 
 
+def test_processors_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VM of eight is four of two, and the only one that is let in alone whatever it wants."""
+    monkeypatch.setenv("VFIO_HARNESS_VMS", "4")
+
+    def give_up() -> None:
+        raise DeadlinePassed("too late")
+
+    with admitted(1024, cpus=6):
+        with pytest.raises(DeadlinePassed), admitted(1024, give_up, cpus=4):
+            pass
+        with admitted(1024, give_up, cpus=1), pytest.raises(DeadlinePassed), admitted(1024, give_up):
+            pass
+    with admitted(1024, give_up, cpus=64):
+        pass
+
+
+def test_ticket_of_an_older_harness_is_one_vm() -> None:
+    """Which may run on this host while its successor is tried."""
+    assert admission._places(Path("/x/1700000000-77.1024.in")) == 1
+    assert admission._places(Path("/x/1700000000-77.1024.8.in")) == 4
+
+
 def test_memory_counts(tmp_path: Path) -> None:
     """Two VMs of 4 GiB do not fit into 8 that the host needs some of."""
     log = tmp_path / "log"
