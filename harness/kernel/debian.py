@@ -46,6 +46,7 @@ _HOPELESS = re.compile(
 _UPDATE_SECONDS = 300.0
 _DOWNLOAD_SECONDS = 1800.0
 _PACKAGE = re.compile(r"linux-source-(\d+\.\d+)")
+_REQUEST = re.compile(r"latest|\d+\.\d+(=[\w.+~-]+)?", re.ASCII)
 _log = logging.getLogger("harness.kernel")
 
 Extract = Callable[[Path, Path], None]
@@ -70,16 +71,24 @@ class Candidate:
     version: str
     suite: str = ""  # where it is; empty for one in our cache
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """The requests that it satisfies."""
+        return ("latest", self.series, f"{self.series}={self.version}")
+
 
 def fetch(request: str, extract: Extract) -> DebianSource:
-    """The newest source that satisfies *request*: `latest`, or a series such as `7.3`.
+    """The newest source that satisfies *request*: `latest`, a series such as `7.3`, or one version of it,
+    `7.3=7.3.4-1`.
 
     Whatever keeps us from the mirror (no network, one that hangs, a read-only cache), the newest cached copy
     serves, and a warning says so.
-    Raises UsageError for a series no suite has, SourceError or InfraError without a cached copy.
+    Raises UsageError for a source no suite has, SourceError or InfraError without a cached copy.
     """
-    if request != "latest" and not re.fullmatch(r"\d+\.\d+", request):
+    if not _REQUEST.fullmatch(request):
         raise UsageError(f"debian:{request} names no kernel series", hint="write debian:latest or debian:7.3")
+    if "=" in request and (exact := _newest_cached(request)) is not None:
+        return exact
     try:
         chosen = choose(request, find_candidates())
         target = _place(chosen)
@@ -96,11 +105,11 @@ def fetch(request: str, extract: Extract) -> DebianSource:
 
 def choose(request: str, offered: list[Candidate]) -> Candidate:
     """The newest of *offered* that satisfies *request*; UsageError naming the nearest series if none does."""
-    fitting = [c for c in offered if request in ("latest", c.series)]
+    fitting = [c for c in offered if request in c.names]
     if not fitting:
         raise UsageError(
             f"no Debian suite has the sources of Linux {request}",
-            hint=nearest(request, {c.series for c in offered}),
+            hint=nearest(request, {name for c in offered for name in c.names}),
         )
     newest = max(_series_key(c.series) for c in fitting)
     best, *others = [c for c in fitting if _series_key(c.series) == newest]
@@ -141,7 +150,7 @@ def _newest_cached(request: str) -> DebianSource | None:
         match = _PACKAGE.fullmatch(package)
         if match and place.is_dir() and not place.name.endswith(".partial"):
             found.append(Candidate(package=package, series=match[1], version=version))
-    fitting = [c for c in found if request in ("latest", c.series)]
+    fitting = [c for c in found if request in c.names]
     if not fitting:
         return None
     chosen = choose(request, fitting)

@@ -92,9 +92,9 @@ def _note_use(path: Path) -> None:
 def open_tree(spec: str | None = None, *, cwd: Path | None = None) -> KernelTree:
     """The tree that *spec* names.
 
-    A directory; `directory@ref` for any ref of its git repository; a tarball; `debian:latest` or `debian:7.3`
-    for Debian's linux-source package.  Without a spec: the current directory if it is Linux, else
-    debian:latest.
+    A directory; `directory@ref` for any ref of its git repository; a tarball; `debian:latest`, `debian:7.3`
+    or `debian:7.3=7.3.4-1` for Debian's linux-source package, the newest or that upload.  Without a spec: the
+    current directory if it is Linux, else debian:latest.
 
     Raises UsageError when the spec is wrong or the tree unusable, SourceError when it cannot be fetched.
     """

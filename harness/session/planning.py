@@ -12,8 +12,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from harness import paths
 from harness.errors import (
@@ -62,15 +63,19 @@ def open_wished_tree(wish: str | None) -> KernelTree:
     return open_tree(wish)
 
 
-def open_trees(specs: Sequence[str | None]) -> dict[str | None, KernelTree | InfraError]:
+def open_trees(
+    specs: Sequence[str | None], pins: Mapping[str | None, str] = MappingProxyType({})
+) -> dict[str | None, KernelTree | InfraError]:
     """Every tree, or why it could not be had: that of one must not cost the night of the others.
+
+    *pins* say what stands for a spec that may mean another tree by now.
 
     Raises UsageError for one that is not there to be had, and InfraError when none could be.
     """
     trees: dict[str | None, KernelTree | InfraError] = {}
     for spec in specs:
         try:
-            tree = open_wished_tree(spec)
+            tree = open_wished_tree(pins.get(spec, spec))
         except InfraError as error:
             tell(f"tree: {line_of(spec)}: {error}")
             trees[spec] = error

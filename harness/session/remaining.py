@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from harness.errors import ExitCode, UsageError
 from harness.plan import LOST_TRIES, Job, Plan
 from harness.results import Outcome, Result, Run, State
+from harness.session.wishes import line_of
 from harness.suites.catalogue import to_do
 from harness.suites.probes import SUITE as PROBES
 
@@ -53,6 +55,20 @@ def _name(result: Result) -> str:
     """The piece of work that *result* is of, as Plan.done names it."""
     probe = result.address.suite == PROBES
     return f"{result.job} {result.address if probe else result.address.program_path}"
+
+
+_DEBIAN = re.compile(r"Debian linux-source-(\d+\.\d+) (\S+) ")
+"""How the results name a source package, as its KernelTree does."""
+
+
+def pins(before: Run, specs: Iterable[str | None]) -> dict[str | None, str]:
+    """What of *specs* is to be opened in its place for a run that goes on with *before*.
+
+    Debian may have uploaded the next release meanwhile; the run began with the one before.
+    """
+    trees = {job.line: job.tree for job in before.jobs}
+    found = {spec: _DEBIAN.match(trees.get(line_of(spec), "")) for spec in specs}
+    return {spec: f"debian:{match[1]}={match[2]}" for spec, match in found.items() if match is not None}
 
 
 def check_trees(before: Run, trees: Mapping[str, str]) -> None:

@@ -55,7 +55,7 @@ from harness.session.expected import expected_seconds, job_seconds
 from harness.session.identity import identity
 from harness.session.plan_table import plan_as_json, plan_of_job, plan_of_kernel, show_plan
 from harness.session.planning import Planned, slug
-from harness.session.remaining import check_inputs, check_trees, done_in, left_to_try
+from harness.session.remaining import check_inputs, check_trees, done_in, left_to_try, pins
 from harness.session.timing import account, phase_line
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, line_of, save_wishes
 from harness.suites.catalogue import (
@@ -154,7 +154,8 @@ class Session:
         take, which nobody needs who runs none.
         """
         began = time.monotonic()
-        trees = planning.open_trees(tuple(dict.fromkeys(wish.tree for wish in self._kernels)))
+        specs = tuple(dict.fromkeys(wish.tree for wish in self._kernels))
+        trees = planning.open_trees(specs, pins(self._goes_on, specs) if self._goes_on is not None else {})
         self._phases["fetch"] = time.monotonic() - began
         began = time.monotonic()
         for kernel in self._kernels:

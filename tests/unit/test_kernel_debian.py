@@ -145,3 +145,18 @@ def test_without_a_network_the_cached_source_serves(
     assert debian.fetch("latest", no_extract).version == "7.3.10-1"
     with pytest.raises(SourceError, match="no route"):
         debian.fetch("6.12", no_extract)
+
+
+@needs_dpkg
+def test_one_upload_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the cache without a question, whatever the mirror has by now; else from there."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(debian, "find_candidates", lambda: [candidate("7.3", "7.3.10-1")])
+    (tmp_path / "sources" / "debian" / "linux-source-7.3_7.3.4-1~bpo13+1").mkdir(parents=True)
+    assert debian.fetch("7.3=7.3.4-1~bpo13+1", no_extract).version == "7.3.4-1~bpo13+1"
+    assert choose("7.3=7.3.10-1", debian.find_candidates()).version == "7.3.10-1"
+    with pytest.raises(
+        UsageError, match=r"no Debian suite has the sources of Linux 7\.3=7\.3\.9-1"
+    ) as caught:
+        debian.fetch("7.3=7.3.9-1", no_extract)
+    assert "did you mean '7.3=7.3.10-1'?" in (caught.value.hint or "")

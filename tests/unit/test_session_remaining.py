@@ -12,7 +12,7 @@ from report_sample import RUN, result
 from harness.errors import ExitCode, UsageError
 from harness.plan import Plan
 from harness.results import JobRecord, Outcome
-from harness.session.remaining import check_inputs, check_trees, done_in, left_to_try
+from harness.session.remaining import check_inputs, check_trees, done_in, left_to_try, pins
 from harness.suites.catalogue import to_do, work_of
 
 JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
@@ -65,6 +65,19 @@ def test_a_run_goes_on_with_the_sources_it_began_with(line: str, tree: str, refu
             check_trees(BEFORE, {line: tree})
     else:
         check_trees(BEFORE, {line: tree})
+
+
+def test_a_run_goes_on_with_the_upload_it_began_with() -> None:
+    """A newer one of Debian's is another kernel, also where the run asked for the latest."""
+    jobs = (
+        JobRecord(name="a", line="debian:latest", tree="Debian linux-source-7.3 7.3.4-1~bpo13+1 0f9b"),
+        JobRecord(name="b", line="debian:7.2", tree="debian:7.2"),
+        JobRecord(name="c", line="/src/one", tree="master 1a2b"),
+    )
+    found = pins(
+        dataclasses.replace(RUN, jobs=jobs), ["debian:latest", "debian:7.2", "/src/one", "debian:6.1"]
+    )
+    assert found == {"debian:latest": "debian:7.3=7.3.4-1~bpo13+1"}
 
 
 def test_a_source_that_could_not_be_had_may_come_later() -> None:
