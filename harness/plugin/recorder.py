@@ -105,7 +105,7 @@ class Recorder:
         self._waiting: dict[Key, Work] = {}
         self._heard: set[Key] = set()
         """Of what there was a result; a worker that takes a dead one's place collects everything anew."""
-        self._interrupted = False
+        self._collected = self._interrupted = False
         self._session: pytest.Session | None = None
         self._trouble: InfraError | None = None
         """Why results cannot be kept any more, as on a full disk."""
@@ -141,6 +141,7 @@ class Recorder:
         self._expect(ids)
 
     def _expect(self, nodeids: Iterable[str]) -> None:
+        self._collected = True
         for nodeid in nodeids:
             work = self._work.get(_key(nodeid))
             if work is not None and _key(nodeid) not in self._heard:
@@ -182,6 +183,9 @@ class Recorder:
         if self._trouble is not None:
             # The run stays unfinished, as it is.
             return
+        if self._interrupted and not self._collected:
+            # So early that nobody had said what of it was chosen.
+            self._waiting = dict(self._work)
         for work in self._waiting.values():
             unknown = _without_result(work, Outcome.NOT_RUN, "the run stopped before it")
             self._keep(*(self._spool.take(work) or (unknown,)))

@@ -116,6 +116,16 @@ def test_interrupted_run_keeps_what_was_seen(tmp_path: Path) -> None:
     assert ended(one) == ["FAIL"]
 
 
+def test_interrupt_before_anything_was_collected_names_what_was_planned(tmp_path: Path) -> None:
+    """A night that ends while its workers start has not tried nothing of nothing."""
+    one = recorder(tmp_path)
+    one._interrupted = True
+    ended(one)
+    run = load(tmp_path)
+    assert {case.outcome for case in run.cases} == {Outcome.NOT_RUN}
+    assert len(run.cases) == len(work_of(job()))
+
+
 def test_run_that_goes_on_keeps_what_was_seen(tmp_path: Path) -> None:
     """By a process that was killed with all of its workers."""
     first = recorder(tmp_path)
