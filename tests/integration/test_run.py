@@ -12,6 +12,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,19 @@ def _announced(run: Run, word: str) -> set[str]:
     """The cases that the kernels' logs call begun or ended."""
     logs = [path.read_text(errors="replace") for path in Path(run.directory).glob("vm/*/console.log")]
     return {address for log in logs for address in re.findall(rf"vfio-harness: {word} (\S+)", log)}
+
+
+def test_twenty_runs_at_once_do_not_disturb_each_other(group_cdev: Kernel) -> None:
+    """They share kernels, snapshots, the history and the host, and nothing that one takes from another."""
+    words = ("run", "--tree", TREE, "--topology", "edu", "-n", "1", "--case", "probes/mapping/*")
+    with ThreadPoolExecutor(20) as pool:
+        ended = list(pool.map(lambda _: harness(*words), range(20)))
+    runs = [run for _, run in ended if run is not None]
+    assert len({run.info.id for run in runs}) == 20
+    for done, run in ended:
+        assert done.status == ExitCode.GOOD, told(done, run)
+    (outcomes,) = {tuple(sorted(probes_of(run).items())) for run in runs}
+    assert sum(outcome is Outcome.PASS for _, outcome in outcomes) >= 10
 
 
 @pytest.mark.parametrize(("isolation", "machines"), [("vm", 1), ("program", 2), ("case", 4)])
