@@ -24,6 +24,7 @@ FEATURES: dict[str, str] = {
     "debug": "built with KASAN or lockdep: slower, and far less forgiving",
     "fault-injection": "built with the fault injection frameworks",
     "gcov": "built with coverage counters",
+    "kunit": "built with KUnit and the unit tests of the generic page tables",
     # The topology: which devices there are, and what stands before them.
     "edu": "one QEMU `edu` device",
     "edu2": "two QEMU `edu` devices",

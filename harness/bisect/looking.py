@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from harness.bisect.model import Observation, Sight
 from harness.results import BOOTS, KERNEL_SUITE, VANISHED, WHOLE_PROGRAM, Outcome, Result, Run
 from harness.results.fingerprint import fingerprint
-from harness.suites.kselftest import COMPILES
+from harness.suites.upstream import COMPILES
 
 _NUMBER = re.compile(r"\b0x[0-9a-f]+\b|\d+")
 _WHILE_BOOTING = re.compile(r"the kernel said outside any case: while booting: ")

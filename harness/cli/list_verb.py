@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from harness import paths
 from harness.errors import UsageError
 from harness.output import emit
 from harness.words import count_of
+
+if TYPE_CHECKING:
+    from harness.suites.upstream import UpstreamSuite
 
 Row = dict[str, str]
 
@@ -42,17 +46,20 @@ def _matrices() -> list[Row]:
 
 
 def _suites() -> list[Row]:
-    from harness.suites.kselftest import shipped_suites
     from harness.suites.probes import SUITE, probe_cases
+    from harness.suites.upstream import shipped_suites
 
     ours = {"name": SUITE, "what": f"{len(probe_cases())} cases of our own"}
     return [
         ours,
-        *(
-            {"name": suite.name, "what": f"upstream's tools/testing/selftests/{suite.directory}"}
-            for suite in shipped_suites().values()
-        ),
+        *({"name": suite.name, "what": _upstreams(suite)} for suite in shipped_suites().values()),
     ]
+
+
+def _upstreams(suite: UpstreamSuite) -> str:
+    if suite.is_compiled:
+        return f"upstream's tools/testing/selftests/{suite.directory}"
+    return f"{len(suite.entries)} of the kernel's own KUnit suites; they need --with {suite.directory}"
 
 
 def _cases() -> list[Row]:

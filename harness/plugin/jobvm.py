@@ -173,7 +173,8 @@ class JobVM:
         """Run one selftest program.  Raises HarnessError when no VM could be had for it."""
         booted = self._ready(self._unit_of(program.title, program.title), fresh=False)
         with self._watch(booted, program.title, None) as attempt:
-            self._give_selftests(booted)
+            if not program.is_kunit:
+                self._give_selftests(booted)
             limit = Deadline.after(program.seconds * self._factor)
             try:
                 report, status = run_program(booted.guest, program, booted.bdfs, features, limit, attempt.raw)

@@ -100,8 +100,8 @@ def exists(address: Address) -> bool:
 
     That one of those does not compile is a case only for as long as it does not.
     """
-    from harness.suites.kselftest import COMPILES
     from harness.suites.probes import SUITE, probe_cases
+    from harness.suites.upstream import COMPILES
 
     if address.suite != SUITE and str(address).endswith(f"/{COMPILES}"):
         return False

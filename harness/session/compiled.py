@@ -8,10 +8,10 @@ import fnmatch
 from collections.abc import Collection, Iterator
 
 from harness.results import Address, Outcome, Result
-from harness.session.planning import Planned
+from harness.session.planning import Planned, needs_selftests
 from harness.session.wishes import JobWish
 from harness.suites.known import KnownIssue, known_issue
-from harness.suites.kselftest import COMPILES, shipped_suites
+from harness.suites.upstream import COMPILES
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ def compile_results(
     """
     version = planned.tree.version if planned.tree is not None else ""
     for suite in wish.suites:
-        if suite not in shipped_suites() or planned.selftests is None or not asked.includes(suite):
+        if planned.selftests is None or not needs_selftests([suite]) or not asked.includes(suite):
             continue
         address = Address.parse(f"{suite}/{COMPILES}")
         known = known_issue(issues, str(address), release=version, job=job)

@@ -52,7 +52,7 @@ from harness.plan import Job, KernelRef
 from harness.results import KCONFIG_SUITE, Address, JobRecord, Outcome, Result
 from harness.session.progress import build_progress
 from harness.session.wishes import JobWish, KernelWish, MachineWish, line_of
-from harness.suites.kselftest import shipped_suites
+from harness.suites.upstream import shipped_suites
 
 DEFAULT_MEMORY_MIB = 1024
 """Enough for every probe; a selftest that needs more says so in kselftest-*.yaml."""
@@ -254,7 +254,7 @@ def _memory(
 
 def needs_selftests(suites: Iterable[str]) -> bool:
     """Whether one of *suites* consists of the tree's own selftests."""
-    return any(suite in shipped_suites() for suite in suites)
+    return any(suite in shipped_suites() and shipped_suites()[suite].is_compiled for suite in suites)
 
 
 def make_job(planned: Planned, wish: JobWish, accel: Choice) -> Job:

@@ -17,10 +17,10 @@ from guest.needs import unmet
 from harness.errors import UsageError, nearest
 from harness.machine.topology import load_topology
 from harness.plan import Job, Plan
-from harness.suites.kselftest import Target, shipped_suites
 from harness.suites.model import Program
 from harness.suites.probes import SUITE as PROBES
 from harness.suites.probes import probe_cases
+from harness.suites.upstream import Target, shipped_suites
 
 if TYPE_CHECKING:
     from guest.case import Case

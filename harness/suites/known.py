@@ -24,8 +24,8 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from harness import yamlfile
 from harness.errors import UsageError, nearest
 from harness.results import KCONFIG_SUITE, KERNEL_SUITE
-from harness.suites.kselftest import shipped_suites
 from harness.suites.probes import SUITE as PROBES
+from harness.suites.upstream import shipped_suites
 
 _SHIPPED = Path(__file__).with_name("known-issues.yaml")
 

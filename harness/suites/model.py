@@ -35,12 +35,13 @@ class Expectation:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One selftest binary, aimed at certain devices; `program@device` is its name in addresses."""
+    """One selftest binary, aimed at certain devices, or a KUnit suite.  `program@device` is its name in
+    addresses."""
 
     suite: str
     name: str
     path: str
-    """Path of the binary below the kernel's selftests directory."""
+    """Path of the binary below the kernel's selftests directory; `kunit/NAME` of a KUnit suite."""
     device: str
     """Id of the topology's device it is aimed at; `all` or `none` when it is not one device."""
     targets: tuple[str, ...]
@@ -57,6 +58,11 @@ class Program:
     sriov: bool
     """Whether vfio-pci must allow SR-IOV (vfio_pci.enable_sriov)."""
     expectations: tuple[Expectation, ...]
+
+    @property
+    def is_kunit(self) -> bool:
+        """Whether it is part of the kernel, and not a program of its own."""
+        return self.path.startswith("kunit/")
 
     @property
     def title(self) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs one of upstream's selftest programs in the guest, with everything it needs given to it first."""
+"""Runs one of upstream's programs in the guest, with everything it needs given to it first."""
 
 from __future__ import annotations
 
@@ -25,6 +25,29 @@ _SETUP_FAILED = 99
 
 class SetupFailed(Exception):
     """What the program needs could not be given to it; the message says what."""
+
+
+_KUNIT_DEBUGFS = "/sys/kernel/debug/kunit"
+"""One directory for each suite (Documentation/dev-tools/kunit/run_manual.rst, lib/kunit/debugfs.c)."""
+
+
+def kunit_script(program: Program) -> str:
+    """The shell script that runs the KUnit suite *program* once more and prints what came of it.
+
+    Its results stand in debugfs when it has ended, and point by point in the kernel's log.
+    """
+    suite = shlex.quote(f"{_KUNIT_DEBUGFS}/{program.name}")
+    return "\n".join(
+        [
+            f"test -d {_KUNIT_DEBUGFS} || mount -t debugfs none /sys/kernel/debug",
+            f'test -e {suite}/run || {{ echo "the kernel has no KUnit suite {program.name}"; exit 1; }}',
+            f'echo "{kmsg.BEGIN} {program.title}" > /dev/kmsg',
+            f"echo run > {suite}/run; status=$?",
+            f"cat {suite}/results",
+            f'echo "{kmsg.END} {program.title}" > /dev/kmsg',
+            "exit $status",
+        ]
+    )
 
 
 def script(program: Program, bdfs: tuple[str, ...], features: frozenset[str]) -> str:
@@ -84,7 +107,8 @@ def run_program(
     made ready.
     """
     addresses = tuple(bdfs[target] for target in program.targets)
-    stream = guest.stream(["bash", "-c", script(program, addresses, features)], deadline)
+    commands = kunit_script(program) if program.is_kunit else script(program, addresses, features)
+    stream = guest.stream(["bash", "-c", commands], deadline)
     parser = KtapParser()
     for line in stream.lines(deadline):
         raw.append(line)

@@ -73,7 +73,7 @@ def test_the_variants_are_those_of_the_design() -> None:
     """Names are fixed: matrices, reports and needs refer to them."""
     catalogue = load_catalogue()
     assert list(catalogue.variants) == NAMES
-    assert set(catalogue.addons) == {"debug", "fault-injection", "gcov"}
+    assert set(catalogue.addons) == {"debug", "fault-injection", "gcov", "kunit"}
 
 
 def test_every_fragment_named_exists_and_none_is_left_over() -> None:
@@ -91,7 +91,7 @@ def test_every_fragment_named_exists_and_none_is_left_over() -> None:
     ("name", "text"),
     [(name, text) for name in NAMES for text in (MERGED, SPLIT_WITH_RULE) if (name, text) not in UNMERGED],
 )
-@pytest.mark.parametrize("addons", [(), ("debug", "fault-injection", "gcov")])
+@pytest.mark.parametrize("addons", [(), ("debug", "fault-injection", "gcov", "kunit")])
 def test_fragments_never_conflict(tmp_path: Path, name: str, text: str, addons: tuple[str, ...]) -> None:
     """Every variant with every add-on merges, and its promise agrees with what it asks."""
     catalogue, symbols = load_catalogue(), symbols_of(tmp_path, text)

@@ -8,8 +8,8 @@ import sys
 from harness import process
 from harness.errors import ExitCode
 from harness.results import Address, Outcome, Requirement, Result, check
-from harness.suites.kselftest import Target, shipped_suites
 from harness.suites.manifest import expected_points, recorded
+from harness.suites.upstream import Target, shipped_suites
 
 EDU = Target(id="edu0", driver="edu", translated=True)
 

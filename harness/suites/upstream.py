@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Upstream's selftests: which programs a kernel came with, what each needs, what is expected of it where.
+"""Upstream's tests: which programs a kernel came with, what each needs, what is expected of it where.
 
-Everything here is read from the plan and from kselftest-*.yaml, never from a boot, so that every worker
+Programs are selftests, which are built beside a kernel, or KUnit suites, which are part of one.  Everything
+here is read from the plan and from kselftest-*.yaml and kunit-*.yaml, never from a boot, so that every worker
 collects the same items.
 """
 
@@ -22,6 +23,9 @@ from harness.suites.model import Expectation, Program
 _DEFAULT_SECONDS = 45
 """What kselftest's own runner allows a program (tools/testing/selftests/kselftest/runner.sh)."""
 
+
+KUNIT = "kunit"
+"""The directory in the path of a program that is a KUnit suite."""
 
 COMPILES = "build/compiles"
 """The case of a suite whose programs do not compile in a tree: they cannot be run, nor counted."""
@@ -56,13 +60,19 @@ def _unmet_but_memory(entry: _Entry, features: frozenset[str]) -> tuple[str, ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KselftestSuite:
-    """One kselftest-*.yaml file."""
+class UpstreamSuite:
+    """One kselftest-*.yaml or kunit-*.yaml file."""
 
     name: str
     directory: str
+    """Below the tree's tools/testing/selftests; KUNIT for suites that are part of the kernel."""
     entries: dict[str, _Entry]
     expectations: tuple[Expectation, ...]
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its programs are compiled beside the kernel, which may fail by itself."""
+        return self.directory != KUNIT
 
     def memory_for(self, built: Sequence[str], features: frozenset[str]) -> int:
         """MiB of guest memory that the *built* programs want which apply under *features*, 0 if none says."""
@@ -74,9 +84,10 @@ class KselftestSuite:
         """Every program of this suite among the *built* ones (`vfio/name`), aimed at *targets*.
 
         A program that this file does not know (upstream added it) runs on each device by the default rules.
+        Of KUnit suites nobody can tell without a boot which a kernel has: it is to have all of them.
         """
         found: list[Program] = []
-        for path in built:
+        for path in built if self.is_compiled else [f"{KUNIT}/{name}" for name in self.entries]:
             directory, _, name = path.partition("/")
             if directory == self.directory:
                 entry = self.entries.get(name, _Entry(device="each" if self.directory == "vfio" else "none"))
@@ -165,11 +176,11 @@ def _read_expectation(section: yamlfile.Section) -> Expectation:
     return expectation
 
 
-def load_suite(path: Path) -> KselftestSuite:
-    """Read one kselftest-*.yaml; UsageError names file, line and key of what is wrong."""
+def load_suite(path: Path) -> UpstreamSuite:
+    """Read one kselftest-*.yaml or kunit-*.yaml; UsageError names file, line and key of what is wrong."""
     top = yamlfile.load(path)
     programs = top.section("programs")
-    suite = KselftestSuite(
+    suite = UpstreamSuite(
         name=top.text("suite"),
         directory=top.text("directory"),
         entries={name: _read_entry(programs.section(name)) for name in programs},
@@ -180,7 +191,8 @@ def load_suite(path: Path) -> KselftestSuite:
 
 
 @functools.cache
-def shipped_suites() -> dict[str, KselftestSuite]:
-    """The kselftest suites the harness knows, by name (`kselftest:vfio`)."""
-    files = sorted(Path(__file__).parent.glob("kselftest-*.yaml"))
+def shipped_suites() -> dict[str, UpstreamSuite]:
+    """The suites of upstream's that the harness knows, by name (`kselftest:vfio`)."""
+    here = Path(__file__).parent
+    files = (*sorted(here.glob("kselftest-*.yaml")), *sorted(here.glob("kunit-*.yaml")))
     return {suite.name: suite for suite in map(load_suite, files)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the kselftest-*.yaml files say, and how programs are aimed at devices."""
+"""What the kselftest-*.yaml and kunit-*.yaml files say, and how programs are aimed at devices."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 from guest.needs import check_names
 from harness.errors import UsageError
-from harness.suites.kselftest import Target, load_suite, shipped_suites
-from harness.suites.programs import script
+from harness.session.planning import needs_selftests
+from harness.suites.programs import kunit_script, script
+from harness.suites.upstream import Target, load_suite, shipped_suites
 
 EDU = Target(id="edu0", driver="edu", translated=False)
 IGB = Target(id="igb0", driver="igb", translated=False)
@@ -88,3 +89,23 @@ def test_only_excuses_can_be_expected(tmp_path: Path) -> None:
     path.write_text("suite: s\ndirectory: d\nprograms: {}\nexpectations:\n  - {outcome: CRASH, reason: r}\n")
     with pytest.raises(UsageError, match="'CRASH' cannot be expected"):
         load_suite(path)
+
+
+def test_kunit_suites_are_part_of_the_kernel() -> None:
+    """None is compiled beside it; they run where it was built with them, on no device in particular."""
+    kunit = shipped_suites()["kunit:iommu"]
+    programs = kunit.programs((), (EDU, IGB))
+    assert [program.title for program in programs[:2]] == ["amdv1_fmt_test", "amdv1_iommu_test"]
+    assert all(program.is_kunit and program.needs == ("kunit",) for program in programs)
+    assert not needs_selftests(["probes", "kunit:iommu"])
+    assert needs_selftests(["kunit:iommu", "kselftest:vfio"])
+
+
+def test_kunit_suite_is_run_by_its_file_in_debugfs() -> None:
+    """And its results are read when it has ended; the kernel's log is told between what it runs."""
+    (program, *_) = shipped_suites()["kunit:iommu"].programs((), ())
+    told, run, results, ended = kunit_script(program).splitlines()[2:6]
+    assert "begin amdv1_fmt_test" in told
+    assert run == "echo run > /sys/kernel/debug/kunit/amdv1_fmt_test/run; status=$?"
+    assert results == "cat /sys/kernel/debug/kunit/amdv1_fmt_test/results"
+    assert "end amdv1_fmt_test" in ended
