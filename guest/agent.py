@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs cases inside the guest: one process per VM, one fork per case, KTAP out.
+"""Runs cases inside the guest: one long-lived process, one fork per case, KTAP out.
 
     python3 -m guest.agent --features noiommu,edu --list
     python3 -m guest.agent --features noiommu,edu get_pa/page_map_agrees 'ioas/*'

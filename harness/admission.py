@@ -32,7 +32,7 @@ RESERVE_MIB = 1024
 """Memory that stays with the host and with compilers."""
 
 MOST_VARIABLE = "VFIO_HARNESS_VMS"
-"""Environment: how many VMs may run at once, in place of PER_PROCESSOR for each processor."""
+"""Environment: how many VMs of CPUS processors may run at once, whatever PER_PROCESSOR says."""
 
 _SHARED = Path("/tmp")
 """What every process of a user sees, whatever TMPDIR says; XDG_RUNTIME_DIR is not everywhere."""
@@ -55,9 +55,9 @@ def most_vms() -> int:
     return int(asked)
 
 
-def room_for(memory_mib: int) -> int:
-    """How many VMs of *memory_mib* this host has room for when nothing else runs, at least 1."""
-    return max(1, min(most_vms(), available_mib() // memory_mib))
+def room_for(memory_mib: int, cpus: int = CPUS) -> int:
+    """How many VMs of *memory_mib* and *cpus* this host has room for when nothing else runs, at least 1."""
+    return max(1, min(int(most_vms() / _weight(cpus)), available_mib() // memory_mib))
 
 
 @contextlib.contextmanager
@@ -154,16 +154,21 @@ def _is_room(inside: list[Path], wanted: Path) -> bool:
     untouched = sum(_promised_mib(path) for path in inside if _is_settling(path))
     everybody = [*inside, wanted]
     return (
-        sum(map(_places, everybody)) <= most_vms()
+        sum(map(_weight_of, everybody)) <= most_vms()
         and sum(map(_promised_mib, everybody)) <= total_mib() - RESERVE_MIB
         and _promised_mib(wanted) <= available_mib() - untouched
     )
 
 
-def _places(ticket: Path) -> float:
+def _weight_of(ticket: Path) -> float:
     """How many usual VMs its processors stand for; an older harness does not say how many those are."""
     cpus = ticket.name.split(".")[2]
-    return max(1.0, int(cpus) / CPUS) if cpus.isdecimal() else 1.0
+    return _weight(int(cpus)) if cpus.isdecimal() else 1.0
+
+
+def _weight(cpus: int) -> float:
+    """How many VMs of CPUS processors one of *cpus* stands for; none weighs less than one."""
+    return max(1.0, cpus / CPUS)
 
 
 def _promised_mib(ticket: Path) -> int:

@@ -6,7 +6,7 @@ HarnessError
  ├── InfraError         3  the host, QEMU or the way to the guest failed: nothing is said about the kernel
  │    ├── LostGuest     3  a guest that was reachable no longer is, or never became so
  │    │    └── StoodStill 3  one of its processors fell asleep for good
- │    ├── DeadlinePassed 3  no case may begin any more
+ │    ├── DeadlinePassed 3  no case may begin any more, and no build go on
  │    └── SourceError   3  a kernel source could not be fetched or verified
  └── KernelError        4  the kernel's side: nothing could be tested
       ├── BuildError    4  the compiler or the linker refused
@@ -26,7 +26,7 @@ from typing import ClassVar
 
 
 class ExitCode(enum.IntEnum):
-    """What a command's exit status means; `bisect` maps these to git's own codes."""
+    """What a command's exit status means; for_git_bisect() turns it into what `bisect-step` exits with."""
 
     GOOD = 0
     CASE_FAILED = 1
@@ -86,7 +86,7 @@ class StoodStill(LostGuest):
 
 
 class DeadlinePassed(InfraError):
-    """The run's deadline is over: what has not begun does not begin."""
+    """The run's deadline is over: no case begins any more, and no build goes on."""
 
 
 class SourceError(InfraError):

@@ -25,10 +25,6 @@ PLAN_FORMAT = 3
 """Grows when a field changes meaning; a plan of another format is refused."""
 
 
-LOST_TRIES = 2
-"""A guest that is lost says nothing about the kernel: its work gets one more chance, which is counted."""
-
-
 class Isolation(enum.StrEnum):
     """How often work gets a VM that nothing has run in."""
 

@@ -58,7 +58,9 @@ def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str
     "unpacks a source that is not here yet.",
 )
 @click.option("--shard", metavar="K/N", help="Only the K-th of N parts, for N machines.")
-@click.option("--deadline", metavar="WHEN", help="Begin no case after it: 8h, 06:30, '2026-11-26 06:30'.")
+@click.option(
+    "--deadline", metavar="WHEN", help="Begin no case and end builds after it: 8h, 06:30, '2026-11-26 06:30'."
+)
 @click.option(
     "--resume",
     metavar="RUN",

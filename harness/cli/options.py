@@ -140,7 +140,7 @@ def tree_option_without(default: str) -> Callable[[F], F]:
     return click.option(
         "--tree",
         metavar="TREE",
-        help="Directory, GITDIR@REF, tarball, or debian:latest | debian:7.3 | debian:6.12 "
+        help="Directory, GITDIR@REF, tarball, or debian:latest | debian:7.3 | debian:7.3=7.3.4-1 "
         f"[default: {default}]",
     )
 

@@ -61,6 +61,17 @@ class DebianSource:
     version: str
     digest: str  # of package name and version: an archive never reuses one
 
+    @property
+    def label(self) -> str:
+        """What a person calls it, and request_in() understands."""
+        return f"Debian {self.package} {self.version}"
+
+
+def request_in(label: str) -> str | None:
+    """The request for exactly the upload whose DebianSource.label *label* begins with, if it does."""
+    found = re.match(rf"Debian {_PACKAGE.pattern} (\S+)", label)
+    return f"{found[1]}={found[2]}" if found else None
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
@@ -86,7 +97,10 @@ def fetch(request: str, extract: Extract) -> DebianSource:
     Raises UsageError for a source no suite has, SourceError or InfraError without a cached copy.
     """
     if not _REQUEST.fullmatch(request):
-        raise UsageError(f"debian:{request} names no kernel series", hint="write debian:latest or debian:7.3")
+        raise UsageError(
+            f"debian:{request} names no kernel series",
+            hint="write debian:latest, debian:7.3 or debian:7.3=7.3.4-1",
+        )
     if "=" in request and (exact := _newest_cached(request)) is not None:
         return exact
     try:

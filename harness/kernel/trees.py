@@ -116,7 +116,7 @@ def open_tree(spec: str | None = None, *, cwd: Path | None = None) -> KernelTree
             return _open_ref(repository, ref)
     raise UsageError(
         f"there is no kernel tree {spec!r}",
-        hint="give a directory, directory@ref, a tarball, debian:latest or debian:7.3",
+        hint="give a directory, directory@ref, a tarball, debian:latest, debian:7.3 or debian:7.3=7.3.4-1",
     )
 
 
@@ -311,9 +311,7 @@ def extract_once(tarball: Path, target: Path) -> None:
 
 def _open_debian(request: str) -> KernelTree:
     source = debian.fetch(request, extract_once)
-    return _cached_tree(
-        source.path, TreeKind.DEBIAN, source.digest, f"Debian {source.package} {source.version}"
-    )
+    return _cached_tree(source.path, TreeKind.DEBIAN, source.digest, source.label)
 
 
 def _cached_tree(path: Path, kind: TreeKind, digest: str, label: str) -> KernelTree:

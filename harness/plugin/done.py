@@ -29,7 +29,7 @@ class Done:
     seconds: float = 0.0
     printed: str = ""
     console: str = ""
-    """The end of the console since the work began, where something was wrong with it."""
+    """The end of the console, where something was wrong; since the work began, if the log tells when."""
     splat: str = ""
     vm_dir: str = ""
     """Relative to the run directory; empty when no VM was used."""

@@ -38,6 +38,7 @@ from harness.machine.vm import VM
 from harness.plan import Isolation, Job, Plan
 from harness.plugin.done import Done, FalseStart, text_of
 from harness.results import WHOLE_PROGRAM, Outcome
+from harness.retries import BOOT_TRIES
 from harness.suites.agent import Agent
 from harness.suites.alongside import Answer, run_alongside
 from harness.suites.judging import (
@@ -59,10 +60,6 @@ SERVICE_SECONDS = 20.0
 
 AT_ONCE_PER_CPU = 2
 """Cases that run at the same time in one VM, for each of its processors: a case also waits, for the host."""
-
-BOOT_TRIES = 2
-"""A VM that does not come up is tried again, and told of: the host may have been busy, or the kernel may die
-at one boot of many, which is no reason to leave all of its cases untried."""
 
 _log = logging.getLogger("harness.plugin")
 
@@ -132,8 +129,8 @@ class JobVM:
         """Run probe cases that say that they may at the same time in one VM; return what each came to.
 
         Missing is what has to be tried by itself: it could not begin, or the kernel complained and nobody can
-        know of whom.  What telling() adds is left to the next work.  Raises HarnessError when no VM could be
-        had.
+        know of whom.  What with_unheard() adds is left to the next work.  Raises HarnessError when no VM was
+        to be had.
         """
         booted = self._ready("", fresh=False)
         began = time.monotonic()
@@ -151,7 +148,7 @@ class JobVM:
         done = {} if said else {one.case.address: self._answered(booted, one, share) for one in answers}
         self._unheard += said
         if len(done) < len(cases):
-            how_many = f"{len(cases) - len(done)} of {len(cases)} cases that ran at the same time"
+            how_many = f"{len(cases) - len(done)} of {len(cases)} cases that ran alongside one another"
             _log.warning("%s: %s are tried one by one", self._job.name, how_many)
         if said or not answers or any(one.spoilt for one in answers):
             booted.diagnose()
@@ -165,7 +162,7 @@ class JobVM:
         elif isinstance(error, LostGuest):
             judged = _whole(Outcome.LOST, booted.cause_of_loss(error))
         else:
-            judged = _whole(Outcome.LOST, "did not end in its time beside others")
+            judged = _whole(Outcome.LOST, "did not end in its time alongside others")
         attempt = _Attempt(case.address, case, raw=list(answer.raw), judged=(judged,))
         return self._done(booted, attempt, answer.seconds * share)
 
@@ -394,7 +391,7 @@ class JobVM:
         if own:
             known = self._known(f"{PROBES}/{attempt.name}") if attempt.case is not None else None
             attempt.judged = _crashed(attempt, own[0].title, known)
-        done = self.telling(self._done(booted, attempt, seconds, text_of(own)))
+        done = self.with_unheard(self._done(booted, attempt, seconds, text_of(own)))
         damaged = attempt.case is not None and attempt.case.destructive
         if said or damaged or attempt.spoilt or booted.vm.hostlink.actions.altered:
             self.close()
@@ -413,7 +410,7 @@ class JobVM:
             vm_dir=self._directory_of(booted),
         )
 
-    def telling(self, done: Done) -> Done:
+    def with_unheard(self, done: Done) -> Done:
         """*done* with all that was heard of kernels and boots since the last that told it."""
         told, self._false_starts = tuple(self._false_starts), []
         return dataclasses.replace(done, strays=self._heard(), false_starts=told)

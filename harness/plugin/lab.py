@@ -13,7 +13,7 @@ import pytest
 
 from harness.errors import BootCrash, HarnessError
 from harness.machine.splat import Splat
-from harness.plan import LOST_TRIES, Isolation, Plan
+from harness.plan import Isolation, Plan
 from harness.plugin.done import Done, text_of
 from harness.plugin.spool import Spool
 from harness.results import (
@@ -27,6 +27,7 @@ from harness.results import (
     Result,
     check,
 )
+from harness.retries import LOST_TRIES, MOST_CONFIRMED
 from harness.suites.catalogue import ProbeWork, ProgramWork, Work, features_for
 from harness.suites.judging import Judged
 from harness.suites.manifest import expected_points
@@ -34,9 +35,6 @@ from harness.suites.manifest import expected_points
 if TYPE_CHECKING:
     from guest.case import Case
     from harness.plugin.jobvm import JobVM
-
-MOST_CONFIRMED = 25
-"""Failures of a job that one process tries again: a kernel that fails everywhere is bad, not flaky."""
 
 
 class Lab:
@@ -53,7 +51,7 @@ class Lab:
         self._started = 0
         """How many of its boots are told of."""
         self._alongside: dict[str, Done] | None = None
-        """What its cases that ran at the same time came to, until it is asked for; None before they ran."""
+        """What its cases that ran alongside one another came to, until asked for; None before they ran."""
         self._expected: tuple[Work, ...] = ()
         self._spool = Spool(Path(plan.run_dir))
 
@@ -65,7 +63,7 @@ class Lab:
         """Run *work*, or say why it does not apply; every attempt is in what it returns."""
         if work.refusal:
             return (self._unused(work, Outcome.SKIP, work.refusal),)
-        if self._plan.too_late and not self._is_held(work):
+        if self._plan.too_late and not self._is_unasked(work):
             return (self._unused(work, Outcome.NOT_RUN, self._plan.too_late),)
         return tuple(self._attempts(work))
 
@@ -117,7 +115,7 @@ class Lab:
         try:
             done = self._carry_out(vm, work)
         except (HarnessError, TimeoutError) as error:
-            done = vm.telling(Done())
+            done = vm.with_unheard(Done())
             crash = self._boot_crash(work.job, error) if isinstance(error, BootCrash) else ()
             untried = self._unused(work, Outcome.NOT_RUN, str(error))
             return done, (*crash, untried, *self._strays(work.job, done))
@@ -132,32 +130,33 @@ class Lab:
         return vm.program(work.program, features_for(work.program, self._plan.job(work.job)))
 
     def _done_alongside(self, vm: JobVM, work: ProbeWork) -> Done | None:
-        """What *work* came to beside its like, which all run when the first of them is asked for.
+        """What *work* came to alongside its like, which all run when the first of them is asked for.
 
         None for what runs by itself, and at every further attempt.
         """
         if work.case.alongside and self._alongside is None:
-            cases = self._companions(work.job) if self._plan.isolation is Isolation.VM else ()
+            cases = self._cases_alongside(work.job) if self._plan.isolation is Isolation.VM else ()
             self._alongside = vm.alongside(cases) if len(cases) > 1 else {}
             self._keep_alongside(work.job)
-        done = self._held(work.job).pop(work.case.address, None)
-        return vm.telling(done) if done is not None else None
+        done = self._unasked(work.job).pop(work.case.address, None)
+        return vm.with_unheard(done) if done is not None else None
 
     def _keep_alongside(self, job: str) -> None:
+        """Write down what came of the cases of *job* that ran, which may be asked for much later or never."""
         for work in self._expected:
-            if isinstance(work, ProbeWork) and work.job == job and self._is_held(work):
-                done = self._held(job)[work.case.address]
+            if isinstance(work, ProbeWork) and work.job == job and self._is_unasked(work):
+                done = self._unasked(job)[work.case.address]
                 self._spool.keep(work, [self._result(work, judged, done) for judged in done.judged])
 
-    def _held(self, job: str) -> dict[str, Done]:
-        """What cases of *job* that ran at the same time came to and nobody has asked for yet."""
+    def _unasked(self, job: str) -> dict[str, Done]:
+        """What cases of *job* that ran alongside one another came to and nobody has asked for yet."""
         return self._alongside or {} if job == self._job else {}
 
-    def _is_held(self, work: Work) -> bool:
-        return isinstance(work, ProbeWork) and work.case.address in self._held(work.job)
+    def _is_unasked(self, work: Work) -> bool:
+        return isinstance(work, ProbeWork) and work.case.address in self._unasked(work.job)
 
-    def _companions(self, job: str) -> tuple[Case, ...]:
-        """The cases of *job* that may run at the same time, of what this process may be asked for."""
+    def _cases_alongside(self, job: str) -> tuple[Case, ...]:
+        """The cases of *job* that may run alongside one another, of what this process may be asked for."""
         mine = (one for one in self._expected if isinstance(one, ProbeWork) and one.job == job)
         return tuple(one.case for one in mine if one.case.alongside and one.refusal is None)
 

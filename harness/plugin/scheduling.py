@@ -17,8 +17,7 @@ from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler.loadgroup import LoadGroupScheduling  # type: ignore[import-untyped]
 from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
-CHANCES = 2
-"""How many workers one item may cost."""
+from harness.retries import WORKERS_PER_ITEM
 
 
 class JobScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist is not typed
@@ -41,7 +40,7 @@ class JobScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist is not 
     def _count_death(self, item: str, groups: dict[str, dict[str, bool]]) -> None:
         """Let *item* be run again by another worker, but not for ever."""
         self._deaths[item] += 1
-        if self._deaths[item] >= CHANCES:
+        if self._deaths[item] >= WORKERS_PER_ITEM:
             next(items for items in groups.values() if item in items)[item] = True
 
     def _reschedule(self, node: WorkerController) -> None:

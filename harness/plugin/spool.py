@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is known of work that has not ended, in files of the run directory.
+"""Results that nobody was told yet, in files of the run directory.
 
-A piece of work is reported when its last attempt has ended.  Whoever dies before, or is interrupted, leaves
-here what the earlier ones came to, so that a failure that was seen is not retried into silence.
+A piece of work is reported when its last attempt has ended, and one that ran alongside others when it is
+asked for.  Whoever dies before, or is interrupted, leaves here what is known, so that a failure that was seen
+is not retried into silence.
 """
 
 from __future__ import annotations

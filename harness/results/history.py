@@ -262,8 +262,7 @@ class History:
         """What changed in *job* of *run* since the last good Run of its series."""
         inputs = run.info.inputs.of(job)
         good = previous = None
-        accepted: list[int] = []
-        """Jobs of later Runs than the good one, of which a person has said that what they lost is meant."""
+        accepted: list[int] = []  # since the good one: what they lost is meant, as a person has said
         for number, name, fine, meant, info, record in self._connection.execute(
             "SELECT job.id, run.name, job.good, run.accepted, run.info, job.record"
             " FROM job JOIN run ON run.id = job.run"
@@ -297,7 +296,7 @@ class History:
         return dataclasses.replace(found, against={job.name: against[1]})
 
     def _left_of(self, cases: Sequence[Result], accepted: Iterable[int]) -> tuple[Result, ...]:
-        """Those *cases* that every one of the *accepted* Jobs still tried."""
+        """Those *cases* that every one of the *accepted* Jobs still had, other than skipped."""
         left = [
             {case.address for case in self._cases(job) if case.outcome is not Outcome.SKIP}
             for job in accepted

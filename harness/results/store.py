@@ -176,7 +176,13 @@ class RunStore:
             self._connection.execute("PRAGMA journal_mode = DELETE")
 
     def accept(self, reason: str) -> None:
-        """Take what this Run no longer covers for meant: later ones are held against it."""
+        """Take what this Run no longer covers for meant: later ones are held against it.
+
+        Raises UsageError for one that did not come to its end: what it never came to would be taken for gone.
+        """
+        if self.read().state is not State.FINISHED:
+            hint = "go on with it (matrix --resume), or accept the next one"
+            raise UsageError("the run did not come to its end: nothing of it can be accepted", hint=hint)
         with self._transaction() as connection:
             connection.execute("UPDATE run SET accepted = ?", (database.text(reason),))
         self._stand_alone()

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import TextIO
 
-from harness.admission import most_vms
+from harness.admission import room_for
 from harness.errors import NotApplicable
 from harness.host import available_mib
 from harness.kernel.store import seconds_lately
@@ -152,8 +152,9 @@ def _sum(kernels: Sequence[PlannedKernel], jobs: Sequence[PlannedJob], workers: 
         words.append(f"builds of about {duration(sum(builds))}, most of them meanwhile")
     memory = max((job.memory_mib for job in jobs), default=0)
     cpus = max((job.cpus for job in jobs), default=0)
+    most = min(workers, room_for(memory, cpus)) if jobs else 0
     words.append(
-        f"at most {count_of(min(workers, most_vms()), 'VM')} at once, of up to {memory} MiB and "
+        f"at most {count_of(most, 'VM')} at once, of up to {memory} MiB and "
         f"{count_of(cpus, 'processor')}, on {available_mib()} MiB that are free and "
         f"{count_of(len(os.sched_getaffinity(0)), 'processor')}"
     )

@@ -326,11 +326,11 @@ def build_planned(planned: Planned, check: Callable[[], None] = lambda: None) ->
     assert planned.plan is not None
     with build_progress(planned.wish.variant, sys.stderr) as progress:
 
-        def go_on(how_far: BuildProgress) -> None:
+        def check_and_show(how_far: BuildProgress) -> None:
             check()
             progress(how_far)
 
-        return build_kernel(planned.plan, jobs=planned.wish.compilers, progress=go_on)
+        return build_kernel(planned.plan, jobs=planned.wish.compilers, progress=check_and_show)
 
 
 def provide_job(wish: KernelWish, machine: MachineWish) -> Job:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 
 from harness.errors import ExitCode, UsageError
-from harness.plan import LOST_TRIES, Job, Plan
+from harness.kernel.debian import request_in
+from harness.plan import Job, Plan
 from harness.results import Outcome, Result, Run, State
+from harness.retries import LOST_TRIES
 from harness.session.wishes import line_of
 from harness.suites.catalogue import to_do
 from harness.suites.probes import SUITE as PROBES
@@ -29,7 +30,7 @@ def jobs_with_a_chance(plan: Plan, run: Run) -> tuple[Job, ...]:
 def left_to_try(plan: Plan, run: Run) -> Plan | None:
     """What of *plan* had no chance in *run*, which was to carry it out; None when nothing.
 
-    What was lost as often as one may be lost is not tried for ever.
+    Work that was lost LOST_TRIES times is left out.
     """
     done = (*done_in(run), *_lost_for_good(run))
     again = dataclasses.replace(plan, done=done, jobs=jobs_with_a_chance(plan, run))
@@ -57,18 +58,14 @@ def _name(result: Result) -> str:
     return f"{result.job} {result.address if probe else result.address.program_path}"
 
 
-_DEBIAN = re.compile(r"Debian linux-source-(\d+\.\d+) (\S+) ")
-"""How the results name a source package, as its KernelTree does."""
-
-
 def pins(before: Run, specs: Iterable[str | None]) -> dict[str | None, str]:
     """What of *specs* is to be opened in its place for a run that goes on with *before*.
 
     Debian may have uploaded the next release meanwhile; the run began with the one before.
     """
     trees = {job.line: job.tree for job in before.jobs}
-    found = {spec: _DEBIAN.match(trees.get(line_of(spec), "")) for spec in specs}
-    return {spec: f"debian:{match[1]}={match[2]}" for spec, match in found.items() if match is not None}
+    found = {spec: request_in(trees.get(line_of(spec), "")) for spec in specs}
+    return {spec: f"debian:{request}" for spec, request in found.items() if request is not None}
 
 
 def check_trees(before: Run, trees: Mapping[str, str]) -> None:

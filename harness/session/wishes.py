@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.admission import CPUS
 from harness.errors import UsageError
 from harness.host import default_compilers
 from harness.kernel.trees import DEFAULT_SPEC, is_linux
@@ -17,7 +18,7 @@ from harness.machine.qemu import find_qemu
 from harness.machine.roots import DEFAULT_ROOT
 from harness.plan import Isolation
 
-DEFAULT_CPUS = 2
+DEFAULT_CPUS = CPUS
 """Races need two; more make an emulated guest slower."""
 
 DEFAULT_SUITES = ("probes", "kselftest:vfio")
@@ -155,7 +156,7 @@ class Conduct:
     confirm: bool = False
     """Whether what fails is tried once more in a fresh VM."""
     until: float | None = None
-    """Seconds since the epoch after which no case begins."""
+    """Seconds since the epoch after which no case begins and no build goes on."""
     compare: bool = True
     """Whether earlier runs of the same line count in the verdict."""
     known_issues: Path | None = None

@@ -17,6 +17,7 @@ def default_workers(plan: Plan) -> int:
     groups = len({one.group for one in work})
     if len(work) < FEWEST_CASES or groups < 2:
         return 0
-    biggest = max(plan.job(name).memory_mib for name in {one.job for one in work})
-    wanted = min(room_for(biggest), groups)
+    jobs = [plan.job(name) for name in {one.job for one in work}]
+    room = room_for(max(job.memory_mib for job in jobs), max(job.cpus for job in jobs))
+    wanted = min(room, groups)
     return wanted if wanted > 1 else 0

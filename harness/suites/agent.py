@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The host's end of guest/agent.py: one long-lived agent per VM, one request per probe case."""
+"""The host's end of guest/agent.py: a long-lived agent in a VM, one request per probe case."""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Cases that run at the same time in one VM: an agent on an SSH channel of its own for each of them."""
+"""Cases that run alongside one another in one VM: several agents, each on an SSH channel of its own.
+
+Which cases may is theirs to say (guest/case.py); which do, and how many at once, is decided by the Lab and
+its JobVM (harness.plugin).
+"""
 
 from __future__ import annotations
 

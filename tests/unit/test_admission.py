@@ -80,8 +80,8 @@ def test_processors_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ticket_of_an_older_harness_is_one_vm() -> None:
     """Which may run on this host while its successor is tried."""
-    assert admission._places(Path("/x/1700000000-77.1024.in")) == 1
-    assert admission._places(Path("/x/1700000000-77.1024.8.in")) == 4
+    assert admission._weight_of(Path("/x/1700000000-77.1024.in")) == 1
+    assert admission._weight_of(Path("/x/1700000000-77.1024.8.in")) == 4
 
 
 def test_memory_counts(tmp_path: Path) -> None:
@@ -211,6 +211,7 @@ def test_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert most_vms() == 2
     assert room_for(1024) == 2
     assert room_for(5000) == 1
+    assert (room_for(1024, 1), room_for(1024, 3), room_for(1024, 64)) == (2, 1, 1)
     monkeypatch.setenv("VFIO_HARNESS_VMS", "many")
     with pytest.raises(UsageError, match="VFIO_HARNESS_VMS must be a number of VMs, not 'many'"):
         most_vms()

@@ -17,6 +17,7 @@ LAYERS = {
     "host": 0,
     "itself": 0,
     "paths": 0,
+    "retries": 0,
     "words": 0,
     "locks": 1,
     "output": 1,

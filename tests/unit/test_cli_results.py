@@ -99,6 +99,15 @@ def test_a_run_that_was_judged_by_itself(runs: Path) -> None:
     assert harness("list", "runs").stdout.startswith("run04  good")
 
 
+def test_unfinished_run_is_not_accepted(runs: Path) -> None:
+    """What it never came to would be taken for gone, and not be missed any more."""
+    make_run(runs, 4, {"a": Outcome.PASS}, state=None)
+    done = harness("report", "run04", "--accept", "it is meant")
+    assert done.status == ExitCode.USAGE
+    assert "the run did not come to its end: nothing of it can be accepted" in done.stderr
+    assert load(runs / "run04").accepted == ""
+
+
 def test_accepting_a_loss(runs: Path) -> None:
     """A loss is bad until somebody says why it is meant."""
     make_run(runs, 4, {"a": Outcome.PASS})

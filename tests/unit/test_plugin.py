@@ -374,7 +374,7 @@ def _meet(
         monkeypatch.setattr(jobvm, "close", lambda: happened.append("closed"))
         monkeypatch.setattr("harness.plugin.jobvm.run_alongside", lambda dial, cases, **how: answers)
         done = jobvm.alongside(MEETING)
-        happened.extend(splat.title for splat in jobvm.telling(Done()).strays)
+        happened.extend(splat.title for splat in jobvm.with_unheard(Done()).strays)
         return done, happened
 
     return meet

@@ -173,7 +173,7 @@ def test_vm_that_does_not_come_up_is_tried_once_more(
     else:
         with pytest.raises(type(script[-1])):
             jobvm._ready("", fresh=False)
-    assert [start.reason for start in jobvm.telling(Done()).false_starts] == told
+    assert [start.reason for start in jobvm.with_unheard(Done()).false_starts] == told
     assert not left
 
 
@@ -189,7 +189,7 @@ class NeverUp:
     def probe(self, case: Case) -> Done:
         raise self._error
 
-    def telling(self, done: Done) -> Done:
+    def with_unheard(self, done: Done) -> Done:
         told, self._untold = tuple(self._untold), []
         return dataclasses.replace(done, false_starts=told)
 
@@ -231,7 +231,7 @@ class Company:
         self.calls.append([case.address for case in cases])
         return {case.address: done(self._outcome) for case in cases[:-1]}
 
-    def telling(self, done: Done) -> Done:
+    def with_unheard(self, done: Done) -> Done:
         return done
 
     def probe(self, case: Case) -> Done:
