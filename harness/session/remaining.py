@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from harness.errors import ExitCode, UsageError
 from harness.kernel.debian import request_in
 from harness.plan import Job, Plan
-from harness.results import Outcome, Result, Run, State
+from harness.results import BOOTS, Outcome, Result, Run, State
 from harness.retries import LOST_TRIES
 from harness.session.wishes import line_of
 from harness.suites.catalogue import to_do
@@ -21,10 +21,16 @@ from harness.suites.probes import SUITE as PROBES
 
 
 def jobs_with_a_chance(plan: Plan, run: Run) -> tuple[Job, ...]:
-    """The jobs whose kernel was built and boots."""
-    hopeless = {job.name for job in run.jobs if job.problem}
-    hopeless |= {case.job for case in run.cases if case.address.case == "boots" and case.outcome.is_failure}
-    return tuple(job for job in plan.jobs if job.name not in hopeless)
+    """The jobs whose kernel was built and boots, if not every time."""
+    unbuilt = {job.name for job in run.jobs if job.problem}
+    crashed = {case.job for case in run.cases if case.address == BOOTS and case.outcome.is_failure}
+    tried = {case.job for case in run.cases if case.address != BOOTS and not _is_untried(case)}
+    return tuple(job for job in plan.jobs if job.name not in unbuilt | (crashed - tried))
+
+
+def _is_untried(case: Result) -> bool:
+    """Whether *case* says nothing of what the kernel can do."""
+    return case.outcome.is_infra or case.outcome is Outcome.SKIP
 
 
 def left_to_try(plan: Plan, run: Run) -> Plan | None:

@@ -11,8 +11,15 @@ from report_sample import RUN, result
 
 from harness.errors import ExitCode, UsageError
 from harness.plan import Plan
-from harness.results import JobRecord, Outcome
-from harness.session.remaining import check_inputs, check_trees, done_in, left_to_try, pins
+from harness.results import BOOTS, JobRecord, Outcome
+from harness.session.remaining import (
+    check_inputs,
+    check_trees,
+    done_in,
+    jobs_with_a_chance,
+    left_to_try,
+    pins,
+)
 from harness.suites.catalogue import to_do, work_of
 
 JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
@@ -30,6 +37,18 @@ def test_what_had_its_chance_is_done() -> None:
     )
     done = done_in(dataclasses.replace(RUN, results=results))
     assert done == ("j probes/get_pa/a", "j kselftest:vfio/x")
+
+
+@pytest.mark.parametrize(("outcome", "hopeless"), [(Outcome.SKIP, True), (Outcome.PASS, False)])
+def test_kernel_that_died_at_one_boot_has_its_chance(outcome: Outcome, hopeless: bool) -> None:
+    """One that died at all of them, so that nothing ran on it, has had it."""
+    plan = Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(JOB,))
+    results = (
+        dataclasses.replace(result(str(BOOTS), Outcome.CRASH), job=JOB.name),
+        result("probes/get_pa/a", outcome, job=JOB.name),
+    )
+    run = dataclasses.replace(RUN, jobs=(JobRecord(name=JOB.name),), results=results)
+    assert jobs_with_a_chance(plan, run) == (() if hopeless else (JOB,))
 
 
 def test_what_was_lost_twice_is_not_tried_for_ever() -> None:
