@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from harness.errors import UsageError, nearest
@@ -44,6 +44,11 @@ class Fragment:
     name: str
     path: Path
     settings: tuple[Setting, ...]
+
+    def without(self, symbols: Container[str]) -> Fragment:
+        """This fragment, less what it says of *symbols*."""
+        kept = tuple(setting for setting in self.settings if setting.symbol not in symbols)
+        return dataclasses.replace(self, settings=kept)
 
 
 def read_fragment(path: Path, *, name: str | None = None) -> Fragment:

@@ -107,6 +107,7 @@ class Addon:
     summary: str
     fragments: tuple[str, ...]
     profile: tuple[str, ...]
+    overrides: tuple[str, ...]  # symbols of which its fragments know better than the variant's
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +188,7 @@ def _read_addon(name: str, section: yamlfile.Section) -> Addon:
         summary=section.text("summary"),
         fragments=section.texts("fragments"),
         profile=section.texts("profile", default=()),
+        overrides=section.texts("overrides", default=()),
     )
     section.done()
     return addon
@@ -221,6 +223,11 @@ class ConfigPlan:
         """Facts of the variant and its add-ons."""
         return self.variant.features | {addon.name for addon in self.addons}
 
+    @property
+    def has_one_processor(self) -> bool:
+        """Whether the kernel runs one processor, however many its machine has."""
+        return "SMP" in self.settings and self.settings["SMP"].value == "n"
+
 
 def plan_config(
     catalogue: Catalogue,
@@ -238,9 +245,11 @@ def plan_config(
     dialect = find_dialect(symbols)
     _require_applicable(catalogue, variant, dialect, symbols)
     chosen = tuple(catalogue.addon(name) for name in dict.fromkeys(addons))
+    overridden = {symbol for addon in chosen for symbol in addon.overrides}
     names = [*catalogue.base, *variant.fragments, *_noiommu_fragments(variant.wants, dialect)]
-    names += [fragment for addon in chosen for fragment in addon.fragments]
-    shipped = [find_fragment(catalogue.directory, name) for name in dict.fromkeys(names)]
+    added = [fragment for addon in chosen for fragment in addon.fragments]
+    shipped = [find_fragment(catalogue.directory, name).without(overridden) for name in dict.fromkeys(names)]
+    shipped += [find_fragment(catalogue.directory, name) for name in dict.fromkeys(added)]
     theirs = list(extra)
     for fragment in theirs:
         _require_defined(fragment, symbols)

@@ -272,6 +272,7 @@ def make_job(planned: Planned, wish: JobWish, accel: Choice) -> Job:
         accel=accel.accel,
         root=find_root(machine.root),
     )
+    lacking = {"smp"} if plan.config_plan.has_one_processor else set()
     return Job(
         name="-".join([ref.version, wish.kernel.name, topology.name]),
         kernel=ref,
@@ -283,7 +284,7 @@ def make_job(planned: Planned, wish: JobWish, accel: Choice) -> Job:
         cpus=machine.cpus,
         memory_mib=memory,
         suites=wish.suites,
-        features=tuple(sorted(plan.features | value.features)),
+        features=tuple(sorted(plan.features | (value.features - lacking))),
         rerun=shlex.join(["vfio-harness", "run", *wish.options()]),
     )
 

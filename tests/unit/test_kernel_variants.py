@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_the_variants_are_those_of_the_design() -> None:
     catalogue = load_catalogue()
     assert list(catalogue.variants) == NAMES
     assert set(catalogue.addons) == {"debug", "fault-injection", "gcov", "kunit"}
+
+
+def test_an_addon_knows_better_of_what_it_says_it_overrides(tmp_path: Path) -> None:
+    """And of nothing else; the machine's second processor is then none."""
+    catalogue, symbols = load_catalogue(), symbols_of(tmp_path, MERGED)
+    variant = catalogue.variant("group-cdev")
+    assert catalogue.addon("kunit").overrides == ("SMP", "NR_CPUS")
+    assert not plan_config(catalogue, variant, symbols).has_one_processor
+    plan = plan_config(catalogue, variant, symbols, addons=["kunit"])
+    assert (plan.settings["SMP"].path.name, plan.has_one_processor) == ("kunit.config", True)
+    plain = dataclasses.replace(catalogue.addon("kunit"), overrides=())
+    strict = dataclasses.replace(catalogue, addons={"kunit": plain})
+    with pytest.raises(UsageError, match=r"asks for CONFIG_SMP=n but .*base\.config:5 asks for CONFIG_SMP=y"):
+        plan_config(strict, variant, symbols, addons=["kunit"])
 
 
 def test_every_fragment_named_exists_and_none_is_left_over() -> None:
