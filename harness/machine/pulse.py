@@ -48,6 +48,16 @@ class _Seen:
     """How often the others had been scheduled by then, all together."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lost:
+    """A processor that will do nothing any more."""
+
+    what: str
+    """A sentence about it."""
+    is_emulators: bool
+    """Whether no kernel can have done that: none runs between an interrupt and the start of its handler."""
+
+
 class Pulse:
     """The processors of one VM."""
 
@@ -71,27 +81,28 @@ class Pulse:
         self._looking = threading.Lock()
         self._looked = -math.inf
 
-    def lost(self) -> str:
-        """A sentence about a processor that is lost; empty while there is none.
+    def lost(self) -> Lost | None:
+        """A processor that is lost; None while there is none.
 
         What was seen in earlier calls is what it is judged by: ask every second or so.  Where several threads
-        do, whoever comes too early is told nothing.  Raises QmpError when QEMU does not answer.
+        do, whoever comes too early is told of none.  Raises QmpError when QEMU does not answer.
         """
         with self._looking:
             now = self._clock()
             if now - self._looked < LOOK_SECONDS:
-                return ""
+                return None
             self._looked = now
             return self._look()
 
-    def _look(self) -> str:
+    def _look(self) -> Lost | None:
         asleep = self._asleep()
         if asleep is not None:
-            return f"QEMU does not run processor {asleep} of the guest any more"
+            return Lost(f"QEMU does not run processor {asleep} of the guest any more", is_emulators=False)
         stuck = self._stuck()
         if stuck is not None:
-            return f"processor {stuck} of the guest is halted in the middle of an interrupt"
-        return ""
+            what = f"processor {stuck} of the guest is halted in the middle of an interrupt"
+            return Lost(what, is_emulators=True)
+        return None
 
     def _stuck(self) -> int | None:
         for cpu, task in self._tasks.items():

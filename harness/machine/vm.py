@@ -213,13 +213,14 @@ class VM:
         self._pulse = Pulse(threads, self.pid, lambda cpu: self.qmp.monitor(f"info lapic {cpu}", seconds=2))
 
     def check_processors(self) -> None:
-        """Raise StoodStill when a processor is lost; call every second or so."""
-        lost = ""
+        """Raise StoodStill when a processor is lost, LostGuest when QEMU has lost it; call every second."""
+        lost = None
         # A QEMU that does not answer is noticed by who waits for its guest.
         with contextlib.suppress(QmpError):
-            lost = self._pulse.lost() if self._pulse is not None else ""
-        if lost:
-            raise StoodStill(lost, hint=self._see())
+            lost = self._pulse.lost() if self._pulse is not None else None
+        if lost is not None:
+            kind = LostGuest if lost.is_emulators else StoodStill
+            raise kind(lost.what, hint=self._see())
 
     def wait_booted(self, deadline: Deadline) -> None:
         """Wait until guest/init.c or init.sh says that it starts the SSH server.
