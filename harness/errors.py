@@ -5,7 +5,8 @@ HarnessError
  ├── UsageError         2  the user asked for something wrong: unknown name, bad file, bad option
  ├── InfraError         3  the host, QEMU or the way to the guest failed: nothing is said about the kernel
  │    ├── LostGuest     3  a guest that was reachable no longer is, or never became so
- │    │    └── StoodStill 3  one of its processors fell asleep for good
+ │    │    ├── StoodStill 3  one of its processors fell asleep for good
+ │    │    └── LostProcessor 3  QEMU has lost one of its processors
  │    ├── DeadlinePassed 3  no case may begin any more, and no build go on
  │    └── SourceError   3  a kernel source could not be fetched or verified
  └── KernelError        4  the kernel's side: nothing could be tested
@@ -83,6 +84,10 @@ class LostGuest(InfraError):
 
 class StoodStill(LostGuest):
     """A processor of the guest is not run any more, so that what waits for it will wait for ever."""
+
+
+class LostProcessor(LostGuest):
+    """QEMU has lost a processor of the guest in a way that no kernel can bring about."""
 
 
 class DeadlinePassed(InfraError):

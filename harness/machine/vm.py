@@ -21,7 +21,7 @@ from pathlib import Path
 from guest.resident import READY as AGENT_READY
 from harness import process
 from harness.deadline import Deadline
-from harness.errors import InfraError, LostGuest, StoodStill
+from harness.errors import InfraError, LostGuest, LostProcessor, StoodStill
 from harness.host import free_mib
 from harness.machine import diagnose, disks, keys
 from harness.machine.console import Console
@@ -213,13 +213,13 @@ class VM:
         self._pulse = Pulse(threads, self.pid, lambda cpu: self.qmp.monitor(f"info lapic {cpu}", seconds=2))
 
     def check_processors(self) -> None:
-        """Raise StoodStill when a processor is lost, LostGuest when QEMU has lost it; call every second."""
+        """Raise StoodStill when a processor is lost, LostProcessor when QEMU lost it; call every second."""
         lost = None
         # A QEMU that does not answer is noticed by who waits for its guest.
         with contextlib.suppress(QmpError):
             lost = self._pulse.lost() if self._pulse is not None else None
         if lost is not None:
-            kind = LostGuest if lost.is_emulators else StoodStill
+            kind = LostProcessor if lost.is_emulators else StoodStill
             raise kind(lost.what, hint=self._see())
 
     def wait_booted(self, deadline: Deadline) -> None:

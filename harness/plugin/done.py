@@ -33,6 +33,8 @@ class Done:
     splat: str = ""
     vm_dir: str = ""
     """Relative to the run directory; empty when no VM was used."""
+    lost_processor: bool = False
+    """Whether it ended because QEMU lost a processor."""
     strays: tuple[Splat, ...] = ()
     """What the kernel complained of outside any case: while booting, between cases."""
     false_starts: tuple[FalseStart, ...] = ()

@@ -28,6 +28,7 @@ from harness.errors import (
     InfraError,
     KernelError,
     LostGuest,
+    LostProcessor,
     StoodStill,
 )
 from harness.kernel.store import hold
@@ -77,6 +78,7 @@ class _Attempt:
     began: float = dataclasses.field(default_factory=time.monotonic)
     raw: list[str] = dataclasses.field(default_factory=list)
     judged: tuple[Judged, ...] = ()
+    lost_processor: bool = False
     spoilt: str = ""
     """Why the VM cannot be used any further; empty while it can."""
 
@@ -359,6 +361,7 @@ class JobVM:
             booted.diagnose()
         except LostGuest as error:
             attempt.judged += (self._gone(booted, error),)
+            attempt.lost_processor = isinstance(error, LostProcessor)
             attempt.spoilt = "the guest is gone"
             booted.diagnose()
 
@@ -408,6 +411,7 @@ class JobVM:
             else "",
             splat=splat,
             vm_dir=self._directory_of(booted),
+            lost_processor=attempt.lost_processor,
         )
 
     def with_unheard(self, done: Done) -> Done:

@@ -27,7 +27,7 @@ from harness.results import (
     Result,
     check,
 )
-from harness.retries import LOST_TRIES, MOST_CONFIRMED
+from harness.retries import LOST_PROCESSOR_TRIES, LOST_TRIES, MOST_CONFIRMED
 from harness.suites.catalogue import ProbeWork, ProgramWork, Work, features_for
 from harness.suites.judging import Judged
 from harness.suites.manifest import expected_points
@@ -72,11 +72,12 @@ class Lab:
         attempt, losses, confirms = 1, 0, False
         told: list[Result] = []
         while True:
-            done, results = self._try(work, final=losses + 1 == LOST_TRIES)
+            done, results = self._try(work, final=losses + 1 >= LOST_TRIES)
             results = [dataclasses.replace(result, attempt=attempt, confirms=confirms) for result in results]
             told += (*self._boots(work.job, done), *results)
             own = [result.outcome for result in results if result.address.suite != KERNEL_SUITE]
-            if Outcome.LOST in own and losses + 1 < LOST_TRIES:
+            most = LOST_PROCESSOR_TRIES if done.lost_processor else LOST_TRIES
+            if Outcome.LOST in own and losses + 1 < most:
                 losses += 1
             elif not confirms and any(outcome.is_failure for outcome in own) and self._may_confirm():
                 confirms = True

@@ -82,6 +82,17 @@ def test_attempts(script: str, label: str) -> None:
     assert one.renewed == (1 if "FAIL" in script or "CRASH" in script else 0)
 
 
+def test_processor_that_qemu_lost_costs_no_verdict() -> None:
+    """It may lose one at a long case twice; what else is lost has one more chance."""
+    one = Scripted(*map(Outcome, ["LOST", "LOST", "LOST", "PASS"]))
+    one.done = Done(lost_processor=True)
+    assert settle(one.perform(WORK))[0].outcome is Outcome.PASS
+    for done, tries in ((Done(lost_processor=True), 4), (Done(), 2)):
+        one = Scripted(*[Outcome.LOST] * 9)
+        one.done = done
+        assert len(one.perform(WORK)) == tries
+
+
 def test_what_is_tried_again_is_written_down_before(spooled: dict[str, list[str]]) -> None:
     """A worker may be killed in the middle of the next attempt."""
     Scripted(*map(Outcome, ["LOST", "FAIL", "PASS"]), confirm=True).perform(WORK)
