@@ -155,6 +155,11 @@ def config(bdf: str, offset: int, size: int) -> bytes:
         return os.pread(file.fileno(), size, offset)
 
 
+def resource_start(bdf: str, bar: int) -> int:
+    """Return the address that the kernel gave *bar*; 0 where it has none to give (sysfs `resource`)."""
+    return int(read(path_of(bdf) / "resource").splitlines()[bar].split()[0], 16)
+
+
 def config_number(bdf: str, offset: int, size: int) -> int:
     """Read a little-endian number from the device's own configuration space."""
     return int.from_bytes(config(bdf, offset, size), "little")

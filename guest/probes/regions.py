@@ -218,18 +218,21 @@ def bar_may_be_mapped_while_it_is_off(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_region_info(); QEMU hw/net/igb.c")
 def regions_of_every_kind(t: Test) -> None:
-    """igb's memory BARs can be mapped, its port BAR only read and written, and its MSI-X BAR says that it
-    may be mapped although it holds the vector table."""
+    """igb's memory BARs can be mapped, its port BAR only read and written if its bridge has room for it, and
+    its MSI-X BAR says that it may be mapped although it holds the vector table."""
+    bdf = t.device("igb")
+    # After a plug a bridge may have no ports left to give, and the BAR is then none.
+    has_ports = pci.resource_start(bdf, 2) != 0
     access = vfio.REGION_READ | vfio.REGION_WRITE
     want = {
         0: (0x20000, access | vfio.REGION_MMAP),
         1: (0x20000, access | vfio.REGION_MMAP),
-        2: (32, access),
+        2: (32, access) if has_ports else (0, 0),
         3: (0x4000, access | vfio.REGION_MMAP | vfio.REGION_CAPS),
         4: (0, 0),
         5: (0, 0),
     }
-    with opened(t, t.device("igb")) as device:
+    with opened(t, bdf) as device:
         for index, (size, flags) in want.items():
             region = device.region(index)
             t.equal((region.size, region.flags), (size, flags), f"size and flags of region {index}")
@@ -242,4 +245,5 @@ def regions_of_every_kind(t: Test) -> None:
         )
         ports = device.region(2).offset
         t.errno(errno.EINVAL, libc.mmap, PAGE, vfio.READ_WRITE, mmap.MAP_SHARED, device.fd, ports)
-        t.equal(len(os.pread(device.fd, 4, ports)), 4, "bytes read from the port BAR")
+        if has_ports:
+            t.equal(len(os.pread(device.fd, 4, ports)), 4, "bytes read from the port BAR")
