@@ -264,15 +264,16 @@ def make_job(planned: Planned, wish: JobWish, accel: Choice) -> Job:
     topology = load_topology(machine.topology)
     ref = kernel_ref(plan, planned.selftests)
     memory = _memory(machine, topology, wish.suites, ref, plan.features | topology.features)
+    # A processor that the kernel does not know of would look like one that is lost.
+    cpus = 1 if plan.config_plan.has_one_processor else machine.cpus
     value = Machine(
         vmlinux=plan.vmlinux,
         topology=topology,
-        cpus=machine.cpus,
+        cpus=cpus,
         memory_mib=memory,
         accel=accel.accel,
         root=find_root(machine.root),
     )
-    lacking = {"smp"} if plan.config_plan.has_one_processor else set()
     return Job(
         name="-".join([ref.version, wish.kernel.name, topology.name]),
         kernel=ref,
@@ -281,10 +282,10 @@ def make_job(planned: Planned, wish: JobWish, accel: Choice) -> Job:
         snapshots=machine.snapshots,
         accel=accel.accel.value,
         qemu=os.fspath(find_qemu(machine.qemu).path) if machine.qemu else None,
-        cpus=machine.cpus,
+        cpus=cpus,
         memory_mib=memory,
         suites=wish.suites,
-        features=tuple(sorted(plan.features | (value.features - lacking))),
+        features=tuple(sorted(plan.features | value.features)),
         rerun=shlex.join(["vfio-harness", "run", *wish.options()]),
     )
 
