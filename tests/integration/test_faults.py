@@ -23,7 +23,7 @@ from harness import paths, process
 from harness.deadline import Deadline
 from harness.errors import ExitCode
 from harness.plan import Job, Plan
-from harness.results import WHOLE_PROGRAM, Outcome, Result, Run, RunInfo, RunStore, exit_code, load
+from harness.results import BOOTS, WHOLE_PROGRAM, Outcome, Result, Run, RunInfo, RunStore, exit_code, load
 
 PASS = "echo TAP version 13; echo 1..1; echo ok 1 fine\n"
 
@@ -175,12 +175,13 @@ def impostor_of(digest: str) -> Iterator[str]:
 
 
 def test_wrong_kernel_is_no_result(edu_job: Job, tmp_path: Path) -> None:
-    """A kernel that is not the one built gets no case: everything is NOT_RUN and the exit code is 3."""
+    """A kernel that is not the one built gets no case: NOT_RUN all of them, its boot LOST, exit code 3."""
     with impostor_of(edu_job.kernel.digest) as digest:
         kernel = dataclasses.replace(edu_job.kernel, digest=digest, programs=("vfio/vfio_pci_device_test",))
         run = run_plan(dataclasses.replace(edu_job, kernel=kernel), tmp_path / "run")
-    assert {r.outcome for r in run.cases} == {Outcome.NOT_RUN}
-    assert "is not the one built" in run.cases[0].reason
+    assert {r.outcome for r in run.cases if r.address != BOOTS} == {Outcome.NOT_RUN}
+    assert [r.outcome for r in run.cases if r.address == BOOTS] == [Outcome.LOST]
+    assert all("is not the one built" in r.reason for r in run.cases)
     assert exit_code(run) is ExitCode.INFRA
 
 
