@@ -158,7 +158,9 @@ class Recorder:
                 self._spool.drop(self._work[_key(report.nodeid)])
         elif report.failed and (work := self._waiting.pop(_key(report.nodeid), None)) is not None:
             lost = _without_result(work, Outcome.LOST, f"the harness failed: {_last_line(report)}")
-            self._keep(*self._spool.take(work), lost)
+            # What ran alongside it was told by nobody either, and is run anew by another worker.
+            group = [work, *(one for one in self._waiting.values() if one.group == work.group)]
+            self._keep(*(told for one in group for told in self._spool.take(one)), lost)
 
     def pytest_report_teststatus(
         self, report: pytest.TestReport

@@ -109,6 +109,22 @@ def test_failure_that_was_seen_outlives_the_worker_that_was_to_confirm_it(tmp_pa
     assert [case.label for case in load(tmp_path).cases if str(case.address) == WORK.address] == ["FAIL"]
 
 
+def test_failure_alongside_outlives_the_worker_that_held_it(tmp_path: Path) -> None:
+    """Nobody had asked for it yet when the worker died at another case; it is not washed clean by a rerun."""
+    features = ("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd")
+    held, running = [w for w in work_of(job("edu", features=features)) if w.group.endswith("/alongside")][:2]
+    one = recorder(tmp_path)
+    one._expect(f"{source_of(work).name}::{work.title}" for work in (held, running))
+    Spool(tmp_path).keep(held, [failed(held)])
+    one.pytest_runtest_logreport(died(running))
+    passed = report(held.address, Outcome.PASS)
+    passed.nodeid = died(held).nodeid
+    one.pytest_runtest_logreport(passed)
+    ended(one)
+    (case,) = (case for case in load(tmp_path).cases if str(case.address) == held.address)
+    assert case.label == "FAIL"
+
+
 def test_interrupted_run_keeps_what_was_seen(tmp_path: Path) -> None:
     one = recorder(tmp_path)
     one._expect([f"{source_of(WORK).name}::{WORK.title}"])
