@@ -18,6 +18,7 @@ import pytest
 
 import harness
 from harness import paths
+from harness.admission import most_vms
 from harness.builder import Builder
 from harness.errors import (
     DeadlinePassed,
@@ -127,6 +128,7 @@ class Session:
         *keyword* is what pytest's -k will be given.
         """
         self._keyword = keyword
+        most_vms()
         check_suites(self._suites)
         check_patterns(self._conduct.cases, self._suites)
         names = (name for wish in self._wishes for name in (wish.kernel.name, wish.machine.topology))

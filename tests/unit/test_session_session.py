@@ -85,6 +85,13 @@ def test_no_kernel_is_built_past_the_deadline(left: float, monkeypatch: pytest.M
     assert asked._planned[planned.wish].problem is None
 
 
+def test_number_of_vms_that_is_none_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the first VM asks for room, which made the host's trouble of a misspelt number."""
+    monkeypatch.setenv("VFIO_HARNESS_VMS", "four")
+    with pytest.raises(UsageError, match="VFIO_HARNESS_VMS must be a number of VMs, not 'four'"):
+        one_job().check()
+
+
 def test_an_interrupted_collection_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C is no wrong use."""
     plan = Plan(run_id="r", run_dir=str(tmp_path), seed=1, cases=(), jobs=(job(),))
