@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness import itself, process
+from harness.base import itself, process
 
 
 def test_it_is_the_same_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.locks import locked, locked_by, shared, try_locked
+from harness.base.deadline import Deadline
+from harness.base.locks import alone_with, locked, locked_by, shared, take, try_locked
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +78,15 @@ def test_where_no_lock_can_be_made_things_go_on(cache: Path) -> None:
     (cache / "locks").write_text("in the way")
     with locked_by("x", Deadline.after(10)) as ours:
         assert not ours
+
+
+def test_open_files_and_directories_are_locked_alone_or_shared(tmp_path: Path) -> None:
+    with tmp_path.joinpath("x").open("wb") as one, tmp_path.joinpath("x").open("rb") as two:
+        assert take(one.fileno())
+        assert not take(two.fileno(), alone=False)
+        one.close()
+        assert take(two.fileno(), alone=False)
+    with alone_with(tmp_path), alone_with(tmp_path / "made", create=True):
+        assert (tmp_path / "made").is_file()
+    with pytest.raises(FileNotFoundError), alone_with(tmp_path / "missing"):
+        pass

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import process
-from harness.deadline import Deadline
-from harness.errors import InfraError
+from harness.base import process
+from harness.base.cause import Cause
+from harness.base.deadline import Deadline
+from harness.base.errors import InfraError
 
 
 def _gone(pid: int, seconds: float = 5.0) -> bool:
@@ -77,7 +78,7 @@ def test_foreground_has_the_users_terminal() -> None:
     script = "import os; print(input(), os.getsid(0)); raise SystemExit(3)"
     code = (
         "import os, sys\n"
-        "from harness import process\n"
+        "from harness.base import process\n"
         f"status = process.run_foreground([sys.executable, '-c', {script!r}])\n"
         "print(status, os.getsid(0))\n"
     )
@@ -119,10 +120,22 @@ def test_stop_that_is_interrupted_kills_at_once() -> None:
         assert child.status == -signal.SIGKILL
 
 
+def test_stop_leaves_what_cannot_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hangs in the kernel, as in a broken /dev/kvm, ends after no signal: we go on."""
+    monkeypatch.setattr(process, "KILL_SECONDS", 0.2)
+    began = time.monotonic()
+    with process.spawn(["sleep", "60"]) as child, monkeypatch.context() as patch:
+        patch.setattr(process.Process, "signal", lambda *_: None)
+        child.stop(Deadline.after(0.1))
+        assert time.monotonic() - began < 10
+        assert child.status is None
+    assert _gone(child.pid)
+
+
 def test_child_dies_with_a_killed_parent() -> None:
     """kill -9 of the harness leaves no child behind."""
     code = (
-        "from harness import process\n"
+        "from harness.base import process\n"
         "with process.spawn(['sleep', '600']) as child:\n"
         "    print(child.pid, flush=True)\n"
         "    child.wait(process.Deadline.after(600))\n"
@@ -137,3 +150,14 @@ def test_child_dies_with_a_killed_parent() -> None:
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
     assert _gone(pid)
+
+
+def test_errors_carry_their_cause() -> None:
+    """A program that is missing, or that fails, is the host's trouble unless the caller knows better."""
+    with pytest.raises(InfraError) as caught:
+        process.run(["no-such-program"])
+    assert caught.value.cause is Cause.HOST
+    failed = process.run(["false"])
+    with pytest.raises(InfraError) as caught:
+        failed.check("fetching", Cause.SOURCE)
+    assert caught.value.cause is Cause.SOURCE

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.words import count_of, duration
+from harness.base.words import count_of, duration
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import yamlfile
-from harness.errors import UsageError
+from harness.base import yamlfile
+from harness.base.errors import UsageError
 
 Write = Callable[[str], Path]
 
@@ -49,6 +51,15 @@ def test_bad_files_are_one_sentence(write: Write, text: str, message: str) -> No
     """Wrong types, duplicates and syntax errors name the place."""
     with pytest.raises(UsageError, match=message):
         yamlfile.load(write(text)).text("name")
+
+
+def test_patterns_of_a_list_are_one_pattern(write: Write) -> None:
+    """One of them matches as a whole; a mistake in any is refused where it stands."""
+    top = yamlfile.load(write("one: a+\nmany: [a|b, c]\nbad: [a, '(']\n"))
+    assert top.pattern("one").fullmatch("aa")
+    assert [word for word in ("a", "b", "c", "bc") if top.pattern("many").fullmatch(word)] == ["a", "b", "c"]
+    with pytest.raises(UsageError, match=r"topology\.yaml:3: not a regular expression: "):
+        top.pattern("bad")
 
 
 @pytest.mark.parametrize(
@@ -107,3 +118,43 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     """A file that is not there is said to be so."""
     with pytest.raises(UsageError, match=r"absent.yaml: No such file"):
         yamlfile.load(tmp_path / "absent.yaml")
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Thing:
+    name: str
+    size: int
+    parts: tuple[str, ...] = ()
+    colour: Colour | None = None
+    big: bool = False
+
+
+def test_a_section_becomes_a_dataclass(tmp_path: Path) -> None:
+    """Fields are keys by type; absent keys take the default, enums their value."""
+    path = tmp_path / "x.yaml"
+    path.write_text("size: 3\nparts: [a, b]\ncolour: red\n", encoding="utf-8")
+    assert yamlfile.load(path).read(Thing, name="x") == Thing(
+        name="x", size=3, parts=("a", "b"), colour=Colour.RED
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("parts: []", "lacks the key 'size'"),
+        ("size: x", r"x\.yaml:1: 'size' in the file must be a whole number, not 'x'"),
+        ("size: 1\ncolour: rad", r"x\.yaml:2: 'colour' cannot be 'rad'"),
+        ("size: 1\nbig: yes please", r"x\.yaml:2: 'big' in the file must be true or false"),
+        ("size: 1\nname: y", r"x\.yaml:2: the file has no key 'name'"),
+    ],
+)
+def test_a_section_that_is_no_such_dataclass(tmp_path: Path, text: str, message: str) -> None:
+    """Wrong types, unknown values, missing and unknown keys are refused with file and line."""
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        yamlfile.load(path).read(Thing, name="x")
