@@ -4,38 +4,17 @@
 from __future__ import annotations
 
 from harness.ktap.explain import explain, why, why_program
-from harness.ktap.model import (
-    BailedOut,
-    Began,
-    Directive,
-    DocumentEnded,
-    Event,
-    Finished,
-    KtapCase,
-    KtapReport,
-    Plan,
-    Planned,
-    Problem,
-    ProblemKind,
-    Status,
-)
+from harness.ktap.model import Directive, KtapCase, KtapReport, PlanLine, Problem, ProblemKind
 from harness.ktap.parser import KtapParser, parse
 
 __all__ = [
-    "BailedOut",
-    "Began",
     "Directive",
-    "DocumentEnded",
-    "Event",
-    "Finished",
     "KtapCase",
     "KtapParser",
     "KtapReport",
-    "Plan",
-    "Planned",
+    "PlanLine",
     "Problem",
     "ProblemKind",
-    "Status",
     "explain",
     "parse",
     "why",

@@ -1,36 +1,63 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a single line of a KTAP stream says, without regard to the lines round it."""
+"""What a single line of a KTAP stream says, without regard to the lines around it."""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import re
 
-from harness.ktap.model import Directive, Plan
+from harness.ktap.model import Directive, PlanLine
 
 LONGEST_LINE = 4000
-"""Characters kept of a line, so that a program that prints no newline cannot fill the memory."""
+"""How many characters of a line are kept, so that a program that prints no newline cannot fill the memory."""
 
-_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+# CSI (colours), OSC (window titles) up to its terminator, and the short forms such as `ESC ( B`.
+_ESCAPES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]+[0-~]|\x1b[@-Z\\-_]"
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufeff]")
 _VERSION = re.compile(r"(K?TAP) version (\d+)$")
-_PLAN = re.compile(r"1\.\.(\d+)(?:\s*#\s*(.*))?$")
 _RESULT = re.compile(r"(ok|not ok) (\d+)(?:\s+(.*))?$")
+_UNNUMBERED = re.compile(r"not\s+ok\b")
 _BAIL = re.compile(r"Bail out!\s*(.*)$", re.IGNORECASE)
-_SUBTEST = re.compile(r"# Subtest: (.+)$")
-# kselftest_harness.h __run_test(): "# " " RUN           %s ...\n"
-_RUN = re.compile(r"#\s+RUN\s+(\S.*?) \.\.\.$")
-# kselftest_harness.h __run_test(): "# " "         %4s  %s\n"
-_VERDICT = re.compile(r"#\s{10,}(?:OK|FAIL)  \S.*$")
-_END = re.compile(r"# END (\S+)$")
-# SKIP and TODO are case-blind and may run on ("skipped:") in TAP 13; the others are KTAP's, in capitals.
+# SKIP and TODO ignore case and may run on ("skipped:") in TAP 13; the others are KTAP's, in capitals.
 # kselftest.h ksft_test_result_error() prints a small `error`.
 _DIRECTIVE = re.compile(r"((?i:skip)\w*|(?i:todo)|XFAIL|XPASS|TIMEOUT|ERROR|error)\b:?\s*(.*)$")
+_COMMENT = re.compile(r"(?:^| )#(?: |$)")
+# Anywhere on the line, with or without a blank: it may decide between SKIP and PASS.
+_DIRECTIVE_MARK = re.compile(rf"(?:^| )#\s*(?={_DIRECTIVE.pattern})")
 _PRINTK = re.compile(r"(?:<\d+>)?\[\s*\d+\.\d+\](?:\[\s*[TC]\d+\])? ?")
+_STAMP = re.compile(r" *(?:<\d+>)?\[ *\d+\.\d{6}\]")
+_PLAN = re.compile(rf"1\.\.(\d+)(?:\s*#\s*(.*)|{_STAMP.pattern}.*)?$")
+# What is left of `not ok 1 name` after its line was cut apart: by a line end, or by a kernel message.
+_HALF_OF_NOT_OK = re.compile(r"not(?:$|" + _STAMP.pattern + ")")
+
+
+class Kind(enum.Enum):
+    """What a line is that has nothing but a name or a text."""
+
+    BAIL = "Bail out! text"
+    SUBTEST = "# Subtest: text: the header of a nested KUnit document"
+    RUN = "#  RUN           text ...: kselftest_harness announces a case"
+    END = "# END text: the agent ends its document"
+    ECHO = "#            OK  text: kselftest_harness repeats a verdict before its result line"
+    FAILED = "#          FAIL  text: the same, of a case that failed"
+    UNNUMBERED = "not ok text: a failure in another form than KTAP's, such as without a number"
+    NOT = "not: the rest of the line, `ok 1 name`, comes later"
+    TEXT = "anything else: a diagnostic without its `# `, output of the test, kernel messages"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TextLine:
+    """A line of *kind* and its text."""
+
+    kind: Kind
+    text: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class VersionLine:
     """`KTAP version 1`, `TAP version 13`."""
 
     kind: str
@@ -46,49 +73,21 @@ class ResultLine:
     name: str
     directive: Directive | None
     reason: str
+    cut: bool = False
+    """Whether a kernel message stands in it, so that its end is unknown."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Bail:
-    """`Bail out! reason`."""
+Line = VersionLine | PlanLine | ResultLine | TextLine
 
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Subtest:
-    """`# Subtest: name`, KUnit's header of a nested document."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """`#  RUN           name ...`, kselftest_harness's announcement."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class End:
-    """`# END name`, the agent's full stop."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """Anything else: a diagnostic (its `# ` taken off), output of the test, or kernel noise."""
-
-    text: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Echo:
-    """`#            OK  name`: kselftest_harness says the verdict once more before the result line."""
-
-
-Line = Version | Plan | ResultLine | Bail | Subtest | Run | End | Echo | Text
+_DIAGNOSTICS = {
+    # kselftest_harness.h __run_test(): "# " " RUN           %s ...\n"
+    Kind.RUN: re.compile(r"#\s+RUN\s+(\S.*?) \.\.\.$"),
+    Kind.SUBTEST: re.compile(r"# Subtest: (.+)$"),
+    Kind.END: re.compile(r"# END (\S+)$"),
+    # kselftest_harness.h __run_test(): "# " "         %4s  %s\n"
+    Kind.ECHO: re.compile(r"#\s{10,}OK  (\S.*)$"),
+    Kind.FAILED: re.compile(r"#\s{10,}FAIL  (\S.*)$"),
+}
 
 
 def clean(raw: str) -> str:
@@ -104,51 +103,48 @@ def without_printk_prefix(line: str) -> str | None:
 
 
 def classify(line: str) -> Line:
-    """Say what *line* is; it must be clean and start at its own level of nesting."""
+    """Say what *line* is; it must be clean and without the prefix of its nesting."""
     if line.startswith("#"):
-        return _classify_diagnostic(line)
+        for kind, form in _DIAGNOSTICS.items():
+            if match := form.match(line):
+                return TextLine(kind, match[1])
+        return TextLine(Kind.TEXT, line[1:].removeprefix(" "))
     if match := _RESULT.match(line):
         return _result(match[1] == "ok", int(match[2]), match[3] or "")
     if match := _PLAN.match(line):
         return _plan(int(match[1]), match[2] or "")
     if match := _VERSION.match(line):
-        return Version(kind=match[1], number=int(match[2]))
+        return VersionLine(kind=match[1], number=int(match[2]))
     if match := _BAIL.match(line):
-        return Bail(reason=match[1])
-    return Text(text=line)
+        return TextLine(Kind.BAIL, match[1])
+    if _UNNUMBERED.match(line):
+        return TextLine(Kind.UNNUMBERED, line)
+    if _HALF_OF_NOT_OK.match(line):
+        return TextLine(Kind.NOT, line)
+    return TextLine(Kind.TEXT, line)
 
 
-def _classify_diagnostic(line: str) -> Line:
-    if match := _RUN.match(line):
-        return Run(name=match[1])
-    if match := _SUBTEST.match(line):
-        return Subtest(name=match[1])
-    if match := _END.match(line):
-        return End(name=match[1])
-    if _VERDICT.match(line):
-        return Echo()
-    return Text(text=line[1:].removeprefix(" "))
-
-
-def _plan(count: int, comment: str) -> Plan:
-    match = _DIRECTIVE.match(comment)
-    if match and match[1].lower().startswith("skip"):
-        return Plan(count=count, skip=count == 0, reason=match[2].strip())
-    return Plan(count=count, reason=comment)
+def _plan(count: int, comment: str) -> PlanLine:
+    directive, reason = _directive(comment)
+    if directive is Directive.SKIP:
+        return PlanLine(count=count, skip=count == 0, reason=reason)
+    return PlanLine(count=count, reason=comment)
 
 
 def _result(ok: bool, number: int, rest: str) -> ResultLine:
-    name, mark, comment = rest.partition("# ") if rest.startswith("# ") else rest.partition(" # ")
-    if not mark:
-        # `ok 4 name # SKIP` loses the blank after a lone `#`, and `ok 4 name #` carries no comment at all.
-        name = rest.removesuffix(" #")
+    stamp = _STAMP.search(rest)
+    rest = rest[: stamp.start()] if stamp else rest
+    mark = _DIRECTIVE_MARK.search(rest) or _COMMENT.search(rest)
+    comment = rest[mark.end() :] if mark else ""
+    name = _COMMENT.split(rest[: mark.start()] if mark else rest)[0]
     name = " ".join(name.removeprefix("- ").split())
     directive, reason = _directive(comment.strip())
     if not name and directive is not None:
         # kselftest.h ksft_test_result_skip() puts the name after the directive: `ok 3 # SKIP name`.
         name, reason = reason, ""
+    name = name or f"unnamed_{number}"
     return ResultLine(
-        ok=ok, number=number, name=name or f"unnamed_{number}", directive=directive, reason=reason
+        ok=ok, number=number, name=name, directive=directive, reason=reason, cut=stamp is not None
     )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The values a KTAP stream turns into: cases, plans, problems, the report, and the events on the way.
+"""The values a KTAP stream turns into: cases, the plan line, problems, the report.
 
-Nothing here reads text or decides what a program's exit status means; see harness.ktap.parser for the first,
-harness.suites for the second.
+Nothing here reads text (see harness.ktap.parser) or knows what an exit status means (see
+harness.suites.judging).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterable, Iterator
+
+from harness.base.outcome import Outcome
 
 
 class Directive(enum.Enum):
@@ -22,103 +24,88 @@ class Directive(enum.Enum):
     TIMEOUT = "TIMEOUT"
     ERROR = "ERROR"
 
-
-class Status(enum.Enum):
-    """What became of a case; the value is its severity, so that the worst of several is the greatest.
-
-    SKIP is below PASS: a parent is skipped only when all of its children are.
-    """
-
-    SKIP = 0
-    PASS = 1
-    XFAIL = 2
-    NOT_RUN = 3
-    XPASS = 4
-    ERROR = 5
-    FAIL = 6
-    TIMEOUT = 7
-    CRASHED = 8
-    """Was running when the stream stopped; what died, program or kernel or connection, is not ours to say."""
-
-    @property
-    def is_bad(self) -> bool:
-        return self.value >= Status.NOT_RUN.value
-
-    @staticmethod
-    def worst(statuses: Iterable[Status]) -> Status:
-        """The worst of *statuses*; NOT_RUN when there are none, because nothing is no success."""
-        return max(statuses, key=lambda status: status.value, default=Status.NOT_RUN)
-
-
-_BY_DIRECTIVE = {
-    Directive.SKIP: (Status.SKIP, Status.SKIP),
-    # kselftest prints an expected failure as `ok N # XFAIL` (kselftest.h ksft_test_result_xfail()).
-    Directive.XFAIL: (Status.XFAIL, Status.XFAIL),
-    Directive.XPASS: (Status.XPASS, Status.FAIL),
-    # TAP 13: a TODO test that passes is an unexpected success.
-    Directive.TODO: (Status.XPASS, Status.XFAIL),
-    Directive.TIMEOUT: (Status.TIMEOUT, Status.TIMEOUT),
-    Directive.ERROR: (Status.ERROR, Status.ERROR),
-}
-"""What `ok` and `not ok` mean beside each directive."""
+    def outcome(self, ok: bool) -> Outcome:
+        """Return what this directive means after `ok`, or after `not ok`."""
+        match self:
+            case Directive.SKIP:
+                return Outcome.SKIP
+            # kselftest prints an expected failure as `ok N # XFAIL` (kselftest.h ksft_test_result_xfail()).
+            case Directive.XFAIL:
+                return Outcome.XFAIL
+            case Directive.XPASS:
+                return Outcome.XPASS if ok else Outcome.FAIL
+            # TAP 13: a TODO test that passes is an unexpected success.
+            case Directive.TODO:
+                return Outcome.XPASS if ok else Outcome.XFAIL
+            case Directive.TIMEOUT:
+                return Outcome.TIMEOUT
+            case Directive.ERROR:
+                return Outcome.ERROR
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KtapCase:
-    """One test point.  It is born not run and must earn its PASS by a result line."""
+    """One test point.  It starts as NOT_RUN; only a result line makes it PASS."""
 
     name: str
-    # What the result line said; None when no result line came.
     ok: bool | None = None
-    # The number on the result line.
-    number: int | None = None
+    """What the result line said; None without one."""
     directive: Directive | None = None
-    # The text after the directive, or after a bare `#`.
     reason: str = ""
-    # Every line since the previous result that is not TAP itself, without its `# `.
+    """The text after the directive, or after a bare `#`."""
     diagnostics: tuple[str, ...] = ()
-    # Nested cases, in order.
+    """Every line since the previous result that is not TAP itself, without its `# `."""
     subcases: tuple[KtapCase, ...] = ()
-    # Known to have started: it has a result, nested output, or was announced by a RUN line.
     began: bool = False
+    """Whether it has a result or nested output, or a RUN line announced it."""
+    doubt: str = ""
+    """Why its plain `ok` proves nothing; empty when it does."""
 
     @property
-    def status(self) -> Status:
-        """What the case earned; a bad child outdoes its parent's `ok`."""
-        own = self._own_status()
-        if own in (Status.PASS, Status.SKIP) and self.subcases:
-            children = Status.worst(case.status for case in self.subcases)
-            return Status.FAIL if children.is_bad else own
+    def was_running(self) -> bool:
+        """Whether the stream, or its program, stopped inside this case.
+
+        Its outcome is ERROR then.  Whoever knows why the stream stopped may make it CRASH, TIMEOUT or LOST.
+        """
+        return self.ok is None and self.began
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome by the result line; a bad subcase makes an `ok` parent FAIL."""
+        own = self._own_outcome()
+        if own in (Outcome.PASS, Outcome.SKIP) and any(case.outcome.is_bad for case in self.subcases):
+            return Outcome.FAIL
         return own
 
-    def _own_status(self) -> Status:
+    def _own_outcome(self) -> Outcome:
         if self.ok is None:
-            return Status.CRASHED if self.began else Status.NOT_RUN
+            return Outcome.ERROR if self.began else Outcome.NOT_RUN
         if self.directive is not None:
-            when_ok, when_not_ok = _BY_DIRECTIVE[self.directive]
-            return when_ok if self.ok else when_not_ok
-        return Status.PASS if self.ok else Status.FAIL
+            return self.directive.outcome(self.ok)
+        if not self.ok:
+            return Outcome.FAIL
+        return Outcome.ERROR if self.doubt else Outcome.PASS
 
     def notes(self, key: str) -> tuple[str, ...]:
-        """The texts of the diagnostics `key: text`, e.g. the agent's `why` and `dirty`."""
+        """The texts of the diagnostics `key: text`, such as the agent's `why`."""
         return notes(self.diagnostics, key)
 
     def leaves(self, parents: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], KtapCase]]:
-        """Every innermost case below (or this one), with the names of its parents.
+        """Every innermost case below this one, or this one, with the names of its parents.
 
-        A case that is bad although nothing below it is comes as well, so that no failure is lost.
+        A bad case without a bad subcase is included, so that no failure is lost.
         """
         for case in self.subcases:
             yield from case.leaves((*parents, self.name))
-        if not any(case.status.is_bad for case in self.subcases) and (
-            not self.subcases or self.status.is_bad
+        if not any(case.outcome.is_bad for case in self.subcases) and (
+            not self.subcases or self.outcome.is_bad
         ):
             yield parents, self
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The line `1..N`; `1..0 # SKIP reason` says the whole document was skipped."""
+class PlanLine:
+    """The line `1..N`; `1..0 # SKIP reason` skips the whole document."""
 
     count: int
     skip: bool = False
@@ -126,7 +113,7 @@ class Plan:
 
 
 class ProblemKind(enum.Enum):
-    """What may be wrong with a document, and whether it may still be called a success."""
+    """What may be wrong with a document, and whether such a document may still be a success."""
 
     NO_VERSION = "no version line", False
     UNKNOWN_VERSION = "unknown version", False
@@ -140,24 +127,23 @@ class ProblemKind(enum.Enum):
     CUT_SHORT = "fewer results than planned", True
     TOO_MANY = "more results than planned", True
     DUPLICATE_NUMBER = "result number used twice", True
+    UNNUMBERED = "failure that is no result", True
     NO_RESULT = "case without a result", True
-    CONTRADICTION = "parent ok although a child is not", True
+    CONTRADICTION = "ok although a subcase is not, or the totals count failures", True
     BAIL_OUT = "bail out", True
 
-    def __init__(self, title: str, spoils: bool) -> None:
-        self.title = title
-        self.spoils = spoils
+    @property
+    def spoils(self) -> bool:
+        """Whether a document with this problem is no success."""
+        return self.value[1]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something wrong with the document itself."""
+    """Something wrong with the document itself; *text* is one sentence."""
 
     kind: ProblemKind
-    # One sentence.
     text: str
-    # The line it was noticed at, from 1; the number of lines when it was noticed at the end.
-    line: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,37 +151,22 @@ class KtapReport:
     """A whole document, complete or not."""
 
     cases: tuple[KtapCase, ...] = ()
-    plan: Plan | None = None
+    plan: PlanLine | None = None
     problems: tuple[Problem, ...] = ()
-    # `KTAP 1`, `TAP 13`, or None when nothing said.
-    version: str | None = None
-    # Lines that belong to no case: before the first, after the last, or all of them when nothing is KTAP.
     loose: tuple[str, ...] = ()
-    # The name on the agent's `# END name` line; None when the document was not closed by one.
+    """Lines that belong to no case: before the first, after the last, or all when nothing is KTAP."""
     ended: str | None = None
+    """The name on the agent's `# END name` line; None without one."""
 
     @property
     def skipped(self) -> bool:
-        """The program declared itself not applicable with `1..0 # SKIP`."""
+        """Whether the program declared itself not applicable with `1..0 # SKIP`."""
         return self.plan is not None and self.plan.skip and not self.cases
 
     @property
     def spoiled(self) -> tuple[Problem, ...]:
-        """The problems that forbid calling this document a success."""
+        """The problems with which this document is no success."""
         return tuple(problem for problem in self.problems if problem.kind.spoils)
-
-    @property
-    def status(self) -> Status:
-        """The worst of the cases; ERROR when only the document itself is wrong."""
-        if self.skipped:
-            return Status.SKIP
-        worst = Status.worst(case.status for case in self.cases)
-        return Status.ERROR if self.spoiled and (not worst.is_bad or not self.cases) else worst
-
-    @property
-    def running(self) -> KtapCase | None:
-        """The case that was running when the stream stopped."""
-        return next((case for case in self.cases if case.status is Status.CRASHED), None)
 
     def leaves(self) -> tuple[tuple[str, KtapCase], ...]:
         """Every innermost case with its path `parent/child`."""
@@ -204,7 +175,7 @@ class KtapReport:
         )
 
     def notes(self, key: str) -> tuple[str, ...]:
-        """The texts of every line `key: text` in the document, wherever it stands."""
+        """The texts of every line `key: text` in the document, inside and outside cases."""
         inside = (line for case in self.cases for line in case.diagnostics)
         return notes((*inside, *self.loose), key)
 
@@ -213,42 +184,3 @@ def notes(lines: Iterable[str], key: str) -> tuple[str, ...]:
     """The texts of the lines `key: text`."""
     start = f"{key}: "
     return tuple(line.strip()[len(start) :] for line in lines if line.strip().startswith(start))
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """The outermost document announced its plan."""
-
-    plan: Plan
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Began:
-    """A case was announced as running."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """A case has its result; *depth* 0 is the outermost document."""
-
-    case: KtapCase
-    depth: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BailedOut:
-    """The program gave up: no more results will come."""
-
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentEnded:
-    """The agent closed its document; what follows belongs to the next one."""
-
-    name: str
-
-
-Event = Planned | Began | Finished | BailedOut | DocumentEnded

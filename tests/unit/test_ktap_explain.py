@@ -34,6 +34,51 @@ def test_kselftest_expectations() -> None:
     assert told[5] == "Test terminated unexpectedly by signal 11"
 
 
+def reason_of(*printed: str) -> str:
+    report = parse(["TAP version 13", "1..1", *printed, "not ok 1 f.t"])
+    return why(report.cases[0])
+
+
+def test_the_reason_is_the_failed_expectation() -> None:
+    """What the test logged before, in the same form, is not the reason."""
+    expected = "# t.c:20:t:Expected new (1) == secs (0)"
+    told = reason_of(
+        "#  RUN           f.t ...",
+        "# t.c:10:t:data: 1a0",
+        expected,
+        "# t.c:30:t:after it",
+        "# t: Test terminated by assertion",
+    )
+    assert told == "t.c:20: Expected new (1) == secs (0)"
+    assert reason_of("# t.c:10:t:data: 1a0", "# t: Test terminated unexpectedly by signal 11") == (
+        "Test terminated unexpectedly by signal 11"
+    )
+    assert (
+        reason_of("# t.c:10:t:begin", "# t.c:12:t:wrong count", "# t: Test failed") == "t.c:12: wrong count"
+    )
+
+
+def test_what_went_well_is_no_reason() -> None:
+    """An ok line or an information line explains a failure only when nothing else does."""
+    assert reason_of("# mmap() failed: ENOMEM", "# cleaning up", "# ok 3 unmapped", "[ OK ] closed") == (
+        "mmap() failed: ENOMEM"
+    )
+    assert reason_of("# ok 3 unmapped") == "failed without a message"
+
+
+def test_kunit_expectations() -> None:
+    """A failed KUNIT_EXPECT is told with its place, the expression and the values."""
+    lines = [
+        "    # map: EXPECTATION FAILED at drivers/iommu/kunit_iommu_pt.h:412",
+        "    Expected ret == 0, but",
+        "        ret == -22 (0xffffffffffffffea)",
+        "    # map: pass:0 fail:1 skip:0 total:1",
+    ]
+    assert reason_of(*lines) == (
+        "drivers/iommu/kunit_iommu_pt.h:412: Expected ret == 0, but ret == -22 (0xffffffffffffffea)"
+    )
+
+
 def test_passes_need_no_reason_and_skips_give_theirs() -> None:
     """A pass has nothing to explain; a skip gives its own reason."""
     assert whys("vfio_pci_device_test-edu")[:3] == ["", "", "Device does not support reset"]
@@ -83,8 +128,8 @@ def test_programs_without_cases(name: str, told: str) -> None:
 
 def test_nothing_said_is_said() -> None:
     """A failure without a word does not get an empty reason."""
-    assert why(KtapCase(name="x", ok=False, began=True)) == "failed without saying why"
-    assert why(KtapCase(name="x")) == "no result: the program never came to it"
+    assert why(KtapCase(name="x", ok=False, began=True)) == "failed without a message"
+    assert why(KtapCase(name="x")) == "no result: the program did not reach it"
     assert why(KtapCase(name="x", began=True)) == "was running when the output stopped"
     assert explain(()) == ""
 
