@@ -1,91 +1,74 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Configure and build one kernel in one build tree (an O= directory).  Knows no keys and no store."""
+"""Configure and build one kernel in one build tree (an O= directory).  Independent of keys and the store."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-from harness.errors import InfraError
+from harness.base.errors import HostError
+from harness.base.files import write_atomic
 from harness.kernel import kconfig
 from harness.kernel.kconfig import ResolvedConfig
-from harness.kernel.make import MakeResult, Progress, ignore_progress, run_make
+from harness.kernel.make import Make, MakeResult
+from harness.kernel.store import OURS
 from harness.kernel.variants import ConfigPlan
 
 _CONFIG = ".config"
 _UNDER_WAY = ".vfio-harness-under-way"
 _FACTS = ".vfio-harness-facts"
-_NAME = ".vfio-harness-name"
-_BUILD_PATH = "build"
 _MARGIN_SECONDS = 5.0
-"""Files this much older than the start of a killed build go too: file times are coarser than clocks."""
-
-_CODE = (".c", ".h", ".S")
+"""Files made up to this many seconds before a killed build are deleted too: file times are coarse."""
 
 
-def resolve_config(tree: Path, plan: ConfigPlan, output: Path, log: Path) -> ResolvedConfig:
-    """What olddefconfig makes of *plan* on top of the tree's tinyconfig.
+def resolve_config(make: Make, plan: ConfigPlan, output: Path) -> ResolvedConfig:
+    """Return what olddefconfig makes of *plan* on top of the tree's tinyconfig.
 
     *output* is an O= directory for kconfig only.  Nothing is proved here: see harness.kernel.variants.prove.
     """
     output.mkdir(parents=True, exist_ok=True)
-    run_make(tree, [f"O={output}", "tinyconfig"], log, what="tinyconfig")
+    make.run([f"O={output}", "tinyconfig"], what="tinyconfig")
     with (output / _CONFIG).open("a", encoding="utf-8") as file:
         file.write(kconfig.render(plan.settings))
-    run_make(tree, [f"O={output}", "olddefconfig"], log, what="olddefconfig")
+    make.run([f"O={output}", "olddefconfig"], what="olddefconfig")
     return ResolvedConfig.parse((output / _CONFIG).read_text(encoding="utf-8"))
 
 
-def profile_arguments(tree: Path, directories: Iterable[str]) -> tuple[str, ...]:
-    """The make variables that compile every C file below *directories* with coverage counters.
+def profile_arguments(directories: Iterable[str]) -> tuple[str, ...]:
+    """Return the make variable that compiles every C file below *directories* with coverage counters.
 
-    scripts/Makefile.lib looks for GCOV_PROFILE_<stem>.o; set on the command line it needs no edit of
-    the tree.  Equal stems elsewhere get counters too, which costs a little and hurts nothing.
+    scripts/Makefile.lib reads GCOV_PROFILE for each directory; make's command line overrides the makefiles,
+    so the tree is not edited, and the value names the directory that make is in when it is expanded.
     """
-    stems = {path.stem for directory in directories for path in (tree / directory).rglob("*.c")}
-    return tuple(f"GCOV_PROFILE_{stem}.o=y" for stem in sorted(stems))
+    patterns = " ".join(f"{directory}/%" for directory in sorted(directories))
+    return (f"GCOV_PROFILE=$(if $(filter {patterns},$(obj)/),y)",) if patterns else ()
 
 
-def find_build_trees(place: Path) -> tuple[BuildTree, ...]:
-    """The build trees kept in *place*, none of them being built."""
-    return tuple(BuildTree(path) for path in sorted(place.glob("*/")) if (path / _NAME).is_file())
+def build_tree_of(source: Path, config: ResolvedConfig) -> BuildTree:
+    """Return the build tree of *config* in *source*, there or not.
 
-
-@contextlib.contextmanager
-def at_build_path(place: Path, name: str) -> Iterator[BuildTree]:
-    """Move the build tree *name* of *place* to the one path where builds happen, and back afterwards.
-
-    Some of kbuild's commands carry the absolute output path (objtool's, on which every object depends), so a
-    copy that is built elsewhere than its original would be built from scratch.  The caller holds the place's
-    lock.
+    It is a direct child of the source: then kbuild uses no absolute path (srcroot in the top Makefile), and
+    its objects are good at another place, too.
     """
-    stable = place / _BUILD_PATH
-    clear_build_path(place)
-    if not (place / name).is_dir():
-        (place / name).mkdir(parents=True)
-    (place / name / _NAME).write_text(name, encoding="utf-8")
-    (place / name).rename(stable)
-    try:
-        yield BuildTree(stable)
-    finally:
-        clear_build_path(place)
+    return BuildTree(source / f"{OURS}{config.digest[:16]}")
 
 
-def clear_build_path(place: Path) -> None:
-    """Put back the build tree that a killed process may have left there."""
-    stable = place / _BUILD_PATH
-    if not stable.is_dir():
-        return
-    try:
-        home = place / (stable / _NAME).read_text(encoding="utf-8").strip()
-        stable.rename(home)
-    except OSError:
-        shutil.rmtree(stable)
+def find_build_trees(source: Path) -> tuple[BuildTree, ...]:
+    """Return the build trees in *source* in which something was built."""
+    return tuple(BuildTree(path.parent) for path in sorted(source.glob(f"{OURS}*/{_FACTS}")))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuildFacts:
+    """What is known about a build tree's objects."""
+
+    began: float = 0.0  # when the last build began, in seconds of the epoch
+    full_steps: int = 0  # of the first build, which is always a full one
+    finished: bool = False  # whether a build ever finished: only then is it worth copying
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,59 +79,40 @@ class BuildTree:
 
     @property
     def config(self) -> ResolvedConfig | None:
-        """The configuration it was last built for; None when it has none."""
+        """The configuration it was last built for; None before the first build."""
         try:
             return ResolvedConfig.parse((self.path / _CONFIG).read_text(encoding="utf-8"))
         except OSError:
             return None
 
     @property
-    def _facts(self) -> dict[str, int | float | str | bool]:
+    def facts(self) -> BuildFacts:
+        """Return the recorded facts; empty if the record is missing or damaged."""
         try:
-            facts = json.loads((self.path / _FACTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return facts if isinstance(facts, dict) else {}
+            return BuildFacts(**json.loads((self.path / _FACTS).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return BuildFacts()
 
     @property
-    def finished(self) -> bool:
-        """Whether a build ever came to its end in it: worth a copy then."""
-        return bool(self._facts.get("finished", False))
-
-    @property
-    def built_from(self) -> str:
-        """The identity of the source its objects were built from; empty after a build that did not end."""
-        return str(self._facts.get("identity", ""))
-
-    @property
-    def built_since(self) -> float:
-        """When its last build began, in seconds of the epoch; 0 when it had none."""
-        return float(self._facts.get("began", 0.0))
-
-    @property
-    def full_steps(self) -> int | None:
-        """How many steps its first, whole build took; None when nobody counted."""
-        return int(self._facts.get("full_steps", 0)) or None
+    def is_under_way(self) -> bool:
+        """Whether a build changes it, or was killed."""
+        return (self.path / _UNDER_WAY).exists()
 
     def note_begun(self, began: float) -> None:
-        """Note that objects are about to change: until `note_finished`, nobody knows what they are from."""
-        begun_before = self.built_since if not self.built_from else 0.0
-        self._note({**self._facts, "identity": "", "began": begun_before or began})
+        """Note that objects are about to change."""
+        self._note(dataclasses.replace(self.facts, began=began))
 
-    def note_finished(self, *, identity: str, began: float, steps: int) -> None:
-        """Note that its objects are whole, and of which source; *steps* counts when it is the first time."""
-        facts = {
-            "identity": identity,
-            "began": began,
-            "full_steps": self.full_steps or steps,
-            "finished": True,
-        }
-        self._note(facts)
+    def note_finished(self, steps: int) -> None:
+        """Note that its objects are whole; *steps* counts when it is the first time."""
+        facts = self.facts
+        self._note(dataclasses.replace(facts, full_steps=facts.full_steps or steps, finished=True))
 
-    def _note(self, facts: Mapping[str, object]) -> None:
-        partial = self.path / f"{_FACTS}.new"
-        partial.write_text(json.dumps(facts), encoding="utf-8")
-        partial.replace(self.path / _FACTS)
+    def disown(self) -> None:
+        """Have nobody start from it: it is a copy that will be changed."""
+        (self.path / _FACTS).unlink(missing_ok=True)
+
+    def _note(self, facts: BuildFacts) -> None:
+        write_atomic(self.path / _FACTS, json.dumps(dataclasses.asdict(facts)))
 
     def set_config(self, config: ResolvedConfig) -> None:
         """Make *config* its configuration; an unchanged file is not touched, or make would sync."""
@@ -176,66 +140,60 @@ class BuildTree:
                 continue
             for name in files:
                 path = here / name
-                if name not in (_CONFIG, _FACTS, _NAME) and path.lstat().st_mtime >= since:
+                if name not in (_CONFIG, _FACTS) and path.lstat().st_mtime >= since:
                     path.unlink()
 
-    def forget(self, sources: Iterable[Path]) -> None:
-        """Delete the objects made from *sources*, whose times make would misread.
-
-        Anything but code (a makefile, a script, a Kconfig file) reaches too far: then all objects go.
-        """
-        names = [os.fspath(path).encode() for path in sources]
-        if not all(name.endswith(tuple(suffix.encode() for suffix in _CODE)) for name in names):
-            self.clear()
-            return
-        for command in self.path.rglob(".*.cmd"):
-            text = command.read_bytes()
-            if any(name in text for name in names):
-                command.with_name(command.name[1:].removesuffix(".cmd")).unlink(missing_ok=True)
-                command.unlink()
-
     def clear(self) -> None:
-        """Delete all but its name."""
-        for path in self.path.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != _NAME:
-                path.unlink()
+        """Delete everything."""
+        shutil.rmtree(self.path)
+        self.path.mkdir()
 
     def build(
         self,
-        tree: Path,
+        make: Make,
         config: ResolvedConfig,
-        log: Path,
         *,
-        jobs: int,
         arguments: Iterable[str] = (),
-        progress: Progress = ignore_progress,
         expected_steps: int | None = None,
     ) -> MakeResult:
-        """Build vmlinux, and the modules when the configuration has any.  Raises BuildError."""
+        """Build the boot image, and the modules when the configuration has any.  Raises BuildError.
+
+        An earlier vmlinux is removed first, so that one that is there was linked by this make.
+        """
         self.set_config(config)
-        targets = ["vmlinux", "modules"] if config.modular else ["vmlinux"]
-        return run_make(
-            tree,
-            [f"O={self.path}", f"-j{jobs}", "LOCALVERSION=", *arguments, *targets],
-            log,
-            what="the kernel",
-            progress=progress,
+        for file in {"vmlinux", make.arch.image}:
+            (self.path / file).unlink(missing_ok=True)
+        targets = [make.arch.image_name, "modules"] if config.modular else [make.arch.image_name]
+        return make.run(
+            [f"O={self.path}", "LOCALVERSION=", *arguments, *targets],
+            what="building the kernel",
             expected_steps=expected_steps,
             mark=self.path / _UNDER_WAY,
         )
 
-    def install(self, tree: Path, config: ResolvedConfig, target: Path, log: Path) -> None:
-        """Copy vmlinux, its configuration and its modules into *target*."""
-        shutil.copy2(self.path / "vmlinux", target / "vmlinux")
+    def install(self, make: Make, config: ResolvedConfig, target: Path) -> None:
+        """Copy vmlinux, the boot image, the configuration and the modules into *target*."""
+        for file in {"vmlinux", make.arch.image}:
+            shutil.copy2(self.path / file, target)
         (target / "config").write_text(config.text, encoding="utf-8")
         if not config.modular:
             return
         arguments = [f"O={self.path}", "LOCALVERSION=", f"INSTALL_MOD_PATH={target}", "INSTALL_MOD_STRIP=1"]
-        run_make(tree, [*arguments, "modules_install"], log, what="modules_install")
+        make.run([*arguments, "modules_install"], what="modules_install")
+        if not (target / "lib" / "modules" / self.release).is_dir():
+            raise HostError(
+                f"make succeeded, but installed no modules of {self.release}", hint="run it again"
+            )
         for link in (target / "lib" / "modules").glob("*/build"):
             link.unlink()
+
+    def keep_notes(self, source: Path, directories: Iterable[str], target: Path) -> None:
+        """Copy what gcov needs of the profiled *directories*, and their C files and headers, to *target*."""
+        for root, pattern in ((self.path, "*.gcno"), (source, "*.[ch]")):
+            for path in (one for name in directories for one in (root / name).rglob(pattern)):
+                copy = target / path.relative_to(root)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
 
     @property
     def release(self) -> str:
@@ -243,4 +201,4 @@ class BuildTree:
         try:
             return (self.path / "include" / "config" / "kernel.release").read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise InfraError(f"the build in {self.path} left no kernel.release: {error.strerror}") from error
+            raise HostError(f"the build in {self.path} left no kernel.release: {error.strerror}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kconfig's tristate expressions: parse, evaluate against a .config, say which part fails.
+"""Kconfig's tristate expressions: evaluate them against a .config, say which part fails.
 
 The language is Documentation/kbuild/kconfig-language.rst, "Menu dependencies".
 """
@@ -7,170 +7,131 @@ The language is Documentation/kbuild/kconfig-language.rst, "Menu dependencies".
 from __future__ import annotations
 
 import dataclasses
-import enum
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from harness.kernel.kconfig import ResolvedConfig
 
 _TOKEN = re.compile(
-    r'\s*(?:(?P<op>&&|\|\||!=|<=|>=|[!()=<>])|(?P<text>"(?:[^"\\]|\\.)*"|\'[^\']*\')'
-    r"|(?P<macro>\$\((?:[^()]|\([^()]*\))*\))|(?P<word>[\w.$-]+))"
+    r'\s*(&&|\|\||!=|<=|>=|[!()=<>]|"(?:[^"\\]|\\.)*"|\'[^\']*\'|\$\((?:[^()]|\([^()]*\))*\)|[\w.$-]+)'
 )
-_LITERAL = re.compile(r"-?\d+|0x[0-9a-fA-F]+|[a-z.-].*")
+_SYMBOL = re.compile(r"(?!-?\d+$|0x[0-9a-fA-F]+$|[a-z.-])[\w.-]+")
 _VALUES = {"n": 0, "m": 1, "y": 2}
-
-
-class Kind(enum.Enum):
-    """What a node of an expression is."""
-
-    SYMBOL = "symbol"
-    CONSTANT = "constant"
-    UNKNOWN = "unknown"  # a $(macro): the compiler's business, taken to hold
-    NOT = "!"
-    AND = "&&"
-    OR = "||"
-    COMPARE = "compare"
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Expression:
-    """A tristate expression: 0 is n, 1 is m, 2 is y."""
+    """A tristate expression as its tokens: 0 is n, 1 is m, 2 is y."""
 
-    kind: Kind
-    text: str = ""  # the symbol, constant, macro or comparison operator
-    parts: tuple[Expression, ...] = ()
+    tokens: tuple[str, ...]
 
     def value(self, config: ResolvedConfig) -> int:
-        """What it is worth in *config*."""
-        match self.kind:
-            case Kind.SYMBOL:
-                return _VALUES.get(config.get(self.text), 0)
-            case Kind.CONSTANT:
-                return _VALUES.get(self.text, 0)
-            case Kind.UNKNOWN:
-                return 2
-            case Kind.NOT:
-                return 2 - self.parts[0].value(config)
-            case Kind.AND:
-                return min(part.value(config) for part in self.parts)
-            case Kind.OR:
-                return max(part.value(config) for part in self.parts)
-            case Kind.COMPARE:
-                return self._compare(config)
+        """Return its value in *config*.
 
-    def _compare(self, config: ResolvedConfig) -> int:
-        left, right = (part.word(config) for part in self.parts)
-        numbers = left.isdigit() and right.isdigit()
-        low = (
-            (int(left) > int(right)) - (int(left) < int(right))
-            if numbers
-            else (left > right) - (left < right)
-        )
-        holds = {"=": low == 0, "!=": low != 0, "<": low < 0, "<=": low <= 0, ">": low > 0, ">=": low >= 0}
-        return 2 if holds[self.text] else 0
-
-    def word(self, config: ResolvedConfig) -> str:
-        """Its value as text, for a comparison."""
-        return config.get(self.text).strip('"') if self.kind is Kind.SYMBOL else self.text
+        An expression that cannot be parsed counts as true: conf decides, and unknown syntax must not stop a
+        build.
+        """
+        evaluation = _Evaluation(self.tokens, config)
+        try:
+            value = evaluation.any_of()
+        except (IndexError, ValueError):
+            return 2
+        return value if evaluation.at == len(self.tokens) else 2
 
     def conjuncts(self) -> Iterator[Expression]:
-        """The parts that must all hold."""
-        if self.kind is Kind.AND:
-            for part in self.parts:
-                yield from part.conjuncts()
-        else:
-            yield self
+        """Yield the parts that must all hold."""
+        parts: list[list[str]] = [[]]
+        depth = 0
+        for token in self.tokens:
+            depth += (token == "(") - (token == ")")
+            if depth == 0 and token == "||":
+                yield self
+                return
+            if depth == 0 and token == "&&":
+                parts.append([])
+            else:
+                parts[-1].append(token)
+        for part in parts:
+            if part[:1] == ["("]:
+                yield from Expression(tuple(part[1:-1])).conjuncts()
+            else:
+                yield Expression(tuple(part))
 
     def symbols(self) -> frozenset[str]:
-        """Every symbol it names."""
-        if self.kind is Kind.SYMBOL:
-            return frozenset([self.text])
-        return frozenset(name for part in self.parts for name in part.symbols())
+        """Return every symbol it names."""
+        return frozenset(filter(_SYMBOL.fullmatch, self.tokens))
 
     def describe(self, config: ResolvedConfig) -> str:
-        """The values of its symbols: `A is n, B is m`."""
-        if self.kind is Kind.SYMBOL:
-            return f"it is {config.get(self.text)}"
+        """Return the values of its symbols: `A is n, B is m`."""
+        if self.symbols() == set(self.tokens):
+            return f"it is {config.get(self.tokens[0])}"
         return ", ".join(f"{name} is {config.get(name)}" for name in sorted(self.symbols())) or "constant"
 
     def __str__(self) -> str:
-        match self.kind:
-            case Kind.NOT:
-                return f"!{self._wrapped(self.parts[0])}"
-            case Kind.AND | Kind.OR:
-                return f" {self.kind.value} ".join(self._wrapped(part) for part in self.parts)
-            case Kind.COMPARE:
-                return f"{self.parts[0]}{self.text}{self.parts[1]}"
-            case Kind.SYMBOL | Kind.CONSTANT | Kind.UNKNOWN:
-                return self.text
-
-    @staticmethod
-    def _wrapped(part: Expression) -> str:
-        return f"({part})" if part.kind in (Kind.AND, Kind.OR) else str(part)
+        return "".join(f" {token} " if token in ("&&", "||") else token for token in self.tokens)
 
 
 def parse_expression(text: str) -> Expression:
-    """Parse an expression; what cannot be parsed is kept as one UNKNOWN, which holds.
-
-    This reader only explains what conf decided, so a construct it does not know must not stop it.
-    """
-    tokens = [match for match in _TOKEN.finditer(text) if match.lastgroup]
-    parser = _Parser([(str(match.lastgroup), match[str(match.lastgroup)]) for match in tokens])
-    try:
-        expression = parser.any_of()
-    except (IndexError, ValueError):
-        return Expression(Kind.UNKNOWN, text.strip())
-    return expression if parser.at == len(parser.tokens) else Expression(Kind.UNKNOWN, text.strip())
+    """Return the expression that *text* spells."""
+    return Expression(tuple(_TOKEN.findall(text)))
 
 
-class _Parser:
+class _Evaluation:
     """Recursive descent; precedence from low to high: ||, &&, !, comparison."""
 
-    def __init__(self, tokens: list[tuple[str, str]]) -> None:
-        self.tokens = tokens
-        self.at = 0
+    def __init__(self, tokens: tuple[str, ...], config: ResolvedConfig) -> None:
+        self.tokens, self.config, self.at = tokens, config, 0
 
-    def _accept(self, *operators: str) -> str | None:
-        if self.at < len(self.tokens):
-            group, text = self.tokens[self.at]
-            if group == "op" and text in operators:
-                self.at += 1
-                return text
+    def _accept(self, *wanted: str) -> str | None:
+        if self.at < len(self.tokens) and self.tokens[self.at] in wanted:
+            self.at += 1
+            return self.tokens[self.at - 1]
         return None
 
-    def any_of(self) -> Expression:
-        parts = [self.all_of()]
+    def any_of(self) -> int:
+        value = self._all_of()
         while self._accept("||"):
-            parts.append(self.all_of())
-        return parts[0] if len(parts) == 1 else Expression(Kind.OR, "", tuple(parts))
+            value = max(value, self._all_of())
+        return value
 
-    def all_of(self) -> Expression:
-        parts = [self.negation()]
+    def _all_of(self) -> int:
+        value = self._negation()
         while self._accept("&&"):
-            parts.append(self.negation())
-        return parts[0] if len(parts) == 1 else Expression(Kind.AND, "", tuple(parts))
+            value = min(value, self._negation())
+        return value
 
-    def negation(self) -> Expression:
+    def _negation(self) -> int:
         if self._accept("!"):
-            return Expression(Kind.NOT, "", (self.negation(),))
+            return 2 - self._negation()
         if self._accept("("):
-            inner = self.any_of()
+            value = self.any_of()
             if not self._accept(")"):
                 raise ValueError("unbalanced parenthesis")
-            return inner
-        left = self.operand()
-        operator = self._accept("=", "!=", "<", "<=", ">", ">=")
-        return Expression(Kind.COMPARE, operator, (left, self.operand())) if operator else left
+            return value
+        left = self._operand()
+        comparison = self._accept(*_COMPARISONS)
+        if comparison is None:
+            # A $(macro) depends on the compiler; it counts as true.
+            return 2 if "$" in left else _VALUES.get(left, 0)
+        right = self._operand()
+        numbers = left.isdigit() and right.isdigit()
+        holds = _COMPARISONS[comparison]
+        return 2 * (holds(int(left), int(right)) if numbers else holds(left, right))
 
-    def operand(self) -> Expression:
-        group, text = self.tokens[self.at]
+    def _operand(self) -> str:
+        """Take a symbol's value or a constant."""
+        token = self.tokens[self.at]
         self.at += 1
-        if group == "op":
-            raise ValueError(f"{text} where a symbol belongs")
-        if group == "macro" or "$" in text:
-            return Expression(Kind.UNKNOWN, text)
-        if group == "text":
-            return Expression(Kind.CONSTANT, text[1:-1])
-        constant = text in _VALUES or _LITERAL.fullmatch(text)
-        return Expression(Kind.CONSTANT if constant else Kind.SYMBOL, text)
+        if token in ("&&", "||", "!", "(", ")", *_COMPARISONS):
+            raise ValueError(f"found {token} instead of a symbol")
+        return (self.config.get(token) if _SYMBOL.fullmatch(token) else token).strip("\"'")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kconfig fragments and resolved configurations: parse, merge, compare.  Knows no source tree, runs nothing.
+"""Kconfig fragments and resolved configurations: parse, merge, compare.  Independent of any source tree.
 
 Symbols are written without their CONFIG_ prefix everywhere but in files and messages.
 """
@@ -7,12 +7,13 @@ Symbols are written without their CONFIG_ prefix everywhere but in files and mes
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
-from harness.errors import UsageError, nearest
+from harness.base.errors import UsageError, nearest
 
 _SET = re.compile(r"CONFIG_(\w+)=(.*)")
 _UNSET = re.compile(r"# CONFIG_(\w+) is not set")
@@ -46,28 +47,25 @@ class Fragment:
     settings: tuple[Setting, ...]
 
     def without(self, symbols: Container[str]) -> Fragment:
-        """This fragment, less what it says of *symbols*."""
+        """Return this fragment without its settings of *symbols*."""
         kept = tuple(setting for setting in self.settings if setting.symbol not in symbols)
         return dataclasses.replace(self, settings=kept)
 
 
 def read_fragment(path: Path, *, name: str | None = None) -> Fragment:
-    """Read a fragment; UsageError with file and line at the first line that is not one."""
+    """Read a fragment; UsageError with file and line for the first invalid line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"cannot read the kconfig fragment {path}: {reason}") from error
-    settings = []
-    for number, line in enumerate(lines, 1):
-        setting = _parse_line(path, number, line.rstrip())
-        if setting is not None:
-            settings.append(setting)
-    return Fragment(name=name or path.stem, path=path, settings=tuple(settings))
+    parsed = (_parse_line(path, number, line.rstrip()) for number, line in enumerate(lines, 1))
+    return Fragment(name=name or path.stem, path=path, settings=tuple(filter(None, parsed)))
 
 
+@functools.cache
 def find_fragment(directory: Path, name: str) -> Fragment:
-    """The shipped fragment *name*; UsageError naming the nearest one when there is none."""
+    """Read the shipped fragment *name* once; UsageError naming the nearest one when there is none."""
     path = directory / f"{name}.config"
     if not path.is_file():
         known = [found.stem for found in directory.glob("*.config")]
@@ -101,7 +99,7 @@ def _parse_line(path: Path, number: int, line: str) -> Setting | None:
 
 
 def merge(fragments: Iterable[Fragment]) -> dict[str, Setting]:
-    """All settings by symbol; UsageError naming both places when two of them disagree."""
+    """Return all settings by symbol; UsageError naming both lines when two of them disagree."""
     merged: dict[str, Setting] = {}
     for fragment in fragments:
         for setting in fragment.settings:
@@ -109,18 +107,17 @@ def merge(fragments: Iterable[Fragment]) -> dict[str, Setting]:
             if earlier.value != setting.value:
                 raise UsageError(
                     f"{setting.where} asks for {setting} but {earlier.where} asks for {earlier}",
-                    hint="leave one of the two out",
+                    hint="remove one of the two",
                 )
     return merged
 
 
 def render(settings: Mapping[str, Setting]) -> str:
-    """The settings as the text of one fragment, in the order of their symbols."""
-    lines = []
-    for symbol, setting in sorted(settings.items()):
-        unset = setting.value == "n"
-        lines.append(f"# CONFIG_{symbol} is not set" if unset else f"CONFIG_{symbol}={setting.value}")
-    return "".join(f"{line}\n" for line in lines)
+    """Return the settings as the text of one fragment, in the order of their symbols."""
+    return "".join(
+        f"# CONFIG_{symbol} is not set\n" if setting.value == "n" else f"CONFIG_{symbol}={setting.value}\n"
+        for symbol, setting in sorted(settings.items())
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,12 +129,12 @@ class ResolvedConfig:
 
     @classmethod
     def parse(cls, text: str) -> ResolvedConfig:
-        """Read the text of a .config; lines that are no setting are skipped, as kconfig itself does."""
+        """Parse the text of a .config; other lines are skipped, as kconfig does."""
         found = (_SET.fullmatch(line) for line in text.splitlines())
         return cls(text, {match[1]: match[2] for match in found if match})
 
     def get(self, symbol: str) -> str:
-        """The symbol's value; "n" when it is off or absent, which to kconfig is the same."""
+        """Return the symbol's value; "n" when it is off or absent, which are the same to kconfig."""
         return self.values.get(symbol, "n")
 
     @property
@@ -147,15 +144,10 @@ class ResolvedConfig:
 
     @property
     def digest(self) -> str:
-        """A digest of what the configuration says; comments, hence the file's heading, do not count."""
+        """The digest of the settings; comments, hence the file's heading, do not count."""
         lines = (f"{symbol}={value}\n" for symbol, value in sorted(self.values.items()))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def difference(self, other: ResolvedConfig) -> int:
-        """How many symbols differ: the yardstick for "nearest build"."""
+        """Return how many symbols differ: the distance to another build."""
         return len(set(self.values.items()) ^ set(other.values.items()))
-
-
-def unmet(wanted: Iterable[Setting], config: ResolvedConfig) -> tuple[Setting, ...]:
-    """The settings that did not come out as asked."""
-    return tuple(setting for setting in wanted if config.get(setting.symbol) != setting.value)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Keep the cache small: drop what was not used for longest.
+"""Prune the cache: remove the least recently used entries.
 
-That is kernels, selftests, objects, configurations, unpacked sources, worktrees, apt's lists, the disks of
-guests and their snapshots.  Each goes under the lock that its users take, so what is in use stays: a build
-holds its objects and its source, a VM its kernel and selftests (harness.kernel.store.hold) and its disks.
+That is kernels, selftests, the user's own programs, objects, configurations, unpacked sources, worktrees,
+apt's lists, the disks of guests and their snapshots.  Each is removed under the lock that its users take, so
+what is in use stays: a build holds its objects and its source, a VM its disks, kernel, selftests and programs
+(harness.kernel.store.hold).
 """
 
 from __future__ import annotations
@@ -16,43 +17,47 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import paths
-from harness.errors import InfraError
+from harness.base import paths
+from harness.base.errors import InfraError
+from harness.base.locks import try_locked
 from harness.kernel import gittree
 from harness.kernel.debian import CANDIDATES_FILE, LISTS_LOCK
-from harness.kernel.store import kconfig_lock
-from harness.kernel.trees import worktree_lock
-from harness.locks import try_locked
+from harness.kernel.store import OURS, source_lock
 
 SPARED_SECONDS = 3600.0
-"""What was used this recently is not removed unasked: somebody may have found it and not hold it yet."""
+"""How long entries stay after their last use, by default: a process may have found one and not locked it yet.
+"""
 
 SNAPSHOTS = "snapshots"
-"""The kind of the guests' snapshots, which are of no use after a reboot or on another machine."""
+"""The kind of the guests' snapshots, which are useless after a reboot or on another machine."""
 
 _KINDS = {
-    "kernels": "*",
-    "selftests": "*",
-    "objects": "*/*",
-    "configs": "*",
-    "sources/debian": "*",
-    "sources/tarball": "*",
-    "worktrees": "*/*",
-    "apt": "*",
-    "images": "*",
-    SNAPSHOTS: "*",
-    "bench": "*",
-    "tests": "*",
+    "objects": f"*/*/*/{OURS}*",
+    "kernels": "kernels/*",
+    "debug information": "debug/*",
+    "selftests": "selftests/*",
+    "headers": "headers/*",
+    "programs": "programs/*",
+    "configs": "configs/*",
+    "sources": "sources/*/*",
+    "worktrees": "worktrees/*/*",
+    "repositories": "repositories/*",
+    "apt": "apt/*",
+    "images": "images/*",
+    SNAPSHOTS: f"{SNAPSHOTS}/*",
+    "bench": "bench/*",
+    "tests": "tests/*",
+    "earlier objects": "objects/*/*",
 }
-"""Directories of the cache, and where in them the entries are."""
+"""What is in the cache, each kind with the pattern of its entries; older versions left the last."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One thing in the cache that can go by itself."""
+class CacheEntry:
+    """One thing in the cache that can be removed by itself."""
 
     path: Path
-    kind: str  # the directory of the cache that it is in
+    kind: str
     used: float  # when it was last used, in seconds of the epoch
     size: int  # bytes on disk
 
@@ -63,10 +68,11 @@ def collect_garbage(
     max_age: float | None = None,
     spared: float = SPARED_SECONDS,
     snapshots: bool = True,
-) -> tuple[Entry, ...]:
-    """Remove what was unused for *max_age* seconds, then the least recently used until *max_bytes* suffice.
+) -> tuple[CacheEntry, ...]:
+    """Remove what was unused for *max_age* seconds, then the least recently used until *max_bytes* are
+    enough.
 
-    Without *snapshots* all of those go as well, and first.
+    Unless *snapshots*, all snapshots are removed first.
     Returns what it removed.  What another process holds, and what was used within *spared* seconds, stays.
     """
     now = time.time()
@@ -85,54 +91,49 @@ def collect_garbage(
     return tuple(removed)
 
 
-def list_entries() -> Iterator[Entry]:
-    """Everything in the cache that can be removed by itself, half-made leftovers included."""
+def list_entries() -> Iterator[CacheEntry]:
+    """Yield everything in the cache that can be removed by itself, half-made leftovers included."""
     for kind, pattern in _KINDS.items():
-        for path in (paths.cache_dir() / kind).glob(pattern):
+        for path in paths.cache_dir().glob(pattern):
             with contextlib.suppress(OSError):
-                yield Entry(path=path, kind=kind, used=_last_use(path, kind), size=_size(path))
-
-
-def _last_use(path: Path, kind: str) -> float:
-    """A directory's own time, which its users set; apt's are told by the stamps in them."""
-    stamps = path.iterdir() if kind == "apt" and path.is_dir() else iter(())
-    return max(path.stat().st_mtime for path in (path, *stamps))
+                yield CacheEntry(path=path, kind=kind, used=path.stat().st_mtime, size=_size(path))
 
 
 def _size(path: Path) -> int:
     if not path.is_dir():
         return path.stat().st_blocks * 512
     total = 0
-    for directory, _names, files in os.walk(path):
+    for directory, names, files in os.walk(path):
+        # Objects in a source can be removed by themselves.
+        names[:] = [name for name in names if not name.startswith(OURS)]
         for name in files:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(directory, name)).st_blocks * 512  # noqa: PTH118 (a hot loop)
     return total
 
 
-def _lock_name(entry: Entry) -> str:
-    """The lock under which *entry* is made and used."""
+def _lock_name(entry: CacheEntry) -> str:
+    """Return the lock under which *entry* is made and used."""
     whole = entry.path.with_name(entry.path.name.lstrip(".").removesuffix(".partial"))
-    place = whole.parent.name
     match entry.kind:
         case "apt":
             return LISTS_LOCK
         case "worktrees":
-            return worktree_lock(whole)
+            return source_lock(whole)
         case "objects":
-            return kconfig_lock(place) if whole.stem == "kconfig" else place
+            return source_lock(whole if whole.stem == f"{OURS}kconfig" else whole.parent)
         case _:
             return whole.name
 
 
-def _remove(entry: Entry) -> bool:
-    """Remove *entry* unless someone is at work on it or uses it."""
+def _remove(entry: CacheEntry) -> bool:
+    """Remove *entry* unless a process makes or uses it; return whether it is gone."""
     with try_locked(_lock_name(entry)) as ours:
         if not ours:
             return False
         with contextlib.suppress(OSError, InfraError):
             if entry.kind == "apt":
-                # The memo says which list a package is in: it goes first, with whichever list.
+                # The memo describes the lists, so it is removed first.
                 entry.path.with_name(CANDIDATES_FILE).unlink(missing_ok=True)
             if entry.kind == "worktrees":
                 gittree.remove_worktree(entry.path)
@@ -144,7 +145,7 @@ def _remove(entry: Entry) -> bool:
 
 
 def _remove_directory(path: Path) -> None:
-    """Remove *path*; renamed first, so that nobody finds half of it."""
+    """Remove *path*, renamed first, so that no process finds half of it."""
     doomed = path if path.name.startswith(".") else path.with_name(f".{path.name}.partial")
     if doomed != path:
         shutil.rmtree(doomed, ignore_errors=True)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Read symbols and their dependencies from a tree's Kconfig files, to say why one did not come out as asked.
+"""Read symbols and their dependencies from a tree's Kconfig files, to say why one did not get the requested
+value.
 
-A reader, not an interpreter: kconfig's own conf decides values; this only explains them.  The published
-Kconfig libraries for Python do not parse `transitional` (new in 6.18), hence our own.
+kconfig's own conf decides values; this only explains them.  The published Kconfig libraries for Python do not
+parse `transitional` (new in 6.18), hence our own.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from harness.errors import UsageError, nearest
+from harness.base.errors import UsageError, nearest
+from harness.base.files import write_atomic
+from harness.kernel.arch import Arch, host_arch
 from harness.kernel.expr import Expression, parse_expression
 from harness.kernel.kconfig import ResolvedConfig
-
-VARIABLES = {"SRCARCH": "x86", "HEADER_ARCH": "x86", "ARCH": "x86_64"}
-"""What the top Makefile exports to Kconfig for the only architecture the harness builds."""
 
 _TYPES = ("bool", "tristate", "string", "int", "hex")
 _WORD = re.compile(r"\s*([a-z_]+)\b\s*(.*)")
@@ -36,9 +35,8 @@ class Dependency:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Select:
-    """`by` turns `symbol` on whenever it is itself on and *condition* holds."""
+    """`by` turns a symbol on whenever it is itself on and *condition* holds."""
 
-    symbol: str
     by: str
     condition: Expression | None
     where: str
@@ -56,42 +54,34 @@ class Definition:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class _Found:
-    """What has been read so far."""
+    """The result of a _Reader."""
 
     tree: Path
+    arch: Arch
     definitions: dict[str, list[Definition]] = dataclasses.field(default_factory=dict)
     selects: dict[str, list[Select]] = dataclasses.field(default_factory=dict)
     files: set[str] = dataclasses.field(default_factory=set)
 
 
 class KconfigFiles:
-    """The symbols that a tree defines, read from *roots* and everything they source."""
+    """The symbols that a tree defines, read from its top Kconfig and everything that sources."""
 
-    def __init__(self, tree: Path, roots: Iterable[str] = ("Kconfig",), memo: Path | None = None) -> None:
-        """Nothing is read before it is asked for.
-
-        *memo* is a file that remembers which symbols there are, which is all that is asked when all is well;
-        1700 files take a second.  Its name must say which files it is about.
-        """
+    def __init__(self, tree: Path, *, memo: Path | None = None, arch: Arch | None = None) -> None:
+        """Files are read on demand.  *memo* is a file that lists the defined symbols, so that the 1700 files,
+        which take a second, are read only to explain a miss.  Its name must identify the files."""
         self.tree = tree
-        self.roots = tuple(roots)
         self.memo = memo
+        self.arch = arch or host_arch()
 
     @functools.cached_property
     def _found(self) -> _Found:
-        found = _Found(tree=self.tree)
-        for root in self.roots:
-            if (self.tree / root).is_file():
-                _Reader(found, root).read([])
+        found = _Found(tree=self.tree, arch=self.arch)
+        _Reader(found, "Kconfig").read([])
         return found
 
     @property
     def definitions(self) -> Mapping[str, list[Definition]]:
         return self._found.definitions
-
-    @property
-    def selects(self) -> Mapping[str, list[Select]]:
-        return self._found.selects
 
     @property
     def files(self) -> frozenset[str]:
@@ -108,9 +98,7 @@ class KconfigFiles:
         if self.memo is not None:
             with contextlib.suppress(OSError):
                 self.memo.parent.mkdir(parents=True, exist_ok=True)
-                partial = self.memo.with_name(f".{self.memo.name}.{os.getpid()}")
-                partial.write_text("\n".join(sorted(names)), encoding="utf-8")
-                partial.replace(self.memo)
+                write_atomic(self.memo, "\n".join(sorted(names)))
         return names
 
     def defines(self, symbol: str) -> bool:
@@ -118,11 +106,11 @@ class KconfigFiles:
         return symbol in self.names
 
     def has_prompt(self, symbol: str) -> bool:
-        """Whether a fragment can ask for the symbol; without a prompt only selects and defaults set it."""
+        """Whether a fragment can set the symbol; without a prompt only selects and defaults do."""
         return any(definition.prompt for definition in self.definitions.get(symbol, ()))
 
     def depends_on(self, symbol: str) -> frozenset[str]:
-        """Every symbol that a dependency of *symbol* names."""
+        """Return every symbol that a dependency of *symbol* names."""
         return frozenset(
             name
             for definition in self.definitions.get(symbol, ())
@@ -131,7 +119,7 @@ class KconfigFiles:
         )
 
     def explain_miss(self, symbol: str, wanted: str, config: ResolvedConfig) -> str:
-        """Say in one clause why *symbol* is not *wanted*: what is unsatisfied, or who turned it on."""
+        """Return in one clause why *symbol* is not *wanted*: which condition fails, or what selects it."""
         if not self.defines(symbol):
             return f"this tree defines no CONFIG_{symbol}; {nearest(symbol, self._close(symbol))}"
         got = config.get(symbol)
@@ -141,14 +129,14 @@ class KconfigFiles:
         if missing:
             return f"CONFIG_{symbol} is {got}: it needs {'; '.join(missing)}"
         if not self.has_prompt(symbol):
-            selectors = ", ".join(sorted({select.by for select in self.selects.get(symbol, ())}))
+            selectors = ", ".join(sorted({select.by for select in self._found.selects.get(symbol, ())}))
             return f"CONFIG_{symbol} has no prompt: only {selectors or 'its default'} can turn it on"
         return f"CONFIG_{symbol} came out as {got}, though its dependencies hold"
 
     def _explain_on(self, symbol: str, got: str, config: ResolvedConfig) -> str:
         active = [
             f"{select.by} ({select.where})"
-            for select in self.selects.get(symbol, ())
+            for select in self._found.selects.get(symbol, ())
             if config.get(select.by) != "n" and (select.condition is None or select.condition.value(config))
         ]
         if active:
@@ -172,12 +160,12 @@ class KconfigFiles:
         return min(candidates, key=len)
 
     def _close(self, symbol: str) -> list[str]:
-        """Symbols worth comparing a misspelt one with: those that start alike."""
+        """Return symbols that start like a misspelt one."""
         return [name for name in self.definitions if name[:3] == symbol[:3]] or sorted(self.definitions)[:5]
 
 
 class _Reader:
-    """Parses one file; nested `if` and `menu` conditions are carried on a stack."""
+    """Parses one file, with a stack of the conditions of nested `if` and `menu` blocks."""
 
     def __init__(self, found: _Found, path: str) -> None:
         self.found = found
@@ -233,12 +221,9 @@ class _Reader:
         word, rest = found[1], found[2].strip()
         if word in ("config", "menuconfig"):
             self._begin(rest)
-        elif word in ("if", "menu", "choice", "comment"):
-            self._open(word, rest)
-        elif word in ("endif", "endmenu", "endchoice"):
-            self._close()
-        elif word == "source":
-            self._source(rest)
+        elif word in ("if", "menu", "choice", "comment", "endif", "endmenu", "endchoice", "source"):
+            self.current = self.open_menu = None
+            self._structure(word, rest)
         elif word == "help":
             self.help_indent = -1
         else:
@@ -252,24 +237,22 @@ class _Reader:
     def _outer(self) -> list[Dependency]:
         return [dependency for level in self.stack for dependency in level]
 
-    def _open(self, word: str, rest: str) -> None:
-        self.current = None
-        self.open_menu = None
+    def _structure(self, word: str, rest: str) -> None:
         if word == "if":
             self.stack.append([Dependency(expression=parse_expression(rest), where=self.where)])
         elif word in ("menu", "choice"):
             self.open_menu = []
             self.stack.append(self.open_menu)
-
-    def _close(self) -> None:
-        self.current = None
-        self.open_menu = None
-        if len(self.stack) > 1:
+        elif word == "source":
+            self._source(rest)
+        elif word != "comment" and len(self.stack) > 1:
             self.stack.pop()
 
     def _source(self, rest: str) -> None:
-        self.current = None
-        path = re.sub(r"\$\((\w+)\)", lambda m: VARIABLES.get(m[1], m[0]), rest.strip().strip('"'))
+        # What the top Makefile exports to Kconfig.
+        arch = self.found.arch
+        variables = {"SRCARCH": arch.source, "HEADER_ARCH": arch.source, "ARCH": arch.kbuild}
+        path = re.sub(r"\$\((\w+)\)", lambda m: variables.get(m[1], m[0]), rest.strip().strip('"'))
         if path not in self.found.files and (self.found.tree / path).is_file():
             _Reader(self.found, path).read(self._outer())
 
@@ -283,12 +266,11 @@ class _Reader:
         elif word == "select":
             symbol, _, condition = rest.partition(" if ")
             select = Select(
-                symbol=symbol.strip(),
                 by=self.current.symbol,
                 condition=parse_expression(condition) if condition else None,
                 where=self.where,
             )
-            self.found.selects.setdefault(select.symbol, []).append(select)
+            self.found.selects.setdefault(symbol.strip(), []).append(select)
 
     def _depends(self, rest: str) -> None:
         expression, _, condition = rest.partition(" if ")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernel source trees: find or fetch one, say what it is, never write into it.
+"""Kernel source trees: find or fetch one, identify it, never write into it.
 
-A tree keeps a stable path for as long as builds may be reused: kbuild's dependency files carry the
-absolute path of the source, so objects built at one path say nothing at another.
+What belongs to the user is built in a worktree of the cache: a ref, or a directory as it lies there.  Its
+path stays the same, so that an edit only rebuilds what it touches.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from stat import S_ISDIR
+from typing import TypedDict
 
-from harness import paths, process
-from harness.errors import InfraError, SourceError, UsageError
+from harness.base import paths, process
+from harness.base.errors import SourceError, UsageError
+from harness.base.locks import Waiting, locked, shared
 from harness.kernel import debian, gittree
-from harness.locks import Waiting, locked, shared, wait_patiently
+from harness.kernel.relatives import start_from_relative
+from harness.kernel.store import OURS, note_use, provide_entry, source_lock
+from harness.kernel.working_tree import take_working_tree
 
 DEFAULT_SPEC = "debian:latest"
 _TARBALL = re.compile(r".*\.tar(\.\w+)?$|.*\.t[gx]z$")
-_TROUBLE = re.compile(r"[\s:]")
-_KCONFIG_INPUT = re.compile(r"(.*/)?(Kconfig[^/]*|Makefile|[^/]*\.config)$|scripts/.*")
+_TROUBLE = re.compile(r"[^\w./+~@-]")
+"""A character that make, kbuild's shell scripts or sed do not accept in a name."""
+_KCONFIG_INPUT = re.compile(r"(.*/)?(Kconfig[^/]*|Makefile[^/]*|[^/]*\.config)$|scripts/.*")
 """Files that can change what olddefconfig makes of a fragment: Kconfig files, and the scripts they call."""
 _SELFTEST_INPUT = re.compile(r"tools/.*|.*(?<!\.c)(?<!\.S)")
 """Files that can change a selftest: headers, scripts and makefiles anywhere, but no code outside tools/."""
@@ -35,62 +39,89 @@ _SELFTEST_INPUT = re.compile(r"tools/.*|.*(?<!\.c)(?<!\.S)")
 class TreeKind(enum.Enum):
     """Where a tree came from."""
 
-    GIT = "git"  # the user's own checkout
+    GIT = "git"  # the user's own checkout, as it lies there
     PLAIN = "plain"  # a directory without git
-    WORKTREE = "worktree"  # a ref of the user's repository, checked out in the cache
+    REF = "ref"  # a ref of the user's repository
     TARBALL = "tarball"
     DEBIAN = "debian"
+
+
+class _Identities(TypedDict):
+    """The three identities of a KernelTree."""
+
+    identity: str
+    config_identity: str
+    selftest_identity: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KernelTree:
     """A Linux source tree at a known identity."""
 
-    path: Path
+    path: Path  # where it is built from, in the cache; what belongs to the user is there when it is held
     kind: TreeKind
     version: str  # as its Makefile says: "7.3.4", "7.3.0-rc2"
     identity: str  # digest of all that a build can see
     config_identity: str  # digest of all that a configuration can see
     selftest_identity: str  # digest of all that the selftests can see
-    label: str  # what a person calls it
-    dirty: bool = False  # differs from the commit it is labelled with
-    repository: Path | None = None  # of a WORKTREE: the user's repository
-    commit: str | None = None
+    label: str  # for people
+    exact: str = ""  # a spec that always opens this source, if the requested one may move
+    repository: Path | None = None  # the user's: see gittree.mirror_of()
+    commit: str | None = None  # the user's
+    checkout: str = ""  # what to check out at *path*, a commit; empty for an unpacked source
 
     @contextlib.contextmanager
-    def held(self, waiting: Waiting = wait_patiently) -> Iterator[None]:
-        """Keep the tree there and at its identity for the length of the with block.  Not to be nested.
+    def held(self, waiting: Waiting = lambda: None) -> Iterator[None]:
+        """Check out the tree at its path, and keep other processes from it and its objects.  Do not nest it.
 
-        A WORKTREE can be moved by another process (bisects and series share the path, for their objects'
-        sake): it is locked, and put back to its commit when someone moved it meanwhile.  An unpacked source
-        could be pruned; the user's own directories are theirs.  Raises what *waiting* raises, which is called
-        while another process has the tree.
+        Trees share the path of a worktree, and so its objects: it is checked out again when another process
+        moved it.  Raises what *waiting* raises, which is called while another process has the tree.
         """
-        if self.kind is TreeKind.WORKTREE and self.repository is not None and self.commit is not None:
-            with locked(worktree_lock(self.path), f"another process is using {self.path}", waiting):
-                gittree.check_out(self.repository, self.path, self.commit)
-                _note_use(self.path)
-                yield
-        elif self.kind in (TreeKind.TARBALL, TreeKind.DEBIAN):
-            with shared(self.path.name, f"another process is unpacking {self.path}", waiting):
-                yield
-        else:
-            yield
+        with locked(source_lock(self.path), f"another process is building from {self.path}", waiting):
+            if self.repository is not None and self.checkout:
+                mirror = gittree.provide_mirror(self.repository)
+                with shared(mirror.name, f"another process is pruning {mirror}", waiting):
+                    gittree.check_out(mirror, self.path, self.checkout, start_from_relative)
+                    note_use(self.path)
+                    yield
+            else:
+                with shared(self.path.name, f"another process is unpacking {self.path}", waiting):
+                    yield
+
+    @contextlib.contextmanager
+    def configurable(self) -> Iterator[Path]:
+        """Yield a directory with all files of the tree that kconfig reads, without waiting for builds."""
+        if self.repository is None or not self.checkout:
+            with shared(self.path.name, f"another process is unpacking {self.path}"):
+                yield self.path
+            return
+        path = self.path.with_name(f"{self.path.name}-kconfig")
+        mark = path / f"{OURS}identity"
+        busy = f"another process is configuring {self.label}"
+        with shared(source_lock(path), busy):
+            if _reads(mark) == self.config_identity:
+                note_use(path)
+                yield path
+                return
+        with locked(source_lock(path), busy):
+            mirror = gittree.provide_mirror(self.repository)
+            files = gittree.list_files(mirror, self.checkout)
+            inputs = {name: facts for name, facts in files.items() if _KCONFIG_INPUT.fullmatch(name)}
+            mark.unlink(missing_ok=True)
+            gittree.check_out(mirror, path, gittree.commit_files(mirror, inputs))
+            mark.write_text(self.config_identity, encoding="ascii")
+            yield path
 
 
-def worktree_lock(path: Path) -> str:
-    """The name of the lock on a worktree in the cache."""
-    return f"{path.parent.name}-{path.name}"
-
-
-def _note_use(path: Path) -> None:
-    """Make *path* the last to be pruned."""
-    with contextlib.suppress(OSError):
-        os.utime(path)
+def _reads(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""
 
 
 def open_tree(spec: str | None = None, *, cwd: Path | None = None) -> KernelTree:
-    """The tree that *spec* names.
+    """Open the tree that *spec* names.
 
     A directory; `directory@ref` for any ref of its git repository; a tarball; `debian:latest`, `debian:7.3`
     or `debian:7.3=7.3.4-1` for Debian's linux-source package, the newest or that upload.  Without a spec: the
@@ -98,7 +129,7 @@ def open_tree(spec: str | None = None, *, cwd: Path | None = None) -> KernelTree
 
     Raises UsageError when the spec is wrong or the tree unusable, SourceError when it cannot be fetched.
     """
-    _require_plain(paths.cache_dir(), "the cache directory", "set VFIO_HARNESS_CACHE to another directory")
+    _require_plain(paths.cache_dir())
     here = cwd or Path.cwd()
     if spec is None:
         return _open_directory(here) if is_linux(here) else open_tree(DEFAULT_SPEC, cwd=here)
@@ -126,7 +157,7 @@ def is_linux(path: Path) -> bool:
 
 
 def read_version(makefile: str) -> str:
-    """The version that a top-level Makefile's text gives; UsageError when it gives none."""
+    """Return the version in the text of a top-level Makefile; UsageError when there is none."""
     found = re.finditer(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*)$", makefile, re.MULTILINE)
     values = {match[1]: match[2] for match in found}
     if not values.get("VERSION") or not values.get("PATCHLEVEL"):
@@ -135,145 +166,97 @@ def read_version(makefile: str) -> str:
     return ".".join(numbers) + values.get("EXTRAVERSION", "")
 
 
-def _require_plain(path: Path, what: str, hint: str) -> None:
-    """Refuse a path that kbuild refuses late (the top-level Makefile) or breaks on, as source or as O=."""
-    found = _TROUBLE.search(os.fspath(path)) or _TROUBLE.search(os.fspath(path.resolve()))
+def _require_plain(cache: Path) -> None:
+    """Refuse a cache at a path that kbuild cannot handle as source or O=, or that a shell would interpret."""
+    found = _TROUBLE.search(os.fspath(cache)) or _TROUBLE.search(os.fspath(cache.resolve()))
     if found:
-        name = "a colon" if found[0] == ":" else "a blank"
-        raise UsageError(f"{what} {path} has {name} in its path, which kbuild refuses", hint=hint)
-
-
-def _require_usable(path: Path) -> str:
-    """Refuse what is not Linux, was built in place or cannot be built where it is; return the version."""
-    if not is_linux(path):
+        name = {":": "a colon", " ": "a blank"}.get(found[0], repr(found[0]))
+        shown = cache if str(cache).isprintable() else repr(str(cache))
         raise UsageError(
-            f"{path} is not a Linux source tree", hint="give the directory that holds MAINTAINERS"
+            f"the cache directory {shown} has {name} in its path, which kbuild refuses",
+            hint="set VFIO_HARNESS_CACHE to another directory",
         )
-    for left in (".config", "include/config", "arch/x86/include/generated"):
-        if (path / left).exists():
-            raise UsageError(
-                f"{path} was configured or built in place ({left} is there), so every O= build refuses it",
-                hint=f"run 'make -C {path} mrproper' (it deletes {path}/.config: keep a copy if you need it)",
-            )
-    _require_plain(path, "the kernel tree", "move it; a symbolic link to it is not enough")
-    return read_version((path / "Makefile").read_text(encoding="utf-8", errors="replace"))
 
 
 def _open_directory(path: Path) -> KernelTree:
     path = path.resolve()
-    version = _require_usable(path)
-    state = gittree.read_state(path)
-    if state is None:
-        identity, config_identity, selftest_identity = plain_digests(path)
-        return KernelTree(
-            path=path,
-            kind=TreeKind.PLAIN,
-            version=version,
-            identity=identity,
-            config_identity=config_identity,
-            selftest_identity=selftest_identity,
-            label=f"{path.name} ({version})",
+    if not is_linux(path) and not gittree.tracks(path, "MAINTAINERS"):
+        hint = "give the directory that holds MAINTAINERS"
+        if (path / "HEAD").is_file() and (path / "objects").is_dir():
+            hint = f"it is a bare repository: give {path}@REF"
+        raise UsageError(f"{path} is not a Linux source tree", hint=hint)
+    found = take_working_tree(path)
+    if "\r\n" in found.makefile:
+        raise UsageError(
+            f"{path} has Windows line ends, so no kernel can be built from it",
+            hint=f"give {path}@HEAD, or set core.autocrlf there as it was when its files were checked out",
         )
+    version = read_version(found.makefile)
+    name = found.name or f"{path.name} ({version})"
     return KernelTree(
-        path=path,
-        kind=TreeKind.GIT,
+        path=_worktree(found.root, version, path),
+        kind=TreeKind.GIT if found.root != path else TreeKind.PLAIN,
         version=version,
-        identity=_digest("git", state.commit, state.changes),
-        config_identity=_digest("git", state.commit, _only(_KCONFIG_INPUT, state.changes)),
-        selftest_identity=_digest("git", state.commit, _only(_SELFTEST_INPUT, state.changes)),
-        label=f"{state.name}{' with local changes' if state.changes else ''}",
-        dirty=bool(state.changes),
-        commit=state.commit,
+        label=f"{name}{' with local changes' if found.name and found.changed else ''}",
+        repository=found.root,
+        commit=found.head,
+        checkout=found.commit,
+        **_identities(("tree", found.tree), found.files),
     )
 
 
-def _only(inputs: re.Pattern[str], changes: dict[str, str]) -> dict[str, str]:
-    return {name: digest for name, digest in changes.items() if inputs.fullmatch(name)}
+def _worktree(root: Path, version: str, directory: Path | None = None) -> Path:
+    """Return the path at which sources of one line are built: one for all refs, one for each directory."""
+    line = ".".join(version.split(".")[:2])
+    name = f"{line}-{directory.name}-{_digest(os.fspath(directory))[:6]}" if directory else line
+    return gittree.worktrees_of(root) / re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
-def _digest(kind: str, base: str, changes: dict[str, str]) -> str:
-    lines = [kind, base, *(f"{name} {digest}" for name, digest in sorted(changes.items()))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def _identities(base: Sequence[str], files: Mapping[str, str]) -> _Identities:
+    """Return the identities of a KernelTree: *base* decides the whole, of *files* those that matter to it.
 
-
-def plain_digests(path: Path) -> tuple[str, str, str]:
-    """Digests of names, sizes and times below *path*: of all files, those of kconfig, those of selftests."""
-    files = sorted((name, facts) for name, facts in _walk(path) if not S_ISDIR(facts.st_mode))
-    lines = {name: f"{name} {facts.st_size} {facts.st_mtime_ns}" for name, facts in files}
+    Neighbours in a history mostly share their configuration and their selftests.
+    """
+    whole = _digest(*base)
     config, selftests = (
-        [line for name, line in lines.items() if inputs.fullmatch(name)]
+        _digest(*(f"{name} {facts}" for name, facts in sorted(files.items()) if inputs.fullmatch(name)))
         for inputs in (_KCONFIG_INPUT, _SELFTEST_INPUT)
     )
-    return _lines_digest(list(lines.values())), _lines_digest(config), _lines_digest(selftests)
+    return {
+        "identity": whole,
+        "config_identity": config if files else whole,
+        "selftest_identity": selftests if files else whole,
+    }
 
 
-def _lines_digest(lines: list[str]) -> str:
+def _digest(*lines: str) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Everything below *path* but git's own, with its name relative to *path* and its facts."""
-    pending = [os.fspath(path)]
-    cut = len(pending[0]) + 1
-    while pending:
-        with os.scandir(pending.pop()) as scan:
-            for entry in scan:
-                if entry.name == ".git":
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                yield entry.path[cut:], entry.stat(follow_symlinks=False)
-
-
-def find_misdated(path: Path, since: float) -> list[Path]:
-    """The files below *path* that arrived after *since* with an older modification time.
-
-    rsync, tar and mv leave such files.  make compares modification times, so it would trust older objects.
-    """
-
-    def moved(facts: os.stat_result) -> bool:
-        return facts.st_ctime >= since > facts.st_mtime
-
-    found, folders = [], []
-    if moved(path.stat()):
-        folders.append("")
-    for name, facts in _walk(path):
-        if not S_ISDIR(facts.st_mode):
-            if moved(facts) or any(name.startswith(folder) for folder in folders):
-                found.append(path / name)
-        elif moved(facts):
-            folders.append(f"{name}/")
-    return found
-
-
 def _open_ref(repository: Path, ref: str) -> KernelTree:
+    root = gittree.repository_root(repository)
     state = gittree.resolve(repository, ref)
     version = read_version(gittree.show(repository, state.commit, "Makefile"))
-    line = ".".join(version.split(".")[:2])
-    root = gittree.repository_root(repository)
-    path = gittree.place_of(root) / re.sub(r"[^\w.-]", "-", line)
-    # Neighbours in a history mostly share their configuration and their selftests.
-    config, selftests = gittree.files_digest(root, state.commit, _KCONFIG_INPUT, _SELFTEST_INPUT)
-    tree = KernelTree(
-        path=path,
-        kind=TreeKind.WORKTREE,
+    files = gittree.list_files(repository, state.commit)
+    if "MAINTAINERS" not in files:
+        raise UsageError(f"{repository} at {state.name} is not a Linux source tree")
+    tree = gittree.tree_of(repository, state.commit)
+    return KernelTree(
+        path=_worktree(root, version),
+        kind=TreeKind.REF,
         version=version,
-        identity=_digest("git", state.commit, {}),
-        config_identity=_digest("files", config, {}),
-        selftest_identity=_digest("files", selftests, {}),
         label=state.name,
         repository=root,
         commit=state.commit,
+        checkout=state.commit,
+        **_identities(("tree", tree), files),
     )
-    with tree.held():
-        _require_usable(path)
-    return tree
 
 
 def _open_tarball(path: Path) -> KernelTree:
     if not _TARBALL.match(path.name):
         raise UsageError(
-            f"{path} is neither a directory nor a tarball", hint="a tarball is called *.tar.xz or alike"
+            f"{path} is neither a directory nor a tarball", hint="a tarball is called *.tar.xz or similar"
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -283,46 +266,36 @@ def _open_tarball(path: Path) -> KernelTree:
 
 
 def extract_once(tarball: Path, target: Path) -> None:
-    """Unpack *tarball*, less its leading directory, as *target*; nothing when that is there already.
+    """Unpack *tarball*, without its leading directory, as *target* unless that exists.
 
-    Unpacked beside and renamed, so that a target that exists is whole.
+    Raises SourceError when it cannot be unpacked, HostError when the cache cannot be written.
     """
-    if target.is_dir():
-        return
-    with locked(target.name, f"another process is unpacking {tarball.name}"):
-        if target.is_dir():
-            return
-        partial = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
-            done = process.run(
-                ["tar", "--extract", "--file", tarball, "--directory", partial, "--strip-components=1"]
-            )
-            if not done.ok or not is_linux(partial):
-                reason = done.stderr.strip() or "it holds something else"
-                raise SourceError(f"{tarball} is not a Linux source tarball: {reason[-200:]}")
-            partial.rename(target)
-        except OSError as error:
-            raise InfraError(f"cannot unpack {tarball} into {target.parent}: {error.strerror}") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+    def unpack(partial: Path) -> None:
+        words = ["--force-local", "--strip-components=1", "--extract"]
+        done = process.run(["tar", *words, "--file", tarball, "--directory", partial])
+        if not done.ok or not is_linux(partial):
+            # It may be a gigabyte, on a full disk.
+            shutil.rmtree(partial)
+            reason = (done.stderr.strip() or "it holds something else").splitlines()[0]
+            raise SourceError(f"{tarball} is not a Linux source tarball: {reason}")
+        start_from_relative(partial)
+
+    provide_entry(target, f"another process is unpacking {tarball.name}", unpack)
 
 
 def _open_debian(request: str) -> KernelTree:
     source = debian.fetch(request, extract_once)
-    return _cached_tree(source.path, TreeKind.DEBIAN, source.digest, source.label)
+    tree = _cached_tree(source.path, TreeKind.DEBIAN, source.digest, source.label)
+    return dataclasses.replace(tree, exact=f"debian:{source.request}")
 
 
 def _cached_tree(path: Path, kind: TreeKind, digest: str, label: str) -> KernelTree:
-    identity = _digest(kind.value, digest, {})
-    _note_use(path)
+    note_use(path)
     return KernelTree(
         path=path,
         kind=kind,
-        version=_require_usable(path),
-        identity=identity,
-        config_identity=identity,
-        selftest_identity=identity,
+        version=read_version((path / "Makefile").read_bytes().decode(errors="replace")),
         label=label,
+        **_identities((kind.value, digest), {}),
     )

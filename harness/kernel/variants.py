@@ -1,29 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Variants: what a no-IOMMU configuration wants, and which symbols that means in a given tree.
+"""Variants: the named no-IOMMU configurations, and the symbols each one means in a given tree.
 
-kconfigs/variants.yaml holds them.  The tree's Kconfig files decide the symbols, never its version: mainline
-before the cdev series knows no-IOMMU for groups only, the series' v5 has one symbol for each path, and 7.3
-has one symbol for both that selects a hidden one in iommufd.
+kconfigs/variants.yaml lists them.  The symbols follow from the tree's Kconfig files, never from its version:
+before the cdev patches mainline has no-IOMMU for groups only, their v5 has one symbol for each path, and 7.3
+has one symbol for both, which selects a hidden one in iommufd.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness import paths, yamlfile
-from harness.errors import NotApplicable, NotRefused, UsageError, nearest
+from harness.base import paths, yamlfile
+from harness.base.errors import NotApplicable, NotRefused, UsageError, nearest
+from harness.kernel.arch import Arch
 from harness.kernel.kconfig import Fragment, ResolvedConfig, Setting, find_fragment, merge
 from harness.kernel.symbols import KconfigFiles
 
 NOIOMMU_SYMBOLS = ("VFIO_NOIOMMU", "VFIO_GROUP_NOIOMMU", "VFIO_CDEV_NOIOMMU", "IOMMUFD_NOIOMMU")
-"""Every symbol that ever turned no-IOMMU mode on, in any dialect."""
+"""Every symbol that turns no-IOMMU mode on, in any dialect."""
 
 
 class Container(enum.Enum):
-    """Who provides /dev/vfio/vfio."""
+    """What provides /dev/vfio/vfio."""
 
     NATIVE = "native"
     COMPAT = "compat"
@@ -56,7 +58,7 @@ class Capabilities:
     container: Container
     modular: bool = False
     noiommu_only: Access | None = None
-    """The path that no-IOMMU mode is kept to; None: it is for every path there is."""
+    """The only path that has no-IOMMU mode; None: every path that there is."""
 
     @property
     def noiommu_group(self) -> bool:
@@ -76,13 +78,13 @@ class Variant:
     wants: Capabilities
     fragments: tuple[str, ...]
     y: tuple[str, ...]
-    m: tuple[str, ...]
+    m: tuple[str, ...] = ()
     absent: tuple[str, ...]
-    blocked: bool  # Kconfig must refuse no-IOMMU mode here: proved, never built
+    blocked: bool = False  # Kconfig must refuse no-IOMMU mode here: proved, never built
 
     @property
     def features(self) -> frozenset[str]:
-        """What of it decides which cases apply: see guest/needs.py."""
+        """What decides which cases apply: see guest/needs.py."""
         wants = self.wants
         active = wants.noiommu and not self.blocked
         flags = {
@@ -106,8 +108,8 @@ class Addon:
     name: str
     summary: str
     fragments: tuple[str, ...]
-    profile: tuple[str, ...]
-    overrides: tuple[str, ...]  # symbols of which its fragments know better than the variant's
+    profile: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()  # symbols for which its fragments override those of the variant
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,83 +122,70 @@ class Catalogue:
     addons: Mapping[str, Addon]
 
     def variant(self, name: str) -> Variant:
-        """The variant called *name*; UsageError with the nearest name when there is none."""
+        """Return the variant *name*; UsageError with the nearest name when there is none."""
         if name not in self.variants:
             raise UsageError(f"there is no variant {name!r}", hint=nearest(name, self.variants))
         return self.variants[name]
 
     def addon(self, name: str) -> Addon:
-        """The add-on called *name*; UsageError with the nearest name when there is none."""
+        """Return the add-on *name*; UsageError with the nearest name when there is none."""
         if name not in self.addons:
             raise UsageError(f"there is no add-on {name!r}", hint=nearest(name, self.addons))
         return self.addons[name]
 
 
+@functools.cache
 def load_catalogue(directory: Path | None = None) -> Catalogue:
-    """Read variants.yaml from *directory* (default: the fragments that ship with the harness)."""
+    """Read variants.yaml once from *directory* (default: the fragments that ship with the harness)."""
     directory = directory or paths.kconfigs_dir()
     top = yamlfile.load(directory / "variants.yaml")
     base = top.texts("base")
     variants_section, addons_section = top.section("variants"), top.section("addons")
     variants = {name: _read_variant(name, variants_section.section(name)) for name in variants_section}
-    addons = {name: _read_addon(name, addons_section.section(name)) for name in addons_section}
+    addons = {name: addons_section.section(name).read(Addon, name=name) for name in addons_section}
     top.done()
     return Catalogue(directory=directory, base=base, variants=variants, addons=addons)
 
 
 def _read_variant(name: str, section: yamlfile.Section) -> Variant:
-    wants = section.section("wants")
-    kind = _one_of(name, wants, "container", Container)
-    capabilities = Capabilities(
-        noiommu=wants.flag("noiommu"),
-        group=wants.flag("group"),
-        cdev=wants.flag("cdev"),
-        container=Container(kind),
-        modular=wants.flag("modular", default=False),
-        noiommu_only=Access(_one_of(name, wants, "noiommu_only", Access))
-        if "noiommu_only" in wants
-        else None,
-    )
-    wants.done()
-    variant = Variant(
-        name=name,
-        summary=section.text("summary"),
-        wants=capabilities,
-        fragments=section.texts("fragments"),
-        y=section.texts("y"),
-        m=section.texts("m", default=()),
-        absent=section.texts("absent"),
-        blocked=section.flag("blocked", default=False),
-    )
-    section.done()
-    return variant
+    return section.read(Variant, name=name, wants=section.section("wants").read(Capabilities))
 
 
-def _one_of(name: str, wants: yamlfile.Section, key: str, kinds: type[enum.Enum]) -> str:
-    """The text at *key*, which must be the value of one of *kinds*."""
-    word, known = wants.text(key), [kind.value for kind in kinds]
-    if word not in known:
-        raise UsageError(
-            f"{wants.where(key)}: {name!r} cannot want the {key} {word!r}", hint=nearest(word, known)
-        )
-    return word
+_DEBUGGING = ("KASAN", "PROVE_LOCKING")
 
 
-def _read_addon(name: str, section: yamlfile.Section) -> Addon:
-    addon = Addon(
-        name=name,
-        summary=section.text("summary"),
-        fragments=section.texts("fragments"),
-        profile=section.texts("profile", default=()),
-        overrides=section.texts("overrides", default=()),
-    )
-    section.done()
-    return addon
+def features_of(catalogue: Catalogue, config: ResolvedConfig) -> frozenset[str]:
+    """Return the features of guest/needs.py that hold in a kernel of *config*, whoever configured it.
+
+    They are those of the variant and the add-ons when the harness configured it.
+    """
+
+    def has(*symbols: str) -> bool:
+        return all(config.get(symbol) != "n" for symbol in symbols)
+
+    flags = {
+        "noiommu": any(has(symbol) for symbol in NOIOMMU_SYMBOLS),
+        "noiommu-group": has("VFIO_NOIOMMU", "VFIO_GROUP") or has("VFIO_GROUP_NOIOMMU"),
+        "noiommu-cdev": has("IOMMUFD_NOIOMMU", "VFIO_DEVICE_CDEV"),
+        "group": has("VFIO_GROUP"),
+        "cdev": has("VFIO_DEVICE_CDEV"),
+        "container": has("VFIO_CONTAINER"),
+        "compat": has("IOMMUFD_VFIO_CONTAINER"),
+        "iommufd": has("IOMMUFD"),
+        "modular": {config.get(symbol) for symbol in ("VFIO", "IOMMUFD", "VFIO_PCI")} == {"m"},
+    }
+    for name, addon in catalogue.addons.items():
+        fragments = (find_fragment(catalogue.directory, fragment) for fragment in addon.fragments)
+        settings = [setting for fragment in fragments for setting in fragment.settings]
+        flags[name] = all(config.get(setting.symbol) == setting.value for setting in settings)
+    # Part of what the add-on has makes a kernel as slow.
+    flags["debug"] = any(map(has, _DEBUGGING))
+    return frozenset(name for name, holds in flags.items() if holds)
 
 
 def find_dialect(symbols: KconfigFiles) -> Dialect:
-    """How the tree behind *symbols* spells no-IOMMU mode."""
-    # One of the two is enough: in the middle of that series the other one is still to come.
+    """Return how the tree behind *symbols* spells no-IOMMU mode."""
+    # Either is enough: in the middle of that patch series a tree has only one of the two.
     if symbols.defines("VFIO_CDEV_NOIOMMU") or symbols.defines("VFIO_GROUP_NOIOMMU"):
         return Dialect.SPLIT
     if symbols.defines("IOMMUFD_NOIOMMU"):
@@ -208,24 +197,30 @@ def find_dialect(symbols: KconfigFiles) -> Dialect:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigPlan:
-    """What to ask of kconfig for one variant in one tree, and what must come out."""
+    """What to request from kconfig for one variant in one tree, and which values must result."""
 
+    arch: Arch
     variant: Variant
     addons: tuple[Addon, ...]
     dialect: Dialect
     settings: Mapping[str, Setting]  # asked of kconfig, by symbol
     expected: Mapping[str, str]  # symbol -> y, m or n: the variant's promise
-    undefined: tuple[str, ...]  # asked by the shipped base, unknown to this tree, hence left out
-    blocked: tuple[str, ...]  # asked, and must come out off
+    undefined: tuple[str, ...]  # requested by the shipped base, unknown to this tree, so left out
+    blocked: tuple[str, ...]  # requested, and must end up off
 
     @property
     def features(self) -> frozenset[str]:
-        """Facts of the variant and its add-ons."""
+        """The features of the variant, and the names of its add-ons."""
         return self.variant.features | {addon.name for addon in self.addons}
 
     @property
+    def profile(self) -> tuple[str, ...]:
+        """The directories to build with coverage counters, sorted."""
+        return tuple(sorted({directory for addon in self.addons for directory in addon.profile}))
+
+    @property
     def has_one_processor(self) -> bool:
-        """Whether the kernel runs one processor, however many its machine has."""
+        """Whether the kernel uses one CPU only (SMP is off)."""
         return "SMP" in self.settings and self.settings["SMP"].value == "n"
 
 
@@ -246,7 +241,12 @@ def plan_config(
     _require_applicable(catalogue, variant, dialect, symbols)
     chosen = tuple(catalogue.addon(name) for name in dict.fromkeys(addons))
     overridden = {symbol for addon in chosen for symbol in addon.overrides}
-    names = [*catalogue.base, *variant.fragments, *_noiommu_fragments(variant.wants, dialect)]
+    names = [
+        *catalogue.base,
+        symbols.arch.fragment,
+        *variant.fragments,
+        *_noiommu_fragments(variant.wants, dialect),
+    ]
     added = [fragment for addon in chosen for fragment in addon.fragments]
     shipped = [find_fragment(catalogue.directory, name).without(overridden) for name in dict.fromkeys(names)]
     shipped += [find_fragment(catalogue.directory, name) for name in dict.fromkeys(added)]
@@ -261,7 +261,16 @@ def plan_config(
         raise NotApplicable(
             f"this tree cannot express the variant {variant.name!r}: it defines no CONFIG_{missing[0]}"
         )
+    for addon in (one for one in chosen if one.profile):
+        needed = merge([find_fragment(catalogue.directory, name) for name in addon.fragments])
+        lacking = [symbol for symbol in undefined if symbol in needed]
+        if lacking:
+            raise NotApplicable(
+                f"this tree has no coverage counters: it defines no CONFIG_{lacking[0]}",
+                hint=f"leave --with {addon.name} out",
+            )
     return ConfigPlan(
+        arch=symbols.arch,
         variant=variant,
         addons=chosen,
         dialect=dialect,
@@ -303,7 +312,8 @@ def _require_applicable(
             f"its CONFIG_VFIO_NOIOMMU is for the group and the cdev alike"
         )
     if not variant.blocked or dialect is Dialect.MERGED:
-        # What came with the rule keeps it: a tree of that dialect without it has broken its promise.
+        # The merged dialect and this rule were added together: a tree with one and not the other breaks a
+        # promise.
         return
     if not symbols.depends_on(_group_symbol(dialect)) & {"VFIO_CONTAINER"}:
         raise NotApplicable(
@@ -347,7 +357,7 @@ def _noiommu_symbols(wants: Capabilities, dialect: Dialect) -> tuple[str, ...]:
 
 
 def _blocked_symbols(variant: Variant, dialect: Dialect) -> tuple[str, ...]:
-    """The symbols that Kconfig must refuse: the group's, which is both paths' where there is but one."""
+    """The symbols that Kconfig must refuse: the group's, or the one symbol for both paths."""
     if not variant.blocked:
         return ()
     return (_group_symbol(dialect),) if dialect is Dialect.SPLIT else _noiommu_symbols(variant.wants, dialect)
@@ -362,10 +372,10 @@ def _expectations(variant: Variant, dialect: Dialect) -> dict[str, str]:
 
 
 def prove(plan: ConfigPlan, config: ResolvedConfig, symbols: KconfigFiles) -> None:
-    """Check that every symbol came out as promised and as asked; NotApplicable says which did not and why.
+    """Check that every symbol has the promised and the requested value; NotApplicable names the others and
+    why.
 
-    A blocked variant asks for what it must not get, so those symbols are judged by the promise alone, and
-    NotRefused says which it got.
+    A blocked variant requests symbols that must stay off: NotRefused names those that are on.
     """
     asked = {s: x.value for s, x in plan.settings.items() if s not in plan.blocked}
     missed = [(s, value) for s, value in {**asked, **plan.expected}.items() if config.get(s) != value]

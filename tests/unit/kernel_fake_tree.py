@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness import paths
+from harness.base import paths
 from harness.kernel.kconfig import read_fragment
 
 # Recipe lines begin with '>' here and with a tab in the file.
@@ -16,9 +16,11 @@ SUBLEVEL = 0
 EXTRAVERSION = -rc1
 
 S := $(CURDIR)
+CC := $(CROSS_COMPILE)gcc
 
 tinyconfig:
 >@echo 'CONFIG_TINY=y' > $(O)/.config
+>@echo "CONFIG_CC_VERSION_TEXT=\\"$$($(CC) --version | head -n 1)\\"" >> $(O)/.config
 
 olddefconfig:
 >@grep -v 'CONFIG_IOMMUFD_NOIOMMU=' $(O)/.config > $(O)/.new || true
@@ -37,17 +39,19 @@ modules_install:
 $(O)/main.o: $(S)/init/main.c
 >@echo '  CC      init/main.o'
 >@$(HOOK)
->@gcc -c -o $@ $<
+>@$(CC) -c -o $@ $<
 >@echo 'deps := $(S)/init/main.c' > $(O)/.main.o.cmd
 
 $(O)/config.o: $(O)/.config
 >@echo '  CC      config.o'
->@(printf 'const char config[] = "'; md5sum < $< | cut -c1-32 | tr -d '\\n'; echo '";') > $(O)/config.c
->@gcc -c -o $@ $(O)/config.c
+>@gzip -n < $(O)/.config > $(O)/config.gz
+>@printf '.section .rodata\\n.ascii "Linux version 7.3.0-rc1 (vfio)"\\n.ascii "IKCFG_ST"\\n' > $(O)/config.S
+>@printf '.incbin "$(O)/config.gz"\\n.ascii "IKCFG_ED"\\n' >> $(O)/config.S
+>@$(CC) -c -o $@ $(O)/config.S
 
 $(O)/vmlinux: $(O)/main.o $(O)/config.o
 >@echo '  LD      vmlinux'
->@gcc -nostdlib -static -Wl,--build-id=sha1 -Wl,-e,start -o $@ $^
+>@$(CC) -nostdlib -static -Wl,--build-id=sha1 -Wl,-e,start -o $@ $^
 
 HOOK := true
 -include $(S)/hook.mk

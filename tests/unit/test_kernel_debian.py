@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import SourceError, UsageError
+from harness.base.errors import SourceError, UsageError
 from harness.kernel import debian
-from harness.kernel.debian import Candidate, choose, choose_mirrors, compare_versions, parse_madison, suites
+from harness.kernel.debian import (
+    DebianSource,
+    choose,
+    choose_mirrors,
+    compare_versions,
+    parse_madison,
+    suites,
+)
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg") is None, reason="dpkg is missing")
 
@@ -25,15 +32,15 @@ linux-source     | 7.2.13-1 | http://mirror.example/debian sid/main amd64 Packag
 
 def test_madison_gives_binary_packages_of_a_series() -> None:
     """The meta-package and source entries are no candidates."""
-    found = parse_madison(MADISON, "sid")
+    found = parse_madison(MADISON)
     assert [(c.package, c.version) for c in found] == [
         ("linux-source-7.2", "7.2.13-1"),
         ("linux-source-7.3", "7.3.4-1~bpo13+1"),
     ]
 
 
-def candidate(series: str, version: str) -> Candidate:
-    return Candidate(package=f"linux-source-{series}", series=series, version=version)
+def candidate(series: str, version: str) -> DebianSource:
+    return DebianSource(package=f"linux-source-{series}", version=version)
 
 
 @needs_dpkg
@@ -118,7 +125,7 @@ def test_a_mirror_that_hangs_is_asked_once(
 
 def test_a_download_that_hangs(hanging: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A newer source that does not come is no reason to have none."""
-    newer = {"package": "linux-source-7.3", "series": "7.3", "version": "7.3.9-1", "suite": "sid"}
+    newer = {"package": "linux-source-7.3", "version": "7.3.9-1"}
     (hanging / "apt").mkdir()
     facts = {"settings": debian._apt_settings(), "offered": [newer]}
     (hanging / "apt" / "candidates.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -133,7 +140,7 @@ def test_without_a_network_the_cached_source_serves(
 ) -> None:
     """The newest cached version that fits the request is used, and said; without one it is one sentence."""
 
-    def offline() -> list[Candidate]:
+    def offline() -> list[DebianSource]:
         raise SourceError("cannot fetch Debian's package index: no route")
 
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InfraError
-from harness.kernel.elf import build_id, find_build_ids
+from harness.base.errors import InfraError
+from harness.kernel.elf import build_id, find_build_ids, find_symbols
 
 
 def note(name: bytes, kind: int, data: bytes) -> bytes:
@@ -46,7 +46,8 @@ def test_build_id_of_a_file(tmp_path: Path) -> None:
     [
         (elf(OTHERS), "no GNU build-id"),
         (b"\x7fELF\x01" + bytes(80), "not a 64-bit"),
-        (b"short", "cannot read"),
+        (b"short", "not a 64-bit"),
+        (elf(OTHERS)[:30], "is cut off at 30 bytes"),
     ],
 )
 def test_file_without_one(tmp_path: Path, content: bytes, message: str) -> None:
@@ -56,3 +57,32 @@ def test_file_without_one(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(InfraError, match=message) as caught:
         build_id(path)
     assert str(path) in str(caught.value)
+
+
+def test_symbols(tmp_path: Path) -> None:
+    """Only those that were asked for, by their whole names; a file that is no ELF file is refused."""
+    strings = b"\0init_top_pgt\0my_init_top_pgt\0other\0"
+    table = b"".join(
+        struct.pack("<IBBHQQ", strings.index(name), 0, 0, 1, address, 8)
+        for name, address in (
+            (b"init_top_pgt\0", 0x1000),
+            (b"my_init_top_pgt\0", 0x2000),
+            (b"other\0", 0x3000),
+        )
+    )
+    sections = 64 + len(strings) + len(table)
+    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, 0, 0, sections, 0, 64, 0, 0, 64, 2, 0)
+    body = b"".join(
+        struct.pack("<IIQQQQIIQQ", 0, kind, 0, 0, start, size, link, 0, 1, 0)
+        for kind, start, size, link in (
+            (3, 64, len(strings), 0),
+            (2, 64 + len(strings), len(table), 0),
+        )
+    )
+    path = tmp_path / "vmlinux"
+    path.write_bytes(header + strings + table + body)
+    assert find_symbols(path, {"init_top_pgt", "missing"}) == {"init_top_pgt": 0x1000}
+    path.write_bytes(b"#!/bin/sh\n" + bytes(64))
+    with pytest.raises(InfraError, match="is not a 64-bit little-endian ELF file"):
+        find_symbols(path, {"init_top_pgt"})

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
-from harness.kernel.kconfig import ResolvedConfig, find_fragment, merge, read_fragment, render, unmet
+from harness.base.errors import UsageError
+from harness.kernel.kconfig import ResolvedConfig, find_fragment, merge, read_fragment, render
 
 
 def write(path: Path, text: str) -> Path:
@@ -89,10 +89,3 @@ def test_difference_counts_symbols() -> None:
     assert base.difference(base) == 0
     assert base.difference(ResolvedConfig.parse("CONFIG_A=y\n")) == 1
     assert base.difference(ResolvedConfig.parse("")) == 2
-
-
-def test_unmet_lists_what_did_not_hold(tmp_path: Path) -> None:
-    """Asked y and off, asked off and on: both are misses."""
-    fragment = read_fragment(write(tmp_path / "x.config", "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=y\n"))
-    config = ResolvedConfig.parse("CONFIG_B=y\nCONFIG_C=y\n")
-    assert [s.symbol for s in unmet(fragment.settings, config)] == ["A", "B"]

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from kernel_fake_tree import make_fake_tree
 
-from harness.errors import SourceError
+from harness.base.errors import SourceError
 from harness.kernel import debian
-from harness.kernel.store import Kernel, provide_kernel
+from harness.kernel.provide import Kernel, provide_kernel
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
 
@@ -51,13 +51,14 @@ def repository(source: Path) -> Path:
 
 
 def provide(spec: str | Path, name: str = "group-cdev") -> Kernel:
-    return provide_kernel(open_tree(str(spec)), load_catalogue().variant(name), jobs=1)
+    return provide_kernel(open_tree(str(spec)), load_catalogue().variant(name), compilers=1)
 
 
 CHILD = """\
 import errno, os, sys
 
-from harness.kernel.store import hold, provide_kernel
+from harness.kernel.provide import provide_kernel
+from harness.kernel.store import hold
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
 
@@ -76,7 +77,7 @@ try:
     sys.exit("the cache can be written to")
 except OSError:
     pass
-kernel = provide_kernel(open_tree(spec), load_catalogue().variant("group-cdev"), jobs=1)
+kernel = provide_kernel(open_tree(spec), load_catalogue().variant("group-cdev"), compilers=1)
 with hold(kernel.digest):
     print(kernel.digest)
 """
@@ -101,7 +102,7 @@ def run_child(how: str, cache: Path, spec: str) -> str:
     return done.stdout.strip()
 
 
-def offline() -> list[debian.Candidate]:
+def offline() -> list[debian.DebianSource]:
     raise SourceError("no network")
 
 

@@ -1,231 +1,169 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A series becomes the same commits every time, in the cache; a patch that does not apply is named."""
+"""Which mails of a mailbox are the patches to apply."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import time
+import logging
+import tempfile
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
-from kernel_fake_tree import make_fake_tree
 
-from harness import itself, process
-from harness.cli import series_runs
-from harness.deadline import Deadline
-from harness.errors import ExitCode, KernelError, UsageError
-from harness.kernel.series import Patch, apply_series
+from harness.base.errors import HostError, SourceError, UsageError
+from harness.kernel.series import Series, fetch_thread, is_message_id, read_series
 
-LINES = "".join(f"/* line {number} */\n" for number in range(20))
+FROM = "From 0123456789012345678901234567890123456789 Mon Sep 17 00:00:00 2001\n"
 
 
-def git(directory: Path, *arguments: str) -> str:
-    argv = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+def mail(subject: str, body: str = "diff --git a/x b/x") -> str:
+    return f"{FROM}From: A <a@example.org>\nSubject: {subject}\n\n{body}\n-- \n2.39\n\n"
 
 
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What looks like Linux, at v1; nobody in particular is its user."""
-    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path / "runs"))
-    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
-        monkeypatch.setenv(name, os.devnull)
-    tree = make_fake_tree(tmp_path / "linux")
-    (tree / "init" / "main.c").write_text(f"void start(void) {{}}\n{LINES}")
-    git(tree, "init", "--quiet", "--initial-branch=main")
-    git(tree, "add", "--all")
-    git(tree, "commit", "--quiet", "--message=one")
-    git(tree, "tag", "v1")
-    return tree
+class Box:
+    """A mailbox, and a place for its mails."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "x.mbox"
+        self._directory = directory
+
+    def read(self, *mails: str) -> Series:
+        self.path.write_text("".join(mails))
+        return read_series(self.path, Path(tempfile.mkdtemp(dir=self._directory)))
+
+    def subjects(self, *mails: str) -> list[str]:
+        """Return the subjects of the patches to apply, in order."""
+        texts = (path.read_text() for path in self.read(*mails).mails)
+        return [text.partition("Subject: ")[2].partition("\n")[0] for text in texts]
 
 
 @pytest.fixture
-def patches(repository: Path, tmp_path: Path) -> Path:
-    """Two patches with a cover letter, as format-patch writes them; the repository is back at v1."""
-    for number in (3, 15):
-        file = repository / "init" / "main.c"
-        file.write_text(file.read_text().replace(f"line {number} ", f"line {number} changed "))
-        git(repository, "commit", "--quiet", "--all", f"--message=init: change line {number}")
-    directory = tmp_path / "patches"
-    git(repository, "format-patch", "--quiet", "--cover-letter", "-o", str(directory), "v1")
-    git(repository, "reset", "--quiet", "--hard", "v1")
-    return directory
-
-
-def mbox_of(patches: Path) -> Path:
-    mbox = patches.parent / "series.mbox"
-    mbox.write_text("".join(path.read_text() for path in sorted(patches.iterdir())))
-    return mbox
-
-
-def test_series_becomes_commits(repository: Path, patches: Path) -> None:
-    """From a directory or an mbox, less its cover letter: the same commits each time, with no user needed."""
-    before = git(repository, "for-each-ref"), git(repository, "status", "--porcelain")
-    applied = apply_series(repository, "v1", patches)
-    assert [patch.subject for patch in applied] == ["init: change line 3", "init: change line 15"]
-    assert apply_series(repository, "HEAD", mbox_of(patches)) == applied
-    assert "line 15 changed" in git(repository, "show", f"{applied[1].commit}:init/main.c")
-    assert (git(repository, "for-each-ref"), git(repository, "status", "--porcelain")) == before
-
-
-def test_conflict_is_named(repository: Path, patches: Path) -> None:
-    """Which patch, where, and what stands there instead; the next series applies again."""
-    file = repository / "init" / "main.c"
-    file.write_text(file.read_text().replace("line 15 ", "line 15 is another "))
-    git(repository, "commit", "--quiet", "--all", "--message=in the way")
-    with pytest.raises(KernelError) as error:
-        apply_series(repository, "HEAD", mbox_of(patches))
-    said = str(error.value)
-    assert "'init: change line 15' of series.mbox does not apply to HEAD" in said
-    assert "init/main.c" in said
-    assert "is another" in said
-    assert len(apply_series(repository, "v1", patches)) == 2
-
-
-def test_what_is_no_series(repository: Path, tmp_path: Path) -> None:
-    """Each wrong file is told apart."""
-    empty, rubbish = tmp_path / "empty", tmp_path / "rubbish.mbox"
-    empty.mkdir()
-    rubbish.write_text("hello\n")
-    for path, said in {
-        tmp_path / "nowhere": "there is no",
-        empty: "holds no patches",
-        rubbish: "holds no patch that git am understands",
-    }.items():
-        with pytest.raises(UsageError, match=said):
-            apply_series(repository, "v1", path)
-
-
-def run(repository: Path, *words: str) -> process.Completed:
-    argv = [sys.executable, "-m", "harness", "run", "--accel", "tcg", "--tree", str(repository), *words]
-    return process.run(argv, cwd=repository.parent)
+def box(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Box:
+    caplog.set_level(logging.INFO, logger="harness")
+    return Box(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("subjects", "chosen", "said"),
     [
-        (("--each",), "add --series FILE|DIR"),
-        (("--series", "patches", "--each", "--json"), "leave --json and --junit-xml out"),
-        (("--series", "patches", "--each", "--collect-only"), "leave --each out"),
-        (("--series", "nowhere"), "--series: there is no nowhere"),
-        (("--series", "patches", "--tree", "debian:7.3"), "debian:7.3 is a package without a history"),
-        (("--series", "patches", "--tree", "/"), "/ is not a git repository"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
-def test_wrong_words(repository: Path, patches: Path, words: tuple[str, ...], said: str) -> None:
-    """What does not go together is said before anything is applied."""
-    done = run(repository, *words)
-    assert said in done.stderr
-    assert done.status == ExitCode.USAGE
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="a run wants QEMU before it builds")
-def test_each_patch_is_judged(repository: Path, patches: Path) -> None:
-    """A patch that breaks the build is told from one that comes before it and one that mends it."""
-    git(repository, "am", "--quiet", *(str(path) for path in sorted(patches.glob("000[12]*"))))
-    for text in ("int broken = ;\n", ""):
-        file = repository / "init" / "main.c"
-        file.write_text(file.read_text().removesuffix("int broken = ;\n") + text)
-        git(repository, "commit", "--quiet", "--all", f"--message=init: {'break' if text else 'mend'} it")
-    series = patches.parent / "broken"
-    git(repository, "format-patch", "--quiet", "-o", str(series), "HEAD~2")
-    git(repository, "reset", "--quiet", "--hard", "HEAD~2")
-    done = run(repository, "--series", str(series), "--each", "--case", "probes/nodes/*", "--suite", "probes",
-               "--cpus", "1")  # fmt: skip
-    lines = done.stdout.splitlines()
-    assert lines[-2].startswith("1/2 ")
-    assert lines[-2].split()[2] == "untestable"
-    assert "init: break it" in lines[-2]
-    assert "init: mend it" in lines[-1]
-
-
-def test_words_for_each_run() -> None:
-    """The run of one patch gets everything but what is about the series and the tree."""
-    argv = [
-        "run",
-        "--tree",
-        "x",
-        "-k",
-        "a",
-        "--series=s",
-        "--each",
-        "--series",
-        "t",
-        "-n",
-        "0",
-        "--",
-        "--tree",
-    ]
-    assert series_runs.without_series(argv) == ["run", "-k", "a", "-n", "0", "--", "--tree"]
-
-
-def test_spec() -> None:
-    """A patch is a tree like any other."""
-    patch = Patch(commit="a" * 40, subject="x")
-    assert series_runs.spec_of(Path("/linux"), patch) == f"/linux@{'a' * 40}"
-
-
-ORDERLY = """\
-import signal, sys, time
-from pathlib import Path
-from harness.cli import main
-signal.signal(signal.SIGTERM, main._terminate)
-try:
-    Path(sys.argv[1]).touch()
-    time.sleep(60)
-except KeyboardInterrupt:
-    time.sleep(1)
-    Path(sys.argv[2]).touch()
-"""
-
-
-def test_a_run_of_a_series_ends_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has its VMs to stop and a report to write, which takes longer than other children have."""
-    started, ended = tmp_path / "started", tmp_path / "ended"
-
-    def interrupted(child: process.Process, deadline: Deadline) -> NoReturn:
-        monkeypatch.undo()
-        monkeypatch.setattr(process, "STOP_SECONDS", 0.1)
-        limit = Deadline.after(30)
-        while not started.exists() and not limit.expired:
-            time.sleep(0.01)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(itself, "argv", lambda words: [sys.executable, "-c", ORDERLY, started, ended])
-    monkeypatch.setattr(process.Process, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        series_runs._run(["run"])
-    assert ended.exists()
-
-
-@pytest.mark.parametrize(
-    ("statuses", "code"),
-    [
-        ((0, 0), ExitCode.GOOD),
-        ((0, 4), ExitCode.KERNEL),
-        ((3, 1), ExitCode.CASE_FAILED),
-        ((0, 127), ExitCode.INFRA),
-        ((120, 0), ExitCode.INFRA),
-        ((0, -9), ExitCode.INFRA),
-        ((None, 0), ExitCode.INFRA),
+        (["[PATCH] one"], [0], ""),
+        (["no tag"], [0], ""),
+        (["[PATCH 0/2] cover", "[PATCH 2/2] b", "[PATCH 1/2] a"], [2, 1], ""),
+        (["[PATCH 1/2] a", "Re: [PATCH 1/2] a", "[PATCH 2/2] b", "RE: [PATCH 2/2] b"], [0, 2], ""),
+        (["Re: [PATCH] only that"], [0], ""),
+        (
+            ["[PATCH 0/1] c", "[PATCH 1/1] a", "[PATCH v2 0/2] c", "[PATCH v2 1/2] x", "[PATCH v2 2/2] y"],
+            [3, 4],
+            "x.mbox has v1 and v2 of 'c': v2 is applied",
+        ),
+        (["[RFC PATCHv2] a", "[PATCH net,v10] a", "[PATCH] a"], [1], "v2 and v10 of 'a': v10 is applied"),
+        (["[v2,1/1] a", "[1/1] a"], [0], "v1 and v2 of 'a'"),
+        # A series and what it needs, of the same length or of another version.
+        (["[PATCH 1/1] a", "[PATCH 1/1] b"], [0, 1], ""),
+        (["[PATCH v3 1/1] a", "[PATCH 1/1] b"], [0, 1], ""),
+        # Delivered by two lists, or sent again.
+        (["[PATCH 1/2] a", "[PATCH 2/2] b", "[PATCH RESEND 1/2] a"], [2, 1], ""),
+        (["[PATCH 2/4] b", "[PATCH 3/4] c"], [0, 1], "x.mbox lacks patches 1/4, 4/4 of 'b'"),
+        (["[PATCH 1/2] [media] a", "[PATCH v2 1/2] [media] a", "[PATCH v2 2/2] b"], [1, 2], "v2 is applied"),
     ],
 )
-def test_the_worst_of_a_series(
-    statuses: tuple[int | None, ...],
-    code: ExitCode,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_patches_of_a_mailbox(
+    box: Box, subjects: list[str], chosen: list[int], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exit status that the harness never has is trouble on the host, not success."""
-    left = iter(statuses)
-    monkeypatch.setattr(series_runs, "_run", lambda words: next(left))
-    patches = [Patch(commit=letter * 40, subject=letter) for letter in "ab"]
-    assert series_runs.run_each(Path("/linux"), patches, ["run"]) is code
-    assert ("our fault" in capsys.readouterr().out) is bool({*statuses} - {0, 1, 4})
+    """Replies and cover letters are none; the newest version counts; the number decides the order."""
+    assert box.subjects(*map(mail, subjects)) == [subjects[number] for number in chosen]
+    assert (said in caplog.text) if said else not caplog.text
+
+
+def test_a_version_that_is_not_whole(box: Box) -> None:
+    """Whether the other patches of the older version belong to it is not known."""
+    said = "has v1 of 'b', and v2 without patches 1/3, 3/3 .*give it without one of the two"
+    with pytest.raises(UsageError, match=said):
+        box.read(
+            *(mail(f"[PATCH {number}] {t}") for number, t in (("1/3", "a"), ("2/3", "b"), ("v2 2/3", "b")))
+        )
+
+
+@pytest.mark.parametrize(
+    ("body", "base"),
+    [
+        ("base-commit: 0123456789ab", "0123456789ab"),
+        ("base-commit: 0123456789ab\r", "0123456789ab"),
+        ("> base-commit: 0123456789ab", ""),
+        ("the base-commit: 0123456789ab", ""),
+        ("base-commit: v7.3", ""),
+    ],
+)
+def test_base_commit(box: Box, body: str, base: str) -> None:
+    """It is in the cover letter, or in a patch; not in a reply."""
+    assert box.read(mail("[PATCH 0/1] c", body), mail("[PATCH 1/1] a")).base == base
+    assert box.read(mail("[PATCH 0/1] c"), mail("[PATCH 1/1] a", body)).base == base
+    assert not box.read(mail("Re: [PATCH 0/1] c", body), mail("[PATCH 1/1] a")).base
+
+
+@pytest.mark.parametrize(
+    "subject", ["=?utf-8?q?=5BPATCH_1/1=5D_=C3=A4?=", "=?nonsense?b?4?=", "=?utf-8?b?/?=", "[PATCH", ""]
+)
+def test_subjects_of_any_kind(box: Box, subject: str) -> None:
+    """An encoding that is wrong or unknown is no reason to leave a patch out."""
+    assert len(box.read(mail(subject)).mails) == 1
+
+
+def test_nothing_to_apply(box: Box) -> None:
+    with pytest.raises(UsageError, match="has a cover letter and no patches"):
+        box.read(mail("[PATCH 0/2] c"))
+    box.path.write_bytes(b"")
+    with pytest.raises(UsageError, match="cannot be read: "):
+        box.read()
+
+
+@pytest.mark.parametrize(
+    ("word", "is_id"),
+    [
+        ("20261130.a-b.1@example.org", True),
+        ("<20261130@example.org>", True),
+        ("https://lore.kernel.org/r/20261130@example.org/", True),
+        ("v2.mbox", False),
+        ("patches/v2@next.mbox", False),
+        ("there@here", False),
+    ],
+)
+def test_message_ids(word: str, is_id: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is a file, whatever its name."""
+    monkeypatch.chdir(tmp_path)
+    Path("there@here").touch()
+    assert is_message_id(word) is is_id
+
+
+def fake_b4(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    tool = directory / "bin" / "b4"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\n{body}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+
+
+def test_a_thread_that_b4_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves the patches and the cover letter in two files, as b4 0.16 does."""
+    patch, cover = mail("[PATCH 1/1] a"), mail("[PATCH 0/1] c", "base-commit: 0123456789ab")
+    files = f"printf %s '{patch}' >$3/$5.mbx; printf %s '{cover}' >$3/$5.cover"
+    fake_b4(tmp_path, monkeypatch, f"[ $1-$7 = am-1@x ] || exit 3; mkdir -p $3; {files}")
+    fetched = fetch_thread("1@x", tmp_path)
+    assert fetched.name == "thread-of-1@x"
+    place = tmp_path / "mails"
+    place.mkdir()
+    series = read_series(fetched, place)
+    assert (len(series.mails), series.base) == (1, "0123456789ab")
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_thread_that_b4_does_not_find(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last line says why, whatever its exit status."""
+    fake_b4(tmp_path, monkeypatch, f"echo 'CRITICAL: Could not find it' >&2; exit {status}")
+    with pytest.raises(SourceError, match="b4 found no series for 1@x: Could not find it"):
+        fetch_thread("1@x", tmp_path)
+
+
+def test_without_b4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match=r"no file 1@x, .* takes b4 \(install b4, or give the mbox\)"):
+        fetch_thread("1@x", tmp_path)

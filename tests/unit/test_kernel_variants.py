@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import paths
-from harness.errors import NotApplicable, NotRefused, UsageError
+from harness.base import paths
+from harness.base.errors import NotApplicable, NotRefused, UsageError
+from harness.kernel.arch import ARCHES
 from harness.kernel.kconfig import ResolvedConfig, find_fragment, read_fragment
 from harness.kernel.symbols import KconfigFiles
 from harness.kernel.variants import ConfigPlan, Dialect, find_dialect, load_catalogue, plan_config, prove
@@ -87,14 +88,15 @@ def test_an_addon_knows_better_of_what_it_says_it_overrides(tmp_path: Path) -> N
     assert (plan.settings["SMP"].path.name, plan.has_one_processor) == ("kunit.config", True)
     plain = dataclasses.replace(catalogue.addon("kunit"), overrides=())
     strict = dataclasses.replace(catalogue, addons={"kunit": plain})
-    with pytest.raises(UsageError, match=r"asks for CONFIG_SMP=n but .*base\.config:5 asks for CONFIG_SMP=y"):
+    with pytest.raises(UsageError, match=r"asks for CONFIG_SMP=n but .*base\.config:4 asks for CONFIG_SMP=y"):
         plan_config(strict, variant, symbols, addons=["kunit"])
 
 
 def test_every_fragment_named_exists_and_none_is_left_over() -> None:
     """variants.yaml and the directory agree."""
     catalogue = load_catalogue()
-    named = {*catalogue.base, "noiommu", "noiommu-group", "noiommu-cdev", "no-noiommu"}
+    named = {*catalogue.base, *(arch.fragment for arch in ARCHES.values())}
+    named |= {"noiommu", "noiommu-group", "noiommu-cdev", "no-noiommu"}
     named |= {f for v in catalogue.variants.values() for f in v.fragments}
     named |= {f for a in catalogue.addons.values() for f in a.fragments}
     for name in named:
@@ -324,6 +326,17 @@ def test_users_fragment_with_an_unknown_symbol(tmp_path: Path) -> None:
             symbols_of(tmp_path, MERGED),
             extra=[read_fragment(theirs)],
         )
+
+
+@pytest.mark.parametrize("symbol", ["PRINTK", "PRINTK_TIME", "SERIAL_8250_CONSOLE", "BUG", "TTY"])
+def test_users_fragment_cannot_silence_the_kernel(tmp_path: Path, symbol: str) -> None:
+    """A kernel without one of these would run cases while nobody sees its splats."""
+    theirs = tmp_path / "mine.config"
+    theirs.write_text(f"# CONFIG_{symbol} is not set\n", encoding="utf-8")
+    catalogue, symbols = load_catalogue(), symbols_of(tmp_path, MERGED)
+    message = rf"mine\.config:1 asks for CONFIG_{symbol}=n .*\.config:\d+ asks for CONFIG_{symbol}=y"
+    with pytest.raises(UsageError, match=message):
+        plan_config(catalogue, catalogue.variant("group"), symbols, extra=[read_fragment(theirs)])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Arch: everything that differs between architectures, one row each.
+
+A new architecture is a row in ARCHES, its kconfig fragment and, in harness/machine/splats.yaml, the messages
+that only its kernels print.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from harness.base.errors import InfraError, UsageError, nearest
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Iommu:
+    """A device model of QEMU that is an IOMMU."""
+
+    feature: str
+    """The feature of guest/needs.py that it stands for."""
+    on_pci: bool
+    """Whether it takes a bus and a slot."""
+    needs_split_irqchip: bool
+    """Whether it remaps interrupts, which KVM's own interrupt controller does not allow."""
+    symbols: tuple[str, ...]
+    """What a kernel must have =y to drive it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Slots:
+    """Which slots of the first root complex are used for what."""
+
+    topology: range
+    network: int
+    ports: int
+    panic: int
+    root: range
+    """The slots for the disks or shares of the root file system."""
+    shares: int
+    """The slot whose functions are the directories that a user shares."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupts:
+    """How to read the interrupt controller of a vCPU from QEMU's monitor."""
+
+    title: str
+    command: str
+    """A command of the human monitor, to be formatted with `cpu`."""
+    in_service: re.Pattern[str]
+    """Matches the line that lists the interrupts in service; group 1 is the list."""
+
+    def parse(self, printed: str) -> frozenset[str]:
+        """Return the interrupts in service, from what *command* printed."""
+        line = self.in_service.search(printed)
+        return frozenset(re.findall(r"\d+", line[1])) if line else frozenset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BootSector:
+    """A guest of a few instructions that makes QEMU exit with a special status, which proves that it ran."""
+
+    code: bytes
+    """The first bytes of a virtio disk."""
+    device: str
+    """The device with which it makes QEMU exit."""
+    status: int
+
+
+# Rows are compared by identity: mappings have no hash.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Arch:
+    """One architecture: its kernels, its QEMU machine and how its kernels report trouble."""
+
+    name: str
+    """The name that uname(1) prints on such a host, and that Jobs and results use."""
+
+    # Kernel.
+    kbuild: str
+    """The value of ARCH."""
+    source: str
+    """Its directory below arch/ in the source."""
+    image: str
+    """The file that boots, relative to the O= directory; its name is the make target."""
+    triplet: str
+    """The GNU triplet: the cross prefix without its dash, and Debian's directory for its headers."""
+    fragment: str
+    """Its kconfig fragment, applied right after the base."""
+    elf_machine: int
+    """EM_* of include/uapi/linux/elf-em.h."""
+    packed_image: tuple[int, bytes, str]
+    """Offset and bytes by which its compressed boot image is known, and what people call that."""
+    debugged: tuple[str, ...]
+    """Objects of its own in which debuggers need types; see harness/kernel/debugfile.py."""
+    vmcoreinfo: str
+    """VMCOREINFO of a kernel that was not moved, but for its release; symbols in braces are its addresses."""
+    required: tuple[str, ...]
+    """What a kernel must have =y to boot on the machine below and be heard; see kconfigs/required.yaml."""
+
+    # QEMU.
+    qemu: str
+    qemu_package: str
+    """Debian's package of that program."""
+    machine: Mapping[str, str | bool]
+    """Type and properties of `-machine`."""
+    machine_properties: frozenset[str]
+    """The properties that a topology may set; `-machine TYPE,help` does not list all of them."""
+    firmware: str | None
+    """Firmware that boots faster than the default one and leaves the PCI buses to the kernel."""
+    cpu: Mapping[str, str]
+    """Accelerator -> CPU model."""
+    kvm_hosts: tuple[str, ...]
+    """Hosts, as uname(1) names them, whose KVM can run it."""
+    iommus: Mapping[str, Iommu]
+    """The IOMMUs by device model."""
+    slots: Slots
+    panic_device: str
+    """The device through which a kernel that panicked tells QEMU."""
+    interrupts: Interrupts
+    boot_sector: BootSector
+
+    # The running kernel.
+    console: str
+    """The console device of the kernel command line."""
+    emulated_args: tuple[str, ...]
+    """Kernel arguments for a slow, emulated machine."""
+    program_counter: str
+    """A regular expression for what stands before the function name in a register dump."""
+
+    @property
+    def image_name(self) -> str:
+        """The boot image's file name, which is also its make target."""
+        return self.image.rpartition("/")[2]
+
+    @property
+    def cross_compile(self) -> str:
+        """The value of CROSS_COMPILE; empty where this host's own compiler will do."""
+        return "" if platform.machine() == self.name else f"{self.triplet}-"
+
+
+_DEBUG_EXIT_PORT, _DEBUG_EXIT_VALUE = 0x501, 0x2A
+
+_X86_64 = Arch(
+    name="x86_64",
+    kbuild="x86_64",
+    source="x86",
+    # Entered through PVH: no decompressor, no real mode.
+    image="vmlinux",
+    triplet="x86_64-linux-gnu",
+    fragment="arch-x86_64",
+    elf_machine=62,
+    # Documentation/arch/x86/boot.rst: the setup header.
+    packed_image=(0x202, b"HdrS", "bzImage"),
+    debugged=("arch/x86/kernel/setup_percpu.o", "arch/x86/kernel/process.o"),
+    # arch/x86/kernel/vmcore_info_64.c; the last symbol says whether the page tables have five levels.
+    vmcoreinfo="PAGESIZE=4096\nKERNELOFFSET=0\nNUMBER(phys_base)=0\n"
+    "SYMBOL(swapper_pg_dir)={init_top_pgt:x}\nSYMBOL(__pgtable_l5_enabled)={__pgtable_l5_enabled:x}\n",
+    required=("64BIT", "PVH", "ACPI", "SERIAL_8250", "SERIAL_8250_CONSOLE"),
+    qemu="qemu-system-x86_64",
+    qemu_package="qemu-system-x86",
+    machine=MappingProxyType({"type": "q35", "sata": False, "smbus": False, "vmport": False, "i8042": False}),
+    machine_properties=frozenset(
+        {
+            *("kernel-irqchip", "default-bus-bypass-iommu", "vmport", "smm", "hpet", "pit", "sata"),
+            *("smbus", "i8042", "usb"),
+        }
+    ),
+    # 0.15 s faster than SeaBIOS under TCG.
+    firmware="qboot.rom",
+    # Page tables of five levels cost an emulator one more level at every miss.
+    cpu=MappingProxyType({"kvm": "host", "tcg": "max,la57=off"}),
+    kvm_hosts=("x86_64",),
+    iommus=MappingProxyType(
+        {
+            "intel-iommu": Iommu(
+                feature="viommu-intel",
+                on_pci=False,
+                needs_split_irqchip=True,
+                symbols=("INTEL_IOMMU", "INTEL_IOMMU_DEFAULT_ON", "IRQ_REMAP"),
+            ),
+            "amd-iommu": Iommu(
+                feature="viommu-amd",
+                on_pci=False,
+                needs_split_irqchip=True,
+                symbols=("AMD_IOMMU", "IRQ_REMAP"),
+            ),
+            "virtio-iommu-pci": Iommu(
+                feature="viommu-virtio", on_pci=True, needs_split_irqchip=False, symbols=("VIRTIO_IOMMU",)
+            ),
+        }
+    ),
+    # 0x00 is the host bridge, 0x01 goes to amd-iommu's own PCI function, 0x1f is the ICH9.
+    slots=Slots(
+        topology=range(0x02, 0x18),
+        network=0x18,
+        ports=0x19,
+        panic=0x1A,
+        root=range(0x1B, 0x1E),
+        shares=0x1E,
+    ),
+    panic_device="pvpanic-pci",
+    interrupts=Interrupts(
+        title="local APIC", command="info lapic {cpu}", in_service=re.compile(r"^ISR\b(.*)$", re.MULTILINE)
+    ),
+    boot_sector=BootSector(
+        code=(
+            bytes((0xBA, _DEBUG_EXIT_PORT & 0xFF, _DEBUG_EXIT_PORT >> 8))  # mov dx, 0x501
+            + bytes((0xB0, _DEBUG_EXIT_VALUE))  # mov al, 0x2a
+            + b"\xee"  # out dx, al
+            + b"\xf4\xeb\xfd"  # halt for ever if the write did not end QEMU
+        ).ljust(510, b"\0")
+        + b"\x55\xaa",
+        device=f"isa-debug-exit,iobase={_DEBUG_EXIT_PORT:#x},iosize=1",
+        # QEMU hw/misc/debugexit.c.
+        status=(_DEBUG_EXIT_VALUE << 1) | 1,
+    ),
+    console="ttyS0",
+    emulated_args=(
+        "no_timer_check",  # counts ticks against the TSC; on a busy host: "timer doesn't work" and a panic
+        # A vCPU that is slow to answer makes the clocksource watchdog wait for it with interrupts off.  While
+        # jiffies are the clock, early in boot, that wait has no end, and a vCPU that is in stop_machine() to
+        # switch the clock never answers: Linux 7.3 hangs (kernel/time/clocksource.c watchdog_wait_seq(); seen
+        # in 1 boot of some 100).  Emulated TSCs all show the host's clock anyway.
+        "tsc=nowatchdog",
+    ),
+    program_counter=r"RIP: \w+:",
+)
+
+ARCHES: Mapping[str, Arch] = MappingProxyType({arch.name: arch for arch in (_X86_64,)})
+"""Every architecture the harness knows, by name."""
+
+IOMMUS: Mapping[str, Iommu] = MappingProxyType(
+    {driver: iommu for arch in ARCHES.values() for driver, iommu in arch.iommus.items()}
+)
+"""Every device model that is an IOMMU on some architecture."""
+
+
+def find_arch(name: str) -> Arch:
+    """Return the architecture called *name*; UsageError names the nearest one."""
+    if name not in ARCHES:
+        raise UsageError(f"there is no architecture {name!r}", hint=nearest(name, ARCHES))
+    return ARCHES[name]
+
+
+def host_arch() -> Arch:
+    """Return the architecture of this host; InfraError if the harness does not know it."""
+    name = platform.machine()
+    if name not in ARCHES:
+        raise InfraError(f"hosts of the architecture {name} are not supported")
+    return ARCHES[name]
