@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Give a finished kernel debug information for the code that is tested, for drgn and gdb.
+
+A whole kernel with -g costs as much as a build.  Instead a copy of its build tree gets the objects of
+DEBUGGED once more, by the commands that kbuild recorded and with -g, and is linked again: the same code at
+the same addresses, which is proved by comparing System.map.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import shutil
+import string
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from harness.base import paths, process
+from harness.base.deadline import Deadline
+from harness.base.errors import HostError
+from harness.base.host import usable_cpus
+from harness.kernel.build import BuildTree, build_tree_of
+from harness.kernel.elf import find_symbols
+from harness.kernel.kconfig import ResolvedConfig
+from harness.kernel.lines import recorded_line
+from harness.kernel.make import Make
+from harness.kernel.plan import KernelPlan
+from harness.kernel.ready import ReadyKernel
+from harness.kernel.relatives import copy_objects
+from harness.kernel.store import OURS, Built, find_built, provide_entry
+
+DEBUGGED = (
+    *("drivers/vfio", "drivers/vfio/pci", "drivers/iommu/iommufd"),
+    *("kernel/sched/core.o", "kernel/locking/mutex.o", "kernel/locking/rwsem.o", "kernel/pid.o"),
+    *("init/init_task.o", "fs/file.o", "fs/namespace.o", "lib/xarray.o", "mm/page_alloc.o", "mm/slub.o"),
+    "kernel/module/main.o",
+)
+"""Directories, without those below them, and single objects: what is tested, and what drgn's helpers ask."""
+
+_SYMBOLS = "System.map"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DebugInformation:
+    """What a debugger needs to read the memory of a kernel."""
+
+    program: Path
+    """The kernel's ELF file."""
+    modules: tuple[Path, ...] = ()
+    vmcoreinfo: str = ""
+    """What the kernel would write into VMCOREINFO, for one that does not.
+
+    Empty where that is not known: KASLR moves a kernel.
+    """
+
+
+def _entry(key: str) -> Path:
+    """Return the directory with the debug information of the kernel *key*, there or not."""
+    # Not the name alone, which is that of the lock: VMs hold their kernel.
+    return paths.cache_dir() / "debug" / f"debug-{key}"
+
+
+def _information(vmlinux: Path, built: Built) -> DebugInformation:
+    modules = tuple(sorted(vmlinux.parent.glob("*.ko")))
+    config = ResolvedConfig.parse(built.config.read_text(encoding="utf-8"))
+    form = built.arch.vmcoreinfo
+    names = {name for _, name, _, _ in string.Formatter().parse(form) if name}
+    symbols = find_symbols(vmlinux, names)
+    if config.get("RANDOMIZE_BASE") == "y" or names - symbols.keys():
+        return DebugInformation(program=vmlinux, modules=modules)
+    text = f"OSRELEASE={built.release}\n{form.format(**symbols)}"
+    return DebugInformation(program=vmlinux, modules=modules, vmcoreinfo=text)
+
+
+def symbols_only(built: Built) -> DebugInformation:
+    """Return the kernel *built* as it ran, with symbols but without types and lines."""
+    return DebugInformation(program=built.vmlinux)
+
+
+def find_debug_information(built: Built) -> DebugInformation | None:
+    """Return what there is for the kernel *built*; None if it must be made."""
+    made = _entry(built.digest) / "vmlinux"
+    return _information(made, built) if made.is_file() else None
+
+
+def provide_debug_information(plan: KernelPlan | ReadyKernel, deadline: Deadline) -> DebugInformation:
+    """Return what debugs the kernel of *plan*, which is in the store; made once.
+
+    A kernel that was handed in is taken as it is.  Raises HostError with the reason when there is none.
+    """
+    if isinstance(plan, ReadyKernel):
+        if plan.config.get("DEBUG_INFO") != "y":
+            raise HostError("this kernel was handed in without debug information (CONFIG_DEBUG_INFO)")
+        return _information(plan.built.vmlinux, plan.built)
+
+    def waiting() -> None:
+        if deadline.expired:
+            raise HostError("another process has been building from the same source all the time")
+
+    def make(partial: Path) -> None:
+        with plan.tree.held(waiting):
+            _make(plan, partial, deadline)
+
+    busy = f"another process is making the debug information of {plan.tree.label}"
+    provide_entry(_entry(plan.key), busy, make, waiting)
+    built = find_built(plan.key)
+    if built is None:
+        raise HostError("the kernel is not in the store any more")
+    return _information(_entry(plan.key) / "vmlinux", built)
+
+
+def _make(plan: KernelPlan, target: Path, deadline: Deadline) -> None:
+    objects = build_tree_of(plan.tree.path, plan.config)
+    if not objects.facts.finished or objects.is_under_way:
+        raise HostError(f"the objects of this kernel are gone: {objects.path} holds no finished build")
+    copy = objects.path.with_name(f"{OURS}debug-{plan.key[:16]}")
+    shutil.rmtree(copy, ignore_errors=True)
+    try:
+        if not copy_objects(objects.path, copy, copy):
+            raise HostError(f"the objects of this kernel cannot be copied to {copy}")
+        BuildTree(copy).disown()
+        found = sorted(set(_debugged(copy, (*DEBUGGED, *plan.arch.debugged))))
+        with concurrent.futures.ThreadPoolExecutor(usable_cpus()) as pool:
+            list(pool.map(lambda path: _compile(copy, path, deadline), found))
+        _link(plan, BuildTree(copy))
+        if (copy / _SYMBOLS).read_bytes() != (objects.path / _SYMBOLS).read_bytes():
+            raise HostError("the kernel with debug information differs from the one that ran")
+        shutil.copy2(copy / "vmlinux", target)
+        for path in _modules(copy, found):
+            shutil.copy2(path, target)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _debugged(copy: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Yield the objects that *names* stands for, as DEBUGGED does, that were compiled from C."""
+    for name in names:
+        paths = [copy / name] if name.endswith(".o") else (copy / name).glob("*.o")
+        yield from (path for path in paths if path.with_name(f".{path.name}.cmd").is_file())
+
+
+def _compile(copy: Path, path: Path, deadline: Deadline) -> None:
+    """Compile the object *path* of the build tree *copy* again, in place, as kbuild does."""
+    command = recorded_line(path.with_name(f".{path.name}.cmd").read_text(encoding="utf-8"))
+    if f" -c -o {path.relative_to(copy)} " not in command:
+        return  # linked from others
+    path.unlink()
+    command = command.replace(" -c -o ", " -g -c -o ", 1)
+    done = process.run(["sh", "-c", command], cwd=copy, deadline=deadline)
+    done.check(f"cannot compile {path.relative_to(copy)} again")
+
+
+def _link(plan: KernelPlan, copy: BuildTree) -> None:
+    log = copy.path / "debug.log"
+    log.touch()
+    make = Make(
+        tree=plan.tree.path, log=log, arch=plan.arch, toolchain=plan.toolchain, compilers=usable_cpus()
+    )
+    targets = ["vmlinux", "modules"] if plan.config.modular else ["vmlinux"]
+    make.run([f"O={copy.path}", "LOCALVERSION=", *targets], what="linking with debug information")
+
+
+def _modules(copy: Path, objects: list[Path]) -> Iterator[Path]:
+    """Yield the modules that were linked from one of *objects*."""
+    again = {os.fspath(path.relative_to(copy)) for path in objects}
+    for listed in copy.rglob("*.mod"):
+        if again & set(listed.read_text(encoding="utf-8").split()) and listed.with_suffix(".ko").is_file():
+            yield listed.with_suffix(".ko")
