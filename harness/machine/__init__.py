@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From a Machine, which is a value, to a VM, which runs."""
+"""Machine, a value that describes a VM, and VM, which runs one."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The console of a VM: its log file, and what the kernel said in it.
+"""The console of a VM: its log file and the splats in it.
 
-QEMU writes the log; here it is only read.  Reading is incremental, so that asking after every case is cheap.
+QEMU writes the log; this module only reads it, incrementally, so that searching it after every case is cheap.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import io
 import time
 from pathlib import Path
 
-from harness.deadline import Deadline
+from harness.base.deadline import Deadline
 from harness.machine.splat import Detector, Splat
+from harness.machine.splatpolicy import message_of
 
-_POLL_SECONDS = 0.002
-"""Waited for after every case, so that a longer one is felt: 20 ms took 4 % of a run of short cases."""
+POLL_SECONDS = 0.002
+"""Pause between two reads of the console; short, because every case ends with such a wait: 20 ms cost 4 % of
+a run of short cases.
+"""
 
 _TAIL_BYTES = 64 * 1024
 
 
 class Console:
-    """The log file of one VM's serial port."""
+    """The log file of one VM's console."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,14 +32,14 @@ class Console:
 
     @property
     def size(self) -> int:
-        """Bytes so far; a position to look for splats from."""
+        """Bytes so far; a position for splats() to start at."""
         try:
             return self.path.stat().st_size
         except FileNotFoundError:
             return 0
 
     def text(self, since: int = 0) -> str:
-        """What was written from byte *since* on."""
+        """Return the text from byte *since* on."""
         try:
             with self.path.open("rb") as file:
                 file.seek(since)
@@ -45,40 +48,47 @@ class Console:
             return ""
 
     def tail(self, lines: int = 40) -> tuple[str, ...]:
-        """The last *lines* lines."""
+        """Return the last *lines* lines."""
         return tuple(self.text(max(0, self.size - _TAIL_BYTES)).splitlines()[-lines:])
 
     def splats(self, since: int = 0) -> tuple[Splat, ...]:
-        """The splats that began at byte *since* or later."""
+        """Return the splats that began at byte *since* or later."""
         self._advance()
         return tuple(splat for splat in self._detector.splats if splat.offset >= since)
 
     @property
-    def case(self) -> str | None:
-        """The case that runs now, by the console's own account."""
-        self._advance()
-        return self._detector.case
-
-    @property
     def settled(self) -> bool:
-        """Whether the kernel is not in the middle of a splat."""
+        """Whether the kernel is not printing a splat."""
         self._advance()
         return self._detector.settled
 
-    def wait_for(self, text: str, deadline: Deadline, since: int = 0) -> bool:
-        """Wait until *text* stands on the console from byte *since* on; False when it does not by *deadline*.
+    def wait_for(self, text: str, deadline: Deadline, since: int = 0, *, pause: float = POLL_SECONDS) -> bool:
+        """Wait until the console has *text* at byte *since* or later; return False at *deadline*.
 
-        The kernel prints from a thread of its own: what it said during a case is complete only when the
-        message that ended the case has arrived too.
+        The kernel prints from a thread of its own: its messages during a case are complete only when the
+        message that ends the case has arrived too.
         """
         while text not in self.text(since):
             if deadline.expired:
                 return False
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
         return True
 
+    def hears(self, message: str, deadline: Deadline, since: int = 0) -> bool:
+        """Wait until the kernel printed *message*, with a time stamp, at byte *since* or later.
+
+        Returns False at *deadline*: whatever else the kernel printed since then may be lost as well.
+        """
+        while True:
+            text = self.text(since)
+            if any(message_of(line) == message for line in text.splitlines() if message in line):
+                return True
+            if deadline.expired:
+                return False
+            time.sleep(POLL_SECONDS)
+
     def finish(self) -> None:
-        """Take the last line even if nothing ended it; call when QEMU is gone."""
+        """Read the last line even without its newline; call it when QEMU is gone."""
         self._advance(whole=False)
 
     def _advance(self, *, whole: bool = True) -> None:

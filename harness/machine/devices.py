@@ -1,27 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The values a machine's buses are described with: Device, Backend, Topology, Location.
+"""The values that describe a machine's buses: Device, Backend, Topology, Location.
 
-They know which QEMU words describe them, where each device will be found in the guest and which needs of the
-cases they satisfy.  They read nothing and start nothing.
+They give their QEMU options, where the guest will see each device, and the features that cases may need.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-from harness.errors import UsageError, nearest
+from harness.kernel.arch import IOMMUS
 
 ROOT_BUS = "pcie.0"
-"""The name q35 gives its root complex (QEMU hw/pci-host/q35.c)."""
-
-IOMMU_DRIVERS = {
-    "intel-iommu": "viommu-intel",
-    "amd-iommu": "viommu-amd",
-    "virtio-iommu-pci": "viommu-virtio",
-}
-"""Each device model that is an IOMMU, and the feature it stands for."""
+"""The name that QEMU gives the first root complex."""
 
 BRIDGES = frozenset(
     {"pcie-root-port", "ioh3420", "pxb-pcie", "pcie-pci-bridge", "x3130-upstream", "xio3130-downstream"}
@@ -33,16 +25,16 @@ Props = Mapping[str, str | int | bool]
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class Location:
-    """Where a PCI function sits, told by slots and not by bus numbers, which the guest hands out itself."""
+    """Where a PCI function sits: by slots, because the guest chooses the bus numbers."""
 
     root: int
     """Number of the root bus: 0, or the `bus_nr` of a pxb-pcie."""
     path: tuple[tuple[int, int], ...]
-    """(slot, function) of each bridge on the way, and of the device itself last."""
+    """(slot, function) of each bridge on the way and last of the device itself."""
 
     @property
     def bdf(self) -> str | None:
-        """The address in the guest, None behind a bridge: there the guest chooses the bus number."""
+        """The address in the guest; None behind a bridge, where the guest chooses the bus number."""
         if len(self.path) != 1:
             return None
         slot, function = self.path[0]
@@ -59,14 +51,14 @@ class Device:
     id: str
     driver: str
     bus: str | None
-    """The bus it is plugged into; None for a device that is not on a PCI bus (intel-iommu, amd-iommu)."""
+    """The bus it is plugged into; None for a device that is not on a PCI bus."""
     addr: tuple[int, int]
     """Slot and function; (-1, 0) when `bus` is None."""
     props: Props
     pci: str | None
-    """`vendor:device` that the guest must see; None for bridges and IOMMUs, which are not compared."""
+    """The `vendor:device` that the guest must see; None for bridges and IOMMUs, which are not compared."""
     plugged: bool
-    """Present at boot; otherwise the host plugs it when a case asks."""
+    """Whether it is present at boot; otherwise it is plugged in when a case requests it."""
     line: int
     """Where the file declares it, for messages."""
 
@@ -76,10 +68,10 @@ class Device:
 
     @property
     def is_iommu(self) -> bool:
-        return self.driver in IOMMU_DRIVERS
+        return self.driver in IOMMUS
 
     def arguments(self) -> dict[str, str]:
-        """Driver, id, place and properties as QEMU wants them, on a command line and in device_add alike."""
+        """Return driver, id, bus, slot and properties for `-device` and device_add alike."""
         words = {"driver": self.driver, "id": self.id}
         if self.bus is not None:
             words["bus"] = self.bus
@@ -90,11 +82,11 @@ class Device:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """The host's end of a device: a `-netdev` or a `-blockdev`."""
+    """The host side of a device: a `-netdev` or a `-blockdev`."""
 
     option: str
     props: Props
-    """In QEMU's order: `type` or `driver` first."""
+    """The properties in QEMU's order: `type` or `driver` first."""
     line: int
 
     @property
@@ -104,29 +96,31 @@ class Backend:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """What hangs on the machine's buses."""
+    """The devices on the machine's buses."""
 
     name: str
+    text: str = dataclasses.field(repr=False)
+    """The YAML it was read from, all of it."""
+    where: str = dataclasses.field(compare=False)
+    """Where the text is from, for messages: the path of a file on this host, or a name."""
     summary: str
-    path: Path
     min_memory: int
-    """MiB; less makes this topology useless."""
+    """The least guest memory that this topology can be used with, in MiB."""
     claims: frozenset[str]
     machine: Props
-    """Properties of the q35 machine."""
+    """Properties of the QEMU machine."""
     kernel_args: tuple[str, ...]
     backends: tuple[Backend, ...]
     devices: tuple[Device, ...]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its text, in hex."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
     def device(self, device_id: str) -> Device:
-        """The device called *device_id*; UsageError names the nearest one."""
-        for device in self.devices:
-            if device.id == device_id:
-                return device
-        raise UsageError(
-            f"topology {self.name!r} has no device {device_id!r}",
-            hint=nearest(device_id, (device.id for device in self.devices)),
-        )
+        """Return the device called *device_id*."""
+        return next(device for device in self.devices if device.id == device_id)
 
     @property
     def iommu(self) -> Device | None:
@@ -134,7 +128,7 @@ class Topology:
 
     @property
     def has_more_roots(self) -> bool:
-        """Whether there are root complexes beside the first, whose windows only SeaBIOS sets up."""
+        """Whether there are further root complexes, whose windows only the default firmware sets up."""
         return any(device.driver == "pxb-pcie" for device in self.devices)
 
     @property
@@ -143,7 +137,7 @@ class Topology:
         return tuple(d for d in self.devices if not d.is_bridge and not d.is_iommu)
 
     def location(self, device: Device) -> Location:
-        """Where *device* will be found in the guest."""
+        """Return where the guest will see *device*."""
         path = [device.addr]
         while device.bus not in (None, ROOT_BUS):
             device = self.device(str(device.bus))
@@ -166,8 +160,7 @@ class Topology:
     def features(self) -> frozenset[str]:
         """The features of guest/needs.py that hold on this topology.
 
-        A mixed machine is not `viommu`: that means every device sits behind one, and the cases about devices
-        that do not are what a mixed machine is for.
+        A mixed machine is not `viommu`, which means that every device is behind the IOMMU.
         """
         return self.claims | frozenset(self._implied())
 
@@ -178,7 +171,7 @@ class Topology:
             yield "mixed"
         elif True in sides and self.iommu is not None:
             yield "viommu"
-            yield IOMMU_DRIVERS[self.iommu.driver]
+            yield IOMMUS[self.iommu.driver].feature
         drivers = [device.driver for device in present]
         yield from {"edu", "igb", "nvme"} & set(drivers)
         if drivers.count("edu") >= 2:
@@ -197,7 +190,7 @@ class Topology:
 
 
 def qemu_value(value: str | int | bool) -> str:
-    """A YAML value in QEMU's spelling; a comma inside is doubled as QEMU's option parser wants it."""
+    """Return a YAML value as QEMU's option parser wants it: commas are doubled."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value).replace(",", ",,")

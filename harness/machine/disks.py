@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Read-only disks for guests: erofs images, each made once from files of this host and cached by its content.
+"""Read-only disks for guests: erofs images, each made once from files of this host and named by its content.
 
 erofs, uncompressed: it is read-only by nature, its image is the files end to end (60 MB take 0.2 s to make),
 and an emulated processor has nothing to unpack.  Equal contents give equal bytes.
@@ -15,37 +15,55 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from harness import paths, process
-from harness.deadline import Deadline
-from harness.errors import InfraError
-from harness.locks import locked, shared
+from harness.base import paths, process
+from harness.base.deadline import Deadline
+from harness.base.errors import HostError
+from harness.base.locks import locked, shared
 
 RECIPE = 1
-"""Raise it when the same contents begin to give another image."""
+"""Raise it when the same contents give another image."""
 
 _UUID = "76f10000-0000-4000-8000-000000000000"
-"""Any will do, as long as it is always the same."""
+"""Any value that is always the same."""
 
 _MAKE_SECONDS = 300.0
 
 
 def digest_of(parts: Iterable[str]) -> str:
-    """The digest that names a disk made from *parts*."""
+    """Return the digest that names a disk made from *parts*."""
     return hashlib.sha256("\0".join((str(RECIPE), *parts)).encode(errors="surrogateescape")).hexdigest()[:24]
 
 
-def provide_disk(kind: str, digest: str, fill: Callable[[Path], None]) -> Path:
-    """The image of *kind* that *digest* names; when it is not in the cache, *fill* puts its files somewhere.
+def images_dir() -> Path:
+    """Return the directory of all disks in the store."""
+    return paths.cache_dir() / "images"
 
-    Made beside and renamed, so that an image that exists is whole.  Raises InfraError when it cannot be made.
-    """
-    image = paths.cache_dir() / "images" / f"{kind}-{digest}.erofs"
+
+def disk_path(kind: str, digest: str) -> Path:
+    """Return where the store has, or would have, the image of *kind* that *digest* names."""
+    return images_dir() / f"{kind}-{digest}.erofs"
+
+
+def find_disk(kind: str, digest: str) -> Path | None:
+    """Return the image of *kind* that *digest* names; None when it is not in the store."""
+    image = disk_path(kind, digest)
     if not image.is_file():
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(image)
+    return image
+
+
+def provide_disk(kind: str, digest: str, fill: Callable[[Path], None]) -> Path:
+    """Return the image of *kind* that *digest* names; if it is not in the store, *fill* writes its files.
+
+    Made beside and renamed, so that an image that exists is whole.  Raises HostError when it cannot be made.
+    """
+    image = disk_path(kind, digest)
+    if find_disk(kind, digest) is None:
         with locked(image.name, f"another process is making the {kind} disk"):
             if not image.is_file():
                 _make(image, fill)
-    with contextlib.suppress(OSError):
-        os.utime(image)
     return image
 
 
@@ -56,10 +74,10 @@ def held(image: Path) -> contextlib.AbstractContextManager[None]:
 
 def _make(image: Path, fill: Callable[[Path], None]) -> None:
     if process.find_tool("mkfs.erofs") is None:
-        raise InfraError("mkfs.erofs is missing", hint="install erofs-utils, or use --root virtme")
+        raise HostError("mkfs.erofs is missing", hint="install erofs-utils, or use --root virtme")
     try:
         image.parent.mkdir(parents=True, exist_ok=True)
-        # Not in the cache: nothing there is ever half a disk's files, whoever is killed.
+        # Outside the cache, so that a killed process leaves no files of half a disk there.
         with tempfile.TemporaryDirectory(prefix="vfio-harness-disk-") as directory:
             stage = Path(directory) / "stage"
             stage.mkdir()
@@ -74,7 +92,7 @@ def _make(image: Path, fill: Callable[[Path], None]) -> None:
             partial.replace(image)
     except OSError as error:
         where = error.filename or image
-        raise InfraError(f"cannot make the disk {image.name}: {where}: {error.strerror}") from error
+        raise HostError(f"cannot make the disk {image.name}: {where}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -88,14 +106,14 @@ def _plain_modes() -> Iterator[None]:
 
 
 def put(source: Path | str, target: Path) -> None:
-    """Copy a file with nothing of its mode but whether it may be executed."""
+    """Copy a file; of its mode only whether it is executable."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
 
 
 def compile_python(python: str, stage: Path, directory: Path, *, seen_at: str) -> None:
-    """Make bytecode for everything below *directory*, which guests see *seen_at* a path.
+    """Compile everything below *directory*, which guests see at the path *seen_at*, to bytecode.
 
     Unchecked: the image never changes, and its files have no times to compare with.
     """

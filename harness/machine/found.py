@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Compares the machine a guest found with the one it was given, over what guest.facts gathered."""
+"""Compare the machine that a guest found, as guest.facts reports it, with its topology."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from harness.errors import LostGuest
+from harness.base.cause import Cause
+from harness.base.errors import LostGuest
 from harness.machine.devices import Device, Location, Topology
 
 
@@ -22,7 +23,7 @@ class FoundDevice:
     driver: str | None
     iommu_group: str | None
     noiommu: bool
-    """The group was made by VFIO for want of an IOMMU."""
+    """Whether VFIO made the group because there is no IOMMU."""
     vfio_dev: tuple[str, ...]
 
     @property
@@ -36,18 +37,18 @@ class Found:
     """Everything the guest sees."""
 
     text: str = dataclasses.field(compare=False, repr=False)
-    """All of it as the guest said it."""
+    """The whole report as text."""
     nonce: str = dataclasses.field(compare=False)
-    """What the VM that answers was given."""
+    """The nonce of the VM that answered."""
     uptime: float = dataclasses.field(compare=False)
-    """Seconds since its kernel began, by its own clock."""
+    """Seconds since its kernel started, by its own clock."""
     notes: bytes
     """The ELF notes of the kernel that runs."""
     devices: tuple[FoundDevice, ...]
     vfio_nodes: tuple[str, ...]
 
     def same_machine(self, other: Found) -> bool:
-        """Whether both tell of the same kernel and the same devices, drivers, groups and nodes."""
+        """Whether both have the same kernel, devices, drivers, groups and nodes."""
         return self == other
 
     def at(self, location: Location) -> FoundDevice | None:
@@ -67,7 +68,8 @@ def read_facts(text: str) -> Found:
             vfio_nodes=tuple(facts["vfio_nodes"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise LostGuest(f"the guest's account of its devices is not understood: {text[:120]!r}") from error
+        message = f"the guest's facts about its devices are unreadable: {text[:120]!r}"
+        raise LostGuest(message, cause=Cause.WRONG_GUEST) from error
 
 
 def _device(facts: dict[str, Any]) -> FoundDevice:
@@ -84,15 +86,15 @@ def _device(facts: dict[str, Any]) -> FoundDevice:
 
 
 def mismatches(topology: Topology, found: Found) -> tuple[str, ...]:
-    """What is not as *topology* says, in words; nothing when all is well.
+    """Return how the machine differs from *topology*, in words; nothing if it does not.
 
-    To be asked of a machine that has just booted, before any case touched a device.
+    Only for a machine that has just booted, before any case has touched a device.
     """
     return tuple(_mismatches(topology, found))
 
 
 def bdfs(topology: Topology, found: Found) -> dict[str, str]:
-    """The address in the guest of each device that is there, by its id."""
+    """Return the PCI address in the guest of each device that is there, by its id."""
     places = {device.id: found.at(topology.location(device)) for device in topology.endpoints}
     return {name: device.bdf for name, device in places.items() if device is not None}
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The user space of the `image` root: programs of this host, the libraries they load, and its Python.
+"""List the user space of the `image` root: programs of this host, their libraries, and its Python.
 
-What is taken is written down as a Listing, with size and time of every file, so that the next run sees at
-once, without asking ldd again, whether the image made from it still says the truth.
+The Listing records size and time of every file, so that the next run sees at once, without running ldd again,
+whether the image made from it is still up to date.
 """
 
 from __future__ import annotations
@@ -16,34 +16,51 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from harness import process
-from harness.deadline import Deadline
-from harness.errors import InfraError
+from harness.base import process, values
+from harness.base.deadline import Deadline
+from harness.base.errors import HostError
+from harness.kernel import elf
 
 GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where guests look for programs (guest/init.c, guest/init.sh)."""
 
 NEEDED = ("python3", "dropbear", "sh", "bash", "modprobe", "mount", "tar")
-"""Without one of these no case runs: python3 and dropbear for us, the rest for upstream's scripts."""
+"""Programs that every guest needs: python3 and dropbear for us, the rest for upstream's scripts."""
 
 WANTED = (
-    *("awk", "basename", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "dirname", "dmesg", "echo"),
+    *(
+        "awk",
+        "base64",
+        "basename",
+        "cat",
+        "chmod",
+        "chown",
+        "cp",
+        "cut",
+        "date",
+        "dd",
+        "dirname",
+        "dmesg",
+        "echo",
+    ),
     *("env", "false", "find", "grep", "head", "id", "insmod", "ip", "kill", "less", "ln", "ls"),
     *("lsmod", "lspci", "mkdir", "mktemp", "mv", "nproc", "od", "ps", "pwd", "readlink", "realpath", "rm"),
-    *("rmdir", "rmmod", "sed", "seq", "setpci", "setpriv", "sleep", "sort", "stat", "strace", "stty"),
+    *("rmdir", "rmmod", "scp", "sed", "seq", "setpci", "setpriv", "sleep", "sort", "stat", "strace", "stty"),
     *("sync", "tail", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname", "uniq", "vi"),
-    *("wc", "xargs"),
+    *("wc", "which", "xargs"),
 )
-"""Taken when the host has them: what the selftests' scripts call, and what one wants in a shell."""
+"""Taken if the host has them: programs of the selftests' scripts, and for a shell.  Dropbear serves no files
+but through scp.
+"""
 
 _DATA = ("/etc/ld.so.cache", "/usr/share/misc/pci.ids", "/lib/terminfo", "/usr/share/terminfo/x")
-"""Files and directories that the programs read; the first tells where libraries are that lie elsewhere."""
+"""Files and directories that the programs read; the first locates libraries in unusual places."""
 
 _UNUSED = frozenset(
     {"test", "tests", "idlelib", "tkinter", "ensurepip", "turtledemo", "lib2to3", "pydoc_data"}
     | {"site-packages", "dist-packages", "__pycache__"}
 )
-"""Parts of Python's library that no guest needs; bytecode is made anew for the image."""
+"""Parts of Python's library that no guest needs; bytecode is compiled for the image."""
 
 _LOADED = re.compile(r"(?:=> )?(/\S+) \(0x")
 _ASK_SECONDS = 60.0
@@ -62,22 +79,22 @@ def _recipe() -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What goes into an image and how to see that it is still the same."""
+    """The files of an image, and stamps that show whether they have changed since."""
 
     files: Mapping[str, str]
     """Path in the image, without the leading slash -> path of the file on this host."""
     links: Mapping[str, str]
-    """Path in the image -> what the symbolic link there says."""
+    """Path in the image -> the target of the symbolic link there."""
     stamps: Mapping[str, str]
-    """Path on this host -> size and time; directories too, so that new files are noticed."""
+    """Path on this host -> size and time; directories too, to notice new files."""
     found: Mapping[str, str]
-    """Program -> where this host has it; empty for one that it lacks."""
+    """Program -> its path on this host; empty if it has none."""
     python: str
     """The interpreter's path, which is the same on this host and in the image."""
     stdlib: str
-    """Its library's directory, likewise."""
+    """The directory of its library, likewise."""
     recipe: str = dataclasses.field(default_factory=_recipe)
-    """The code that collected it."""
+    """Digest of the code that collected it."""
 
     @property
     def fresh(self) -> bool:
@@ -93,18 +110,12 @@ class Listing:
 
     @classmethod
     def from_json(cls, text: str) -> Listing:
-        """Raises ValueError or TypeError when *text* is something else."""
-        fields = json.loads(text)
-        if not isinstance(fields, dict):
-            raise ValueError("not a mapping")
-        for name in ("files", "links", "stamps", "found"):
-            if not isinstance(fields.get(name), dict):
-                raise ValueError(f"{name} is no mapping")
-        return cls(**fields)
+        """Return the Listing that to_json() wrote; ValueError or UsageError for anything else."""
+        return values.structure(json.loads(text), cls, "the listing of the host's files")
 
 
 def _which(name: str) -> str:
-    """Where this host has a program that we may copy; empty when it has none."""
+    """Return the path of a program that may be read; empty if this host has none."""
     path = process.find_tool(name, path=GUEST_PATH)
     return path if path and os.access(path, os.R_OK) else ""
 
@@ -118,11 +129,11 @@ def _stamp(path: str) -> str:
 
 
 def collect() -> Listing:
-    """Look for everything on this host.  Raises InfraError when something is missing that cannot be."""
+    """Search this host.  Raises HostError if it lacks a program that every guest needs."""
     found = {name: _which(name) for name in (*NEEDED, *WANTED)}
     missing = [name for name in NEEDED if not found[name]]
     if missing:
-        raise InfraError(
+        raise HostError(
             f"the image root needs {', '.join(missing)} of this host", hint="run `vfio-harness doctor --fix`"
         )
     collection = _Collection()
@@ -149,7 +160,7 @@ def collect() -> Listing:
 
 def _ask_python(python: str) -> tuple[str, str, str]:
     answer = process.run([python, "-I", "-S", "-c", _ASK_PYTHON], deadline=Deadline.after(_ASK_SECONDS))
-    executable, stdlib, platform = json.loads(answer.check("asking the guests' Python where it lives").stdout)
+    executable, stdlib, platform = json.loads(answer.check("asking the guests' Python for its paths").stdout)
     return os.path.realpath(executable), stdlib, platform
 
 
@@ -163,12 +174,12 @@ class _Collection:
         self._placed: dict[str, str] = {}
 
     def add(self, source: str, *, at: str) -> None:
-        """Put the file *source* into the image as *at*, which is an absolute path."""
-        self.files.setdefault(_merged(at), os.path.realpath(source))
+        """Add the file *source* as *at*, an absolute path in the image."""
+        self.files.setdefault(merged(at), os.path.realpath(source))
         self.stamps[source] = _stamp(source)
 
     def add_program(self, name: str, path: str) -> None:
-        """Put a program under its own name; one file for all the names of a program like kmod."""
+        """Add a program; other names of the same file, as of kmod, become links."""
         real = os.path.realpath(path)
         if real in self._placed:
             self.links[f"usr/bin/{name}"] = self._placed[real]
@@ -177,7 +188,7 @@ class _Collection:
             self._placed[real] = name
 
     def add_tree(self, top: str, skip: Iterable[str] = ()) -> None:
-        """Put a file, or everything below a directory, where the host has it, if it has it."""
+        """Add a file, or everything below a directory, at the host's path; nothing if the host lacks it."""
         self.stamps[top] = _stamp(top)
         if Path(top).is_file():
             self.add(top, at=top)
@@ -190,10 +201,9 @@ class _Collection:
                     self.add(path, at=path)
 
     def add_libraries(self) -> None:
-        """Put every shared library that the files so far load at start, and those that glibc loads later."""
-        objects = [path for path in self.files.values() if _is_elf(path)]
-        # Guests have none of the caller's variables.  ldd complains of what is no dynamic object, and what it
-        # finds of the others counts.
+        """Add the shared libraries that the files so far load at start, and those that glibc loads later."""
+        objects = [path for path in self.files.values() if elf.is_elf(Path(path))]
+        # Guests have no variables of the caller.  ldd fails for static objects and still lists the others.
         ldd = ["env", "-u", "LD_LIBRARY_PATH", "-u", "LD_PRELOAD", "ldd", *objects]
         listed = process.run(ldd, deadline=Deadline.after(_ASK_SECONDS)).stdout
         libraries = sorted({match[1] for match in _LOADED.finditer(listed)})
@@ -202,20 +212,15 @@ class _Collection:
 
 
 def _loaded_later(libraries: Iterable[str]) -> Iterator[str]:
-    """What glibc loads by itself: unwinding for thread cancellation, and name look-up before 2.34."""
+    """Yield what glibc loads by itself: for thread cancellation, and for name look-up before 2.34."""
     libc = next((Path(path).parent for path in libraries if Path(path).name == "libc.so.6"), None)
     for name in ("libgcc_s.so.1", "libnss_files.so.2"):
         if libc is not None and (libc / name).exists():
             yield os.fspath(libc / name)
 
 
-def _merged(path: str) -> str:
-    """*path* without its slash, /bin, /lib and /sbin below /usr: the image has links there."""
+def merged(path: str) -> str:
+    """Return the place of *path* in the image: without its slash, and below /usr if a link leads there."""
     relative = path.lstrip("/")
     top = relative.partition("/")[0]
     return f"usr/{relative}" if top in ("bin", "sbin", "lib", "lib64") else relative
-
-
-def _is_elf(path: str) -> bool:
-    with Path(path).open("rb") as file:
-        return file.read(4) == b"\x7fELF"

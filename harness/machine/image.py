@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The `image` root: a small user space on read-only disks, made from this host's own programs.
+"""The `image` root: a small user space on read-only disks, made from the programs of this host.
 
 Three disks, by how often they change: `root` (programs, libraries, Python, guest/init.c), `guest` (the
-package guest) and `kernel` (one kernel's modules and selftests).  guest/init.c lays a tmpfs over the root, so
-that guests may write anywhere and nothing they write stays.
+package guest) and `kernel` (one kernel's modules and selftests).  guest/init.c mounts a tmpfs over the root,
+so that guests may write anywhere and nothing is kept.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from harness import paths, process
-from harness.deadline import Deadline
-from harness.errors import InfraError
+from harness.base import process
+from harness.base.cause import Cause
+from harness.base.deadline import Deadline
+from harness.base.errors import HostError, InfraError, UsageError
+from harness.base.files import write_atomic
 from harness.machine import disks
-from harness.machine.hostfiles import Listing, collect
-from harness.machine.roots import GUEST_DIR, GUEST_KERNEL_DIR, RootParts
+from harness.machine.hostfiles import Listing, collect, merged
+from harness.machine.rootparts import GUEST_DIR, GUEST_KERNEL_DIR, RootParts
 
 _COMPILE_SECONDS = 60.0
 
@@ -33,7 +35,7 @@ _LINKS = {
     "sbin": "usr/sbin",
     "etc/mtab": "/proc/mounts",
     "usr/lib/modules": f"{GUEST_KERNEL_DIR}/modules",
-    # Straight to QEMU's own copy, which differs from VM to VM.
+    # This goes straight to QEMU's own copy, which differs from VM to VM.
     "root/.ssh/authorized_keys": "/sys/firmware/qemu_fw_cfg/by_name/opt/vfio-harness/authorized_keys/raw",
 }
 _TEXTS = {
@@ -46,7 +48,10 @@ _TEXTS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageRoot:
-    """Nothing of the live host in the guest, and half the boot time of the `virtme` root."""
+    """A root without the live host, which boots in half the time of the `virtme` root."""
+
+    wanted: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Kind of disk -> digest of the disk to use; this host makes its own disks of other kinds."""
 
     @property
     def name(self) -> str:
@@ -56,19 +61,23 @@ class ImageRoot:
     def frozen(self) -> bool:
         return True
 
-    def identity(self, guest_dir: Path) -> str:
-        return _root_digest(_listing(), guest_dir)
+    def disks(self, guest_dir: Path) -> dict[str, str]:
+        listing = _listing()
+        return {"root": _root_digest(listing, guest_dir), "guest": _guest_digest(listing, guest_dir)}
+
+    def has(self, path: str) -> bool:
+        listing, place = _listing(), merged(path)
+        return place in listing.files or place in listing.links
 
     def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
-        listing = _listing()
-        images = {"root": _root_disk(listing, guest_dir), GUEST_DIR: _guest_disk(listing, guest_dir)}
+        images = {"root": self._disk("root", guest_dir), GUEST_DIR: self._disk("guest", guest_dir)}
         if modules_dir is not None or selftests_dir is not None:
             images[GUEST_KERNEL_DIR] = _kernel_disk(modules_dir, selftests_dir)
         options: list[str] = []
         devices: list[str] = []
         mounts: list[str] = []
         for letter, (point, image) in zip("abc", images.items(), strict=False):
-            # Nobody writes: QEMU's lock on the file would only be in the way of other VMs.
+            # Nothing writes to it, and QEMU's lock on the file would keep other VMs out.
             node = f"driver=raw,node-name=disk-{letter},read-only=on"
             file = f"file.driver=file,file.filename={_escaped(image)},file.locking=off"
             options += ["-blockdev", f"{node},{file}"]
@@ -81,27 +90,44 @@ class ImageRoot:
             files=tuple(images.values()),
         )
 
+    def _disk(self, kind: str, guest_dir: Path) -> Path:
+        """Return the disk of *kind* that is wanted, or the one that this host makes.
+
+        Raises InfraError when the wanted one is not in the store and this host would make another.
+        """
+        wanted = self.wanted.get(kind)
+        found = disks.find_disk(kind, wanted) if wanted is not None else None
+        if found is not None:
+            return found
+        own = self.disks(guest_dir)[kind]
+        if wanted not in (None, own):
+            raise InfraError(
+                f"the {kind} disk {wanted} of the image root is not in the store, and this host makes {own}",
+                hint=f"copy {disks.disk_path(kind, str(wanted)).name} into {disks.images_dir()}",
+                cause=Cause.ROOT_MISSING,
+            )
+        make = _root_disk if kind == "root" else _guest_disk
+        return make(_listing(), guest_dir, own)
+
 
 def _escaped(path: Path) -> str:
-    """*path* as the value of a QEMU option, where a comma is written twice."""
+    """Return *path* as the value of a QEMU option, where a comma is doubled."""
     return os.fspath(path).replace(",", ",,")
 
 
 @functools.cache
 def _listing() -> Listing:
-    """What of this host goes into the root disk, remembered for as long as it is the same."""
-    memo = paths.cache_dir() / "images" / "root.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    """Return the files of this host that go into the root disk; cached until one changes."""
+    memo = disks.images_dir() / "root.json"
+    with contextlib.suppress(OSError, ValueError, UsageError):
         known = Listing.from_json(memo.read_text(encoding="utf-8"))
         if known.fresh:
             return known
     listing = collect()
-    # A cache that cannot be written costs time only.
+    # In a read-only cache it is collected every time.
     with contextlib.suppress(OSError):
         memo.parent.mkdir(parents=True, exist_ok=True)
-        partial = memo.with_name(f".root.json.{os.getpid()}")
-        partial.write_text(listing.to_json(), encoding="utf-8")
-        partial.replace(memo)
+        write_atomic(memo, listing.to_json())
     return listing
 
 
@@ -111,7 +137,7 @@ def _root_digest(listing: Listing, guest_dir: Path) -> str:
     return disks.digest_of((listing.to_json(), init, *fixed))
 
 
-def _root_disk(listing: Listing, guest_dir: Path) -> Path:
+def _root_disk(listing: Listing, guest_dir: Path, digest: str) -> Path:
     init = guest_dir / "init.c"
 
     def fill(stage: Path) -> None:
@@ -130,7 +156,7 @@ def _root_disk(listing: Listing, guest_dir: Path) -> Path:
         _compile_init(init, stage / "init")
         disks.compile_python(listing.python, stage, stage / listing.stdlib.lstrip("/"), seen_at="/")
 
-    return disks.provide_disk("root", _root_digest(listing, guest_dir), fill)
+    return disks.provide_disk("root", digest, fill)
 
 
 def _link(target: Path, said: str) -> None:
@@ -140,21 +166,25 @@ def _link(target: Path, said: str) -> None:
 
 
 def _compile_init(source: Path, target: Path) -> None:
-    """Compile guest/init.c, without libraries: they would have to be loaded at every boot."""
+    """Compile guest/init.c statically: libraries would have to be loaded at every boot."""
     if process.find_tool("gcc") is None:
-        raise InfraError("gcc is missing", hint="run `vfio-harness doctor --fix`, or use --root virtme")
+        raise HostError("gcc is missing", hint="run `vfio-harness doctor --fix`, or use --root virtme")
     argv = ["gcc", "-O2", "-static", "-o", os.fspath(target), os.fspath(source)]
     process.run(argv, deadline=Deadline.after(_COMPILE_SECONDS)).check("compiling guest/init.c")
 
 
-def _guest_disk(listing: Listing, guest_dir: Path) -> Path:
-    files = {path.relative_to(guest_dir): path for path in sorted(guest_dir.rglob("*.py"))}
-    contents = (f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for name, path in files.items())
-    digest = disks.digest_of((listing.python, listing.stamps[listing.python], *contents))
+def _guest_digest(listing: Listing, guest_dir: Path) -> str:
+    contents = (
+        f"{path.relative_to(guest_dir)} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+        for path in sorted(guest_dir.rglob("*.py"))
+    )
+    return disks.digest_of((listing.python, listing.stamps[listing.python], *contents))
 
+
+def _guest_disk(listing: Listing, guest_dir: Path, digest: str) -> Path:
     def fill(stage: Path) -> None:
-        for name, path in files.items():
-            disks.put(path, stage / name)
+        for path in guest_dir.rglob("*.py"):
+            disks.put(path, stage / path.relative_to(guest_dir))
         disks.compile_python(listing.python, stage, stage, seen_at=GUEST_DIR)
 
     return disks.provide_disk("guest", digest, fill)
@@ -164,7 +194,7 @@ def _kernel_disk(modules_dir: Path | None, selftests_dir: Path | None) -> Path:
     trees = {f"modules/{modules_dir.name}": modules_dir} if modules_dir else {}
     trees |= {"selftests": selftests_dir} if selftests_dir else {}
     files = {f"{top}/{name}": path for top, tree in trees.items() for name, path in _walk(tree)}
-    digest = disks.digest_of(f"{name} {_stamp(path)}" for name, path in files.items())
+    digest = disks.digest_of(f"{name} {_content(path)}" for name, path in files.items())
 
     def fill(stage: Path) -> None:
         (stage / "modules").mkdir()
@@ -175,12 +205,13 @@ def _kernel_disk(modules_dir: Path | None, selftests_dir: Path | None) -> Path:
 
 
 def _walk(tree: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below *tree*, links followed, with its path relative to it."""
+    """Yield every file below *tree*, following links, with its path relative to *tree*."""
     for path in sorted(tree.rglob("*")):
         if path.is_file():
             yield str(path.relative_to(tree)), path
 
 
-def _stamp(path: Path) -> str:
-    facts = path.stat()
-    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_mode:o}"
+def _content(path: Path) -> str:
+    """Return the part of *path* that goes into a disk; owner, times and modes differ in copied stores."""
+    kind = "program" if path.stat().st_mode & 0o111 else "file"
+    return f"{kind} {hashlib.sha256(path.read_bytes()).hexdigest()}"

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The SSH keys of one VM: made for it, kept in its directory, gone with it."""
+"""The SSH keys of one VM: made for it and kept in its directory."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import struct
 from pathlib import Path
@@ -17,23 +16,10 @@ HOST_KEY = "host_key"
 DROPBEAR_KEY = "dropbear_key"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SshAccess:
-    """How to reach a guest over SSH, and how to know that it is that guest."""
-
-    address: str
-    port: int
-    user: str
-    client_key: Path
-    """The private key to log in with, in OpenSSH format."""
-    host_key: str
-    """The server's public key: `ssh-ed25519 AAAA...`."""
-
-
 def make_keys(directory: Path, host_key: Path | None = None) -> str:
     """Write client and server keys into *directory*, mode 0600; return the server's public key.
 
-    *host_key* is the server's private key, for a guest whose server has loaded one already.
+    *host_key* is the server's private key, for a restored guest, whose server has loaded it already.
     """
     client = Ed25519PrivateKey.generate()
     server = _read(host_key) if host_key else Ed25519PrivateKey.generate()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which QEMU this host has, and what that QEMU can emulate.
+"""Find the QEMU of this host and ask what it can emulate.
 
 Asking QEMU for its devices and their properties costs a process each time, so the answers are remembered
 per binary: path, modification time and size together name one build of QEMU.
@@ -14,25 +14,30 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from harness import paths, process
-from harness.deadline import Deadline
-from harness.errors import InfraError
+from harness.base import paths, process
+from harness.base.deadline import Deadline
+from harness.base.errors import HostError
+from harness.base.files import write_atomic
+from harness.kernel.arch import Arch, host_arch
 
-BINARY = "qemu-system-x86_64"
 OLDEST = (7, 2)
-"""The oldest QEMU this is tried with: Debian bookworm's."""
+"""The oldest QEMU that is tested: Debian bookworm's."""
+
+SETTING = "VFIO_HARNESS_QEMU"
+"""The environment variable that names the QEMU of this host to use when no option does."""
 
 _ASK_SECONDS = 20.0
 _HINT = "run `vfio-harness doctor --fix`"
+_NAMED_HINT = f"give --qemu, or {SETTING}, the path of a QEMU"
 _VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?")
 _DEVICE = re.compile(r'^name "([^"]+)"(?:, bus [\w-]+)?(?:, alias "([^"]+)")?')
 _PROPERTY = re.compile(r"^  ([\w.\[\]-]+)=")
 
 BUS_PROPERTIES = frozenset({"bus", "addr", "id"})
-"""What every PCI -device takes although `-device X,help` does not always list it (qdev-monitor.c)."""
+"""Properties that every PCI -device takes, although `-device X,help` may not list them (qdev-monitor.c)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,50 +49,90 @@ class Qemu:
     devices: frozenset[str]
     identity: str
     """Names this build among all builds on the host."""
-    has_qboot: bool = False
-    """Whether the firmware qboot.rom came with it."""
+    arch: Arch = dataclasses.field(default_factory=host_arch)
+    """The architecture of its guests."""
+    has_firmware: bool = False
+    """Whether `arch.firmware` came with it."""
 
     @property
     def version_text(self) -> str:
         return ".".join(map(str, self.version))
 
     def properties(self, driver: str) -> frozenset[str]:
-        """The properties `-device <driver>` takes.
+        """Return the properties that `-device <driver>` takes.
 
         Raises InfraError when QEMU does not answer.
         """
         return _properties(self, driver)
 
 
-def find_qemu(path: Path | str | None = None) -> Qemu:
-    """The QEMU to use: *path*, or `qemu-system-x86_64` from PATH.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QemuNeed:
+    """What the QEMU that runs a Job must have."""
+
+    version: tuple[int, int] = OLDEST
+    devices: tuple[str, ...] = ()
+
+    def check(self, qemu: Qemu) -> None:
+        """Raise HostError when *qemu* is too old or lacks a device."""
+        if qemu.version[:2] < self.version:
+            oldest = ".".join(map(str, self.version))
+            message = f"{qemu.path} is QEMU {qemu.version_text}; {oldest} or newer is needed"
+            raise HostError(message, hint=_HINT)
+        missing = [name for name in self.devices if name not in qemu.devices]
+        if missing:
+            message = f"QEMU {qemu.version_text} ({qemu.path}) has no device {', '.join(missing)}"
+            raise HostError(message, hint="install a newer QEMU")
+
+
+@contextlib.contextmanager
+def chosen_qemu(path: str | None) -> Iterator[None]:
+    """Make *path* the QEMU of this process and its workers in a with block; None changes nothing."""
+    before = os.environ.get(SETTING)
+    try:
+        if path is not None:
+            os.environ[SETTING] = os.fspath(find_qemu(path).path)
+        yield
+    finally:
+        os.environ.pop(SETTING, None)
+        if before is not None:
+            os.environ[SETTING] = before
+
+
+def find_qemu(path: Path | str | None = None, arch: Arch | None = None) -> Qemu:
+    """Return the QEMU to use for guests of *arch* (default: this host's).
+
+    That is *path*, the one that VFIO_HARNESS_QEMU names, or the one in PATH.
 
     A word without a slash is looked up in PATH as a shell does; a Path, which cannot tell `./qemu` from
     `qemu`, means a file of the current directory first.  What is found has an absolute path: QEMU runs
     elsewhere.
     Raises InfraError when there is none, it does not run or is older than OLDEST.
     """
-    found = _find(path)
-    binary = Path(found).absolute()
+    arch = arch or host_arch()
+    named = path is not None or bool(os.environ.get(SETTING))
+    binary = Path(_find(path, arch)).absolute()
     try:
         about = binary.stat()
     except OSError as error:
-        raise InfraError(f"{binary}: {error.strerror}", hint=_HINT) from error
-    return _probe(binary, f"{binary.resolve()}:{about.st_mtime_ns}:{about.st_size}")
+        hint = _NAMED_HINT if named else _HINT
+        raise HostError(f"{binary}: {error.strerror}", hint=hint) from error
+    return _probe(binary, f"{binary.resolve()}:{about.st_mtime_ns}:{about.st_size}", arch)
 
 
-def _find(path: Path | str | None) -> str:
-    word = BINARY if path is None else os.fspath(path)
+def _find(path: Path | str | None, arch: Arch) -> str:
+    word = os.fspath(path) if path is not None else os.environ.get(SETTING) or arch.qemu
     if "/" in word or (isinstance(path, Path) and path.is_file()):
         return os.fspath(Path(word).expanduser())
     found = process.find_tool(word)
     if found is None:
-        raise InfraError(f"{word} is not installed", hint=_HINT)
+        hint = _HINT if word == arch.qemu else _NAMED_HINT
+        raise HostError(f"{word} is not installed", hint=hint)
     return found
 
 
 @functools.cache
-def _probe(binary: Path, identity: str) -> Qemu:
+def _probe(binary: Path, identity: str, arch: Arch) -> Qemu:
     known = _recall(identity)
     version = known.get("version")
     devices = known.get("devices")
@@ -100,16 +145,18 @@ def _probe(binary: Path, identity: str) -> Qemu:
     numbers = parse_version(version)
     if numbers[:2] < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise InfraError(
+        raise HostError(
             f"{binary} is QEMU {numbers[0]}.{numbers[1]}; {oldest} or newer is needed", hint=_HINT
         )
-    has_qboot = any((Path(directory) / "qboot.rom").is_file() for directory in data)
+    firmware = arch.firmware
+    has_firmware = firmware is not None and any(Path(place, firmware).is_file() for place in data)
     return Qemu(
         path=binary,
         version=numbers,
         devices=frozenset(devices),
         identity=identity,
-        has_qboot=has_qboot,
+        arch=arch,
+        has_firmware=has_firmware,
     )
 
 
@@ -124,21 +171,21 @@ def _properties(qemu: Qemu, driver: str) -> frozenset[str]:
 
 
 def parse_version(text: str) -> tuple[int, int, int]:
-    """The numbers in `qemu-system-x86_64 --version`; InfraError when there are none."""
+    """Return the numbers in QEMU's `--version`; InfraError when there are none."""
     match = _VERSION.search(text)
     if match is None:
-        raise InfraError(f"QEMU's --version is not understood: {text.strip()[:80]!r}", hint=_HINT)
+        raise HostError(f"QEMU's --version is not understood: {text.strip()[:80]!r}", hint=_HINT)
     return int(match[1]), int(match[2]), int(match[3] or 0)
 
 
 def parse_devices(text: str) -> frozenset[str]:
-    """The driver names, aliases included, in the output of `-device help`."""
+    """Return the driver names, with aliases, in the output of `-device help`."""
     names = (name for line in text.splitlines() if (m := _DEVICE.match(line)) for name in m.groups())
     return frozenset(name for name in names if name is not None)
 
 
 def parse_properties(text: str) -> frozenset[str]:
-    """The property names in the output of `-device <driver>,help`."""
+    """Return the property names in the output of `-device <driver>,help`."""
     return frozenset(m[1] for line in text.splitlines() if (m := _PROPERTY.match(line)))
 
 
@@ -153,7 +200,7 @@ def _note(identity: str) -> Path:
 
 
 def _recall(identity: str) -> dict[str, object]:
-    """What was remembered about this build; nothing when the note is absent or damaged."""
+    """Return what was remembered about this build; nothing when the note is missing or damaged."""
     return read_note(_note(identity))
 
 
@@ -162,7 +209,7 @@ def _remember(identity: str, facts: dict[str, object]) -> None:
 
 
 def read_note(path: Path) -> dict[str, object]:
-    """The JSON mapping in *path*, empty when it is missing or not one: a note may always be lost."""
+    """Return the JSON mapping in *path*; empty when it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -171,13 +218,7 @@ def read_note(path: Path) -> dict[str, object]:
 
 
 def write_note(path: Path, facts: dict[str, object]) -> None:
-    """Replace *path* in one step, so that parallel workers never read half a note.
-
-    A cache that cannot be written costs time, not correctness: errors are dropped.
-    """
+    """Write *facts* to *path*.  Errors are ignored: without a note the answer is found again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(facts, file)
-        Path(name).replace(path)
+        write_atomic(path, json.dumps(facts))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""QMP, spoken synchronously: qemu.qmp's asyncio client on a thread of its own.
+"""Synchronous QMP: the asyncio client of qemu.qmp on a thread of its own.
 
-Any thread may call; a call waits for its own answer only, so that one slow command does not hold up another
-caller's wait for an event.  Knows nothing of VMs.
+Any thread may call.  A call waits only for its own answer, so a slow command does not delay other callers.
 """
 
 from __future__ import annotations
@@ -20,38 +19,47 @@ from qemu.qmp import EventListener, QMPClient, QMPError
 from qemu.qmp.protocol import ConnectError
 from qemu.qmp.qmp_client import ExecuteError
 
-from harness.deadline import Deadline
-from harness.errors import InfraError
+from harness.base.deadline import Deadline
+from harness.base.errors import InfraError
 
 ANSWER_SECONDS = 10.0
-"""How long QEMU's main loop may take for one command before we call it stuck."""
+"""Timeout for one command: without an answer by then, QEMU's main loop is stuck."""
+
+_CHECK_SECONDS = 0.5
+"""Pause in a wait between checks for a moved deadline."""
 
 _T = TypeVar("_T")
 Event = Mapping[str, Any]
 
-# The client reports a vanished QEMU as an error of its own; the VM tells that better.
+# The client logs an error when QEMU ends; the VM reports that itself.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class QmpError(InfraError):
-    """QEMU could not be spoken to: gone, silent, or not yet there."""
+    """QEMU does not answer: it has ended, hangs, or does not listen yet."""
 
 
 class QmpRefused(QmpError):
-    """QEMU understood, and said no; `kind` is its error class (`GenericError`, `DeviceNotFound`...)."""
+    """QEMU refused a command."""
 
-    def __init__(self, command: str, kind: str, description: str) -> None:
+    def __init__(self, command: str, description: str) -> None:
         super().__init__(f"QEMU refused {command}: {description}")
-        self.kind = kind
         self.description = description
 
 
 class Qmp:
     """A connection to one QEMU."""
 
-    def __init__(self, path: Path, deadline: Deadline) -> None:
-        """Connect to the unix socket at *path*; QmpError when that fails before *deadline*."""
+    def __init__(
+        self, path: Path, deadline: Deadline, patient: Callable[[Deadline], Deadline] = lambda limit: limit
+    ) -> None:
+        """Connect to the unix socket at *path*; QmpError when that fails before *deadline*.
+
+        *patient* extends the deadline of every command by the time in which the host gives QEMU no CPU.
+        """
+        self._patient = patient
         self._events: list[Event] = []
+        self._reactions: dict[str, Callable[[], object]] = {}
         self._news = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
@@ -72,33 +80,34 @@ class Qmp:
     def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, seconds: float = ANSWER_SECONDS
     ) -> Any:
-        """Run a QMP command and return what it returns.
+        """Run a QMP command and return its result.
 
-        Raises QmpRefused when QEMU says no, QmpError when it is gone or does not answer within *seconds*.
+        Raises QmpRefused when QEMU refuses it, QmpError when QEMU does not answer within *seconds*.
         """
         try:
-            return self._await(self._client.execute(command, arguments), Deadline.after(seconds), command)
+            limit = self._patient(Deadline.after(seconds))
+            return self._await(self._client.execute(command, arguments), limit, command)
         except ExecuteError as error:
-            raise QmpRefused(command, error.error_class, str(error)) from error
+            raise QmpRefused(command, str(error)) from error
         except QMPError as error:
-            raise QmpError(f"QMP: {command} got no answer: QEMU is gone") from error
+            raise QmpError(f"QMP: no answer to {command}: QEMU has ended") from error
 
     def monitor(self, command: str, *, seconds: float = ANSWER_SECONDS) -> str:
-        """Run a command of the human monitor and return what it prints."""
+        """Run a command of the human monitor and return its output."""
         return str(self.execute("human-monitor-command", {"command-line": command}, seconds=seconds))
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """Every event so far."""
+        """All events so far."""
         with self._news:
             return tuple(self._events)
 
     def wait_event(
         self, name: str, deadline: Deadline, *, since: int = 0, where: Callable[[Event], bool] = bool
     ) -> Event | None:
-        """The first event *name* that satisfies *where*, from index *since* of `events` on.
+        """Return the first event *name* that satisfies *where*, from index *since* of `events` on.
 
-        None when there is none by *deadline*.
+        Waits for it until *deadline*, then returns None.
         """
 
         def found() -> Event | None:
@@ -108,8 +117,15 @@ class Qmp:
         with self._news:
             return self._news.wait_for(found, deadline.remaining)
 
+    def when(self, name: str, react: Callable[[], object]) -> threading.Thread:
+        """Return a thread that calls *react* at the first event *name*; it never starts if there is none."""
+        thread = threading.Thread(target=react, name=f"qmp-{name}", daemon=True)
+        with self._news:
+            self._reactions[name] = thread.start
+        return thread
+
     def close(self) -> None:
-        """Disconnect; a QEMU that is gone already is no error."""
+        """Disconnect; QEMU may have ended already."""
         if self._loop.is_closed():
             return
         with contextlib.suppress(Exception):
@@ -125,15 +141,18 @@ class Qmp:
         async for message in self._listener:
             with self._news:
                 self._events.append(dict(message))
+                react = self._reactions.pop(str(message["event"]), None)
+                if react is not None:
+                    react()
                 self._news.notify_all()
 
     def _await(self, work: Coroutine[Any, Any, _T], deadline: Deadline, what: str) -> _T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result(deadline.remaining)
-        except concurrent.futures.TimeoutError:
-            future.cancel()
-            raise QmpError(f"QMP: QEMU did not answer {what} in time") from None
+        while not concurrent.futures.wait([future], min(deadline.remaining, _CHECK_SECONDS)).done:
+            if deadline.expired:
+                future.cancel()
+                raise QmpError(f"QMP: QEMU did not answer {what} in time")
+        return future.result()
 
 
 async def _end_tasks() -> None:

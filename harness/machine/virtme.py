@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The `virtme` root: the live host root, read-only over 9p, made habitable by virtme-ng.
+"""The `virtme` root: the live root of the host, read-only over 9p, set up by virtme-ng.
 
-The only module that spells virtme-ng's options.  virtme-run is asked what it *would* run (`--dry-run
---show-command`), and of its answer we take what virtme-ng is good at: the shares, the kernel arguments of its
-guest protocol and its init, which lays tmpfs over what must be writable and starts none of the host's own
-services.
-It is not run as QEMU's parent, because
- - it forks, so that QEMU would outlive a `kill -9` of the harness (the death signal reaches virtme-run only),
- - it puts its shares before our options, and what precedes an IOMMU on the command line bypasses it,
- - it adds a watchdog and six virtio-serial controllers, and picks microvm or i440fx when KVM works.
+The only module that knows virtme-ng's options.  virtme-run prints the command it would run (`--dry-run
+--show-command`); from that come the shares, the kernel arguments of its guest protocol and its init, which
+mounts tmpfs over what must be writable and starts none of the host's services.
+QEMU is not started by virtme-run, because
+ - it forks, so QEMU would outlive a `kill -9` of the harness (the death signal reaches only virtme-run),
+ - it puts its shares before our options, and devices before an IOMMU on the command line bypass it,
+ - it adds a watchdog and six virtio-serial controllers, and picks another machine type when KVM works.
 
-Nothing stays behind: 9p shares need no daemon (`--force-9p`), and `--mods none` needs no initramfs.
+Nothing needs cleaning up: 9p shares have no daemon (`--force-9p`), and `--mods none` makes no initramfs.
 """
 
 from __future__ import annotations
@@ -24,26 +23,29 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from harness import process
-from harness.deadline import Deadline
-from harness.errors import InfraError
-from harness.machine.roots import GUEST_DIR, RootParts
+from harness.base import itself, process
+from harness.base.deadline import Deadline
+from harness.base.errors import InfraError
+from harness.machine.rootparts import GUEST_DIR, RootParts
 
 GUEST_MODULES = "/run/vfio-harness/modules"
-"""Where the modules are mounted; virtme-ng's init links /lib/modules/<release> to it."""
+"""The mount point of the modules; virtme-ng's init links /lib/modules/<release> to it."""
+
+HIDDEN = ("/tmp", "/run")
+"""Directories of the host that its guests do not see: virtme-ng's init mounts a tmpfs over them."""
 
 _ASK_SECONDS = 30.0
 
 _OURS = re.compile(r"(console|earlyprintk|loglevel|panic|psmouse\.proto|TERM|virtme_stty_con)=|quiet$")
-"""Kernel arguments of virtme-ng's that harness.machine.machine decides."""
+"""virtme-ng's kernel arguments that harness.machine.machine sets itself."""
 
 _SHARABLE = re.compile(r"[a-zA-Z0-9_+ /.-]+$")
-"""Paths virtme-run can share (virtme/commands/run.py: _SAFE_PATH_PATTERN)."""
+"""Paths that virtme-run can share (virtme/commands/run.py: _SAFE_PATH_PATTERN)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VirtmeRoot:
-    """The developer's own tools inside the guest; nothing to prepare."""
+    """The host's own programs in the guest; nothing to prepare."""
 
     @property
     def name(self) -> str:
@@ -53,8 +55,11 @@ class VirtmeRoot:
     def frozen(self) -> bool:
         return False
 
-    def identity(self, guest_dir: Path) -> str:
-        return ""
+    def disks(self, guest_dir: Path) -> dict[str, str]:
+        return {}
+
+    def has(self, path: str) -> bool:
+        return not path.startswith(tuple(f"{hidden}/" for hidden in HIDDEN)) and Path(path).exists()
 
     def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
         return _parts(guest_dir.resolve(), modules_dir.resolve() if modules_dir else None)
@@ -63,7 +68,7 @@ class VirtmeRoot:
 @functools.cache
 def _parts(guest_dir: Path, modules_dir: Path | None) -> RootParts:
     argv = ask_argv(guest_dir, modules_dir)
-    answer = process.run(argv, deadline=Deadline.after(_ASK_SECONDS))
+    answer = process.run(argv, env=itself.env(), deadline=Deadline.after(_ASK_SECONDS))
     parts = read_command(answer.check("asking virtme-ng for its root").stdout)
     if modules_dir is None:
         return parts
@@ -72,7 +77,7 @@ def _parts(guest_dir: Path, modules_dir: Path | None) -> RootParts:
 
 
 def ask_argv(guest_dir: Path, modules_dir: Path | None) -> list[str]:
-    """The virtme-run command that prints the QEMU command of a guest with our shares.
+    """Return the virtme-run command that prints the QEMU command of a guest with our shares.
 
     Raises InfraError for a directory virtme-run cannot share.
     """
@@ -87,21 +92,21 @@ def ask_argv(guest_dir: Path, modules_dir: Path | None) -> list[str]:
             )
     argv = [sys.executable, "-m", "virtme.commands.run"]
     argv += ["--dry-run", "--show-command"]
-    argv += ["--kimg", "/dev/null", "--mods", "none"]  # the kernel and its modules are our own business
+    argv += ["--kimg", "/dev/null", "--mods", "none"]  # we provide the kernel and its modules
     argv += ["--force-9p", "--disable-microvm", "--disable-kvm", "--no-dhcp"]
     argv += [f"--rodir={inside}={outside}" for inside, outside in shares.items()]
     if modules_dir is not None and not Path("/lib/modules").is_dir():
-        # The link needs a place that exists, and the host's root is read-only: give it a writable layer.
+        # The link needs an existing directory, and the host's root is read-only: add a writable layer.
         argv.append(f"--overlay-rwdir={Path('/lib').resolve()}")
-    # Without its virtio ports virtme-ng's init runs the script on the console, and powers off when it ends.
+    # Without virtio ports virtme-ng's init runs the script on the console and powers off when it ends.
     argv += ["--script-sh", f"exec /bin/sh {GUEST_DIR}/init.sh"]
     return argv
 
 
 def read_command(printed: str) -> RootParts:
-    """Pick shares and kernel arguments out of the QEMU command virtme-run printed.
+    """Return the shares and kernel arguments in the QEMU command that virtme-run printed.
 
-    Raises InfraError when what makes a bootable root is not in it: virtme-ng has changed.
+    Raises InfraError when they make no bootable root: virtme-ng has changed.
     """
     words = shlex.split(printed)
     options: list[str] = []
@@ -123,16 +128,17 @@ def read_command(printed: str) -> RootParts:
     )
     if not whole:
         raise InfraError(
-            f"virtme-ng {_version()} printed a command without a root in it: {printed.strip()[:200]!r}",
+            f"virtme-ng {_version()} printed a command without a root: {printed.strip()[:200]!r}",
             hint="install virtme-ng 1.42",
         )
     return RootParts(options=tuple(options), devices=tuple(devices), kernel_args=kernel_args)
 
 
 def _cached(word: str) -> str:
-    """Let the guest keep what it read from its root, which nobody changes under a VM of minutes.
+    """Let the guest cache its root, which does not change while a VM runs.
 
-    Under TCG `python3 -c pass` takes 0.25 s so, 1.8 s without.  The shares stay uncached: they may be edited.
+    Under TCG `python3 -c pass` takes 0.25 s with the cache, 1.8 s without.  Shares stay uncached: users edit
+    them.
     """
     return f"{word},cache=loose" if word.startswith("rootflags=") else word
 

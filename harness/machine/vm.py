@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""VM: a running Machine, from the first byte of QEMU's to its last.
+"""VM: a running Machine, from the start of QEMU to its end.
 
-Everything a VM leaves behind is in one directory: `qemu.cmd` (paste it into a shell), `qemu.stderr`,
-`console.log`, the keys, the sockets and, when it was asked for, `diagnostics.txt`; for a restored VM also
+All files of a VM are in one directory: `qemu.cmd` (paste it into a shell), `qemu.stderr`, `console.log`,
+the keys, the sockets, on request `diagnostics.txt` and `memory.kdump`; for a restored VM also
 `console-boot.log`, the console of the boot that was saved.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
+import dataclasses
+import math
 import os
 import re
 import shlex
@@ -19,14 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from guest.resident import READY as AGENT_READY
-from harness import process
-from harness.deadline import Deadline
-from harness.errors import InfraError, LostGuest, LostProcessor, StoodStill
-from harness.host import free_mib
+from harness.base import process
+from harness.base.cause import Cause
+from harness.base.deadline import Deadline
+from harness.base.errors import InfraError, LostGuest
+from harness.base.host import free_mib, starvation
+from harness.kernel.arch import Arch
 from harness.machine import diagnose, disks, keys
-from harness.machine.console import Console
+from harness.machine.console import POLL_SECONDS, Console
+from harness.machine.dump import PANIC_EVENT, Dumper
 from harness.machine.hostlink import Actions, HostLink
-from harness.machine.keys import SshAccess
 from harness.machine.machine import (
     CONSOLE_LOG,
     CONSOLE_SOCKET,
@@ -35,49 +38,57 @@ from harness.machine.machine import (
     Machine,
     Memory,
 )
-from harness.machine.pulse import Pulse
+from harness.machine.pulse import STILL_SECONDS, Pulse, all_tick
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.qmp import Qmp, QmpError
-from harness.machine.roots import RootParts
+from harness.machine.rootparts import RootParts
+from harness.machine.shares import link
 from harness.machine.snapshot import BOOT_LOG, RAM, STATE, Snapshot, copy_sparse, keep_host_key
+from harness.machine.splatpolicy import message_of
+from harness.remote import Endpoint
 
 PANIC = "Kernel panic - not syncing: "
 COMMAND_FILE = "qemu.cmd"
 STDERR_FILE = "qemu.stderr"
 
 START_SECONDS = 30.0
-"""For QEMU to answer its first QMP command; it takes a tenth of a second on an idle host."""
+"""Timeout for QEMU's first QMP answer, which takes 0.1 s on an idle host."""
 
 STOP_SECONDS = 6.0
-"""For the whole ladder: QMP quit, SIGTERM, SIGKILL."""
+"""Timeout for QMP quit, SIGTERM and SIGKILL together."""
 
 _SAVE_SECONDS = 20.0
-"""For the devices' state, a few hundred kilobytes, to be written or read."""
+"""Timeout for writing or reading the device state, a few hundred kilobytes."""
+
+MOST_EXCUSED = 4.0
+"""Most that a timeout is extended while the host gives QEMU no CPU, in multiples of its length."""
+
+_STALE = (QMP_SOCKET, CONSOLE_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG, BOOT_LOG, RAM, STATE)
+"""What an earlier VM may have left in its directory."""
 
 _LEAST_FREE_MIB = 8
-"""For the console and the logs of one VM; a long one's are a tenth of that."""
+"""Least free disk space for the console and the logs of one VM; a long-lived VM needs a tenth of it."""
 
 _POLL_SECONDS = 0.01
 _MIGRATION_POLL_SECONDS = 0.002
 _BOOT_POLL_SECONDS = 0.02
-_AGENT_POLL_SECONDS = 0.5
+_AGENT_CHECK_SECONDS = 0.5
+_SILENT_SECONDS = 10.0
+"""How long a kernel's first message may take to reach the console after process 1 wrote there."""
+
+_UNHEARD = "no message on the console"
 _BOOTED = "vfio-harness: ssh: "
 _INIT_FAILED = re.compile(r"vfio-harness: init failed: (.*)")
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s")
 
 
-class State(enum.StrEnum):
-    """What became of a VM."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a VM no longer runs."""
 
-    RUNNING = "running"
-    PANICKED = "panicked"
-    """The guest's kernel said so; this is about the kernel under test."""
-    POWERED_OFF = "powered off"
-    """The guest turned itself off, or reset."""
-    STOPPED = "stopped"
-    """We ended it."""
-    DIED = "died"
-    """QEMU ended for no reason of the guest's or ours."""
+    cause: Cause
+    text: str
+    """A message for people; with QEMU's last line on stderr if QEMU died."""
 
 
 class VM:
@@ -87,271 +98,244 @@ class VM:
         self,
         machine: Machine,
         directory: Path,
-        nonce: str,
         child: process.Process,
-        stack: contextlib.ExitStack,
-        ram: int | None = None,
+        qmp: Qmp,
+        hostlink: HostLink,
+        ssh: Endpoint,
+        console_socket: Path,
+        ram: int | None,
     ) -> None:
         self.machine = machine
         self.directory = directory
-        self.nonce = nonce
         self.console = Console(directory / CONSOLE_LOG)
+        self.console_socket = console_socket
+        self.pid = child.pid
+        self.qmp = qmp
+        self.hostlink = hostlink
+        self.ssh = ssh
+        """Where and how to log in."""
         self._child = child
         self._ram = ram
-        """The file of the guest's memory, for a VM that may be saved."""
+        """The file with the guest's memory, for a VM that can be saved."""
         self._stopping = False
-        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, handle)
-        self._near = Path(f"/proc/self/fd/{handle}")
-        """The directory by a name short enough for any socket in it."""
-        self._qmp: Qmp | None = None
-        self._hostlink: HostLink | None = None
-        self._ssh: SshAccess | None = None
         self._pulse: Pulse | None = None
-
-    def _attach(self, deadline: Deadline, host_key: str, stack: contextlib.ExitStack) -> None:
-        """Connect to what QEMU offers, as soon as it does."""
-        self._qmp = self._connect_qmp(deadline)
-        stack.callback(self._qmp.close)
-        actions = Actions(self._qmp, self.machine.topology)
-        try:
-            self._hostlink = HostLink(self._near / HOSTLINK_SOCKET, actions)
-        except OSError as error:
-            raise InfraError(f"QEMU's host-action port cannot be reached: {error.strerror}") from error
-        stack.callback(self._hostlink.close)
-        self._ssh = SshAccess(
-            address="127.0.0.1",
-            port=read_ssh_port(self._qmp.monitor("info usernet")),
-            user="root",
-            client_key=self.directory / keys.CLIENT_KEY,
-            host_key=host_key,
-        )
-
-    def _connect_qmp(self, deadline: Deadline) -> Qmp:
-        path = self._near / QMP_SOCKET
-        while True:
-            if not self.alive:
-                raise InfraError(f"QEMU did not start: {self._stderr_or(self._ending_words())}")
-            if path.exists():
-                try:
-                    return Qmp(path, deadline)
-                except QmpError:
-                    # Bound but not listening yet, or gone again: the next turn tells which.
-                    if deadline.expired:
-                        raise
-            if deadline.expired:
-                raise InfraError("QEMU did not open its QMP socket in time")
-            time.sleep(_POLL_SECONDS)
-
-    @property
-    def qmp(self) -> Qmp:
-        assert self._qmp is not None
-        return self._qmp
-
-    @property
-    def hostlink(self) -> HostLink:
-        assert self._hostlink is not None
-        return self._hostlink
-
-    @property
-    def ssh(self) -> SshAccess:
-        """Where and how to log in."""
-        assert self._ssh is not None
-        return self._ssh
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
+        self._watches_from = math.inf
+        """When a boot counts as slow, and its vCPUs are watched."""
+        self.dumper: Dumper | None = None
+        """Dumps its memory when it panics or hangs; None if nobody wants that."""
 
     @property
     def cpu_seconds(self) -> float | None:
-        """Processor time that QEMU has used; None once it is gone."""
+        """CPU time that QEMU has used; None once it is gone."""
         return self._child.cpu_seconds
+
+    def patient(self, deadline: Deadline) -> Deadline:
+        """Return *deadline*, extended by the time in which this host gives QEMU no CPU.
+
+        A guest that is slow only because the host is busy is not lost.
+        """
+        return _patient(deadline, self.pid)
 
     @property
     def alive(self) -> bool:
-        return self._child.status is None
+        """Whether the guest runs: QEMU does, and the kernel did not panic."""
+        return self._child.status is None and PANIC_EVENT not in _reasons(self.qmp)
 
     @property
-    def state(self) -> State:
-        """What the VM is doing, or why it does no longer.
+    def ending(self) -> Ending | None:
+        """Why the VM ended or is ending; None while it runs.
 
-        QEMU's exit status alone says little: after a panic it may be 0 (boot-utils #65).
+        QEMU's exit status does not suffice: after a panic it may be 0 (boot-utils #65).
         """
-        if any(PANIC in line for splat in self.console.splats() for line in splat.lines):
-            return State.PANICKED
-        reasons = self._events()
-        if "GUEST_PANICKED" in reasons or "guest-panic" in reasons:
-            return State.PANICKED
+        reasons = _reasons(self.qmp)
+        splats = self.console.splats()
+        panicked = any(PANIC in line for splat in splats for line in splat.lines)
+        if panicked or reasons & {PANIC_EVENT, "guest-panic"}:
+            last = next((s.title for s in reversed(splats) if s.kind == "panic" or s.fatal), _UNHEARD)
+            return Ending(Cause.PANICKED, f"the guest's kernel panicked: {last.removeprefix(PANIC)}")
         if self.alive:
-            return State.RUNNING
+            return None
         if self._stopping:
-            return State.STOPPED
-        return State.POWERED_OFF if self._child.status == 0 else State.DIED
+            return Ending(Cause.STOPPED, "the harness stopped the VM")
+        if self._child.status != 0:
+            said = _last_words(self.directory, self._child, self.machine.arch)
+            return Ending(Cause.QEMU_DIED, f"QEMU died: {said}")
+        if "guest-reset" in reasons:
+            return Ending(Cause.GUEST_RESET, "the guest reset itself")
+        return Ending(Cause.GUEST_OFF, "the guest powered off")
 
-    @property
-    def ending(self) -> str:
-        """The state in words, with QEMU's last line on stderr when it died."""
-        state = self.state
-        if state is State.PANICKED:
-            return f"the guest's kernel panicked: {self._panic_title()}"
-        if state is State.POWERED_OFF:
-            return "the guest reset itself" if "guest-reset" in self._events() else "the guest powered off"
-        if state is State.DIED:
-            return f"QEMU died: {self._stderr_or(self._ending_words())}"
-        return f"the VM is {state}"
+    def watch_vcpus(self, *, booting: bool = False) -> None:
+        """Have check_vcpus() check all vCPUs; only for kernels whose idle vCPUs tick too.
 
-    def check_alive(self) -> None:
-        """Raise LostGuest, saying what happened, unless the VM runs."""
-        state = self.state
-        if state is not State.RUNNING:
-            raise LostGuest(self.ending, hint=self._see())
-
-    def watch_processors(self) -> None:
-        """Let check_processors() see whether all are run; for kernels that interrupt even an idle one."""
+        While it is *booting*, that begins when the kernel runs all of them, if the boot is a slow one.
+        """
+        if booting:
+            self._watches_from = time.monotonic() + STILL_SECONDS
+            return
         threads = {cpu["cpu-index"]: cpu["thread-id"] for cpu in self.qmp.execute("query-cpus-fast")}
-        self._pulse = Pulse(threads, self.pid, lambda cpu: self.qmp.monitor(f"info lapic {cpu}", seconds=2))
+        interrupts = self.machine.arch.interrupts
 
-    def check_processors(self) -> None:
-        """Raise StoodStill when a processor is lost, LostProcessor when QEMU lost it; call every second."""
+        def in_service(cpu: int) -> frozenset[str]:
+            return interrupts.parse(self.qmp.monitor(interrupts.command.format(cpu=cpu), seconds=2))
+
+        self._pulse = Pulse(threads, self.pid, in_service)
+
+    def check_vcpus(self) -> None:
+        """Raise LostGuest when a vCPU is lost; call it every second."""
         lost = None
-        # A QEMU that does not answer is noticed by who waits for its guest.
+        # If QEMU does not answer, the guest's timeout reports it.
         with contextlib.suppress(QmpError):
+            slow = self._pulse is None and time.monotonic() > self._watches_from
+            if slow and all_tick(self.console.text(), self.machine.cpus):
+                self.watch_vcpus()
             lost = self._pulse.lost() if self._pulse is not None else None
         if lost is not None:
-            kind = LostProcessor if lost.is_emulators else StoodStill
-            raise kind(lost.what, hint=self._see())
+            raise self._lost(lost.what, lost.cause)
 
     def wait_booted(self, deadline: Deadline) -> None:
-        """Wait until guest/init.c or init.sh says that it starts the SSH server.
+        """Wait until guest/init.c or init.sh reports that it starts the SSH server.
 
-        Connecting earlier is slower: slirp accepts at once, and then repeats its SYN ever less often.
-        Raises LostGuest when the VM ends, when init gives up, or at *deadline*.
+        Connecting earlier is slower: slirp accepts at once and then repeats its SYN at growing intervals.
+        Raises LostGuest when the VM ends, when init gives up, when the kernel is silent, or at *deadline*.
         """
-        while True:
-            if _BOOTED in self.console.text():
-                return
-            self._check_coming_up()
-            if deadline.expired:
-                last = next(iter(self.console.tail(1)), "nothing")
-                raise LostGuest(f"the guest did not boot in time; its last words: {last}", hint=self._see())
+        if not self._wait_for(_BOOTED, deadline, every=_BOOT_POLL_SECONDS, pause=_BOOT_POLL_SECONDS):
+            last = next(iter(self.console.tail(1)), "nothing")
+            raise self._lost(f"the guest did not boot in time; last console line: {last}", Cause.NO_BOOT)
+        limit = self.patient(deadline.within(_SILENT_SECONDS))
+        while not any(message_of(line) is not None for line in self.console.text().splitlines()):
+            if limit.expired:
+                why = "the guest booted, but its kernel is silent"
+                raise self._lost(f"{why}: no message with a time stamp is on the console", Cause.UNHEARD)
             time.sleep(_BOOT_POLL_SECONDS)
 
     def wait_agent(self, deadline: Deadline) -> None:
-        """Wait until guest/resident.py says that it listens; LostGuest when the VM ends or at *deadline*."""
-        while not self.console.wait_for(AGENT_READY, deadline.within(_AGENT_POLL_SECONDS)):
-            self._check_coming_up()
+        """Wait until guest/resident.py reports that it listens; raises LostGuest as wait_booted()."""
+        if not self._wait_for(AGENT_READY, deadline, every=_AGENT_CHECK_SECONDS):
+            raise self._lost("the agent in the guest did not come up in time", Cause.NO_AGENT)
+
+    def _wait_for(self, text: str, deadline: Deadline, *, every: float, pause: float = POLL_SECONDS) -> bool:
+        """Wait for *text* on the console, checking the VM *every* so many seconds; False at *deadline*."""
+        while not self.console.wait_for(text, deadline.within(every), pause=pause):
+            failure = _INIT_FAILED.search(self.console.text())
+            if failure is not None:
+                raise self._lost(f"the guest's init gave up: {failure[1].strip()}", Cause.INIT_FAILED)
+            ending = self.ending
+            if ending is not None:
+                raise self._lost(ending.text, ending.cause)
+            self.check_vcpus()
             if deadline.expired:
-                raise LostGuest("the agent in the guest did not come up in time", hint=self._see())
+                return False
+        return True
 
-    def _check_coming_up(self) -> None:
-        """Raise LostGuest when the guest's init says that it gave up, or the VM has ended."""
-        failure = _INIT_FAILED.search(self.console.text())
-        if failure is not None:
-            raise LostGuest(f"the guest's init gave up: {failure[1].strip()}")
-        self.check_alive()
+    def diagnose(self) -> Path | None:
+        """Write diagnostics of the VM and return the file; None when QEMU is gone.
 
-    def pause(self) -> None:
-        """Stop the processors, so that somebody can look."""
-        self.qmp.execute("stop")
-
-    def sysrq(self, key: str) -> None:
-        """Press a magic SysRq key on the console; the answer goes to the console log."""
-        diagnose.sysrq(self.qmp, self._near / CONSOLE_SOCKET, key)
-
-    def diagnose(self, deadline: Deadline | None = None) -> Path | None:
-        """Write what the VM can still tell; return the file, None when it is beyond asking."""
-        if not self.alive or self._qmp is None:
+        The memory is dumped first: SysRq changes what is there.
+        """
+        if not self.alive:
             return None
-        limit = deadline or Deadline.after(diagnose.BUDGET_SECONDS)
-        return diagnose.write_bundle(self.directory, self.pid, self._qmp, self._near / CONSOLE_SOCKET, limit)
+        if self.dumper is not None:
+            self.dumper.take()
+        interrupts = self.machine.arch.interrupts
+        return diagnose.write_bundle(self.directory, self.pid, self.qmp, self.console_socket, interrupts)
 
     def save(self, target: Path) -> None:
-        """Write the VM's memory and devices into the directory *target*; it runs on.
+        """Write the VM's memory and device state into the directory *target*; the VM keeps running.
 
-        Only for a VM that was started to be saved, and whose guest nobody is connected to.  Raises QmpRefused
-        when QEMU cannot save one of its devices.
+        Only for a savable VM without open connections to its guest.  Raises QmpRefused when QEMU cannot save
+        one of its devices.
         """
         assert self._ram is not None
+        limit = self.patient(Deadline.after(_SAVE_SECONDS * self.machine.accel.timeout_factor))
         self.qmp.execute("stop")
         try:
-            self._migrate("migrate", STATE)
+            _migrate(self.qmp, "migrate", limit)
             copy_sparse(self._ram, target / RAM)
         finally:
             self.qmp.execute("cont")
-        # Last of all: a snapshot with a state is taken for whole.
+        # The state comes last: a snapshot that has one is complete.
         keep_host_key(self.directory, target)
         shutil.copyfile(self.console.path, target / BOOT_LOG)
         shutil.move(self.directory / STATE, target / STATE)
 
-    def _restore(self, deadline: Deadline) -> None:
-        """Take over the state that lies in the directory, and run."""
-        self._migrate("migrate-incoming", STATE, deadline)
-        if self.qmp.execute("query-status")["status"] != "running":
-            self.qmp.execute("cont")
-
-    def _migrate(self, command: str, file: str, deadline: Deadline | None = None) -> None:
-        """Run a migration to or from *file* to its end; memory stays where it is.  Raises QmpError."""
-        limit = deadline or Deadline.after(_SAVE_SECONDS)
-        ignore_memory = {"capability": "x-ignore-shared", "state": True}
-        self.qmp.execute("migrate-set-capabilities", {"capabilities": [ignore_memory]})
-        self.qmp.execute(command, {"uri": f"file:{file}"})
-        while True:
-            progress = self.qmp.execute("query-migrate")
-            if progress.get("status") == "completed":
-                return
-            if progress.get("status") in ("failed", "cancelled") or limit.expired:
-                raise QmpError(f"QEMU's {command} did not end well: {progress}")
-            time.sleep(_MIGRATION_POLL_SECONDS)
-
-    def stop(self, deadline: Deadline | None = None) -> None:
-        """End QEMU: ask over QMP, then SIGTERM, then SIGKILL; all by *deadline* (default STOP_SECONDS)."""
-        limit = deadline or Deadline.after(STOP_SECONDS)
-        if self.alive:
+    def stop(self) -> None:
+        """End QEMU: ask over QMP, then SIGTERM, then SIGKILL; a dump under way is finished before."""
+        if self.dumper is not None:
+            self.dumper.finish()
+        limit = Deadline.after(STOP_SECONDS)
+        if self._child.status is None:
             self._stopping = True
             with contextlib.suppress(InfraError):
-                if self._qmp is not None:
-                    self._qmp.execute("quit", seconds=limit.remaining / 3)
+                self.qmp.execute("quit", seconds=limit.remaining / 3)
             self._child.wait(limit.within(limit.remaining / 3))
         self._child.stop(limit)
         self.console.finish()
 
-    def wait(self, deadline: Deadline) -> State:
-        """Wait until the VM ends by itself or *deadline*; return its state."""
+    def wait(self, deadline: Deadline) -> Ending | None:
+        """Wait until the VM ends by itself or *deadline*; return its ending."""
         self._child.wait(deadline)
         if not self.alive:
             self.console.finish()
-        return self.state
+        return self.ending
 
-    def _see(self) -> str:
-        return f"see {self.console.path}"
+    def _lost(self, message: str, cause: Cause) -> LostGuest:
+        return LostGuest(message, hint=f"see {self.console.path}", cause=cause)
 
-    def _events(self) -> frozenset[str]:
-        events = self._qmp.events if self._qmp is not None else ()
-        reasons = (str(event.get("data", {}).get("reason", "")) for event in events)
-        return frozenset(reasons) | frozenset(str(event["event"]) for event in events)
 
-    def _panic_title(self) -> str:
-        for splat in reversed(self.console.splats()):
-            if splat.kind == "panic" or splat.fatal:
-                return splat.title.removeprefix(PANIC)
-        return "no word of it on the console"
+def _reasons(qmp: Qmp) -> frozenset[str]:
+    """The names of QEMU's events so far, and the reasons they give."""
+    reasons = (str(event.get("data", {}).get("reason", "")) for event in qmp.events)
+    return frozenset(reasons) | frozenset(str(event["event"]) for event in qmp.events)
 
-    def _ending_words(self) -> str:
-        status = self._child.status
-        return "no message" if status is None else f"exit status {status}"
 
-    def _stderr_or(self, otherwise: str) -> str:
-        try:
-            text = (self.directory / STDERR_FILE).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return otherwise
+def _last_words(directory: Path, child: process.Process, arch: Arch) -> str:
+    """The last line on QEMU's stderr that is no warning, else its exit status."""
+    with contextlib.suppress(OSError):
+        text = (directory / STDERR_FILE).read_text(encoding="utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip() and "warning:" not in line]
-        return lines[-1].removeprefix("qemu-system-x86_64: ") if lines else otherwise
+        if lines:
+            return lines[-1].removeprefix(f"{arch.qemu}: ")
+    return f"exit status {child.status}"
+
+
+def _connect_qmp(child: process.Process, directory: Path, path: Path, arch: Arch, deadline: Deadline) -> Qmp:
+    """Connect to QEMU's socket at *path* as soon as QEMU listens."""
+    while True:
+        if child.status is not None:
+            message = f"QEMU did not start: {_last_words(directory, child, arch)}"
+            raise InfraError(message, cause=Cause.QEMU_DIED)
+        if path.exists():
+            try:
+                return Qmp(path, deadline, lambda limit: _patient(limit, child.pid))
+            except QmpError:
+                # Bound but not listening yet, or gone again: the next iteration shows which.
+                if deadline.expired:
+                    raise
+        if deadline.expired:
+            raise InfraError("QEMU did not open its QMP socket in time")
+        time.sleep(_POLL_SECONDS)
+
+
+def _patient(deadline: Deadline, pid: int) -> Deadline:
+    return deadline.excusing(starvation(pid), MOST_EXCUSED * deadline.remaining)
+
+
+def _migrate(qmp: Qmp, command: str, deadline: Deadline) -> None:
+    """Migrate the device state to or from the file STATE; memory stays where it is.  Raises QmpError."""
+    ignore_memory = {"capability": "x-ignore-shared", "state": True}
+    qmp.execute("migrate-set-capabilities", {"capabilities": [ignore_memory]})
+    qmp.execute(command, {"uri": f"file:{STATE}"})
+    while True:
+        progress = qmp.execute("query-migrate")
+        if progress.get("status") == "completed":
+            return
+        if progress.get("status") in ("failed", "cancelled") or deadline.expired:
+            raise QmpError(f"QEMU's {command} failed: {progress}")
+        time.sleep(_MIGRATION_POLL_SECONDS)
 
 
 def read_ssh_port(usernet: str) -> int:
-    """The host port of the guest's port 22 in the output of `info usernet`.
+    """Return the host port that QEMU forwards to the guest's port 22, from the output of `info usernet`.
 
     Raises InfraError when there is none.
     """
@@ -371,67 +355,105 @@ def start_vm(
     parts: RootParts | None = None,
     restore: Snapshot | None = None,
     savable: bool = False,
+    dumps: bool = False,
     deadline: Deadline | None = None,
 ) -> Iterator[VM]:
-    """Boot *machine* in *directory* (made if need be) and end it with the block.
+    """Boot *machine* in *directory* (made if need be); the VM is stopped when the block ends.
 
-    Yields as soon as QEMU runs; the guest is still booting then, unless *restore* gives it where it left off.
-    A *savable* VM can be saved.  Call it from a thread that lives as long as the VM, because QEMU dies with
-    it.  Raises InfraError with QEMU's own words when it does not start.
+    Yields as soon as QEMU runs: the guest is still booting then, unless it is restored from the snapshot
+    *restore*.  A *savable* VM can be saved; one that *dumps* leaves its memory when it panics or hangs.
+    Call it from a thread that lives as long as the VM, because QEMU dies with that thread.  Raises InfraError
+    with QEMU's error message when QEMU does not start.
     """
     limit = deadline or Deadline.after(START_SECONDS * machine.accel.timeout_factor)
-    qemu = qemu or find_qemu()
+    qemu = qemu or find_qemu(arch=machine.arch)
     parts = parts or machine.parts()
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     if free_mib(directory) < _LEAST_FREE_MIB:
-        # QEMU would drop the console's text without a word, and the guest seem never to come up.
+        # QEMU would drop the console's text silently, and the guest would seem not to boot.
         raise InfraError(f"the disk of {directory} is full: less than {_LEAST_FREE_MIB} MiB are free")
-    for stale in (QMP_SOCKET, CONSOLE_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG, BOOT_LOG, RAM, STATE):
+    for stale in _STALE:
         (directory / stale).unlink(missing_ok=True)
+    link(machine.shares, directory)
     host_key = keys.make_keys(directory, restore.directory / keys.HOST_KEY if restore else None)
-    # The machine from the start, however this VM came to be: that is what one wants to paste.
+    # Always the command that boots the machine, also for a restored VM: that is what users paste.
     command = f"cd {shlex.quote(str(directory))} && {shlex.join(machine.argv(qemu, parts, nonce))}\n"
     (directory / COMMAND_FILE).write_text(command, encoding="utf-8")
     with contextlib.ExitStack() as stack:
         for image in parts.files:
             stack.enter_context(disks.held(image))
         ram = _shared_memory(stack, machine) if savable else None
-        argv = machine.argv(qemu, parts, nonce, _memory(stack, ram, directory, restore))
+        memory = Memory(path=f"/proc/self/fd/{ram}", saved=False) if ram is not None else None
+        if restore is not None:
+            memory = _saved_memory(stack, directory, restore)
+        argv = machine.argv(qemu, parts, nonce, memory)
         stderr = stack.enter_context((directory / STDERR_FILE).open("wb"))
         fds = () if ram is None else (ram,)
         child = stack.enter_context(
             process.spawn(argv, cwd=directory, stdout=stderr, stderr=stderr, pass_fds=fds)
         )
-        vm = VM(machine, directory, nonce, child, stack, ram)
-        stack.callback(vm.stop)
         start_limit = limit.within(START_SECONDS * machine.accel.timeout_factor)
-        vm._attach(start_limit, host_key, stack)
-        # Last in, first out: QEMU is asked to quit while QMP is still connected.
-        stack.callback(vm.stop)
+        start_limit = _patient(start_limit, child.pid)
+        vm = _attach(machine, directory, child, ram, host_key, start_limit, stack)
+        if dumps:
+            vm.dumper = Dumper(vm.qmp, directory, machine.memory_mib, machine.accel.timeout_factor)
+            vm.dumper.arm()
         if restore is not None:
-            vm._restore(start_limit)
+            _migrate(vm.qmp, "migrate-incoming", start_limit)
+            if vm.qmp.execute("query-status")["status"] != "running":
+                vm.qmp.execute("cont")
         yield vm
 
 
+def _attach(
+    machine: Machine,
+    directory: Path,
+    child: process.Process,
+    ram: int | None,
+    host_key: str,
+    deadline: Deadline,
+    stack: contextlib.ExitStack,
+) -> VM:
+    """Connect to the QEMU *child* as soon as it listens; *stack* stops it and disconnects."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, handle)
+    # The directory by a name that is short enough for a socket's path.
+    near = Path(f"/proc/self/fd/{handle}")
+    qmp = _connect_qmp(child, directory, near / QMP_SOCKET, machine.arch, deadline)
+    stack.callback(qmp.close)
+    try:
+        hostlink = HostLink(near / HOSTLINK_SOCKET, Actions(qmp, machine.topology))
+    except OSError as error:
+        raise InfraError(f"QEMU's host-action port is unreachable: {error.strerror}") from error
+    stack.callback(hostlink.close)
+    ssh = Endpoint(
+        host="127.0.0.1",
+        port=read_ssh_port(qmp.monitor("info usernet")),
+        user="root",
+        client_key=directory / keys.CLIENT_KEY,
+        host_key=host_key,
+    )
+    vm = VM(machine, directory, child, qmp, hostlink, ssh, near / CONSOLE_SOCKET, ram)
+    # Last in, first out: QEMU is asked to quit while QMP is still connected.
+    stack.callback(vm.stop)
+    return vm
+
+
 def _shared_memory(stack: contextlib.ExitStack, machine: Machine) -> int:
-    """A file for the guest's memory that is in memory itself: on a disk it would be written back again and
-    again."""
+    """Open a file in memory for the guest's memory: on a disk it would be written back again and again."""
     handle = os.memfd_create("vfio-harness-ram")
     stack.callback(os.close, handle)
     os.ftruncate(handle, machine.memory_mib << 20)
     return handle
 
 
-def _memory(
-    stack: contextlib.ExitStack, ram: int | None, directory: Path, restore: Snapshot | None
-) -> Memory | None:
-    if restore is not None:
-        # Links, because the cache's path may hold what QEMU's option parser would take for its own.
-        for name in (RAM, STATE):
-            (directory / name).symlink_to(restore.directory / name)
-            # What packs the run's directory up later follows links, a gigabyte each.
-            stack.callback((directory / name).unlink, missing_ok=True)
-        shutil.copyfile(restore.directory / BOOT_LOG, directory / BOOT_LOG)
-        return Memory(path=RAM, saved=True)
-    return Memory(path=f"/proc/self/fd/{ram}", saved=False) if ram is not None else None
+def _saved_memory(stack: contextlib.ExitStack, directory: Path, snapshot: Snapshot) -> Memory:
+    """Put what QEMU reads of *snapshot* into the VM's *directory*."""
+    # Links, because the cache's path may contain characters of QEMU's option syntax.
+    for name in (RAM, STATE):
+        (directory / name).symlink_to(snapshot.directory / name)
+        # Whatever archives the run's directory later may follow links, a gigabyte each.
+        stack.callback((directory / name).unlink, missing_ok=True)
+    shutil.copyfile(snapshot.directory / BOOT_LOG, directory / BOOT_LOG)
+    return Memory(path=RAM, saved=True)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A root of a machine that is what its test says."""
+"""A root for machines in tests."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from harness.machine.roots import RootParts
+from harness.machine.rootparts import RootParts
 
 
 @dataclasses.dataclass(frozen=True)
 class FakeRoot:
-    """See harness.machine.roots.Root."""
+    """See harness.machine.rootparts.Root."""
 
     name: str = "fake"
     frozen: bool = False
@@ -20,5 +20,8 @@ class FakeRoot:
     def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
         return self.given
 
-    def identity(self, guest_dir: Path) -> str:
-        return ""
+    def has(self, path: str) -> bool:
+        return True
+
+    def disks(self, guest_dir: Path) -> dict[str, str]:
+        return {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A QMP server for tests: says what it is told to say, over a real socket."""
+"""A QMP server for tests with canned answers, over a real socket."""
 
 from __future__ import annotations
 

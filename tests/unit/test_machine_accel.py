@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from harness import process
-from harness.errors import InfraError, UsageError
+from harness.base import process
+from harness.base.errors import InfraError, UsageError
 from harness.machine import accel
 from harness.machine.accel import Accel
 from harness.machine.qemu import Qemu, read_note
@@ -52,12 +53,6 @@ def runs(directory: Path) -> int:
     return len((directory / "ran").read_text().splitlines())
 
 
-def test_boot_sector() -> None:
-    """A PC boots 512 bytes that end in 55 aa."""
-    assert len(accel.BOOT_SECTOR) == 512
-    assert accel.BOOT_SECTOR.endswith(b"\x55\xaa")
-
-
 def test_kvm_that_runs_a_guest_is_used(tmp_path: Path) -> None:
     """85 is what the boot sector makes of QEMU's exit status; the answer is remembered."""
     qemu = fake(tmp_path, "exit 85")
@@ -77,6 +72,43 @@ def test_kvm_that_kills_its_guests_is_not(tmp_path: Path) -> None:
     assert runs(tmp_path) == 1
 
 
+@pytest.fixture
+def slow_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> Qemu:
+    """A QEMU on whose KVM a guest, *what*, stands still until there is a file `idle`."""
+    monkeypatch.setattr(accel, "_SECTOR_SECONDS", 0.6)
+    monkeypatch.setattr(accel, "_KERNEL_SECONDS", 0.6)
+    busy = f'*"-accel kvm"*) test -e {tmp_path}/idle || exec sleep 60;; esac'
+    guests = f'case "$*" in *-kernel*-append*) {GOOD};; *) exit 85;; esac'
+    slow = {"sector": f'case "$*" in {busy}', "kernel": f'case "$*" in *-append*) case "$*" in {busy};; esac'}
+    return fake(tmp_path, f"{slow[what]}\n{guests}")
+
+
+@pytest.mark.parametrize("what", ["sector", "kernel"])
+def test_time_that_ran_out_on_a_busy_host_is_not_remembered_against_kvm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_kvm: Qemu
+) -> None:
+    """A busy host slows a guest down; what was not proven is asked again on the next run."""
+    monkeypatch.setattr(accel, "starvation", lambda _: lambda: 60.0)
+    assert accel.kvm_fault(slow_kvm, Path("vmlinux")) is not None
+    assert noted(tmp_path) == {}
+    (tmp_path / "idle").touch()
+    assert accel.kvm_fault(slow_kvm, Path("vmlinux")) is None
+    assert noted(tmp_path)["kernel"] is True
+
+
+@pytest.mark.parametrize("what", ["sector", "kernel"])
+def test_a_hang_on_kvm_alone_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_kvm: Qemu
+) -> None:
+    """KVM had a CPU for as long as TCG needs: the next run does not wait for KVM again."""
+    monkeypatch.setattr(accel, "starvation", lambda _: lambda: 0.0)
+    told = accel.kvm_fault(slow_kvm, Path("vmlinux"))
+    assert noted(tmp_path)["fault"] == told is not None
+    before = runs(tmp_path)
+    assert accel.kvm_fault(slow_kvm, Path("vmlinux")) == told
+    assert runs(tmp_path) == before
+
+
 def test_a_clean_exit_is_no_proof(tmp_path: Path) -> None:
     """QEMU may end well without having run a byte of the guest's."""
     assert accel.choose_accel("auto", fake(tmp_path, "exit 0")).accel is Accel.TCG
@@ -86,6 +118,16 @@ def test_a_hang_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """A guest that hangs costs seconds, once."""
     monkeypatch.setattr(accel, "_SECTOR_SECONDS", 0.2)
     assert "did not finish" in accel.choose_accel("auto", fake(tmp_path, "sleep 60")).reason
+
+
+def test_a_guest_that_got_no_cpu_has_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy host is no fault of KVM; the wait is bounded all the same."""
+    monkeypatch.setattr(accel, "_SECTOR_SECONDS", 0.5)
+    began = time.monotonic()
+    monkeypatch.setattr(accel, "starvation", lambda _: lambda: time.monotonic() - began)
+    assert accel.kvm_fault(fake(tmp_path, "sleep 0.8; exit 85")) is None
+    assert "did not finish" in str(accel.kvm_fault(fake(tmp_path, "sleep 60; exit 85")))
+    assert time.monotonic() - began < 30
 
 
 def test_a_kernel_proves_more_than_a_sector(tmp_path: Path) -> None:
@@ -131,15 +173,41 @@ def test_a_broken_kernel_is_not_taken_for_broken_kvm(
     assert noted(tmp_path)["kernel"] is False
     (tmp_path / "good").touch()
     assert accel.kvm_fault(qemu, Path("vmlinux")) is None
+    assert noted(tmp_path)["kernel"] is False, "the store's kernels do not change: this one was tried"
+    assert accel.kvm_fault(qemu, Path("another-vmlinux")) is None
     assert noted(tmp_path)["kernel"] is True
 
 
+def test_a_kernel_that_got_no_cpu_on_tcg_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy host neither accelerator gets far, which says nothing about the kernel."""
+    monkeypatch.setattr(accel, "_KERNEL_SECONDS", 0.1)
+    began = time.monotonic()
+    monkeypatch.setattr(accel, "starvation", lambda _: lambda: time.monotonic() - began)
+    busy = f'test -e {tmp_path}/idle || exec sleep 60; case "$*" in *"-accel kvm"*) exit 1;; esac'
+    qemu = fake(tmp_path, f'case "$*" in *-kernel*) {busy}; {GOOD};; *) exit 85;; esac')
+    assert accel.kvm_fault(qemu, Path("vmlinux")) is None
+    (tmp_path / "idle").touch()
+    assert accel.kvm_fault(qemu, Path("vmlinux")) == "QEMU exited with 1: no message"
+
+
 def test_a_broken_kernel_never_condemns_kvm_for_good(tmp_path: Path) -> None:
-    """Where KVM loses even a broken kernel earlier than TCG does, TCG serves once; nothing is noted."""
+    """Where KVM loses even a broken kernel earlier than TCG does, all VMs of that kernel run on TCG.
+
+    Another kernel is tried anew.
+    """
     panics = 'echo "Kernel panic - not syncing: Fatal exception"; exit 0'
     qemu = fake(tmp_path, broken_on("kvm", panics))
-    assert "Suberror" in str(accel.kvm_fault(qemu, Path("vmlinux")))
+    told = accel.kvm_fault(qemu, Path("vmlinux"))
+    assert "Suberror" in str(told)
     assert noted(tmp_path)["fault"] is None
+    before = runs(tmp_path)
+    assert accel.kvm_fault(qemu, Path("vmlinux")) == told, "workers ask again"
+    assert runs(tmp_path) == before
+    assert accel.kvm_fault(qemu) is None
+    accel.kvm_fault(qemu, Path("another-vmlinux"))
+    assert runs(tmp_path) > before
 
 
 def test_trouble_of_the_host_is_no_fault_of_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,18 +7,17 @@ import threading
 import time
 from pathlib import Path
 
-from harness.deadline import Deadline
+from harness.base.deadline import Deadline
 from harness.machine.console import Console
 
 
 def test_splats_are_found_while_the_log_grows(tmp_path: Path) -> None:
-    """Half a line is not judged; positions count bytes of the file, carriage returns included."""
+    """An incomplete line is not searched; positions are bytes of the file, carriage returns included."""
     log = tmp_path / "console.log"
     console = Console(log)
     assert (console.splats(), console.size, console.tail()) == ((), 0, ())
     log.write_bytes(b"[    1.000000] vfio-harness: begin a/b\r\n[    1.100000] BUG: Bad ")
     assert console.splats() == ()
-    assert console.case == "a/b"
     middle = console.size
     with log.open("ab") as file:
         file.write(b"page state in process x\r\n[    1.2000")
@@ -30,8 +29,19 @@ def test_splats_are_found_while_the_log_grows(tmp_path: Path) -> None:
     assert console.tail(1) == ("[    1.2000",)
 
 
+def test_hears_only_the_kernel(tmp_path: Path) -> None:
+    """The same words without a time stamp are a program's; what came before does not count."""
+    console = Console(tmp_path / "console.log")
+    said = "vfio-harness: end m/c"
+    stamped = f"[    1.000000][   T55] {said}\n"
+    for text, heard in ((f"{said}\n", False), (stamped, True), (f"login: {stamped}", True)):
+        console.path.write_text(text, encoding="utf-8")
+        assert console.hears(said, Deadline.after(0)) is heard
+        assert not console.hears(said, Deadline.after(0), since=len(text))
+
+
 def test_wait_for(tmp_path: Path) -> None:
-    """A text that comes late is waited for; one that was there before the position does not count."""
+    """wait_for() waits for text to appear and ignores text before its start position."""
     log = tmp_path / "console.log"
     log.write_text("end a/b\n", encoding="utf-8")
     console = Console(log)

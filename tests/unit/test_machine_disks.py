@@ -19,9 +19,9 @@ from types import CodeType
 
 import pytest
 
-from harness import process
-from harness.errors import InfraError
-from harness.locks import try_locked
+from harness.base import process
+from harness.base.errors import InfraError
+from harness.base.locks import try_locked
 from harness.machine import disks
 
 needs_mkfs = pytest.mark.skipif(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import LostGuest
+from harness.base.errors import LostGuest
 from harness.machine import found
 from harness.machine.topology import load_topology
 
@@ -83,5 +83,5 @@ def test_plugged_too_early() -> None:
 @pytest.mark.parametrize("text", ["", "Traceback", "[]", '{"devices": [{}], "vfio_nodes": []}'])
 def test_rubbish_is_a_lost_guest(text: str) -> None:
     """An answer that is none is no statement about devices."""
-    with pytest.raises(LostGuest, match="not understood"):
+    with pytest.raises(LostGuest, match="unreadable"):
         found.read_facts(text)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from machine_fake_qmp import FakeQmp, Reply, fake_qmp
 
-from harness.deadline import Deadline
+from harness.base.deadline import Deadline
 from harness.machine import hostlink
 from harness.machine.hostlink import Actions, HostLink
 from harness.machine.qmp import Qmp
@@ -68,7 +68,7 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
 
 
 def test_actions(guest: Guest) -> None:
-    """Each action becomes one QMP command, and what differs from boot is known."""
+    """Each action becomes one QMP command, and the host knows which devices differ from boot."""
     assert guest.ask("unplug", device="edu0") == {"id": 7, "ok": True}
     assert guest.ask("nmi") == {"id": 7, "ok": True}
     assert guest.ask("link", device="igb0", up=False) == {"id": 7, "ok": True}
@@ -91,7 +91,7 @@ def test_an_error_is_sent_by_the_human_monitor(guest: Guest) -> None:
 
 
 def test_plug_waits_for_the_guest_to_let_go(guest: Guest) -> None:
-    """A device goes back in when the guest has released it, with the words of the command line."""
+    """A device is plugged after the guest released it, with the properties of the command line."""
     guest.ask("unplug", device="edu0")
     release = threading.Timer(0.2, guest.server.event, ["DEVICE_DELETED"], {"device": "edu0"})
     release.start()
@@ -103,7 +103,7 @@ def test_plug_waits_for_the_guest_to_let_go(guest: Guest) -> None:
 
 
 def test_plug_gives_up(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest that never lets go gets an answer all the same, and the port still works."""
+    """If the guest never releases the device, the request fails and the port still works."""
     monkeypatch.setattr(hostlink, "RELEASE_SECONDS", 0.1)
     guest.ask("unplug", device="edu0")
     assert "still holds 'edu0'" in guest.ask("plug", device="edu0")["error"]
@@ -113,8 +113,8 @@ def test_plug_gives_up(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("rubbish", "not JSON"),
-        ("[1]", "a JSON object"),
+        ("rubbish", "a request must be a JSON object"),
+        ("[1]", "a request must be a JSON object"),
         ('{"id": 1, "action": "dance"}', "there is no action 'dance'"),
         ('{"id": 1, "action": "unplug", "device": "edu9"}', "there is no device 'edu9', did you mean 'edu1'"),
         ('{"id": 1, "action": "unplug", "device": "port0"}', "there is no device 'port0'"),
@@ -124,7 +124,7 @@ def test_plug_gives_up(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_bad_requests(guest: Guest, text: str, complaint: str) -> None:
-    """A bad request is answered, never dropped."""
+    """A bad request gets an error as its answer."""
     reply = guest.send(text)
     assert reply["ok"] is False
     assert complaint in reply["error"]

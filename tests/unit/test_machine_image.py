@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import paths, process
-from harness.errors import InfraError
+from harness.base import paths, process
+from harness.base.cause import Cause
+from harness.base.errors import InfraError
 from harness.machine import image
 from harness.machine.hostfiles import Listing
 from harness.machine.image import ImageRoot
-from harness.machine.roots import GUEST_DIR, GUEST_KERNEL_DIR, RootParts
+from harness.machine.rootparts import GUEST_DIR, GUEST_KERNEL_DIR, RootParts
 
 ABSENT = [name for name in ("mkfs.erofs", "gcc") if process.find_tool(name) is None]
 needs_tools = pytest.mark.skipif(bool(ABSENT), reason=f"this host lacks {', '.join(ABSENT)}")
@@ -158,10 +159,12 @@ def test_a_comma_in_a_path_is_doubled_for_qemu_alone(
 
 @needs_tools
 def test_what_is_the_same_is_not_made_again(host: Host) -> None:
-    """The second VM starts at once; bytecode beside the guest's sources does not matter."""
+    """The second VM starts at once; bytecode beside the guest's sources, and times, do not matter."""
     first = host.parts()
     inodes = [path.stat().st_ino for path in first.files]
     _write(host.guest / "__pycache__/__init__.cpython-311.pyc", "bytecode")
+    os.utime(host.modules / "kernel/vfio.ko", (1_000_000, 1_000_000))
+    (host.modules / "kernel/vfio.ko").chmod(0o444)
     assert host.parts() == first
     assert [path.stat().st_ino for path in first.files] == inodes
 
@@ -183,7 +186,7 @@ CHANGES: dict[str, tuple[Callable[[Host], object], set[str]]] = {
     "a program is updated": (lambda host: host.restamp(os.fspath(host.hello)), {"root"}),
     "Python is updated": (lambda host: host.restamp(sys.executable), {"root", "guest"}),
     "a module is rebuilt": (
-        lambda host: os.utime(host.modules / "kernel/vfio.ko", (1_000_000, 1_000_000)),
+        lambda host: _write(host.modules / "kernel/vfio.ko", "another one that is no module"),
         {"kernel"},
     ),
     "a selftest becomes a program": (
@@ -293,6 +296,26 @@ def test_init_compiles_without_a_warning(tmp_path: Path, level: str) -> None:
     argv = ["gcc", level, "-static", *warnings, "-o", f"{tmp_path}/init", f"{paths.guest_dir()}/init.c"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_tools
+def test_disks_that_a_job_names(host: Host, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are taken from the store; what this host would make the same it makes; no other one is taken."""
+    named = ImageRoot().disks(host.guest)
+    assert set(named) == {"root", "guest"}
+    made = ImageRoot(named).parts(host.guest, None, None)
+    assert made == ImageRoot().parts(host.guest, None, None)
+    _write(host.guest / "probes/first.py", "PROMISE = 'lost'\n")
+    host.restamp(os.fspath(host.hello))
+    assert ImageRoot(named).parts(host.guest, None, None) == made
+    for kind, path in zip(("root", "guest"), made.files, strict=True):
+        path.rename(path.with_suffix(".away"))
+        with pytest.raises(
+            InfraError, match=f"the {kind} disk {named[kind]} of the image root is not"
+        ) as error:
+            ImageRoot(named).parts(host.guest, None, None)
+        assert error.value.cause is Cause.ROOT_MISSING
+        path.with_suffix(".away").rename(path)
 
 
 @needs_tools

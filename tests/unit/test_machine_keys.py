@@ -11,7 +11,7 @@ from harness.machine import keys
 
 
 def test_keys_fit_each_other_and_are_private(tmp_path: Path) -> None:
-    """paramiko reads both private keys; the public halves are the ones handed out."""
+    """paramiko reads both private keys, and they match the public keys."""
     public = keys.make_keys(tmp_path)
     server = paramiko.Ed25519Key.from_private_key_file(str(tmp_path / keys.HOST_KEY))
     client = paramiko.Ed25519Key.from_private_key_file(str(tmp_path / keys.CLIENT_KEY))

@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 from fake_root import FakeRoot
 
-from harness.errors import UsageError
+from harness.base.errors import UsageError
 from harness.machine.accel import Accel
-from harness.machine.machine import Machine
+from harness.machine.machine import Machine, machine_features
 from harness.machine.qemu import Qemu
-from harness.machine.roots import RootParts
+from harness.machine.rootparts import RootParts
 from harness.machine.topology import load_topology
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
-QEMU = Qemu(path=Path("/usr/bin/qemu"), version=(10, 0, 2), devices=frozenset(), identity="x", has_qboot=True)
+QEMU = Qemu(
+    path=Path("/usr/bin/qemu"), version=(10, 0, 2), devices=frozenset(), identity="x", has_firmware=True
+)
 
 PARTS = RootParts(
     options=("-fsdev", "local,id=root,path=/"),
@@ -32,7 +34,7 @@ PARTS = RootParts(
 
 def machine(topology: str, accel: Accel = Accel.TCG, **more: object) -> Machine:
     made = Machine(
-        vmlinux=Path("/k/vmlinux"), topology=load_topology(topology), accel=accel, root=FakeRoot(given=PARTS)
+        image=Path("/k/vmlinux"), topology=load_topology(topology), accel=accel, root=FakeRoot(given=PARTS)
     )
     return dataclasses.replace(made, **more)  # type: ignore[arg-type]
 
@@ -44,7 +46,7 @@ def lines(argv: tuple[str, ...]) -> str:
 
 @pytest.mark.parametrize("name", ["edu-igb", "iommu-intel", "mixed", "hotplug", "nvme"])
 def test_argv(name: str) -> None:
-    """The words are pinned; HARNESS_UPDATE_GOLDEN=1 writes them anew for review."""
+    """The command line equals the golden file; HARNESS_UPDATE_GOLDEN=1 rewrites it for review."""
     golden = GOLDEN / f"argv-{name}.txt"
     got = lines(machine(name).argv(QEMU, PARTS, "c0ffee"))
     if os.environ.get("HARNESS_UPDATE_GOLDEN"):
@@ -53,14 +55,14 @@ def test_argv(name: str) -> None:
 
 
 def test_the_iommu_comes_before_every_device() -> None:
-    """What precedes its IOMMU on the command line would bypass it."""
+    """The IOMMU is the first device: devices before it would bypass it."""
     argv = machine("iommu-intel").argv(QEMU, PARTS, "c0ffee")
     devices = [value for option, value in itertools.pairwise(argv) if option == "-device"]
     assert devices[0].startswith("intel-iommu,")
 
 
 def test_slots_of_pcie0_are_used_once() -> None:
-    """The harness's own devices never meet a topology's."""
+    """No two devices share a slot."""
     argv = machine("edu-igb").argv(QEMU, PARTS, "c0ffee")
     slots = [word.split("addr=")[1].split(",")[0] for word in argv if "bus=pcie.0" in word]
     numbers = [int(slot.split(".")[0], 16) for slot in slots]
@@ -68,7 +70,7 @@ def test_slots_of_pcie0_are_used_once() -> None:
 
 
 def test_kvm_and_gdb() -> None:
-    """gdb gets a socket and fixed addresses; KVM the host's processor and no excuses for slowness."""
+    """gdb gets a socket and fixed addresses; KVM the host's CPU model, no arguments for slow hosts."""
     made = machine("edu", Accel.KVM, gdb=True, cpus=2, memory_mib=4096)
     made = dataclasses.replace(made, topology=dataclasses.replace(made.topology, kernel_args=("a=b c",)))
     text = shlex.join(made.argv(QEMU, PARTS, "c0ffee"))
@@ -77,20 +79,52 @@ def test_kvm_and_gdb() -> None:
     words = made.command_line(PARTS)
     assert "nokaslr" in words
     assert "no_timer_check" not in words
-    assert words.endswith('"a=b c" ro virtme.exec=`eA==` init=/init')
-    assert made.features == {"edu", "intx", "smp", "mem-4g"}
+    assert '"a=b c" printk.time=1' in words
+    assert machine_features(made.topology, cpus=made.cpus, memory_mib=made.memory_mib) == {
+        "edu",
+        "intx",
+        "smp",
+        "mem-4g",
+    }
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("quiet",),
+        ("printk.time=0", "loglevel=1", "printk.ignore_loglevel=0"),
+        ("console=tty0", "console=null", "console=ttyS0,115200n8r", "printk.devkmsg=off"),
+        ("sysctl.kernel.printk=1", "a\t--"),
+    ],
+)
+def test_kernel_is_heard_whatever_a_topology_says(given: tuple[str, ...]) -> None:
+    """The last word of each kind makes printk audible and stamps it; only what the root wants comes after."""
+    made = machine("edu")
+    made = dataclasses.replace(made, topology=dataclasses.replace(made.topology, kernel_args=given))
+    words = shlex.split(made.command_line(PARTS))
+    assert words[-3:] == list(PARTS.kernel_args)
+    own = words[-8:-3]
+    assert words[1 : len(words) - 8][-len(given) :] == list(given)
+    assert own == [
+        "printk.time=1",
+        "printk.devkmsg=on",
+        "loglevel=7",
+        "printk.ignore_loglevel=1",
+        f"console={made.arch.console}",
+    ]
+    assert words[0] == own[-1]
 
 
 def test_too_little_memory() -> None:
-    """A machine that cannot carry its topology is refused when it is described."""
+    """A machine without enough memory or vCPUs is refused when it is made."""
     with pytest.raises(UsageError, match="needs 512 MiB, not 256"):
         machine("hotplug", memory_mib=256)
-    with pytest.raises(UsageError, match="needs a processor"):
+    with pytest.raises(UsageError, match="needs at least one vCPU"):
         machine("edu", cpus=0)
 
 
 def test_too_many_shares() -> None:
-    """A root cannot take more slots than are kept for it."""
+    """A root that needs more slots than are reserved for it is refused."""
     crowd = RootParts(devices=("virtio-9p-pci",) * 5)
-    with pytest.raises(UsageError, match="needs 5 slots of 4"):
+    with pytest.raises(UsageError, match="needs 5 slots, but only 3 are free"):
         machine("edu").argv(QEMU, crowd, "c0ffee")

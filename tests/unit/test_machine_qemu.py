@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from harness.errors import InfraError
+from harness.base.cause import Cause
+from harness.base.errors import InfraError
 from harness.machine import qemu
 
 
@@ -49,7 +51,7 @@ def test_answers_are_remembered(tmp_path: Path) -> None:
     assert found.version == (10, 0, 2)
     assert found.devices == {"edu", "virtio-iommu-pci", "virtio-iommu"}
     assert found.properties("edu") == {"dma_mask", "romfile", "id", "bus", "addr"}
-    assert not found.has_qboot
+    assert not found.has_firmware
     before = asked(tmp_path)
     qemu._probe.cache_clear()
     qemu._properties.cache_clear()
@@ -63,7 +65,7 @@ def test_answers_are_remembered(tmp_path: Path) -> None:
 def test_firmware_is_looked_for(tmp_path: Path) -> None:
     """qboot.rom is used where QEMU brought it."""
     (tmp_path / "qboot.rom").touch()
-    assert qemu.find_qemu(script(tmp_path, "10.0.2")).has_qboot
+    assert qemu.find_qemu(script(tmp_path, "10.0.2")).has_firmware
 
 
 def test_too_old(tmp_path: Path) -> None:
@@ -73,8 +75,8 @@ def test_too_old(tmp_path: Path) -> None:
 
 
 def test_missing(tmp_path: Path) -> None:
-    """So is a missing one."""
-    with pytest.raises(InfraError, match="doctor --fix"):
+    """Installing another one does not help where a path was given: the hint is about that."""
+    with pytest.raises(InfraError, match=r"nowhere: No such file .*give --qemu, or VFIO_HARNESS_QEMU"):
         qemu.find_qemu(tmp_path / "nowhere")
 
 
@@ -113,3 +115,31 @@ def test_a_damaged_note_is_no_note(tmp_path: Path) -> None:
     assert qemu.read_note(path) == {}
     qemu.write_note(path, {"a": 1})
     assert qemu.read_note(path) == {"a": 1}
+
+
+def test_what_a_job_needs_is_checked_where_it_runs(tmp_path: Path) -> None:
+    """A QEMU that is too old, or lacks a device, is the host's fault."""
+    found = qemu.find_qemu(script(tmp_path, "10.0.2"))
+    qemu.QemuNeed(devices=("edu", "virtio-iommu")).check(found)
+    for need, problem in (
+        (qemu.QemuNeed(version=(10, 1)), r"is QEMU 10\.0\.2; 10\.1 or newer is needed"),
+        (qemu.QemuNeed(devices=("edu", "igb")), r"QEMU 10\.0\.2 .* has no device igb"),
+    ):
+        with pytest.raises(InfraError, match=problem) as refused:
+            need.check(found)
+        assert refused.value.cause is Cause.HOST
+
+
+def test_chosen_qemu_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of its workers, for as long as the block lasts; an option still comes before it."""
+    monkeypatch.delenv(qemu.SETTING, raising=False)
+    mine, other = script(tmp_path, "10.0.2"), tmp_path / "other"
+    other.mkdir()
+    with qemu.chosen_qemu(str(mine)):
+        assert qemu.find_qemu().path == mine
+        with qemu.chosen_qemu(str(script(other, "10.1.0"))):
+            assert qemu.find_qemu().version == (10, 1, 0)
+            assert qemu.find_qemu(mine).path == mine
+        with qemu.chosen_qemu(None):
+            assert qemu.find_qemu().path == mine
+    assert qemu.SETTING not in os.environ

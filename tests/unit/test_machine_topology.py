@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
+from harness.base.errors import UsageError
 from harness.machine import topology
 from harness.machine.devices import Topology
 from harness.machine.qemu import Qemu
@@ -18,7 +18,7 @@ PORT = '{id: port0, driver: pcie-root-port, addr: "0x8"}'
 
 
 class FakeQemu(Qemu):
-    """A QEMU that answers from memory."""
+    """A QEMU with canned answers."""
 
     def properties(self, driver: str) -> frozenset[str]:
         return frozenset({"dma_mask", "mac", "netdev", "bus_nr", "id", "bus", "addr"})
@@ -84,7 +84,7 @@ def test_features(name: str, features: set[str]) -> None:
 
 
 def test_places() -> None:
-    """On a root bus the address is known, behind a bridge only the way to it."""
+    """On a root bus the address is known; behind a bridge only the path is."""
     mixed = topology.load_topology("mixed")
     inner, outer = (mixed.location(mixed.device(name)) for name in ("edu0", "edu1"))
     assert (str(inner), inner.bdf) == ("00:05.0", "0000:00:05.0")
@@ -95,26 +95,21 @@ def test_places() -> None:
 
 @pytest.mark.parametrize("name", ["mine", "mine.yaml"])
 def test_a_file_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """`./mine` is a path, with or without its suffix, and is found again from any other directory."""
+    """`./mine` is a path, with or without its suffix."""
     text = (topology.SHIPPED / "edu.yaml").read_text(encoding="utf-8")
     (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     mine = topology.load_topology("./mine")
-    assert (mine.name, mine.path) == ("mine", tmp_path / name)
+    assert (mine.name, mine.where) == ("mine", str(tmp_path / name))
     monkeypatch.chdir("/")
-    assert topology.load_topology(mine.path) == mine
+    assert topology.load_topology(mine.where) == mine
+    assert topology.parse_topology("mine", mine.text, "elsewhere") == mine
 
 
 def test_unknown_name_names_the_nearest() -> None:
-    """A typo is answered with the right spelling."""
+    """The hint for an unknown name is the nearest name."""
     with pytest.raises(UsageError, match="did you mean 'edu-igb'"):
         topology.load_topology("edu-igbb")
-
-
-def test_unknown_device_names_the_nearest() -> None:
-    """So is a device's."""
-    with pytest.raises(UsageError, match="did you mean 'edu0'"):
-        topology.load_topology("edu").device("edu")
 
 
 def test_values_are_spelled_for_qemu(tmp_path: Path) -> None:
@@ -155,10 +150,30 @@ def test_values_are_spelled_for_qemu(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_impossible(tmp_path: Path, text: str, complaint: str) -> None:
-    """What cannot work is refused, with its place in the file."""
+    """An impossible topology is refused with file and line."""
     with pytest.raises(UsageError, match=complaint) as caught:
         load(tmp_path, text)
     assert "mine.yaml:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ('["--"]', "would end or swallow the kernel arguments after it"),
+        ("['a=\"b']", "would end or swallow the kernel arguments after it"),
+        ('[""]', "would end or swallow"),
+        ("[8250.nr_uarts=0]", "would take the serial console away"),
+        ("[initcall_blacklist=serial8250_init]", "would take the serial console away"),
+        (f"[{'x' * 1025}]", "are 1025 bytes long, more than 1024"),
+    ],
+)
+def test_kernel_arguments_that_would_silence_it(tmp_path: Path, given: str, complaint: str) -> None:
+    """What the harness's own arguments cannot override is refused with file, line and key."""
+    with pytest.raises(UsageError, match="kernel_args") as caught:
+        load(tmp_path, f"kernel_args: {given}\ndevices: [{EDU}]\n")
+    assert caught.value.message.startswith(f"{tmp_path / 'mine.yaml'}:2: ")
+    assert complaint in caught.value.message
+    assert "\n" not in caught.value.message
 
 
 def test_device_this_qemu_lacks() -> None:
@@ -168,7 +183,7 @@ def test_device_this_qemu_lacks() -> None:
 
 
 def test_property_this_qemu_lacks(tmp_path: Path) -> None:
-    """A misspelled property is answered with the right spelling."""
+    """The hint for an unknown property is the nearest one."""
     path = write(tmp_path, f"devices:\n - {EDU[:-1]}, props: {{dma-mask: 1}}}}")
     with pytest.raises(UsageError, match=r"'edu' has no property 'dma-mask' .did you mean 'dma_mask'"):
         topology.load_topology(path, fake_qemu("edu"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is taken from virtme-ng's command, and what is refused."""
+"""What the virtme root takes from virtme-ng's command, and what it refuses."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InfraError, UsageError
+from harness.base.errors import InfraError, UsageError
 from harness.machine import roots, virtme
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
 
 def test_read_command() -> None:
-    """Shares and guest protocol are kept, the machine, its consoles and its ports are not."""
+    """Shares and the guest protocol are kept; the machine, its consoles and its ports are dropped."""
     parts = virtme.read_command((GOLDEN / "virtme-run-1.42.txt").read_text(encoding="utf-8"))
     assert parts.devices == (
         "virtio-9p-pci,fsdev=virtfs1,mount_tag=/dev/root",
@@ -41,13 +41,13 @@ def test_read_command() -> None:
     "text", ["", "qemu-system-x86_64 -nodefaults", "qemu -append 'init=/x virtme.exec=`x`'"]
 )
 def test_a_command_without_a_root(text: str) -> None:
-    """A virtme-ng that changed its ways is told apart from a guest that does not boot."""
+    """Output of an unknown form is an InfraError."""
     with pytest.raises(InfraError, match="install virtme-ng"):
         virtme.read_command(text)
 
 
 def test_ask_argv(tmp_path: Path) -> None:
-    """Nothing is run, nothing needs a daemon, and both shares are read-only."""
+    """virtme-run runs nothing, needs no daemon, and both shares are read-only."""
     argv = virtme.ask_argv(tmp_path / "guest", tmp_path / "6.1")
     for word in (
         "--dry-run",
@@ -61,19 +61,19 @@ def test_ask_argv(tmp_path: Path) -> None:
 
 
 def test_unsharable_path(tmp_path: Path) -> None:
-    """virtme-run's own limit is told before it is hit."""
+    """A path that virtme-run cannot share is refused with a hint."""
     with pytest.raises(InfraError, match="letters, digits"):
         virtme.ask_argv(tmp_path / "a,b", None)
 
 
 def test_the_installed_virtme_ng(tmp_path: Path) -> None:
-    """The virtme-ng in this environment prints what we understand."""
+    """The output of the installed virtme-ng is understood."""
     parts = roots.find_root("virtme").parts(tmp_path, None, None)
     assert parts.kernel_args[-1].endswith("/virtme-ng-init")
     assert any(f"path={tmp_path}" in word for word in parts.options)
 
 
 def test_unknown_root() -> None:
-    """A typo is answered with the right spelling."""
+    """The hint for an unknown root is the nearest one."""
     with pytest.raises(UsageError, match="did you mean 'virtme'"):
         roots.find_root("virtm")
