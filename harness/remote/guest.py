@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Guest: run, stream, push and pull over one SSH connection.
+"""Guest: run commands, stream their output and copy files over one SSH connection.
 
-The endpoint's host key is pinned, so a stale VM on a reused port can never answer for the one we booted.
-Exit statuses travel out of band, in the SSH channel; the console is never parsed for a verdict.
+The endpoint's host key is pinned: another VM on a reused port cannot answer for the one we booted.
+Exit statuses travel in the SSH channel; no verdict is read from the console.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import paramiko
 
-from harness.deadline import Deadline
-from harness.errors import LostGuest
+from harness.base.cause import Cause
+from harness.base.deadline import Deadline
+from harness.base.errors import LostGuest
 
 _RETRY_SECONDS = 0.02
 _CHECK_SECONDS = 1.0
+_LAST_SECONDS = 0.5
+"""How long output that came before a deadline may take to be read after it."""
 _TERMINAL_SECONDS = 60.0
-"""For a guest to open a terminal, emulated and on a busy host."""
+"""Timeout for opening a terminal: the guest may be emulated on a busy host."""
 _CHUNK = 65536
 # Without a handler logging would print paramiko's retries to stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -50,7 +52,17 @@ class Endpoint:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
+class Pty:
+    """A terminal to be made in the guest."""
+
+    kind: str
+    """TERM, such as xterm."""
+    width: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
     """A command that ended in the guest; status 128+N when signal N killed it, as the shell reports it."""
 
     command: str
@@ -58,22 +70,18 @@ class Completed:
     stdout: str
     stderr: str
 
-    @property
-    def ok(self) -> bool:
-        return self.status == 0
-
 
 @contextlib.contextmanager
 def losing_guest(what: str) -> Iterator[None]:
-    """Turn what paramiko and the network raise into a LostGuest that says *what* came of it."""
+    """Turn errors of paramiko and the network into a LostGuest with the message *what*."""
     try:
         yield
     except _LOST as error:
-        raise LostGuest(f"{what}: {str(error) or type(error).__name__}") from error
+        raise LostGuest(f"{what}: {str(error) or type(error).__name__}", cause=Cause.NO_ANSWER) from error
 
 
 def _shortened(command: str) -> str:
-    """The beginning of a command, for messages: some are whole scripts."""
+    """Return the first 80 characters of a command for messages: some commands are whole scripts."""
     first = command.split("\n", 1)[0]
     return first if len(first) <= 80 and first == command else f"{first[:76]} ..."
 
@@ -83,23 +91,27 @@ def _command_line(command: str | Sequence[str]) -> str:
 
 
 class Stream:
-    """A command that runs in the guest while we talk to it, a line at a time."""
+    """A running command in the guest, read and written line by line."""
 
     def __init__(self, channel: paramiko.Channel, command: str, check: Callable[[], None]) -> None:
         self._channel = channel
-        self._command = command
+        self._name = _shortened(command)
         self._check = check
         self._pending = b""
+        self._last: tuple[Deadline, Deadline] | None = None
+        """A deadline that was found expired, and how long what came before is still read."""
 
     def send(self, line: str) -> None:
         """Write one line to its standard input; raises LostGuest when the guest is gone."""
-        try:
-            self._channel.sendall(f"{line}\n".encode())
-        except _LOST as error:
-            raise LostGuest(f"the guest closed {_shortened(self._command)!r}") from error
+        self.write(f"{line}\n".encode())
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input; raises LostGuest when the guest is gone."""
+        with losing_guest(f"the guest closed {self._name!r}"):
+            self._channel.sendall(data)
 
     def lines(self, deadline: Deadline) -> Iterator[str]:
-        """Its output line by line until it ends.
+        """Yield its output line by line until it ends.
 
         Raises TimeoutError at *deadline* and LostGuest when the connection breaks.
         """
@@ -109,7 +121,7 @@ class Stream:
                 self._pending = rest
                 yield head.decode(errors="replace").rstrip("\r")
                 continue
-            chunk = self._receive(deadline)
+            chunk = self.read(deadline)
             if not chunk:
                 if head:
                     self._pending = b""
@@ -117,24 +129,38 @@ class Stream:
                 return
             self._pending += chunk
 
-    def _receive(self, deadline: Deadline) -> bytes:
-        while not deadline.expired:
-            self._channel.settimeout(min(deadline.remaining, _CHECK_SECONDS))
+    def read(self, deadline: Deadline) -> bytes:
+        """Return the next piece of its output, empty at its end; raises as lines() does."""
+        while not self._is_over(deadline):
+            self._channel.settimeout(min(max(deadline.remaining, _LAST_SECONDS), _CHECK_SECONDS))
             try:
                 return self._channel.recv(_CHUNK)
             except TimeoutError:
                 self._check()
             except _LOST as error:
-                raise LostGuest(f"the connection broke during {_shortened(self._command)!r}") from error
-        raise TimeoutError(f"{_shortened(self._command)} is not done")
+                message = f"the connection broke during {self._name!r}"
+                raise LostGuest(message, cause=Cause.NO_ANSWER) from error
+        raise TimeoutError(f"{self._name} is not done")
+
+    def _is_over(self, deadline: Deadline) -> bool:
+        """Whether *deadline* is over, and what had come before it was read.
+
+        This process may have been stopped (SIGSTOP, Ctrl-Z) or without a CPU while the guest went on.
+        """
+        if not deadline.expired:
+            return False
+        if self._last is None or self._last[0] is not deadline:
+            self._last = deadline, Deadline.after(_LAST_SECONDS)
+        return self._last[1].expired
 
     def status(self, deadline: Deadline) -> int:
-        """Wait for its exit status; LostGuest when none comes (the connection broke first)."""
-        if not self._channel.status_event.wait(deadline.remaining):
-            raise TimeoutError(f"{_shortened(self._command)} is not done")
+        """Wait for its exit status; raises TimeoutError, or LostGuest when the connection broke first."""
+        if not self._channel.status_event.wait(max(deadline.remaining, _LAST_SECONDS)):
+            raise TimeoutError(f"{self._name} is not done")
         status = self._channel.recv_exit_status()
         if status < 0:
-            raise LostGuest(f"{_shortened(self._command)!r} ended without an exit status")
+            message = f"{self._name!r} ended without an exit status"
+            raise LostGuest(message, cause=Cause.NO_ANSWER)
         return status
 
     def close(self) -> None:
@@ -156,44 +182,42 @@ class Guest:
         alive: Callable[[], bool],
         check: Callable[[], None] = lambda: None,
     ) -> Self:
-        """Connect, retrying the whole handshake until *deadline* while *alive* says the VM runs.
+        """Connect, retrying the whole handshake until *deadline* while *alive* returns True.
 
-        While the guest is silent, *check* is called every _CHECK_SECONDS; it may raise LostGuest.
-        slirp accepts before the guest listens, so an accepted TCP connection means nothing; only a finished
-        handshake with the pinned host key counts.  Raises LostGuest.
+        While the guest sends nothing, *check* is called every _CHECK_SECONDS; it may raise LostGuest.
+        slirp accepts TCP connections before the guest listens, so only a finished handshake with the pinned
+        host key counts.  Raises LostGuest.
         """
         key = paramiko.Ed25519Key.from_private_key_file(str(endpoint.client_key))
         last: Exception | None = None
         while not deadline.expired:
             if not alive():
-                raise LostGuest("the VM ended before its SSH server answered")
+                raise LostGuest("the VM ended before its SSH server answered", cause=Cause.NO_SSH)
             try:
                 return cls(_handshake(endpoint, key, deadline), check)
             except paramiko.BadHostKeyException as error:
-                raise LostGuest(f"port {endpoint.port} is answered by another machine") from error
+                message = f"another machine answers on port {endpoint.port} (host key mismatch)"
+                raise LostGuest(message, cause=Cause.WRONG_GUEST) from error
             except _LOST as error:
                 last = error
                 time.sleep(_RETRY_SECONDS)
-        raise LostGuest(f"no SSH answer from the guest in time (last: {last or 'nothing'})")
+        message = f"no SSH answer from the guest in time (last error: {last or 'none'})"
+        raise LostGuest(message, cause=Cause.NO_SSH)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         self._transport.close()
 
     def _open(self, command: str, deadline: Deadline) -> paramiko.Channel:
-        try:
+        with losing_guest(f"the guest refused {_shortened(command)!r}"):
             channel = self._transport.open_session(timeout=max(1.0, deadline.remaining))
             channel.settimeout(max(1.0, deadline.remaining))
             channel.exec_command(command)
-        except _LOST as error:
-            raise LostGuest(f"the guest refused {_shortened(command)!r}: {error}") from error
         return channel
 
     def stream(self, command: str | Sequence[str], deadline: Deadline) -> Stream:
@@ -206,82 +230,68 @@ class Guest:
     def dial(self, port: int, deadline: Deadline) -> Stream:
         """Connect to *port* on the guest's loopback; the Stream has no exit status.  Raises LostGuest."""
         ends = ("127.0.0.1", port), ("127.0.0.1", 0)
-        patience = max(1.0, deadline.remaining)
-        try:
-            channel = self._transport.open_channel("direct-tcpip", *ends, timeout=patience)
-        except paramiko.ChannelException as error:
-            raise LostGuest(f"nothing answers on port {port} in the guest") from error
-        except _LOST as error:
-            raise LostGuest(f"the guest refused a connection to port {port}: {error}") from error
+        with losing_guest(f"the guest refused a connection to its port {port}"):
+            channel = self._transport.open_channel(
+                "direct-tcpip", *ends, timeout=max(1.0, deadline.remaining)
+            )
         return Stream(channel, f"port {port}", self._check)
 
-    def run(self, command: str | Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> Completed:
+    def run(self, command: str | Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> CommandResult:
         """Run *command* to its end.  Raises TimeoutError at *deadline*, LostGuest when the guest is gone."""
         line = _command_line(command)
         channel = self._open(line, deadline)
         with contextlib.closing(channel):
             stream = Stream(channel, line, self._check)
             if stdin:
-                try:
-                    channel.sendall(stdin)
-                except _LOST as error:
-                    raise LostGuest(f"the guest closed {line!r}") from error
+                stream.write(stdin)
             channel.shutdown_write()
-            out = bytearray()
-            while chunk := stream._receive(deadline):
-                out += chunk
-            err = bytearray()
-            while chunk := channel.recv_stderr(_CHUNK):
-                err += chunk
-            status = stream.status(deadline)
-        return Completed(
-            command=line,
-            status=status,
-            stdout=out.decode(errors="replace"),
-            stderr=err.decode(errors="replace"),
-        )
+            out = b"".join(iter(lambda: stream.read(deadline), b""))
+            err = b"".join(iter(lambda: channel.recv_stderr(_CHUNK), b""))
+            return CommandResult(
+                command=line,
+                status=stream.status(deadline),
+                stdout=out.decode(errors="replace"),
+                stderr=err.decode(errors="replace"),
+            )
 
-    def check(self, command: str | Sequence[str], deadline: Deadline) -> str:
-        """Run *command* and return its stdout; LostGuest with its last line when it fails.
+    def check(self, command: str | Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> str:
+        """Run *command* and return its stdout; raises LostGuest with its last line when it fails.
 
-        For what the harness itself needs from the guest; never for a case.
+        For the harness's own commands, never for a case.
         """
         try:
-            done = self.run(command, deadline)
+            done = self.run(command, deadline, stdin=stdin)
         except TimeoutError as error:
-            raise LostGuest(f"the guest did not answer in time: {error}") from error
-        if not done.ok:
+            raise LostGuest(f"the guest did not answer in time: {error}", cause=Cause.TIMED_OUT) from error
+        if done.status != 0:
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
             detail = lines[-1] if lines else "no output"
-            raise LostGuest(f"{done.command} exited with {done.status} in the guest: {detail}")
+            message = f"{_shortened(done.command)} exited with {done.status} in the guest: {detail}"
+            raise LostGuest(message, cause=Cause.NO_ANSWER)
         return done.stdout
 
     def push(self, source: Path, target: str, deadline: Deadline) -> None:
-        """Copy the file or directory *source* to the path *target* in the guest, with modes."""
+        """Copy the file or directory *source* to the path *target* in the guest, with modes.
+
+        Raises LostGuest.
+        """
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.add(source, arcname=Path(target).name, filter=_no_bytecode)
         parent = shlex.quote(str(Path(target).parent))
-        unpack = f"mkdir -p {parent} && tar -xf - -C {parent}"
-        try:
-            done = self.run(unpack, deadline, stdin=archive.getvalue())
-        except TimeoutError as error:
-            raise LostGuest(f"copying {source.name} into the guest took too long") from error
-        if not done.ok:
-            raise LostGuest(f"cannot copy {source.name} into the guest: {done.stderr.strip()}")
+        self.check(f"mkdir -p {parent} && tar -xf - -C {parent}", deadline, stdin=archive.getvalue())
 
-    def terminal(self, kind: str, width: int, height: int, command: str | None = None) -> paramiko.Channel:
-        """An interactive channel with a terminal of *width* x *height* characters: a shell, or *command*.
+    @property
+    def connected(self) -> bool:
+        return self._transport.is_active()
 
-        Raises LostGuest.
-        """
-        with losing_guest("the guest gave no terminal"):
+    def session(self, command: str, pty: Pty | None = None) -> paramiko.Channel:
+        """Start *command*, on a terminal in the guest if there is a *pty*.  Raises LostGuest."""
+        with losing_guest(f"the guest gave no {'terminal' if pty is not None else 'session'}"):
             channel = self._transport.open_session(timeout=_TERMINAL_SECONDS)
-            channel.get_pty(kind, width, height)
-            if command is None:
-                channel.invoke_shell()
-            else:
-                channel.exec_command(command)
+            if pty is not None:
+                channel.get_pty(pty.kind, pty.width, pty.height)
+            channel.exec_command(command)
         return channel
 
 
@@ -291,13 +301,11 @@ def _no_bytecode(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def _handshake(endpoint: Endpoint, key: paramiko.PKey, deadline: Deadline) -> paramiko.Transport:
-    sock = socket.create_connection((endpoint.host, endpoint.port), timeout=max(0.1, deadline.remaining))
-    transport = paramiko.Transport(sock)
-    transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = max(
-        1.0, deadline.remaining
-    )
+    patience = max(1.0, deadline.remaining)
+    transport = paramiko.Transport(socket.create_connection((endpoint.host, endpoint.port), timeout=patience))
+    transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = patience
     try:
-        transport.start_client(timeout=max(1.0, deadline.remaining))
+        transport.start_client(timeout=patience)
         server = transport.get_remote_server_key()
         if f"{server.get_name()} {server.get_base64()}" != " ".join(endpoint.host_key.split()[:2]):
             raise paramiko.BadHostKeyException(endpoint.host, server, server)
