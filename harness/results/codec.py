@@ -1,17 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Results to and from plain JSON values, by the names the store and the JSON report keep."""
+"""Results to and from plain JSON values, as the databases and the JSON report have them.
+
+The keys are the names of the fields.  Values that an older harness wrote lack newer fields, which then have
+their defaults.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import enum
+from collections.abc import Mapping
 from typing import Any
 
-from harness.errors import ExitCode
-from harness.results.model import Address, Inputs, JobRecord, Outcome, Result, RunInfo
+from harness.base.cause import Cause
+from harness.base.errors import ExitCode
+from harness.base.outcome import Outcome
+from harness.results.model import Address, Inputs, JobRecord, Result, RunInfo
 
 Plain = dict[str, Any]
 
-_RESULT_FIELDS = ("job", "reason", "duration", "attempt", "log", "splat", "vm_dir", "rerun")
+_NAMES: Mapping[type, tuple[str, ...]] = {
+    kind: tuple(field.name for field in dataclasses.fields(kind))
+    for kind in (Address, Inputs, JobRecord, Result, RunInfo)
+}
+"""Class -> the names of its fields."""
 
 
 def time_to_text(moment: datetime.datetime) -> str:
@@ -23,108 +36,69 @@ def time_from_text(text: str) -> datetime.datetime:
     return datetime.datetime.fromisoformat(text)
 
 
-def inputs_to_plain(inputs: Inputs) -> Plain:
-    return {
-        "tree": inputs.tree,
-        "kernels": dict(inputs.kernels),
-        "qemu": inputs.qemu,
-        "accel": inputs.accel,
-        "timeout_factor": inputs.timeout_factor,
-        "topologies": list(inputs.topologies),
-        "root": inputs.root,
-        "machine": inputs.machine,
-        "seed": inputs.seed,
-        "extra": dict(inputs.extra),
-        "suites": list(inputs.suites),
-        "cases": list(inputs.cases),
-        "narrowed": inputs.narrowed,
-        "compare": inputs.compare,
-        "elsewhere": list(inputs.elsewhere),
-    }
+def _to_plain(value: Any) -> Any:
+    if type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, datetime.datetime):
+        return time_to_text(value)
+    if isinstance(value, tuple):
+        return [_to_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return dict(value)
+    names = _NAMES.get(type(value))
+    return value if names is None else {name: _to_plain(getattr(value, name)) for name in names}
 
 
-_INPUT_LISTS = ("topologies", "suites", "cases", "elsewhere")
-
-
-def inputs_from_plain(plain: Plain) -> Inputs:
-    lists = {name: tuple(plain.get(name, ())) for name in _INPUT_LISTS}
-    return Inputs(**{**plain, **lists})
+def _fields(kind: type[Any], plain: Plain) -> Plain:
+    """Return the fields of *kind* that are in *plain*, which an older harness may have written with other
+    fields."""
+    known = {name: plain[name] for name in _NAMES[kind] if name in plain}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
 
 
 def info_to_plain(info: RunInfo) -> Plain:
-    return {
-        "id": info.id,
-        "started": time_to_text(info.started),
-        "harness_version": info.harness_version,
-        "command": list(info.command),
-        "inputs": inputs_to_plain(info.inputs),
-    }
+    plain: Plain = _to_plain(info)
+    return plain
 
 
 def info_from_plain(plain: Plain) -> RunInfo:
-    return RunInfo(
-        id=plain["id"],
-        started=time_from_text(plain["started"]),
-        harness_version=plain["harness_version"],
-        command=tuple(plain["command"]),
-        inputs=inputs_from_plain(plain["inputs"]),
-    )
+    inputs = Inputs(**_fields(Inputs, plain["inputs"]))
+    started = time_from_text(plain["started"])
+    return RunInfo(**{**_fields(RunInfo, plain), "inputs": inputs, "started": started})
 
 
 def job_to_plain(job: JobRecord) -> Plain:
-    return {
-        "name": job.name,
-        "kernel": job.kernel,
-        "variant": job.variant,
-        "topology": job.topology,
-        "addons": list(job.addons),
-        "tree": job.tree,
-        "line": job.line,
-        "features": list(job.features),
-        "suites": list(job.suites),
-        "problem": job.problem,
-        "problem_code": int(job.problem_code),
-        "applicable": job.applicable,
-    }
+    plain: Plain = _to_plain(job)
+    return plain
 
 
 def job_from_plain(plain: Plain) -> JobRecord:
-    # An older harness recorded a duration that it never measured.
-    known = {name: value for name, value in plain.items() if name != "duration"}
-    return JobRecord(
+    code = ExitCode(plain["problem_code"])
+    known = _fields(JobRecord, plain)
+    return JobRecord(**{**known, "problem_code": code, "cause": _cause(plain)})
+
+
+def result_to_plain(result: Result) -> Plain:
+    plain: Plain = _to_plain(result)
+    return {**plain, **_to_plain(result.address), "address": str(result.address)}
+
+
+def result_from_plain(plain: Plain) -> Result:
+    """Read a result; databases have the empty text for None and a number for a truth value."""
+    stopped_by = plain.get("stopped_by")
+    return Result(
         **{
-            **known,
-            "features": tuple(plain["features"]),
-            "addons": tuple(plain.get("addons", ())),
-            "suites": tuple(plain.get("suites", ())),
-            "problem_code": ExitCode(plain["problem_code"]),
+            **_fields(Result, plain),
+            "address": Address(suite=plain["suite"], program=plain["program"], case=plain["case"]),
+            "outcome": Outcome(plain["outcome"]),
+            "cause": _cause(plain),
+            "stopped_by": Outcome(stopped_by) if stopped_by else None,
+            "confirms": bool(plain.get("confirms")),
         }
     )
 
 
-def result_to_plain(result: Result) -> Plain:
-    return {
-        "address": str(result.address),
-        "suite": result.address.suite,
-        "program": result.address.program,
-        "case": result.address.case,
-        "job": result.job,
-        "outcome": result.outcome.value,
-        "reason": result.reason,
-        "duration": result.duration,
-        "attempt": result.attempt,
-        "confirms": result.confirms,
-        "flaky": result.flaky,
-        "log": result.log,
-        "splat": result.splat,
-        "vm_dir": result.vm_dir,
-        "rerun": result.rerun,
-    }
-
-
-def result_from_plain(plain: Plain) -> Result:
-    address = Address(suite=plain["suite"], program=plain["program"], case=plain["case"])
-    kept = {name: plain[name] for name in _RESULT_FIELDS}
-    # Values of an older harness lack what is younger.
-    labels = {name: bool(plain.get(name, False)) for name in ("confirms", "flaky")}
-    return Result(**{**kept, **labels, "address": address, "outcome": Outcome(plain["outcome"])})
+def _cause(plain: Plain) -> Cause | None:
+    return Cause(plain["cause"]) if plain.get("cause") else None

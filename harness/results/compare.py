@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a Run changed: against another Run, or against what its history holds of the same series of Jobs."""
+"""What changed in a Run: compared with another Run, or with the history of the same series of Jobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import dataclasses
 import fnmatch
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+from harness.base.cause import Cause
+from harness.base.outcome import Outcome
 from harness.results.model import (
     KCONFIG_SUITE,
     KERNEL_SUITE,
@@ -15,33 +18,33 @@ from harness.results.model import (
     Address,
     Inputs,
     JobRecord,
-    Outcome,
     Result,
     Run,
-    State,
+    RunState,
+    without_content,
 )
 
 NOISE = 5.0
-"""By how many median deviations a case must exceed its median duration to be slower than it was."""
+"""By how many median deviations a case must exceed its median duration to count as slower."""
 
 FEWEST = 5
-"""Runs on the same accelerator that a median needs to mean something."""
+"""The fewest Runs on the same accelerator for a median."""
 
 _LEAST_FACTOR, _LEAST_SECONDS = 1.5, 0.5
-"""A case slower by less than either is not worth a line, however steady it was before."""
+"""A case that is slower by less than either is never reported."""
 
 Exists = Callable[[Address], bool]
-"""Whether the harness still has a case: one that it dropped has not vanished."""
+"""Whether the harness still has a case; a case that it dropped has not vanished."""
 
 
 def everything_exists(address: Address) -> bool:
-    """The Exists of one who does not know."""
+    """Return True for every case."""
     return True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One case of one Job that is not as it was; a side is None when the case is not in that Run."""
+    """One case of one Job that changed; *before* or *after* is None when that Run has no such case."""
 
     job: str
     address: Address
@@ -51,75 +54,73 @@ class Change:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LostJob:
-    """A Job that was tested and no longer is, though nothing went wrong with it."""
+    """A Job that was tested and no longer is, although no error explains that."""
 
     job: str
     since: str
     """The last Run in which it was tested."""
     reason: str
-    """Half a sentence: what has become of it."""
+    """The end of a sentence, after `and now`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Slower:
-    """A case that took longer than its history lets one expect."""
+    """A case that took longer than in earlier Runs."""
 
     job: str
     address: Address
     duration: float
-    """Seconds, now."""
+    """Seconds in this Run."""
     median: float
-    """Of before."""
-    limit: float
-    """What would still have been noise."""
+    """Seconds in earlier Runs."""
     runs: int
-    """How many Runs the median is of."""
+    """The number of Runs of the median."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Every case that changed, by what the change means, each in the later Run's order."""
+    """Every case that changed, by kind of change, each in the later Run's order."""
 
     new_failures: tuple[Change, ...] = ()
-    """It fails now and did not the time before."""
+    """It fails now and did not in the Run before."""
     still_failing: tuple[Change, ...] = ()
-    """It fails now and did the time before; the last good Run did not have that failure."""
+    """It fails now and in the Run before; it did not in the last good Run."""
     fixed: tuple[Change, ...] = ()
-    """It failed the time before and does no longer."""
+    """It failed in the Run before and passes now."""
     vanished: tuple[Change, ...] = ()
-    """It ran before and is not there any more, though nothing kept it."""
+    """It ran before and is missing now, although no error explains that."""
     new_skips: tuple[Change, ...] = ()
     """It ran before and is skipped."""
     newly_flaky: tuple[Change, ...] = ()
-    """It failed, did not in a fresh VM, and was never seen to do that before."""
+    """It failed, then passed in a fresh VM, for the first time."""
     slower: tuple[Slower, ...] = ()
     lost_jobs: tuple[LostJob, ...] = ()
-    """Whole Jobs: their tree cannot express them any more, or the same matrix has them no more."""
+    """Whole Jobs: their tree can no longer express them, or the same matrix no longer has them."""
     other: tuple[Change, ...] = ()
-    """Any other difference in outcome, and new cases."""
+    """Other changes of outcome, and new cases."""
     against: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Job -> the Run that it was held against; a Job without one is not in here."""
+    """Job -> the Run that it was compared with; Jobs without one are not in here."""
     alone: tuple[str, ...] = ()
     """Jobs that have a counterpart in no other Run."""
 
     @property
     def lost(self) -> tuple[Change, ...]:
-        """Coverage that is no longer there, of Jobs that are."""
+        """Lost coverage in Jobs that are still there."""
         return (*self.vanished, *self.new_skips)
 
     @property
     def loses(self) -> bool:
-        """Whether coverage is no longer there, of cases or of whole Jobs."""
+        """Whether cases or whole Jobs are no longer covered."""
         return bool(self.lost or self.lost_jobs)
 
     @property
     def is_worse(self) -> bool:
-        """Whether something was lost; what failed before as well is no worse."""
+        """Whether there are new failures or lost coverage."""
         return bool(self.new_failures or self.loses)
 
 
 def join(parts: Iterable[Comparison]) -> Comparison:
-    """Several Jobs' Comparisons as one."""
+    """Return the Comparisons of several Jobs as one."""
     found = list(parts)
     lists = {
         field.name: tuple(one for part in found for one in getattr(part, field.name))
@@ -131,14 +132,17 @@ def join(parts: Iterable[Comparison]) -> Comparison:
 
 
 def compare(before: Run, after: Run, *, exists: Exists = everything_exists) -> Comparison:
-    """What changed from *before* to *after*, for every Job that both have.
+    """Return what changed from *before* to *after*, in every Job that both have.
 
-    Jobs belong together by series; where each Run is about one line only, by their place in the matrix, so
-    that two lines can be compared.
+    Jobs are paired by series; where each Run has one line, without the line, so that two lines can be
+    compared, and likewise two toolchains.
     """
-    key = _pairing(before, after)
-    old = {key(job): job for job in before.jobs}
-    new = {key(job): job for job in after.jobs}
+    for field in ("line", "toolchain"):
+        own, other = ({getattr(job, field) for job in run.jobs} for run in (before, after))
+        if own != other and len(own) == len(other) == 1:
+            before, after = _without(field, before), _without(field, after)
+    old = {job.series: job for job in before.jobs}
+    new = {job.series: job for job in after.jobs}
     cases_before, cases_after = cases_by_job(before), cases_by_job(after)
     parts = [
         compare_job(
@@ -146,7 +150,7 @@ def compare(before: Run, after: Run, *, exists: Exists = everything_exists) -> C
             cases_after.get(job.name, ()),
             baseline=in_scope(cases_before.get(old[name].name, ()), after.info.inputs.of(job)),
             since=before.info.id,
-            complete=_complete(after, job),
+            complete=is_complete(after) and not job.problem,
             exists=exists,
         )
         for name, job in new.items()
@@ -161,43 +165,31 @@ def compare(before: Run, after: Run, *, exists: Exists = everything_exists) -> C
 
 
 def _left_out(before: Run, after: Run, cases: Mapping[str, Sequence[Result]]) -> Iterator[LostJob]:
-    """The Jobs that *before* tested, by its *cases*, and *after* has not, unless it was to have others."""
+    """Return the Jobs that *before* tested, according to its *cases*, and that *after*, a Run of the same
+    matrix, lacks."""
     if not is_complete(after) or before.info.inputs.matrix != after.info.inputs.matrix:
         return
     lines = {job.line for job in after.jobs}
-    across = _is_across_lines(before, after)
-    there = {_seat(job, across) for job in after.jobs} | _elsewhere(after, across)
+    cells = {*(job.cell for job in after.jobs), *after.info.inputs.elsewhere}
     for job in before.jobs:
-        asked_for = across or job.line in lines
-        if asked_for and _seat(job, across) not in there and any(map(counts, cases.get(job.name, ()))):
+        is_lost = job.line in lines and job.cell not in cells
+        if is_lost and any(map(counts, cases.get(job.name, ()))):
             yield left_out(job, before.info.id)
 
 
 def left_out(job: JobRecord, since: str) -> LostJob:
-    """*job*, which the Run *since* tested, of a Run that was to have it and has it not."""
+    """Return the LostJob for *job*, which the Run *since* tested and a later Run of the matrix lacks."""
     return LostJob(job=job.name, since=since, reason="it is not among the jobs of this run")
 
 
-def _seat(job: JobRecord, across: bool) -> str:
-    return dataclasses.replace(job, line="").seat if across else job.seat
-
-
-def _elsewhere(run: Run, across: bool) -> set[str]:
-    """The seats that other shards of the matrix of *run* have."""
-    line = f"{run.jobs[0].line} " if across else ""
-    return {seat.removeprefix(line) for seat in run.info.inputs.elsewhere}
-
-
-def _pairing(before: Run, after: Run) -> Callable[[JobRecord], str]:
-    if _is_across_lines(before, after):
-        return lambda job: job.cell or job.name
-    return lambda job: job.series
-
-
-def _is_across_lines(before: Run, after: Run) -> bool:
-    """Whether each is about one line, and not the same."""
-    lines = [{job.line for job in run.jobs} for run in (before, after)]
-    return all(len(found) == 1 for found in lines) and lines[0] != lines[1]
+def _without(field: str, run: Run) -> Run:
+    """Return *run*, whose Jobs all have one value of *field*, `line` or `toolchain`, without that."""
+    prefix = f"{run.jobs[0].line} " if field == "line" else ""
+    elsewhere = tuple(cell.removeprefix(prefix) for cell in run.info.inputs.elsewhere)
+    inputs = dataclasses.replace(run.info.inputs, elsewhere=elsewhere)
+    plain: dict[str, Any] = {field: ""}
+    jobs = tuple(dataclasses.replace(job, **plain) for job in run.jobs)
+    return dataclasses.replace(run, info=dataclasses.replace(run.info, inputs=inputs), jobs=jobs)
 
 
 def cases_by_job(run: Run) -> dict[str, list[Result]]:
@@ -208,27 +200,23 @@ def cases_by_job(run: Run) -> dict[str, list[Result]]:
     return cases
 
 
-def _complete(run: Run, job: JobRecord) -> bool:
-    """Whether a case that is absent from *job* had every chance to be there."""
-    return is_complete(run) and not job.problem
-
-
 def is_complete(run: Run) -> bool:
-    """Whether *run* ran to its end, and all that its plan holds."""
-    return run.state is State.FINISHED and not run.info.inputs.narrowed
+    """Whether *run* ended and ran all of its plan."""
+    return run.state is RunState.FINISHED and not run.info.inputs.narrowed
 
 
 _ALWAYS = (KERNEL_SUITE, KCONFIG_SUITE)
-"""Suites that nobody asks for: what is said of a kernel, and of one that is never built."""
+"""Suites that every Job covers: results about its kernel, and about a configuration that is never built."""
 
 
 def in_scope(cases: Iterable[Result], inputs: Inputs) -> tuple[Result, ...]:
-    """Those of *cases* that a Job with *inputs* would run as well."""
-    suites = (*inputs.suites, *_ALWAYS)
+    """The *cases* that a Job with *inputs* would run as well."""
+    suites = {*map(without_content, inputs.suites), *_ALWAYS}
     return tuple(
         case
         for case in cases
-        if (not inputs.suites or case.address.suite in suites) and _asked_for(case.address, inputs.cases)
+        if (not inputs.suites or suites & {case.address.suite, case.address.program_path})
+        and _asked_for(case.address, inputs.cases)
     )
 
 
@@ -240,7 +228,7 @@ def _asked_for(address: Address, patterns: Sequence[str]) -> bool:
 
 
 def covers(earlier: Inputs, later: Inputs) -> bool:
-    """Whether a Job with the inputs *earlier* ran all that one with *later* does; see Inputs.of()."""
+    """Whether a Job with the inputs *earlier* ran every case that one with *later* runs; see Inputs.of()."""
     same = (earlier.machine, earlier.root) == (later.machine, later.root)
     if earlier.narrowed or not same or not set(later.suites) <= {*earlier.suites, *_ALWAYS}:
         return False
@@ -258,10 +246,10 @@ def compare_job(
     flaky_before: frozenset[Address] = frozenset(),
     exists: Exists = everything_exists,
 ) -> Comparison:
-    """What changed in one Job.
+    """Return what changed in one Job.
 
-    *baseline* is what the last good Run, *since*, had of it, *previous* what the one just before had (the
-    same, when not given).  Only where the Run is *complete* does it mean something that a case is absent.
+    *baseline* is its cases in the last good Run, *since*; *previous* those in the Run just before, by default
+    the same.  Only in a *complete* Run a missing case has vanished.
     """
     good = {case.address: case for case in baseline}
     last = good if previous is None else {case.address: case for case in previous}
@@ -272,38 +260,25 @@ def compare_job(
         if kind is not None:
             change = Change(job=job.name, address=address, before=before, after=case)
             kinds.setdefault(kind, []).append(change)
-    # Cases of a program that had no chance are not gone; nothing is known of them.
+    # Nothing is known of the cases of a program that was not carried out.
     unreached = {c.address.program_path for c in cases if _is_whole(c) and c.outcome.is_infra}
     for address, case in {**last, **good}.items():
         if complete and address not in now and counts(case) and address.program_path not in unreached:
             change = Change(job=job.name, address=address, before=case, after=None)
             kinds.setdefault("vanished" if exists(address) else "other", []).append(change)
 
-    def of(kind: str) -> tuple[Change, ...]:
-        return tuple(kinds.get(kind, ()))
-
-    return Comparison(
-        new_failures=of("new_failures"),
-        still_failing=of("still_failing"),
-        fixed=of("fixed"),
-        vanished=of("vanished"),
-        new_skips=of("new_skips"),
-        newly_flaky=of("newly_flaky"),
-        other=of("other"),
-        lost_jobs=_no_longer_applicable(job, baseline, since),
-    )
-
-
-def _no_longer_applicable(job: JobRecord, baseline: Sequence[Result], since: str) -> tuple[LostJob, ...]:
-    if job.applicable or not any(map(counts, baseline)):
-        return ()
-    return (LostJob(job=job.name, since=since, reason=f"it does not apply any more: {job.problem}"),)
+    lost: tuple[LostJob, ...] = ()
+    if not job.applicable and any(map(counts, baseline)):
+        reason = f"it does not apply any more: {job.problem}"
+        lost = (LostJob(job=job.name, since=since, reason=reason),)
+    found: dict[str, Any] = {kind: tuple(changes) for kind, changes in kinds.items()}
+    return Comparison(**found, lost_jobs=lost)
 
 
 def counts(case: Result) -> bool:
-    """Whether the absence of *case* would be a loss."""
+    """Whether *case* counts as coverage: missing, it would be a loss."""
     ran = case.outcome is not Outcome.SKIP and not case.outcome.is_infra
-    # What is said of a program as a whole, or of the kernel, is said when something is wrong.
+    # Results about a whole program, or about the kernel, exist only when something is wrong.
     return ran and not _is_whole(case) and case.address.suite != KERNEL_SUITE
 
 
@@ -315,8 +290,10 @@ def _is_whole(case: Result) -> bool:
 def _kind(
     now: Result, last: Result | None, good: Result | None, flaky_before: frozenset[Address]
 ) -> tuple[str | None, Result | None]:
-    """What the change of a case means, if it is one, and what it is a change from."""
+    """Return the kind of change (None: no change) and the earlier result that it is a change from."""
     failed = last is not None and last.is_failure
+    if now.cause is Cause.BY_WISH:
+        return None, last or good
     if now.is_failure:
         return ("still_failing" if failed else "new_failures"), (last or good)
     if now.flaky:
@@ -325,7 +302,7 @@ def _kind(
     ran = next((one for one in (good, last) if one is not None and counts(one)), None)
     if now.outcome is Outcome.SKIP and ran is not None:
         return "new_skips", ran
-    if failed and now.outcome in (Outcome.PASS, Outcome.XFAIL):
+    if failed and now.outcome.is_expected:
         return "fixed", last
     before = last or good
     changed = before is None or before.label != now.label
@@ -335,7 +312,7 @@ def _kind(
 def find_slower(
     job: JobRecord, cases: Iterable[Result], durations: Mapping[Address, Sequence[float]]
 ) -> tuple[Slower, ...]:
-    """The *cases* that took longer than their *durations* in earlier Runs on the same accelerator allow."""
+    """The *cases* that are slower than their *durations* in earlier Runs on the same accelerator."""
     found = []
     for case in cases:
         before = durations.get(case.address, ())
@@ -352,7 +329,6 @@ def find_slower(
                     address=case.address,
                     duration=case.duration,
                     median=median,
-                    limit=limit,
                     runs=len(before),
                 )
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""SQLite files as the harness keeps them: versioned, migrated, shared by processes, clear when broken."""
+"""The SQLite files of the harness: versioned, migrated, shared by processes, with clear errors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.errors import HarnessError, InfraError, UsageError
+from harness.base.errors import HarnessError, InfraError, UsageError
 
 BUSY_SECONDS = 30.0
-"""Writers hold the lock for milliseconds; this is for a machine that swaps."""
+"""How long to wait for a lock; writers hold it for milliseconds, but the host may swap."""
 
 
 class Damaged(InfraError):
-    """A file, at *path*, that is no SQLite file any more, or holds what nobody wrote."""
+    """The file *path* is not an SQLite file, or holds invalid values."""
 
     def __init__(self, message: str, *, path: Path, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -26,25 +26,25 @@ class Damaged(InfraError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """One kind of file: how it is told from others, and how it came to be what it is."""
+    """One kind of file: its identification and its schema."""
 
     application: int
-    """In the field SQLite reserves for telling file formats apart (PRAGMA application_id)."""
+    """The file format's number in SQLite's own field for it (PRAGMA application_id)."""
     migrations: tuple[str, ...]
-    """Script n takes a file from schema n to n + 1; never edit one that was released, add another."""
+    """Script n migrates a file from schema n to n + 1; never edit a released one, add another."""
     damaged_hint: str
-    """What is still good when a file is damaged."""
+    """The hint for a damaged file: what is still good."""
 
     def connect(self, path: Path) -> sqlite3.Connection:
-        """Open *path* for writing, at the newest schema."""
+        """Open *path* for writing, migrated to the newest schema."""
         connection = sqlite3.connect(
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
             self._schema(connection, path)
-            # Where the file system cannot do WAL, SQLite stays with its rollback journal, which is as safe.
+            # Where the file system cannot do WAL, SQLite keeps its rollback journal, which is as safe.
             connection.execute("PRAGMA journal_mode = WAL")
-            # In WAL mode NORMAL loses nothing to a killed process, only the last commits to a power cut.
+            # In WAL mode with NORMAL a killed process loses nothing; a power cut loses the last commits.
             connection.execute("PRAGMA synchronous = NORMAL")
             self._migrate(connection, path)
         except BaseException:
@@ -53,9 +53,9 @@ class Form:
         return connection
 
     def connect_to_read(self, path: Path) -> sqlite3.Connection:
-        """Open *path* without changing it, unless its schema is old and it may be written."""
+        """Open *path* for reading; migrate it when its schema is old and it is writable."""
         uri = path.absolute().as_uri()
-        # A file without a -wal beside it, in a directory we may not write, can be read only as immutable.
+        # Without a -wal, and in a read-only directory, SQLite can read a file only as immutable.
         frozen = not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
         connection = sqlite3.connect(
             f"{uri}?mode=ro{'&immutable=1' if frozen else ''}",
@@ -74,7 +74,7 @@ class Form:
         return self._connect_to_old(path, frozen)
 
     def _connect_to_old(self, path: Path, frozen: bool) -> sqlite3.Connection:
-        """Bring *path* up to date, or a copy in memory where it may not be written."""
+        """Migrate *path*, or a copy in memory where it is read-only."""
         if not frozen and os.access(path, os.W_OK):
             return self.connect(path)
         copy = sqlite3.connect(":memory:", isolation_level=None)
@@ -102,7 +102,7 @@ class Form:
         if self._schema(connection, path) == len(self.migrations):
             return
         with immediate(connection):
-            # Another process may have been quicker.
+            # Another process may have migrated it meanwhile.
             for number in range(self._schema(connection, path), len(self.migrations)):
                 for statement in self.migrations[number].split(";"):
                     connection.execute(statement)
@@ -111,7 +111,7 @@ class Form:
 
     @contextlib.contextmanager
     def sentences(self, path: Path) -> Iterator[None]:
-        """Turn what SQLite and the file system say of *path* into one sentence for the user."""
+        """Turn errors of SQLite and of the file system about *path* into a HarnessError."""
         try:
             yield
         except sqlite3.Error as error:
@@ -139,13 +139,13 @@ class Form:
 
 @contextlib.contextmanager
 def immediate(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """A transaction that takes the write lock at once: one that upgrades later cannot wait for it."""
+    """A transaction that takes the write lock at once; SQLite does not wait for a lock taken later."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield connection
         connection.execute("COMMIT")
     except BaseException:
-        # A full disk has already rolled back.
+        # SQLite has already rolled back when the disk is full.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
@@ -153,7 +153,7 @@ def immediate(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 @contextlib.contextmanager
 def decoding() -> Iterator[None]:
-    """What the file holds and we cannot decode is damage like any other."""
+    """Report values that cannot be decoded as damage."""
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
@@ -161,5 +161,5 @@ def decoding() -> Iterator[None]:
 
 
 def text(value: str) -> str:
-    """*value* as SQLite can keep it: a guest's stray bytes decode to lone surrogates, which UTF-8 refuses."""
+    """*value* without lone surrogates, to which stray bytes of a guest decode and which SQLite refuses."""
     return value.encode("utf-8", "backslashreplace").decode("utf-8")

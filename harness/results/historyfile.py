@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The file of the history: its form and those before it, how it is opened, what becomes of a broken one."""
+"""The file of the history: its schema and migrations, opening it, replacing a damaged one."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from harness.errors import HarnessError
-from harness.results import database
-from harness.results.compare import (
-    Exists,
-    everything_exists,
-)
+from harness.base.errors import HarnessError
+from harness.base.locks import alone_with
+from harness.results import database, reach
+from harness.results.compare import Exists, everything_exists
 from harness.results.history import History
 
 FILE_NAME = "history.sqlite"
@@ -73,13 +70,20 @@ _MIGRATIONS: tuple[str, ...] = (
     UPDATE run SET matrix = trim(coalesce(json_extract(info, '$.inputs.extra.matrix'), '') || ' '
         || coalesce(json_extract(info, '$.inputs.extra.shard'), ''))
     """,
+    "UPDATE run SET verdict = 'infrastructure' WHERE verdict = 'our fault'",
+    # Fingerprints are made in another way: read the runs that have any again.
+    """
+    UPDATE run SET stamp = '' WHERE id IN (
+        SELECT job.run FROM job JOIN outcome ON outcome.job = job.id WHERE fingerprint != '')
+    """,
+    reach.TABLE,
 )
 
 _FORM = database.Form(
     # "vfih" as four bytes.
     application=0x76666968,
     migrations=_MIGRATIONS,
-    damaged_hint="it is made anew from the run directories",
+    damaged_hint="it is rebuilt from the run directories",
 )
 
 _log = logging.getLogger("harness.history")
@@ -88,19 +92,19 @@ T = TypeVar("T")
 
 
 def consult(root: Path, question: Callable[[History], T], *, exists: Exists = everything_exists) -> T:
-    """Bring the history of the Runs below *root* up to date and ask it *question*.
+    """Update the history of the Runs below *root* and return the answer to *question*.
 
-    A history that is damaged is moved aside, with a word about it, and made anew.  Where none can be kept,
-    one is made in memory.
-    Raises UsageError when it is from a newer harness, InfraError when it cannot be read or written.
+    A damaged history is moved aside, with a warning, and rebuilt.  Where *root* is read-only the history is
+    made in memory.  Raises UsageError for a history of a newer harness, InfraError when it cannot be read or
+    written.
     """
     path = root / FILE_NAME
     if not os.access(root, os.W_OK):
         return _consult(Path(":memory:"), root, question, exists)
     with _FORM.sentences(path):
         if not path.exists():
-            # SQLite does not wait for a lock while it turns a new file into one with a log.
-            with _alone(root):
+            # SQLite does not wait for a lock while it switches a new file to WAL.
+            with alone_with(root):
                 _FORM.connect(path).close()
         inode = path.stat().st_ino
     try:
@@ -121,24 +125,13 @@ def _consult(path: Path, root: Path, question: Callable[[History], T], exists: E
 
 
 def _move_aside(path: Path, inode: int, error: HarnessError) -> None:
-    """Take the damaged file with *inode* out of the way of *path*, unless another process has already."""
-    with _FORM.sentences(path), _alone(path.parent):
+    """Rename the damaged file *path*, unless another process has already: it has another inode then."""
+    with _FORM.sentences(path), alone_with(path.parent):
         if path.exists() and path.stat().st_ino == inode:
             aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
             path.rename(aside)
             for leftover in ("-wal", "-shm", "-journal"):
                 path.with_name(path.name + leftover).unlink(missing_ok=True)
-            _log.warning("%s: moved to %s and made anew from the run directories", error.message, aside.name)
+            _log.warning("%s: moved to %s and rebuilt from the run directories", error.message, aside.name)
         if not path.exists():
             _FORM.connect(path).close()
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold *directory* against others who would move the same file."""
-    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the history tells: earlier Runs, what a case came to in them, and what a Run is seen against."""
+"""What the history returns: earlier Runs, the results of a case in them, and the background of a Run."""
 
 from __future__ import annotations
 
@@ -8,37 +8,35 @@ import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.errors import ExitCode
-from harness.results.compare import (
-    Comparison,
-)
-from harness.results.model import Address, Inputs, Result, State, Verdict
+from harness.base.errors import ExitCode
+from harness.results.compare import Comparison
+from harness.results.model import Address, Result, RunState, Verdict
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PastRun:
-    """One Run as the history keeps it."""
+    """One Run in the history."""
 
     directory: Path
     name: str
     started: datetime.datetime
-    seconds: float
     accel: str
-    state: State
+    state: RunState
     verdict: Verdict
-    """With its history taken into account."""
+    """Compared with the Runs before it."""
     exit_code: ExitCode
     why: str
     accepted: str
-    inputs: Inputs
+    tree: str
+    """Identity of its sources."""
     jobs: int
     counts: Mapping[str, int]
-    """Label -> how many settled cases."""
+    """Label -> number of settled cases."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """What one case of one Job came to in one Run."""
+    """The result of one case of one Job in one Run."""
 
     run: str
     started: datetime.datetime
@@ -48,18 +46,18 @@ class Past:
     kernel: str
     case: Result
     fingerprint: str
-    """Of the splat; empty where there was none."""
+    """The splat's fingerprint; empty without a splat."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Background:
-    """What a Run is seen against in reports."""
+    """What reports compare a Run with."""
 
     comparison: Comparison | None = None
-    """None: nothing to compare with could be had."""
+    """The comparison; None: the Run is not compared."""
     past: Mapping[tuple[str, Address], Sequence[Past]] = dataclasses.field(default_factory=dict)
-    """Job and address -> what it came to before, oldest first."""
+    """Job and address -> earlier results, oldest first."""
     job_seconds: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
-    """Job -> its seconds before, on the same accelerator, oldest first."""
+    """Job -> its earlier durations in seconds on the same accelerator, oldest first."""
     notes: tuple[str, ...] = ()
-    """Sentences about the expectations themselves: known issues that are out of date."""
+    """Sentences about known issues that are out of date, or about a missing history."""

@@ -10,20 +10,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
 import os
 import secrets
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from harness.errors import HarnessError, UsageError
+from harness.base.errors import HarnessError, UsageError
+from harness.base.places import Place
+from harness.base.values import structure, unstructure
 from harness.results import codec, database
-from harness.results.model import Address, JobRecord, Outcome, Result, Run, RunInfo, State, Verdict
+from harness.results.model import Dump, JobRecord, Result, Run, RunInfo, RunState, Verdict
+from harness.results.owner import hold
 
 FILE_NAME = "results.sqlite"
 
@@ -63,6 +64,14 @@ _MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE run ADD COLUMN accepted TEXT NOT NULL DEFAULT ''
     """,
     "ALTER TABLE run ADD COLUMN spent TEXT NOT NULL DEFAULT '{}'",
+    """
+    ALTER TABLE result ADD COLUMN cause TEXT NOT NULL DEFAULT '';
+    ALTER TABLE result ADD COLUMN stopped_by TEXT NOT NULL DEFAULT ''
+    """,
+    "UPDATE run SET verdict = 'infrastructure' WHERE verdict = 'our fault'",
+    "ALTER TABLE run ADD COLUMN tested REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE run ADD COLUMN places TEXT NOT NULL DEFAULT '{}'",
+    "ALTER TABLE run ADD COLUMN dumps TEXT NOT NULL DEFAULT '{}'",
 )
 _FORM = database.Form(
     # "vfio" as four bytes.
@@ -71,38 +80,35 @@ _FORM = database.Form(
     damaged_hint="the logs beside it are still there",
 )
 
-# Others that look at the same moment are in the way for microseconds.
-_LOOKS, _LOOK_SECONDS = 5, 0.01
-
 _COLUMNS = (
-    'job, suite, program, "case", outcome, reason, duration, attempt, log, splat, vm_dir, rerun, confirms'
+    *("job", "suite", "program", "case", "outcome", "reason", "duration", "attempt", "log", "splat"),
+    *("vm_dir", "rerun", "confirms", "cause", "stopped_by"),
 )
+"""The columns of the table `result`, named as in codec.result_to_plain()."""
+_COLUMNS_SQL = ", ".join(f'"{name}"' for name in _COLUMNS)
 
 
 def new_run_id(started: datetime.datetime) -> str:
-    """A name for what begins at *started*: by its moment, so that names sort, and no other's.
+    """Return a unique name for a Run that starts at *started*; names sort by time.
 
-    A directory that is there already would show when kernels are built: 32 bits tell apart what begins in
-    one second.  Nothing may depend on how long it is.
+    A name that is taken would show only after the kernels are built, so 32 random bits tell apart Runs of the
+    same second.  Nothing may depend on the length of a name.
     """
     return f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
 class RunStore:
-    """An open results file.  Methods may be called from any thread."""
+    """An open results file: one of its methods writes each part of a Run.  Any thread may call them."""
 
     def __init__(self, directory: Path, connection: sqlite3.Connection) -> None:
         self.directory = directory
         self._connection = connection
         self._lock = threading.Lock()
-        # What is_alive() looks for; the kernel drops it when we die.
-        self._sign = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._sign, fcntl.LOCK_SH)
+        self._hold = hold(directory)
 
     @classmethod
     def create(cls, directory: Path, info: RunInfo) -> RunStore:
-        """Begin a Run in *directory*, which is made if need be.
+        """Begin a Run in *directory*, which is created if missing.
 
         Raises UsageError when it already holds one, InfraError when it cannot be written.
         """
@@ -111,7 +117,7 @@ class RunStore:
             raise UsageError(
                 f"{directory} already holds the results of a run", hint="choose another directory"
             )
-        # Made beside and renamed into place: who looks meanwhile must not find a file without its run.
+        # Renamed into place, so that no reader finds a file without its run.
         unborn = path.with_name(f"{FILE_NAME}.{os.getpid()}.new")
         with _FORM.sentences(path):
             directory.mkdir(parents=True, exist_ok=True)
@@ -119,7 +125,7 @@ class RunStore:
             with store._transaction() as connection:
                 connection.execute(
                     "INSERT INTO run (only, info, state) VALUES (1, ?, ?)",
-                    (json.dumps(codec.info_to_plain(info)), State.RUNNING.value),
+                    (json.dumps(codec.info_to_plain(info)), RunState.RUNNING.value),
                 )
             store._connection.close()
             unborn.rename(path)
@@ -138,15 +144,15 @@ class RunStore:
             return cls(directory, _FORM.connect(path))
 
     def add(self, *results: Result) -> None:
-        """Append *results*, all or none; they are safe on disk from a kill of this process on return."""
-        marks = ", ".join("?" * len(_COLUMNS.split(",")))
+        """Append *results*, all or none; on return a kill of this process cannot lose them."""
+        marks = ", ".join("?" * len(_COLUMNS))
         with self._transaction() as connection:
             connection.executemany(
-                f"INSERT INTO result ({_COLUMNS}) VALUES ({marks})", [_row(result) for result in results]
+                f"INSERT INTO result ({_COLUMNS_SQL}) VALUES ({marks})", [_row(result) for result in results]
             )
 
     def add_job(self, job: JobRecord) -> None:
-        """Record *job*, or what has become of it; its place is where it was first added."""
+        """Record *job*, or update its record; its position stays that of the first time."""
         with self._transaction() as connection:
             connection.execute(
                 "INSERT INTO job (name, position, record) VALUES (?, (SELECT count(*) FROM job), ?)"
@@ -155,14 +161,14 @@ class RunStore:
             )
 
     def go_on(self) -> None:
-        """Open the books of a Run that was cut short again."""
+        """Set an unfinished Run that is resumed to running."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE run SET state = ?, verdict = NULL, finished = NULL", (State.RUNNING.value,)
+                "UPDATE run SET state = ?, verdict = NULL, finished = NULL", (RunState.RUNNING.value,)
             )
 
-    def finish(self, verdict: Verdict, state: State = State.FINISHED) -> None:
-        """Close the books, and make the file stand alone (no -wal beside it) when no one else has it open."""
+    def finish(self, verdict: Verdict, state: RunState = RunState.FINISHED) -> None:
+        """Record the end, and make the file stand alone (no -wal) when no other process has it open."""
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE run SET state = ?, verdict = ?, finished = ?",
@@ -176,33 +182,42 @@ class RunStore:
             self._connection.execute("PRAGMA journal_mode = DELETE")
 
     def accept(self, reason: str) -> None:
-        """Take what this Run no longer covers for meant: later ones are held against it.
+        """Accept the coverage that this Run lost: later Runs are compared with it.
 
-        Raises UsageError for one that did not come to its end: what it never came to would be taken for gone.
+        Raises UsageError for a Run that is not finished: cases that it did not reach would count as lost.
         """
-        if self.read().state is not State.FINISHED:
-            hint = "go on with it (matrix --resume), or accept the next one"
-            raise UsageError("the run did not come to its end: nothing of it can be accepted", hint=hint)
+        if self.read().state is not RunState.FINISHED:
+            hint = "resume it (matrix --resume), or accept the next one"
+            raise UsageError("the run is not finished, so nothing of it can be accepted", hint=hint)
         with self._transaction() as connection:
             connection.execute("UPDATE run SET accepted = ?", (database.text(reason),))
         self._stand_alone()
 
-    def account(self, spent: Mapping[str, float]) -> None:
-        """Record what processor time the Run cost, in seconds by what took it: see Run.spent."""
+    def account(self, spent: Mapping[str, float], tested: float = 0.0) -> None:
+        """Record the CPU time of the Run, see Run.spent, and the wall time of its tests."""
         with self._transaction() as connection:
-            connection.execute("UPDATE run SET spent = ?", (json.dumps(dict(spent)),))
+            connection.execute("UPDATE run SET spent = ?, tested = ?", (json.dumps(dict(spent)), tested))
+        self._stand_alone()
+
+    def locate(self, places: Mapping[str, Mapping[str, Place]]) -> None:
+        """Record *places*, see Run.places, in addition to those that are there."""
+        known = self.read().places
+        merged = {kernel: {**known.get(kernel, {}), **found} for kernel, found in places.items()}
+        with self._transaction() as connection:
+            plain = json.dumps(unstructure({**known, **merged}))
+            connection.execute("UPDATE run SET places = ?", (database.text(plain),))
         self._stand_alone()
 
     def read(self) -> Run:
-        """The Run as far as it has come."""
+        """Return the Run with its results so far."""
         with self._lock, _FORM.sentences(self.directory / FILE_NAME):
             return _read(self._connection, self.directory)
 
     def close(self) -> None:
         self._connection.close()
-        if self._sign >= 0:
-            os.close(self._sign)
-            self._sign = -1
+        if self._hold >= 0:
+            os.close(self._hold)
+            self._hold = -1
 
     def __enter__(self) -> RunStore:
         return self
@@ -222,16 +237,25 @@ class RunStore:
             yield connection
 
 
+def record_dumps(directory: Path, dumps: Mapping[str, Dump]) -> None:
+    """Record *dumps*, see Run.dumps, in the Run in *directory*, in addition to those that are there.
+
+    Raises what RunStore.open() raises.
+    """
+    with RunStore.open(directory) as store:
+        plain = json.dumps(unstructure({**store.read().dumps, **dumps}))
+        with store._transaction() as connection:
+            connection.execute("UPDATE run SET dumps = ?", (database.text(plain),))
+        store._stand_alone()
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """A line in the list of Runs; *problem* says why a directory could not be read."""
+    """A row in the list of Runs; *problem* says why a directory could not be read."""
 
     directory: Path
     info: RunInfo | None = None
-    state: State = State.RUNNING
-    verdict: Verdict | None = None
-    counts: dict[Outcome, int] = dataclasses.field(default_factory=dict)
-    """How many results of each Outcome, attempts counted singly."""
+    state: RunState = RunState.RUNNING
     problem: str = ""
 
 
@@ -246,27 +270,19 @@ def load(directory: Path) -> Run:
         return _read(connection, directory)
 
 
-def is_alive(directory: Path) -> bool:
-    """Whether a process is writing to the Run in *directory* now."""
-    try:
-        handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        for _ in range(_LOOKS):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                time.sleep(_LOOK_SECONDS)
-            else:
-                return False
-    finally:
-        os.close(handle)
-    return True
+def count_splats(directory: Path) -> int:
+    """Return how many results of the Run in *directory* have a splat, without reading them.
+
+    Raises as load().
+    """
+    path = directory / FILE_NAME
+    _require(path)
+    with _FORM.sentences(path), contextlib.closing(_FORM.connect_to_read(path)) as connection:
+        return int(connection.execute("SELECT count(*) FROM result WHERE splat != ''").fetchone()[0])
 
 
 def list_runs(root: Path) -> tuple[RunSummary, ...]:
-    """Every Run below *root*, newest first; one that cannot be read is listed last with its problem."""
+    """Every Run below *root*, newest first; Runs that cannot be read are last, with their problems."""
     if not root.is_dir():
         return ()
     found = [summarize(path.parent) for path in sorted(root.glob(f"*/{FILE_NAME}"))]
@@ -276,21 +292,14 @@ def list_runs(root: Path) -> tuple[RunSummary, ...]:
 
 
 def summarize(directory: Path) -> RunSummary:
-    """The Run in *directory* as a line in a list; what is wrong with it is its problem."""
+    """Return the Run in *directory* as a row in a list; an error becomes its problem."""
     path = directory / FILE_NAME
     try:
         with _FORM.sentences(path), contextlib.closing(_FORM.connect_to_read(path)) as connection:
-            info, state, _, verdict, _, _ = _read_run(connection)
-            counted = dict(connection.execute("SELECT outcome, count(*) FROM result GROUP BY outcome"))
+            run = _read_run(connection, directory)
     except HarnessError as error:
         return RunSummary(directory=directory, problem=str(error))
-    return RunSummary(
-        directory=directory,
-        info=info,
-        state=state,
-        verdict=verdict,
-        counts={outcome: counted[outcome.value] for outcome in Outcome if outcome.value in counted},
-    )
+    return RunSummary(directory=directory, info=run.info, state=run.state)
 
 
 def _require(path: Path) -> None:
@@ -298,85 +307,49 @@ def _require(path: Path) -> None:
         raise UsageError(f"{path.parent} holds no run: there is no {FILE_NAME} in it")
 
 
-def _read_run(
-    connection: sqlite3.Connection,
-) -> tuple[RunInfo, State, datetime.datetime | None, Verdict | None, str, dict[str, float]]:
-    row = connection.execute("SELECT info, state, finished, verdict, accepted, spent FROM run").fetchone()
+def _read_run(connection: sqlite3.Connection, directory: Path) -> Run:
+    """The Run without its Jobs and results."""
+    row = connection.execute(
+        "SELECT info, state, finished, verdict, accepted, spent, tested, places, dumps FROM run"
+    ).fetchone()
     if row is None:
         raise sqlite3.DatabaseError("the run itself is missing")
-    info, state, finished, verdict, accepted, spent = row
+    info, state, finished, verdict, accepted, spent, tested, places, dumps = row
     with database.decoding():
-        return (
-            codec.info_from_plain(json.loads(info)),
-            State(state),
-            codec.time_from_text(finished) if finished else None,
-            Verdict(verdict) if verdict else None,
-            str(accepted),
-            {str(what): float(seconds) for what, seconds in json.loads(spent).items()},
+        return Run(
+            info=codec.info_from_plain(json.loads(info)),
+            state=RunState(state),
+            finished=codec.time_from_text(finished) if finished else None,
+            verdict=Verdict(verdict) if verdict else None,
+            directory=str(directory),
+            accepted=str(accepted),
+            spent={str(use): float(seconds) for use, seconds in json.loads(spent).items()},
+            tested=float(tested),
+            places=structure(json.loads(places), dict[str, dict[str, Place]], directory)
+            if places != "{}"
+            else {},
+            dumps=structure(json.loads(dumps), dict[str, Dump], directory) if dumps != "{}" else {},
         )
 
 
 def _read(connection: sqlite3.Connection, directory: Path) -> Run:
-    # One snapshot, so that a writer at work cannot show us a result without its Job.
+    # One snapshot, so that no writer at work can show us a result without its Job.
     connection.execute("BEGIN")
     try:
-        info, state, finished, verdict, accepted, spent = _read_run(connection)
+        run = _read_run(connection, directory)
         jobs = connection.execute("SELECT record FROM job ORDER BY position, name").fetchall()
-        rows = connection.execute(f"SELECT {_COLUMNS} FROM result ORDER BY id").fetchall()
+        rows = connection.execute(f"SELECT {_COLUMNS_SQL} FROM result ORDER BY id").fetchall()
     finally:
         connection.execute("COMMIT")
     with database.decoding():
-        return Run(
-            info=info,
+        return dataclasses.replace(
+            run,
             jobs=tuple(codec.job_from_plain(json.loads(record)) for (record,) in jobs),
-            results=tuple(_result(*row) for row in rows),
-            state=state,
-            finished=finished,
-            verdict=verdict,
-            directory=str(directory),
-            accepted=accepted,
-            spent=spent,
+            results=tuple(codec.result_from_plain(dict(zip(_COLUMNS, row, strict=True))) for row in rows),
         )
 
 
 def _row(result: Result) -> tuple[object, ...]:
-    address = result.address
-    return (
-        *map(database.text, (result.job, address.suite, address.program, address.case)),
-        result.outcome.value,
-        database.text(result.reason),
-        result.duration,
-        result.attempt,
-        *map(database.text, (result.log, result.splat, result.vm_dir, result.rerun)),
-        result.confirms,
-    )
-
-
-def _result(
-    job: str,
-    suite: str,
-    program: str,
-    case: str,
-    outcome: str,
-    reason: str,
-    duration: float,
-    attempt: int,
-    log: str,
-    splat: str,
-    vm_dir: str,
-    rerun: str,
-    confirms: int,
-) -> Result:
-    return Result(
-        address=Address(suite=suite, program=program, case=case),
-        job=job,
-        outcome=Outcome(outcome),
-        reason=reason,
-        duration=duration,
-        attempt=attempt,
-        confirms=bool(confirms),
-        log=log,
-        splat=splat,
-        vm_dir=vm_dir,
-        rerun=rerun,
-    )
+    plain = codec.result_to_plain(result)
+    values = ("" if plain[name] is None else plain[name] for name in _COLUMNS)
+    return tuple(database.text(value) if isinstance(value, str) else value for value in values)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from history_runs import GOOD, INPUTS, JOB, case, flaky, made_run, make_run
 
-from harness.errors import ExitCode, InfraError, UsageError
+from harness.base.errors import ExitCode, InfraError, UsageError
 from harness.results import (
     WHOLE_PROGRAM,
     Background,
@@ -25,14 +25,12 @@ from harness.results import (
     Outcome,
     PastRun,
     Run,
-    RunStore,
-    State,
+    RunState,
     Verdict,
-    consult,
-    judgement,
-    load,
+    reach_verdict,
 )
-from harness.results.historyfile import FILE_NAME
+from harness.results.historyfile import FILE_NAME, consult
+from harness.results.store import RunStore, load
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -69,14 +67,15 @@ def test_every_ended_run_goes_in_once(tmp_path: Path) -> None:
     assert list(runs(tmp_path)) == ["run04", "run03", "run02", "run01"]
     assert found["run01"].counts == {"PASS": 2, "XFAIL": 1, "SKIP": 1}
     assert found["run03"].counts == {"PASS": 1, "FAIL": 1, "FLAKY": 1}
-    assert (found["run01"].verdict, found["run01"].inputs, found["run01"].jobs) == (Verdict.GOOD, INPUTS, 1)
-    assert (found["run02"].state, found["run02"].exit_code) == (State.RUNNING, ExitCode.INFRA)
+    good = found["run01"]
+    assert (good.verdict, good.accel, good.jobs) == (Verdict.GOOD, INPUTS.accel, 1)
+    assert (found["run02"].state, found["run02"].exit_code) == (RunState.RUNNING, ExitCode.INFRA)
 
 
 def test_a_run_that_went_on_is_taken_in_again(tmp_path: Path) -> None:
     """A run that was resumed after it had been taken in replaces what it was."""
     directory = make_run(tmp_path, 1, {"a": Outcome.PASS}, state=None)
-    assert runs(tmp_path)["run01"].verdict is Verdict.OUR_FAULT
+    assert runs(tmp_path)["run01"].verdict is Verdict.INFRASTRUCTURE
     with RunStore.open(directory) as store:
         store.add(case("b", Outcome.PASS))
         store.finish(Verdict.GOOD)
@@ -116,7 +115,7 @@ def test_a_good_run_changes_nothing(tmp_path: Path) -> None:
     run = made_run(tmp_path, 2, job=dataclasses.replace(JOB, name="7.3.5-cdev-edu", kernel="7.3.5 bb"))
     found = compared(tmp_path, run)
     assert found == Comparison(against={"7.3.5-cdev-edu": "run01"})
-    assert judgement(run, found).exit_code is ExitCode.GOOD
+    assert reach_verdict(run, found).exit_code is ExitCode.GOOD
 
 
 def test_what_changed_is_told_apart(tmp_path: Path) -> None:
@@ -139,7 +138,7 @@ def test_failures_are_new_once(tmp_path: Path) -> None:
     again = made_run(tmp_path, 3, {**GOOD, "a": Outcome.FAIL})
     found = compared(tmp_path, again)
     assert (names(found.still_failing), found.new_failures) == (["a"], ())
-    assert judgement(again, found).exit_code is ExitCode.CASE_FAILED
+    assert reach_verdict(again, found).exit_code is ExitCode.CASE_FAILED
     assert found.against == {JOB.name: "run01"}
     assert names(compared(tmp_path, made_run(tmp_path, 4)).fixed) == ["a"]
 
@@ -150,7 +149,7 @@ def test_lost_coverage_is_bad_until_it_is_accepted(tmp_path: Path) -> None:
     less = {name: outcome for name, outcome in GOOD.items() if name != "b"}
     second, third = made_run(tmp_path, 2, less), made_run(tmp_path, 3, less)
     for run in (second, third):
-        judged = judgement(run, compared(tmp_path, run))
+        judged = reach_verdict(run, compared(tmp_path, run))
         assert (judged.verdict, judged.exit_code) == (Verdict.BAD, ExitCode.CASE_FAILED)
         assert judged.why == (
             "coverage was lost: 1 case vanished since run01, first kselftest:vfio/edu/b of 7.3.4-cdev-edu"
@@ -159,10 +158,10 @@ def test_lost_coverage_is_bad_until_it_is_accepted(tmp_path: Path) -> None:
     with RunStore.open(tmp_path / "run03") as store:
         store.accept("the case was merged into a")
     accepted = load(tmp_path / "run03")
-    assert judgement(accepted, compared(tmp_path, accepted)).verdict is Verdict.GOOD
+    assert reach_verdict(accepted, compared(tmp_path, accepted)).verdict is Verdict.GOOD
     assert runs(tmp_path)["run03"].accepted == "the case was merged into a"
     fourth = made_run(tmp_path, 4, less)
-    assert judgement(fourth, compared(tmp_path, fourth)).verdict is Verdict.GOOD
+    assert reach_verdict(fourth, compared(tmp_path, fourth)).verdict is Verdict.GOOD
 
 
 def test_what_was_accepted_beside_an_open_failure_stays_accepted(tmp_path: Path) -> None:
@@ -234,7 +233,7 @@ def test_only_like_is_compared_with_like(tmp_path: Path, other: dict[str, object
 def test_trouble_is_no_lost_coverage(tmp_path: Path) -> None:
     """What an interrupt, a lost guest or a missing kernel kept from running did not vanish."""
     make_run(tmp_path, 1)
-    stopped = made_run(tmp_path, 2, {"a": Outcome.PASS}, state=State.INTERRUPTED)
+    stopped = made_run(tmp_path, 2, {"a": Outcome.PASS}, state=RunState.INTERRUPTED)
     lost = made_run(tmp_path, 3, dict.fromkeys(GOOD, Outcome.LOST))
     late = made_run(tmp_path, 5, {WHOLE_PROGRAM: Outcome.NOT_RUN})
     unbuilt = JobRecord(
@@ -246,7 +245,7 @@ def test_trouble_is_no_lost_coverage(tmp_path: Path) -> None:
     for run in (stopped, lost, late, none):
         found = compared(tmp_path, run)
         assert not found.is_worse
-        codes.append(judgement(run, found).exit_code)
+        codes.append(reach_verdict(run, found).exit_code)
     assert codes == [ExitCode.INTERRUPTED, ExitCode.INFRA, ExitCode.INFRA, ExitCode.KERNEL]
 
 
@@ -258,7 +257,7 @@ def test_flaky_is_news_once(tmp_path: Path) -> None:
     run = made_run(tmp_path, 4, GOOD, results=(*flaky("f"), *flaky("g")))
     found = compared(tmp_path, run)
     assert names(found.newly_flaky) == ["g"]
-    judged = judgement(run, found)
+    judged = reach_verdict(run, found)
     assert judged.exit_code is ExitCode.GOOD
     assert judged.why == (
         "2 cases passed; flaky: 2 cases failed and then passed in a fresh VM, first kselftest:vfio/edu/f"
@@ -286,7 +285,7 @@ def test_slower_means_more_than_noise(
     run = made_run(tmp_path, 20, {}, results=(case("a", Outcome.PASS, duration=now),), inputs=inputs)
     found = compared(tmp_path, run)
     assert (names(found.slower) == ["a"]) is slower
-    assert judgement(run, found).exit_code is ExitCode.GOOD
+    assert reach_verdict(run, found).exit_code is ExitCode.GOOD
 
 
 def test_the_past_of_a_case(tmp_path: Path) -> None:
@@ -309,7 +308,7 @@ def test_how_long_things_take(tmp_path: Path) -> None:
     one = dataclasses.replace(INPUTS, cases=("kselftest:vfio/edu/b",))
     make_run(tmp_path, 3, {}, results=(case("b", Outcome.PASS, duration=9.0),), inputs=one)
     make_run(tmp_path, 4, {}, results=(case("a", Outcome.FAIL, duration=60.0),))
-    make_run(tmp_path, 5, {"a": Outcome.PASS}, state=State.INTERRUPTED)
+    make_run(tmp_path, 5, {"a": Outcome.PASS}, state=RunState.INTERRUPTED)
     jobs = consult(tmp_path, lambda h: h.job_seconds(JOB.series, INPUTS))
     assert jobs == (1.0, 2.0, 60.0)
     assert consult(tmp_path, lambda h: h.job_seconds("another", INPUTS)) == ()
@@ -322,7 +321,7 @@ def test_how_long_things_take(tmp_path: Path) -> None:
 
 def import_all(root: Path) -> str:
     return (
-        "import sys; from pathlib import Path; from harness.results import consult\n"
+        "import sys; from pathlib import Path; from harness.results.historyfile import consult\n"
         f"print(len(consult(Path({str(root)!r}), lambda h: h.runs())))\n"
     )
 
@@ -347,7 +346,7 @@ def test_twenty_processes_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"this is not a database" * 500, b"\x00" * 8192, None], ids=["text", "zeros", "hole"]
 )
-def test_a_corrupt_history_is_made_anew(
+def test_a_corrupt_history_is_rebuilt(
     tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A damaged file is moved aside with one sentence, and nothing is lost."""
@@ -365,7 +364,7 @@ def test_a_corrupt_history_is_made_anew(
         assert runs(tmp_path) == before
     (line,) = caplog.messages
     assert "is damaged" in line
-    assert "made anew from the run directories" in line
+    assert "rebuilt from the run directories" in line
     assert len(list(tmp_path.glob(f"{FILE_NAME}.damaged-*"))) == 1
     assert runs(tmp_path) == before
 
@@ -392,6 +391,21 @@ def test_a_history_from_the_future(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"history\.sqlite was written by a newer vfio-harness"):
         runs(tmp_path)
     assert not list(tmp_path.glob("*.damaged-*"))
+
+
+def test_fingerprints_of_another_making_are_made_again(tmp_path: Path) -> None:
+    """A history that was written before they changed would call every old splat new."""
+    splat = "BUG: unable to handle page fault\n vfio_x+0x1/0x2\n"
+    make_run(tmp_path, 1, {}, results=(case("a", Outcome.CRASH, splat=splat),))
+    runs(tmp_path)
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    made = connection.execute("SELECT fingerprint FROM outcome").fetchall()
+    connection.execute("UPDATE outcome SET fingerprint = 'old'")
+    connection.execute("PRAGMA user_version = 3")
+    connection.commit()
+    runs(tmp_path)
+    assert connection.execute("SELECT fingerprint FROM outcome").fetchall() == made
+    connection.close()
 
 
 def test_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

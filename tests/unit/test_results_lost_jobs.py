@@ -14,26 +14,24 @@ from pathlib import Path
 import pytest
 from history_runs import GOOD, INPUTS, JOB, STARTED, case
 
-from harness.errors import ExitCode
+from harness.base.errors import ExitCode
 from harness.report import compared, html, view
 from harness.report.files import FORMATS
 from harness.results import (
     Background,
     Inputs,
     JobRecord,
-    Judgement,
     Outcome,
     Run,
     RunInfo,
-    RunStore,
-    State,
+    RunState,
+    RunVerdict,
+    Verdict,
     compare,
-    consult,
-    judge,
-    judgement,
-    load,
+    reach_verdict,
 )
-from harness.results.historyfile import FILE_NAME
+from harness.results.historyfile import FILE_NAME, consult
+from harness.results.store import RunStore, load
 
 NIGHTLY = dataclasses.replace(INPUTS, extra={"matrix": "nightly"})
 GROUP = dataclasses.replace(JOB, name="7.3.4-group-edu", variant="group")
@@ -50,7 +48,7 @@ def make(
     *,
     inputs: Inputs = NIGHTLY,
     outcome: Outcome = Outcome.PASS,
-    state: State = State.FINISHED,
+    state: RunState = RunState.FINISHED,
 ) -> Run:
     """A run of *jobs*, each with the cases of a good one and one more that came to *outcome*."""
     directory = root / f"run{day:02}"
@@ -61,7 +59,7 @@ def make(
             store.add_job(job)
             found = () if job.problem else ({**GOOD, "e": outcome}).items()
             store.add(*(dataclasses.replace(case(name, came), job=job.name) for name, came in found))
-        store.finish(judge(dataclasses.replace(store.read(), state=state)), state)
+        store.finish(reach_verdict(dataclasses.replace(store.read(), state=state)).verdict, state)
     return load(directory)
 
 
@@ -69,9 +67,9 @@ def background(root: Path, run: Run) -> Background:
     return consult(root, lambda history: history.background(run))
 
 
-def judged(root: Path, run: Run) -> Judgement:
+def judged(root: Path, run: Run) -> RunVerdict:
     comparison = background(root, run).comparison
-    verdict = judgement(run, comparison)
+    verdict = reach_verdict(run, comparison)
     past = consult(root, lambda history: history.runs())
     assert {one.name: one.exit_code for one in past}[run.info.id] is verdict.exit_code
     return verdict
@@ -163,7 +161,7 @@ def test_other_reasons_for_an_absence(tmp_path: Path) -> None:
     mine = dataclasses.replace(JOB, topology="mine@0123ab")
     other = dataclasses.replace(JOB, line="debian:7.2", name="7.2-cdev-edu")
     make(tmp_path, 1, [JOB, GROUP, mine, other])
-    assert lost(tmp_path, make(tmp_path, 2, [GROUP], state=State.INTERRUPTED)) == []
+    assert lost(tmp_path, make(tmp_path, 2, [GROUP], state=RunState.INTERRUPTED)) == []
     newer = dataclasses.replace(JOB, name="7.3.5-cdev-edu")
     edited = dataclasses.replace(mine, topology="mine@ba3210", name="edited")
     assert lost(tmp_path, make(tmp_path, 3, [GROUP, newer, edited])) == []
@@ -188,12 +186,12 @@ def test_a_job_that_another_shard_has_now(tmp_path: Path) -> None:
     shard = with_about(matrix="nightly", shard="1/2")
     modules = dataclasses.replace(JOB, name="7.3.4-modules-edu", variant="modules")
     first = make(tmp_path, 1, [JOB, GROUP, modules], inputs=shard)
-    edited = dataclasses.replace(shard, elsewhere=(JOB.seat, "debian:7.3 cdev igb"))
+    edited = dataclasses.replace(shard, elsewhere=(JOB.cell, "debian:7.3 cdev igb"))
     second = make(tmp_path, 2, [GROUP], inputs=edited)
     assert load(Path(second.directory)).info.inputs.elsewhere == edited.elsewhere
     assert lost(tmp_path, second) == [modules.name]
     assert [one.job for one in compare(first, second).lost_jobs] == [modules.name]
-    elsewhere = (dataclasses.replace(JOB, line="debian:7.4").seat,)
+    elsewhere = (dataclasses.replace(JOB, line="debian:7.4").cell,)
     newer = dataclasses.replace(GROUP, line="debian:7.4")
     third = make(tmp_path, 3, [newer], inputs=dataclasses.replace(shard, elsewhere=elsewhere))
     assert [one.job for one in compare(first, third).lost_jobs] == [modules.name]
@@ -243,7 +241,7 @@ def test_every_report_names_it(tmp_path: Path, jobs: list[JobRecord]) -> None:
     (mark,) = suites.iter("failure")
     assert mark.attrib["type"] == "LOST_JOB"
     plain = json.loads(FORMATS["json"](run, seen))
-    assert [line["job"] for line in plain["comparison"]["changes"]["lost jobs"]] == [name]
+    assert [line["job"] for line in plain["comparison"]["changes"]["lost_jobs"]] == [name]
     assert "↓ n/a" in html.render(run, seen) or NOT_APPLICABLE not in jobs
     accepted = dataclasses.replace(run, accepted="it is meant")
     assert "LOST_JOB" not in FORMATS["junit"](accepted, seen)
@@ -258,3 +256,15 @@ def test_a_history_of_the_first_schema(tmp_path: Path) -> None:
         connection.execute("PRAGMA user_version = 1")
     connection.close()
     assert lost(tmp_path, make(tmp_path, 2, [GROUP])) == [JOB.name]
+
+
+def test_a_history_of_the_second_schema(tmp_path: Path) -> None:
+    """The verdict that is called infrastructure now is read under its old name."""
+    make(tmp_path, 1, [JOB])
+    consult(tmp_path, lambda history: None)
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("UPDATE run SET verdict = 'our fault'")
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    (run,) = consult(tmp_path, lambda history: history.runs())
+    assert run.verdict is Verdict.INFRASTRUCTURE

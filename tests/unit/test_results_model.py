@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 
-from harness.errors import UsageError
+from harness.base.errors import UsageError
 from harness.results import FLAKY, WHOLE_PROGRAM, Address, JobRecord, Outcome, Result, Run, RunInfo, settle
 
 ADDRESS = Address(suite="probes", program="iommufd", case="get_pa")
@@ -89,7 +89,7 @@ def test_a_retry_replaces_infrastructure_trouble() -> None:
 
 def test_a_program_that_was_lost_once_is_settled_by_its_cases() -> None:
     """Its cases have addresses of their own, under which the second attempt is told."""
-    lost = result(Outcome.LOST, address=Address.of_program("kselftest:vfio", "x"))
+    lost = result(Outcome.LOST, address=Address(suite="kselftest:vfio", program="x", case=WHOLE_PROGRAM))
     cases = [Address(suite="kselftest:vfio", program="x", case=name) for name in "ab"]
     first = [result(Outcome.PASS, address=cases[0]), result(Outcome.NOT_RUN, address=cases[1])]
     again = [result(Outcome.PASS, address=case, attempt=2) for case in cases]
@@ -104,7 +104,7 @@ def test_a_program_that_was_lost_once_is_settled_by_its_cases() -> None:
 
 def test_a_program_that_a_run_which_went_on_has_made_up_for_is_settled() -> None:
     """Where a run goes on the attempts begin at 1 again, and what the deadline cut off has had its chance."""
-    late = result(Outcome.NOT_RUN, address=Address.of_program("kselftest:vfio", "x"))
+    late = result(Outcome.NOT_RUN, address=Address(suite="kselftest:vfio", program="x", case=WHOLE_PROGRAM))
     case = Address(suite="kselftest:vfio", program="x", case="a")
     assert [one.label for one in settle([late, result(Outcome.PASS, address=case)])] == ["PASS"]
     assert [one.label for one in settle([late, late])] == ["NOT_RUN"]
@@ -187,5 +187,6 @@ def test_a_series_outlives_a_release() -> None:
     new = dataclasses.replace(old, name="7.3.5-cdev-edu")
     assert old.series == new.series == "debian:7.3 cdev edu"
     assert dataclasses.replace(old, addons=("debug",)).series == "debian:7.3 cdev+debug edu"
+    assert dataclasses.replace(old, toolchain="llvm").series == "debian:7.3 cdev+llvm edu"
     assert dataclasses.replace(old, line="debian:7.2").series != old.series
     assert JobRecord(name="blocked").series == "blocked"

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from history_runs import GOOD, STARTED, make_run
 
-from harness import process
-from harness.errors import ExitCode
-from harness.results import Outcome, PrunedRun, RunStore, State, consult, owned, prune_runs
+from harness.base import process
+from harness.base.errors import ExitCode
+from harness.results import Outcome, RunState, owned
+from harness.results.historyfile import consult
+from harness.results.prune import PrunedRun, prune_runs
+from harness.results.store import RunStore
 
 DAY = 24 * 3600.0
 
@@ -25,7 +28,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
     for day in (1, 2, 3):
         make_run(tmp_path, day)
-    make_run(tmp_path, 4, state=State.INTERRUPTED)
+    make_run(tmp_path, 4, state=RunState.INTERRUPTED)
     make_run(tmp_path, 5, state=None)
     (make_run(tmp_path, 6) / "results.sqlite").write_bytes(b"rubbish" * 999)
     log = tmp_path / "run01" / "vm1" / "console.log"

@@ -17,25 +17,23 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import ExitCode, InfraError, UsageError
+from harness.base.cause import Cause
+from harness.base.errors import ExitCode, InfraError, UsageError
 from harness.results import (
-    FILE_NAME,
     Address,
     Inputs,
     JobRecord,
     Outcome,
     Result,
     RunInfo,
-    RunStore,
-    State,
+    RunState,
     Verdict,
     codec,
     database,
-    list_runs,
-    load,
-    new_run_id,
+    is_alive,
     store,
 )
+from harness.results.store import FILE_NAME, RunStore, list_runs, load, new_run_id
 
 REPOSITORY = Path(__file__).parent.parent.parent
 INFO = RunInfo(
@@ -72,6 +70,8 @@ FULL = Result(
     splat="BUG: ...",
     vm_dir="vms/0",
     rerun="vfio-harness run 'x'",
+    cause=Cause.NOT_REACHED,
+    stopped_by=Outcome.LOST,
 )
 
 
@@ -81,10 +81,12 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
         name="j",
         kernel="7.3.4",
         variant="cdev",
+        arch="x86_64",
         topology="edu",
         features=("cdev", "edu"),
         problem="no",
         problem_code=ExitCode.KERNEL,
+        cause=Cause.COMPILER,
         suites=("probes",),
         applicable=False,
     )
@@ -93,7 +95,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
         opened.add(FULL)
         opened.finish(Verdict.BAD)
     run = load(tmp_path / "run")
-    assert (run.info, run.jobs, run.state, run.verdict) == (INFO, (job,), State.FINISHED, Verdict.BAD)
+    assert (run.info, run.jobs, run.state, run.verdict) == (INFO, (job,), RunState.FINISHED, Verdict.BAD)
     # A byte that is no text is kept readable, not refused.
     assert run.results == (dataclasses.replace(FULL, log="line 1\nline 2\x00\\udcff"),)
     assert run.finished is not None
@@ -137,6 +139,7 @@ def test_a_killed_writer_loses_nothing_it_finished(tmp_path: Path) -> None:
     RunStore.create(tmp_path, INFO).close()
     script = (
         "import sys, os, signal; from pathlib import Path; from harness.results import *\n"
+        "from harness.results.store import *\n"
         "s = RunStore.open(Path(sys.argv[1]))\n"
         "for n in range(20): s.add(Result(address=Address(suite='p', program='q', case=str(n)), job='j',"
         " outcome=Outcome.PASS))\n"
@@ -147,13 +150,14 @@ def test_a_killed_writer_loses_nothing_it_finished(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     run = load(tmp_path)
     assert [one.address.case for one in run.results] == [str(n) for n in range(20)]
-    assert (run.state, run.verdict) == (State.RUNNING, None)
+    assert (run.state, run.verdict) == (RunState.RUNNING, None)
 
 
 def test_many_writers_at_once(tmp_path: Path) -> None:
     """Processes and threads that write together lose no result and wait for each other."""
     script = (
         "import sys; from pathlib import Path; from harness.results import *\n"
+        "from harness.results.store import *\n"
         "s = RunStore.open(Path(sys.argv[1]))\n"
         "for n in range(50): s.add(Result(address=Address(suite='p', program=sys.argv[2], case=str(n)),"
         " job='j', outcome=Outcome.PASS))\n"
@@ -304,7 +308,7 @@ def test_a_writer_that_never_lets_go(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
-    """The list shows every run with its verdict and counts, and does not stumble over other directories."""
+    """The list has every run, and ignores other directories."""
     for day in (1, 3, 2):
         started = INFO.started.replace(day=day)
         with RunStore.create(tmp_path / f"run{day}", dataclasses.replace(INFO, started=started)) as opened:
@@ -315,8 +319,7 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
     (tmp_path / "unrelated").mkdir()
     listed = list_runs(tmp_path)
     assert [summary.directory.name for summary in listed] == ["run3", "run2", "run1"]
-    assert listed[0].counts == {Outcome.PASS: 1, Outcome.FAIL: 2}
-    assert listed[0].verdict is Verdict.BAD
+    assert [summary.state for summary in listed] == [RunState.FINISHED] * 3
     assert list_runs(tmp_path / "nowhere") == ()
 
 
@@ -328,12 +331,12 @@ def test_a_file_of_the_first_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     plain = codec.info_to_plain(INFO)
     for young in ("suites", "cases", "narrowed"):
         del plain["inputs"][young]
-    connection.execute("INSERT INTO run VALUES (1, ?, 'finished', NULL, 'good')", (json.dumps(plain),))
     record = codec.job_to_plain(JobRecord(name="j", variant="cdev"))
-    for young in ("tree", "line", "addons"):
+    for young in ("tree", "line", "addons", "cause"):
         del record[young]
     connection.execute("INSERT INTO job VALUES ('j', 0, ?)", (json.dumps(record),))
-    columns = store._COLUMNS.removesuffix(", confirms")
+    columns = store._COLUMNS_SQL.partition(', "confirms"')[0]
+    connection.execute("INSERT INTO run VALUES (1, ?, 'finished', NULL, 'our fault')", (json.dumps(plain),))
     values = "'j', 's', 'p', 'c', 'PASS', '', 1.0, 1, '', '', '', ''"
     connection.execute(f"INSERT INTO result ({columns}) VALUES ({values})")
     connection.execute("PRAGMA journal_mode = DELETE")
@@ -346,6 +349,8 @@ def test_a_file_of_the_first_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for read in (run, load(tmp_path)):
         assert (read.jobs[0].line, read.jobs[0].addons, read.info.inputs.narrowed) == ("", (), False)
         assert (read.results[0].confirms, read.accepted) == (False, "")
+        assert read.verdict is Verdict.INFRASTRUCTURE
+        assert (read.results[0].cause, read.results[0].stopped_by, read.jobs[0].cause) == (None, None, None)
 
 
 def test_names_of_runs_sort_and_differ() -> None:
@@ -359,20 +364,21 @@ def test_names_of_runs_sort_and_differ() -> None:
 def test_a_writer_is_seen(tmp_path: Path) -> None:
     """A run that is being written is told from one whose process is gone, however that ended."""
     with RunStore.create(tmp_path, INFO):
-        assert store.is_alive(tmp_path)
-    assert not store.is_alive(tmp_path)
+        assert is_alive(tmp_path)
+    assert not is_alive(tmp_path)
     script = "import os, sys, time; from pathlib import Path; from harness.results import *\n"
+    script += "from harness.results.store import *\n"
     script += "s = RunStore.open(Path(sys.argv[1])); print(1, flush=True); time.sleep(600)\n"
     writer = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE
     )
     assert writer.stdout is not None
     writer.stdout.readline()
-    assert store.is_alive(tmp_path)
+    assert is_alive(tmp_path)
     writer.kill()
     writer.wait()
     writer.stdout.close()
-    assert not store.is_alive(tmp_path)
+    assert not is_alive(tmp_path)
 
 
 def test_a_run_can_be_accepted(tmp_path: Path) -> None:
