@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which cases reach what changed in a tree, by the map of its line of kernels.  Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from harness.results.coverage.source import find_functions
+
+Map = Mapping[str, frozenset[str]]
+"""Case -> the functions that it reaches, as `FILE:FUNCTION`."""
+
+_UNBUILT = re.compile(
+    r"Documentation/.*|LICENSES/.*|.*\.(?:rst|txt)|(?:MAINTAINERS|CREDITS|\.[^/]*)|tools/.*"
+)
+"""Files that no kernel is built from."""
+
+_SELFTEST = re.compile(r"tools/testing/selftests/([^/]+)/.*")
+
+_IDLE = re.compile(r"\s*(?:$|/?\*|//)")
+"""An empty line, or one of a comment."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """A file that differs from the last good run's: its text then and now, and the lines that differ."""
+
+    name: str
+    texts: tuple[str, str]
+    lines: tuple[Collection[int], Collection[int]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Touched:
+    """What edits touch."""
+
+    functions: frozenset[str] = frozenset()
+    """As `FILE:FUNCTION`; `FILE:` is the whole file."""
+    suites: frozenset[str] = frozenset()
+    """Directories of tools/testing/selftests."""
+    everything: str = ""
+    """Why every case may be affected; empty if that is not so."""
+
+    def reaches(self, functions: Iterable[str]) -> bool:
+        """Whether a case that reaches *functions* is affected."""
+        return any(
+            name in self.functions or f"{name.rpartition(':')[0]}:" in self.functions for name in functions
+        )
+
+
+def find_touched(edits: Iterable[Edit], is_profiled: Callable[[str], bool]) -> Touched:
+    """Return what *edits* touch.
+
+    A change outside all functions touches its whole file; a header, a Kconfig file, a makefile and code
+    without counters touch everything.
+    """
+    functions: set[str] = set()
+    suites: set[str] = set()
+    for edit in edits:
+        selftest = _SELFTEST.fullmatch(edit.name)
+        if selftest is not None:
+            suites.add(selftest[1])
+        elif _UNBUILT.fullmatch(edit.name):
+            continue
+        elif not edit.name.endswith(".c") or not is_profiled(edit.name):
+            what = "has no counters" if edit.name.endswith(".c") else "may matter to all of the kernel"
+            return Touched(everything=f"{edit.name} {what}")
+        else:
+            functions |= {f"{edit.name}:{name}" for name in functions_of(edit)}
+    return Touched(functions=frozenset(functions), suites=frozenset(suites))
+
+
+def functions_of(edit: Edit) -> frozenset[str]:
+    """Return the functions that *edit* changes; an empty name stands for what is outside of them."""
+    found: set[str] = set()
+    for text, lines in zip(edit.texts, edit.lines, strict=True):
+        rows = text.splitlines()
+        owner = {line: one.name for one in find_functions(text) for line in one.lines}
+        found |= {owner.get(line, "") for line in lines if line in owner or not _IDLE.match(rows[line - 1])}
+    return frozenset(found)

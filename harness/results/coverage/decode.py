@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Decode the counters that guests sent (guest/gcov.py), with the gcov of the kernel's compiler."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.base import process
+from harness.base.errors import HostError
+from harness.results.coverage.model import FileCoverage
+
+_AT_ONCE = 8
+"""How many pieces of work one gcov decodes: it prints some megabytes for each."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """What the counters of one kernel are decoded with."""
+
+    gcov: str
+    notes: Path
+    """The directory with gcov's notes, and with the sources; see harness.kernel.store.Built."""
+
+    def decode(
+        self, counters: Sequence[Path], *, processes: int
+    ) -> tuple[list[Mapping[str, frozenset[int]]], dict[str, FileCoverage]]:
+        """Return which lines of which files each of the files *counters* has, and the sum of all.
+
+        Raises HostError when gcov is missing or fails.
+        """
+        parts = [counters[first : first + _AT_ONCE] for first in range(0, len(counters), _AT_ONCE)]
+        total: dict[str, FileCoverage] = {}
+        reached: list[Mapping[str, frozenset[int]]] = []
+        with concurrent.futures.ProcessPoolExecutor(max_workers=processes) as pool:
+            for lines, files in pool.map(self._decode_some, parts):
+                reached += lines
+                for name, counted in files.items():
+                    total.setdefault(name, FileCoverage()).add(counted)
+        for name, counted in self._unrun().items():
+            total.setdefault(name, FileCoverage()).add(counted)
+        return reached, total
+
+    def _decode_some(
+        self, counters: Sequence[Path]
+    ) -> tuple[list[Mapping[str, frozenset[int]]], dict[str, FileCoverage]]:
+        with tempfile.TemporaryDirectory(prefix="vfio-harness-gcov-") as scratch:
+            for number, path in enumerate(counters):
+                for name, content in read_counters(path.read_bytes(), self._names()):
+                    self._put(Path(scratch, str(number)), name, content)
+            total: dict[str, FileCoverage] = {}
+            reached = [collections.defaultdict[str, set[int]](set) for _ in counters]
+            for number, name, counted in self._ask(Path(scratch)):
+                reached[number][name].update(line for line, count in counted.lines.items() if count)
+                total.setdefault(name, FileCoverage()).add(counted)
+        return [{name: frozenset(lines) for name, lines in one.items() if lines} for one in reached], total
+
+    def _unrun(self) -> dict[str, FileCoverage]:
+        """Return the lines and branches of all objects, with nothing run."""
+        with tempfile.TemporaryDirectory(prefix="vfio-harness-gcov-") as scratch:
+            for name in self._names():
+                self._put(Path(scratch, "0"), name, None)
+            total: dict[str, FileCoverage] = {}
+            for _, name, counted in self._ask(Path(scratch)):
+                total.setdefault(name, FileCoverage()).add(counted)
+        return total
+
+    def _names(self) -> frozenset[str]:
+        """Return the names of all objects, without suffix."""
+        return frozenset(
+            os.fspath(path.relative_to(self.notes).with_suffix("")) for path in self.notes.rglob("*.gcno")
+        )
+
+    def _put(self, directory: Path, name: str, content: bytes | None) -> None:
+        place = directory / f"{name}.gcno"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(self.notes / f"{name}.gcno")
+        if content is not None:
+            place.with_suffix(".gcda").write_bytes(content)
+
+    def _ask(self, scratch: Path) -> Iterator[tuple[int, str, FileCoverage]]:
+        """Yield the number of the directory in *scratch*, the file and what is counted in it."""
+        objects = sorted(os.fspath(path.relative_to(scratch)) for path in scratch.rglob("*.gcno"))
+        if not objects:
+            return
+        done = process.run([self.gcov, "--json-format", "--stdout", "-t", "-b", *objects], cwd=scratch)
+        done.check("cannot decode coverage counters")
+        for line in done.stdout.splitlines():
+            plain = json.loads(line)
+            number = int(str(plain["data_file"]).partition("/")[0])
+            for file in plain["files"]:
+                name = self._source(str(file["file"]))
+                if name:
+                    yield number, name, _counted(file["lines"])
+
+    def _source(self, name: str) -> str:
+        """Return a file as gcov names it, relative to the tree; empty outside the profiled directories."""
+        words = os.path.normpath(name).replace("../", "").strip("/").split("/")
+        tails = ("/".join(words[first:]) for first in range(len(words)))
+        return next((tail for tail in tails if (self.notes / tail).is_file()), "")
+
+
+def _counted(lines: Iterable[Mapping[str, Any]]) -> FileCoverage:
+    counted = FileCoverage()
+    for line in lines:
+        number, branches = int(line["line_number"]), [int(branch["count"]) for branch in line["branches"]]
+        one = FileCoverage(
+            collections.Counter({number: int(line["count"])}), {number: branches} if branches else {}
+        )
+        # A line has an entry for each function that it was inlined into.
+        counted.add(one)
+    return counted
+
+
+def read_counters(data: bytes, known: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield object and content of the counters in *data*, as guest.gcov sends them; only those of *known*.
+
+    The kernel names them after the directory that they were compiled in, which may be another by now.
+    Raises HostError when *data* is damaged.
+    """
+    try:
+        head, _, rest = zlib.decompress(data).partition(b"\n")
+        for name, size in json.loads(head):
+            content, rest = rest[:size], rest[size:]
+            words = name.removesuffix(".gcda").strip("/").split("/")
+            found = next(("/".join(words[n:]) for n in range(len(words)) if "/".join(words[n:]) in known), "")
+            if found:
+                yield found, content
+    except (zlib.error, ValueError, TypeError) as error:
+        raise HostError(f"coverage counters are damaged: {error}") from error

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Coverage: which lines of the profiled files run, how often, and by which cases.
+
+One file for each source tree of a run, below its directory `coverage`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import gzip
+import itertools
+import json
+import operator
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from harness.base.errors import InfraError, UsageError, nearest
+from harness.base.words import count_of
+from harness.results.coverage.source import find_functions, find_noiommu
+
+DIRECTORY = "coverage"
+"""In a run's directory."""
+
+NOIOMMU_CODE = "no-IOMMU code"
+
+_FORMAT = 1
+_SUFFIX = ".json.gz"
+
+
+@dataclasses.dataclass(slots=True)
+class FileCoverage:
+    """One source file, added up over all that was counted."""
+
+    lines: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    """Line with code -> how often it ran."""
+    branches: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+    """Line with branches -> how often each was taken."""
+
+    def add(self, other: FileCoverage) -> None:
+        """Add what *other* counted; of instances of one line, branches are matched by their order."""
+        for line, count in other.lines.items():
+            self.lines[line] += count
+        for line, counts in other.branches.items():
+            pairs = itertools.zip_longest(self.branches.get(line, ()), counts, fillvalue=0)
+            self.branches[line] = [mine + theirs for mine, theirs in pairs]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reach:
+    """What one case of one job ran."""
+
+    job: str
+    case: str
+    files: Mapping[str, frozenset[int]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """The coverage of one source tree in one run."""
+
+    tree: str
+    """Its name, for people."""
+    line: str
+    """Its line of kernels, `7.3`."""
+    sources: Mapping[str, str]
+    """Profiled file -> its text."""
+    files: Mapping[str, FileCoverage]
+    """Those of them with code in a kernel that ran."""
+    cases: tuple[Reach, ...]
+    lost: tuple[str, ...] = ()
+    """Cases that ran and sent no counters, as `JOB CASE`."""
+
+    def reached(self, name: str, lines: Iterable[int]) -> dict[str, frozenset[int]]:
+        """Return the cases, without their jobs, that ran some of *lines* of the file, and which."""
+        wanted, found = frozenset(lines), dict[str, frozenset[int]]()
+        for one in self.cases:
+            if hit := one.files.get(name, frozenset()) & wanted:
+                found[one.case] = found.get(one.case, frozenset()) | hit
+        return found
+
+    def functions_of(self, reach: Reach) -> frozenset[str]:
+        """Return the functions that *reach* ran, as `FILE:FUNCTION`."""
+        return frozenset(
+            f"{name}:{one.name}"
+            for name, lines in reach.files.items()
+            for one in find_functions(self.sources[name])
+            if not lines.isdisjoint(one.lines)
+        )
+
+    def find(self, place: str) -> tuple[str, frozenset[int]]:
+        """Return file and lines of `FILE:LINE` or `FILE:FUNCTION`; the file may lack leading directories.
+
+        Raises UsageError, with the nearest name, for what does not exist.
+        """
+        what, _, where = place.rpartition(":")
+        if not what or not where:
+            raise UsageError(f"--line {place}: no line", hint="give FILE:LINE or FILE:FUNCTION")
+        names = [name for name in self.sources if f"/{name}".endswith(f"/{what}")]
+        if len(names) != 1:
+            short = {name.rpartition("/")[2]: name for name in self.sources}
+            hint = (
+                f"give one of {', '.join(names)}"
+                if names
+                else nearest(
+                    what, {*short, *self.sources}, otherwise="vfio-harness coverage --all shows the files"
+                )
+            )
+            raise UsageError(
+                f"--line {place}: {'several files end' if names else 'no profiled file ends'} with {what!r}",
+                hint=hint,
+            )
+        text = self.sources[names[0]]
+        if where.isdigit():
+            last = text.count("\n")
+            if not 1 <= int(where) <= last:
+                raise UsageError(f"--line {place}: {names[0]} has {count_of(last, 'line')}")
+            return names[0], frozenset({int(where)})
+        functions = find_functions(text)
+        lines = frozenset(line for one in functions if one.name == where for line in one.lines)
+        if not lines:
+            raise UsageError(
+                f"--line {place}: {names[0]} has no function {where!r}",
+                hint=nearest(where, [one.name for one in functions]),
+            )
+        return names[0], lines
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the row of the no-IOMMU code, then one for each file."""
+        rows = [Row.of(name, self.files[name], self.files[name].lines) for name in sorted(self.files)]
+        noiommu = [
+            Row.of(name, counted, find_noiommu(name, self.sources[name]))
+            for name, counted in self.files.items()
+        ]
+        yield Row(NOIOMMU_CODE, *map(sum, zip(*(row.numbers for row in noiommu), strict=True)))
+        yield from rows
+
+    def missing(self, noiommu: bool) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """Yield file, function and the lines with code that nothing ran; of the no-IOMMU code or of all."""
+        for name in sorted(self.files):
+            text = self.sources[name]
+            wanted = find_noiommu(name, text) if noiommu else self.files[name].lines.keys()
+            left = sorted(
+                line for line, count in self.files[name].lines.items() if not count and line in wanted
+            )
+            where = {line: one.name for one in find_functions(text) for line in one.lines}
+            named = [(where.get(line, ""), line) for line in left]
+            for function, lines in itertools.groupby(named, operator.itemgetter(0)):
+                yield name, function, tuple(line for _, line in lines)
+
+    def save(self, directory: Path) -> None:
+        """Write it below the run's *directory*.  Raises OSError."""
+        plain = {
+            "format": _FORMAT,
+            "tree": self.tree,
+            "line": self.line,
+            "sources": dict(self.sources),
+            "files": {
+                name: {"lines": list(one.lines.items()), "branches": list(one.branches.items())}
+                for name, one in self.files.items()
+            },
+            "cases": [
+                [one.job, one.case, {name: ranges(lines) for name, lines in one.files.items()}]
+                for one in self.cases
+            ],
+            "lost": list(self.lost),
+        }
+        place = directory / DIRECTORY
+        place.mkdir(exist_ok=True)
+        with gzip.open(place / f"{file_name(self.tree)}{_SUFFIX}", "wt", encoding="utf-8") as file:
+            json.dump(plain, file)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """How much of a file, or of the no-IOMMU code, ran."""
+
+    name: str
+    lines: int
+    lines_run: int
+    branches: int
+    branches_taken: int
+
+    @classmethod
+    def of(cls, name: str, counted: FileCoverage, wanted: Container[int]) -> Row:
+        """Return the row of the *wanted* lines of a file."""
+        lines = [count for line, count in counted.lines.items() if line in wanted]
+        branches = [count for line, counts in counted.branches.items() if line in wanted for count in counts]
+        return cls(name, len(lines), sum(map(bool, lines)), len(branches), sum(map(bool, branches)))
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int]:
+        return self.lines, self.lines_run, self.branches, self.branches_taken
+
+
+def load(directory: Path) -> tuple[Coverage, ...]:
+    """Return the coverage of each source tree in the run in *directory*; empty without any.
+
+    Raises InfraError for a file that is damaged or of another version of the harness.
+    """
+    return tuple(_load(path) for path in sorted((directory / DIRECTORY).glob(f"*{_SUFFIX}")))
+
+
+def _load(path: Path) -> Coverage:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            plain = json.load(file)
+        if plain["format"] != _FORMAT:
+            raise ValueError(f"format {plain['format']}, expected {_FORMAT}")
+        return Coverage(
+            tree=plain["tree"],
+            line=plain["line"],
+            sources=plain["sources"],
+            files={
+                name: FileCoverage(collections.Counter(dict(one["lines"])), dict(one["branches"]))
+                for name, one in plain["files"].items()
+            },
+            cases=tuple(
+                Reach(job, case, {name: frozenset(parse_ranges(text)) for name, text in files.items()})
+                for job, case, files in plain["cases"]
+            ),
+            lost=tuple(plain["lost"]),
+        )
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        hint = "run `vfio-harness coverage --again` to read the counters again"
+        raise InfraError(f"cannot read {path}: {error}", hint=hint) from error
+
+
+def file_name(tree: str) -> str:
+    """Return *tree* as part of a file's name."""
+    return re.sub(r"[^\w.+~-]+", "-", tree)
+
+
+def ranges(lines: Iterable[int]) -> str:
+    """Return *lines* for people and files: `12-14,20`."""
+    found: list[list[int]] = []
+    for line in sorted(lines):
+        if found and found[-1][1] == line - 1:
+            found[-1][1] = line
+        else:
+            found.append([line, line])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+
+
+def parse_ranges(text: str) -> Iterator[int]:
+    """Yield the lines that ranges() wrote."""
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)

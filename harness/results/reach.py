@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The map in the history: which functions each case reaches, for each line of kernels.
+
+Runs with coverage write it.  A case keeps what the newest of them found for its cell; cases of a run that is
+gone stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from harness.base.errors import HarnessError
+from harness.results import codec, database
+from harness.results.coverage import model
+from harness.results.model import JobRecord, Run
+
+TABLE = """
+    CREATE TABLE IF NOT EXISTS reach (
+        line TEXT NOT NULL,
+        cell TEXT NOT NULL,
+        "case" TEXT NOT NULL,
+        functions TEXT NOT NULL,
+        started TEXT NOT NULL,
+        PRIMARY KEY (line, cell, "case")
+    ) WITHOUT ROWID
+    """
+
+
+class ReachMap:
+    """The map and the good Runs of an open history."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def learn(self, run: Run) -> None:
+        """Add what *run* found, in one transaction."""
+        with database.immediate(self._connection):
+            self.add(run)
+
+    def add(self, run: Run) -> None:
+        """Add what *run* found, if it has coverage that can be read."""
+        with contextlib.suppress(HarnessError):
+            for coverage in model.load(Path(run.directory)):
+                self._connection.executemany(
+                    'INSERT INTO reach (line, cell, "case", functions, started) VALUES (?, ?, ?, ?, ?)'
+                    ' ON CONFLICT (line, cell, "case") DO UPDATE'
+                    " SET functions = excluded.functions, started = excluded.started"
+                    " WHERE excluded.started >= started",
+                    _rows(run, coverage),
+                )
+
+    def lines(self) -> tuple[str, ...]:
+        """Return the lines of kernels that have a map."""
+        rows = self._connection.execute("SELECT DISTINCT line FROM reach ORDER BY line")
+        return tuple(line for (line,) in rows)
+
+    def read(self, line: str) -> Mapping[str, frozenset[str]]:
+        """Return case -> the functions that it reaches in some cell of *line*, as `FILE:FUNCTION`."""
+        found: dict[str, frozenset[str]] = {}
+        rows = self._connection.execute('SELECT "case", functions FROM reach WHERE line = ?', (line,))
+        for case, functions in rows:
+            found[case] = found.get(case, frozenset()) | frozenset(functions.split("\n"))
+        return found
+
+    def last_good(self, line: str) -> tuple[str, JobRecord] | None:
+        """Return the last Run in which a whole Job of the development *line* was good, with that Job.
+
+        Its source must have a commit; None without such a Run.
+        """
+        rows = self._connection.execute(
+            "SELECT run.name, run.info, job.record FROM job JOIN run ON run.id = job.run"
+            " WHERE job.good = 1 AND json_extract(job.record, '$.line') = ? ORDER BY run.started DESC",
+            (line,),
+        )
+        with database.decoding():
+            for name, info, record in rows:
+                inputs = codec.info_from_plain(json.loads(info)).inputs
+                job = codec.job_from_plain(json.loads(record))
+                if job.commit and not inputs.cases and not inputs.narrowed:
+                    return str(name), job
+        return None
+
+
+def _rows(run: Run, coverage: model.Coverage) -> Iterator[tuple[str, ...]]:
+    cells = {job.name: job.cell for job in run.jobs}
+    found: dict[tuple[str, str], set[str]] = {}
+    for one in coverage.cases:
+        key = cells.get(one.job, one.job), one.case
+        found.setdefault(key, set()).update(coverage.functions_of(one))
+    for (cell, case), functions in found.items():
+        row = (coverage.line, cell, case, "\n".join(sorted(functions)), codec.time_to_text(run.info.started))
+        yield tuple(map(database.text, row))

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which cases reach what changed."""
+
+from __future__ import annotations
+
+from harness.results.coverage.affected import Edit, find_touched, functions_of
+
+BEFORE = "int a;\n\nint f(void)\n{\n\treturn 1;\n}\n\nint g(void)\n{\n\treturn 2;\n}\n"
+VFIO = "drivers/vfio/group.c"
+
+
+def edit(name: str = VFIO, before: str = BEFORE, after: str = BEFORE, lines: tuple[int, ...] = ()) -> Edit:
+    return Edit(name=name, texts=(before, after), lines=((), lines))
+
+
+def is_profiled(name: str) -> bool:
+    return name.startswith("drivers/vfio/")
+
+
+def test_a_line_touches_its_function() -> None:
+    touched = find_touched([edit(lines=(5,))], is_profiled)
+    assert touched.functions == {f"{VFIO}:f"}
+    assert touched.reaches([f"{VFIO}:f", "x.c:y"])
+    assert not touched.reaches([f"{VFIO}:g"])
+
+
+def test_what_is_outside_of_functions_touches_the_file() -> None:
+    touched = find_touched([edit(lines=(1,))], is_profiled)
+    assert touched.reaches([f"{VFIO}:g"])
+    assert not touched.reaches(["drivers/vfio/vfio_main.c:g"])
+
+
+def test_a_comment_or_an_empty_line_outside_of_functions_touches_nothing() -> None:
+    after = BEFORE.replace("int a;\n", "int a;\n/* b\n * c\n */\n")
+    assert functions_of(edit(after=after, lines=(2, 3, 4, 5))) == frozenset()
+
+
+def test_a_function_that_is_gone_is_touched() -> None:
+    gone = Edit(name=VFIO, texts=(BEFORE, BEFORE[: BEFORE.index("int g")]), lines=((8, 9, 10, 11), ()))
+    assert functions_of(gone) == {"g"}
+
+
+def test_headers_makefiles_and_uncounted_code_touch_everything() -> None:
+    for name in ("drivers/vfio/vfio.h", "drivers/vfio/Kconfig", "Makefile", "kernel/fork.c", "include/x.h"):
+        assert name in find_touched([edit(name, lines=(1,))], is_profiled).everything
+
+
+def test_documentation_touches_nothing_and_a_selftest_its_suite() -> None:
+    touched = find_touched(
+        [
+            edit("Documentation/driver-api/vfio.rst"),
+            edit("tools/testing/selftests/vfio/a.c"),
+            edit(".mailmap"),
+        ],
+        is_profiled,
+    )
+    assert (touched.functions, touched.suites, touched.everything) == (frozenset(), frozenset({"vfio"}), "")
