@@ -1,136 +1,161 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From what a program printed to what became of each case: outcomes and expectations.  Pure."""
+"""Derive the outcomes of cases from the KTAP of their work, expectations and known issues.  Pure."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+from collections.abc import Callable, Sequence
 
-from harness.ktap import KtapCase, KtapReport, Status, why, why_program
+from harness.base.cause import Cause
+from harness.ktap import KtapCase, KtapReport, ProblemKind, why, why_program
 from harness.results import WHOLE_PROGRAM, Outcome
 from harness.suites.known import KnownIssue
-from harness.suites.model import Program
+from harness.suites.model import CaseResult, Expectation, Requirement, Work
 
 KSFT_SKIP = 4
 """Exit status of a selftest that skipped itself (tools/testing/selftests/kselftest.h)."""
 
-_OUTCOMES = {
-    Status.PASS: Outcome.PASS,
-    Status.SKIP: Outcome.SKIP,
-    Status.XFAIL: Outcome.XFAIL,
-    Status.XPASS: Outcome.XPASS,
-    Status.FAIL: Outcome.FAIL,
-    Status.ERROR: Outcome.ERROR,
-    Status.TIMEOUT: Outcome.TIMEOUT,
-    Status.NOT_RUN: Outcome.NOT_RUN,
-    # The stream ended inside the case; whoever knows why the stream ended may make it CRASH or LOST.
-    Status.CRASHED: Outcome.ERROR,
-}
+_NOTHING_PLANNED = (ProblemKind.NO_OUTPUT, ProblemKind.NO_TESTS)
+
+Expected = Callable[[str, str | None], Expectation | None]
+"""Returns the expectation for a point with a text; with None as text, for any text."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """One case's outcome and the line that says why."""
-
-    case: str
-    outcome: Outcome
-    reason: str
-    diagnostics: tuple[str, ...] = ()
-
-
-def judge_probe(address: str, report: KtapReport, known: KnownIssue | None = None) -> Judged:
-    """The outcome of the probe case *address* from the agent's document; *known* is the defect it shows."""
-    case = next((c for c in report.cases if c.name == address), None)
-    if case is None:
-        return Judged(case=address, outcome=Outcome.LOST, reason="the agent gave no result")
-    outcome, reason = _OUTCOMES[case.status], why(case)
-    judged = Judged(case=address, outcome=outcome, reason=reason, diagnostics=case.diagnostics)
-    return judged if known is None else judge_known(judged, known)
-
-
-def judge_known(judged: Judged, known: KnownIssue) -> Judged:
-    """The outcome of a case that shows the defect *known*; PASS is no news of one that is a race."""
-    outcome = judged.outcome.with_known_defect()
-    if outcome is judged.outcome or (known.racy and outcome is Outcome.XPASS):
-        return judged
-    return dataclasses.replace(judged, outcome=outcome, reason=known.reason)
-
-
-def judge_splat(judged: Judged, title: str, damage: KnownIssue | None = None) -> Judged:
-    """The outcome of a probe case during which the kernel complained, whatever it printed: a CRASH.
-
-    *damage* is the defect by which a destructive case damages the kernel here: a complaint is expected.
-    """
-    if damage is not None:
-        return dataclasses.replace(judged, outcome=Outcome.XFAIL, reason=damage.reason)
-    return dataclasses.replace(judged, outcome=Outcome.CRASH, reason=crash_reason(title))
-
-
-def crash_reason(title: str) -> str:
-    """Why work is a CRASH during which the kernel said *title*."""
-    return f"the kernel said: {title}"
+def nothing_expected(point: str, said: str | None) -> None:
+    """Return no expectation about any *point*."""
 
 
 def judge_program(
-    program: Program, features: frozenset[str], report: KtapReport, status: int
-) -> tuple[Judged, ...]:
-    """One Judged per KTAP point, and one for the program as a whole when there is something to say of it."""
-    points = judge_points(program, features, report)
-    whole = _whole(program, features, report, status, points)
+    report: KtapReport,
+    status: int | None = None,
+    cut: Outcome | None = None,
+    expected: Expected = nothing_expected,
+) -> tuple[CaseResult, ...]:
+    """Return one result for each KTAP point, and one for the whole program when something is left to say.
+
+    Nothing can be said about the whole of a program that was *cut* off.
+    """
+    points = tuple(judge_point(name, case, cut, expected) for name, case in report.leaves())
+    whole = _whole(report, status or 0, points, expected) if cut is None else None
     return points if whole is None else (*points, whole)
 
 
-def judge_points(
-    program: Program, features: frozenset[str], report: KtapReport, *, cut: Outcome = Outcome.ERROR
-) -> tuple[Judged, ...]:
-    """One Judged per KTAP point; all there is of a program that was cut off.
-
-    *cut* is what the point that was running then comes to: LOST where the guest was.
-    """
-    points = report.leaves()
-    return tuple(
-        dataclasses.replace(_point(program, features, name, case), outcome=cut)
-        if case.status is Status.CRASHED
-        else _point(program, features, name, case)
-        for name, case in points
-    )
-
-
-def _point(program: Program, features: frozenset[str], name: str, case: KtapCase) -> Judged:
-    outcome, reason = _OUTCOMES[case.status], why(case)
+def judge_point(
+    name: str, case: KtapCase, cut: Outcome | None = None, expected: Expected = nothing_expected
+) -> CaseResult:
+    """Return the result of one KTAP point; *cut* is its outcome if it was running when the output was cut
+    off."""
+    outcome, reason = (cut if cut and case.was_running else case.outcome), why(case)
     if outcome is Outcome.FAIL:
-        expected = program.expected(name, features, "\n".join((reason, *case.diagnostics)))
-        if expected:
-            outcome, reason = expected.outcome, expected.reason
-    elif outcome is Outcome.PASS and (expected := program.expected(name, features)):
-        outcome, reason = Outcome.XPASS, f"passes although it should not: {expected.reason}"
-    return Judged(case=name, outcome=outcome, reason=reason, diagnostics=case.diagnostics)
+        if excuse := expected(name, "\n".join((reason, *case.diagnostics))):
+            outcome, reason = excuse.outcome, excuse.reason
+    elif outcome is Outcome.PASS and (excuse := expected(name, None)):
+        outcome, reason = Outcome.XPASS, f"passed, but was expected to fail: {excuse.reason}"
+    late = outcome is Outcome.TIMEOUT or (outcome is Outcome.FAIL and case.notes("late"))
+    cause = Cause.TIMED_OUT if late else None
+    return CaseResult(case=name, outcome=outcome, reason=reason, cause=cause, diagnostics=case.diagnostics)
 
 
 def _whole(
-    program: Program, features: frozenset[str], report: KtapReport, status: int, points: tuple[Judged, ...]
-) -> Judged | None:
-    """What is left to say when the points have been judged; None when they say it all."""
-    if not points and (report.skipped or status == KSFT_SKIP):
-        reason = why_program(report)
-        return Judged(case=WHOLE_PROGRAM, outcome=Outcome.SKIP, reason=reason, diagnostics=report.loose)
-    trouble = _trouble(report, status, points)
-    if not trouble:
+    report: KtapReport, status: int, points: Sequence[CaseResult], expected: Expected
+) -> CaseResult | None:
+    """The result of the whole program; None when its points say everything."""
+    if not points and _skipped(report, status):
+        outcome, reason = Outcome.SKIP, why_program(report)
+    elif reason := _trouble(report, status, points):
+        excuse = expected(WHOLE_PROGRAM, "\n".join((reason, *report.loose)))
+        outcome, reason = (excuse.outcome, excuse.reason) if excuse else (Outcome.ERROR, reason)
+    else:
         return None
-    expected = program.expected(WHOLE_PROGRAM, features, "\n".join((trouble, *report.loose)))
-    return Judged(
-        case=WHOLE_PROGRAM,
-        outcome=expected.outcome if expected else Outcome.ERROR,
-        reason=expected.reason if expected else trouble,
-        diagnostics=report.loose,
-    )
+    return CaseResult(case=WHOLE_PROGRAM, outcome=outcome, reason=reason, diagnostics=report.loose)
 
 
-def _trouble(report: KtapReport, status: int, points: tuple[Judged, ...]) -> str:
+def _skipped(report: KtapReport, status: int) -> bool:
+    """Whether the program skipped itself: by its plan, or by its exit status before it planned anything."""
+    if report.skipped:
+        return status in (0, KSFT_SKIP)
+    unplanned = all(problem.kind in _NOTHING_PLANNED for problem in report.spoiled)
+    return status == KSFT_SKIP and unplanned
+
+
+def _trouble(report: KtapReport, status: int, points: Sequence[CaseResult]) -> str:
     if not points:
         return f"no result at all, exit status {status}: {why_program(report) or 'it printed nothing'}"
     if report.spoiled:
         return why_program(report)
-    blamed = any(p.outcome.is_bad or p.outcome is Outcome.XFAIL for p in points)
+    blamed = any(case.outcome.is_bad or case.outcome is Outcome.XFAIL for _, case in report.leaves())
     if status not in (0, KSFT_SKIP) and not blamed:
         return f"every point is fine, but the exit status is {status}"
     return ""
+
+
+def judge_known(result: CaseResult, issue: KnownIssue | None) -> CaseResult:
+    """Return *result* with the known *issue* applied: FAIL becomes XFAIL, and PASS becomes XPASS.
+
+    A race may be won: then PASS stays PASS.
+    """
+    outcome = result.outcome.with_known_defect()
+    if issue is None or outcome is result.outcome or (issue.racy and outcome is Outcome.XPASS):
+        return result
+    return dataclasses.replace(result, outcome=outcome, reason=issue.reason)
+
+
+def judge_splat(
+    work: Work, results: Sequence[CaseResult], title: str, issue: KnownIssue | None = None
+) -> tuple[CaseResult, ...]:
+    """Return the results of *work* during which the kernel printed the splat *title*.
+
+    A single case is a CRASH, whatever it printed; but if a destructive case shows a known *issue*, the splat
+    is the expected failure.  The finished points of a program keep their outcomes, and the program as a whole
+    is a CRASH.
+    """
+    crash = CaseResult(
+        case=work.case or WHOLE_PROGRAM, outcome=Outcome.CRASH, reason=f"the kernel said: {title}"
+    )
+    if work.case is None:
+        return (*(result for result in results if result.case != WHOLE_PROGRAM), crash)
+    if work.destructive and issue is not None:
+        crash = dataclasses.replace(crash, outcome=Outcome.XFAIL, reason=issue.reason)
+    return (dataclasses.replace(crash, diagnostics=results[0].diagnostics if results else ()),)
+
+
+def missing(required: Requirement | None, results: Sequence[CaseResult]) -> tuple[CaseResult, ...]:
+    """Return the results to add to those of a program, *results*, because of what was *required* of it.
+
+    A case of the manifest that did not appear is NOT_RUN if something stopped the program, else an ERROR.
+    Too few passes are an ERROR if nothing bad explains them.
+    """
+    if required is None:
+        return ()
+    names = {result.case for result in results}
+    stopper = next((result for result in results if _stops_a_program(result)), None)
+    absent = tuple(_absent(name, stopper) for name in required.cases if name not in names)
+    passes = sum(result.outcome is Outcome.PASS for result in results)
+    if passes >= required.fewest or any(result.outcome.is_bad for result in (*results, *absent)):
+        return absent
+    counts = collections.Counter(result.outcome for result in results)
+    shown = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome])
+    first = next((result.reason for result in results if result.reason), "")
+    reason = f"{passes} passed, at least {required.fewest} must: {shown or 'no results'}"
+    reason += f"; the first reason: {first}" if first else ""
+    return (*absent, CaseResult(case=WHOLE_PROGRAM, outcome=Outcome.ERROR, reason=reason))
+
+
+def _stops_a_program(result: CaseResult) -> bool:
+    whole = result.case == WHOLE_PROGRAM
+    return (whole and result.outcome is not Outcome.PASS) or result.outcome in (Outcome.CRASH, Outcome.LOST)
+
+
+def _absent(name: str, stopper: CaseResult | None) -> CaseResult:
+    """Return the result of the case *name* of the manifest that did not appear."""
+    if stopper is None:
+        reason = "vanished: the manifest lists this case and the program did not report it"
+        return CaseResult(case=name, outcome=Outcome.ERROR, reason=reason, cause=Cause.VANISHED)
+    return CaseResult(
+        case=name,
+        outcome=Outcome.NOT_RUN,
+        reason=f"not reached: {stopper.case} was {stopper.outcome.value}",
+        cause=Cause.NOT_REACHED,
+        stopped_by=stopper.outcome,
+    )

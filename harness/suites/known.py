@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Known issues: defects of released kernels, each with the case that shows it, and the kernels that have it.
+"""Known issues: defects of released kernels, each with the case that shows it and the kernels that have it.
 
-A case that is listed for the kernel at hand is expected to fail (XFAIL); passing (XPASS) is as bad as failing
-elsewhere: the kernel has changed, and the list is out of date.  An entry that has expired, or whose case is
-gone, is reported and goes on excusing.
+A case that is listed for the kernel under test is expected to fail (XFAIL).  If it passes (XPASS) the run is
+bad: the kernel has changed, and the list is out of date.  An entry that has expired, or whose case no longer
+exists, still applies and is reported.
 
-Beside the list that comes with the harness a run may have one of its user's, of the same form, which is
-looked at first and may speak of upstream's selftests too.
+A run may also have its user's own lists in the same format, which take precedence over the shipped one.
 """
 
 from __future__ import annotations
@@ -21,50 +20,49 @@ from pathlib import Path
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from harness import yamlfile
-from harness.errors import UsageError, nearest
+from harness.base import yamlfile
+from harness.base.errors import UsageError, nearest
 from harness.results import KCONFIG_SUITE, KERNEL_SUITE
-from harness.suites.probes import SUITE as PROBES
-from harness.suites.upstream import shipped_suites
+from harness.suites.registry import suite_names
 
 _SHIPPED = Path(__file__).with_name("known-issues.yaml")
 
-OWN_FILE = "known-issues.yaml"
-"""Where in its directory a run keeps the list of its user's."""
+_OWN_FILES = "known-issues*.yaml"
+"""The names of the user's lists in the directory of a run."""
 
 _VERSION = re.compile(r"\d+(?:\.\d+){1,2}")
-"""What of `uname -r` orders kernels; what follows (`-rc2-00012-g1234`) does not."""
+"""The part of `uname -r` that is compared; the rest (`-rc2-00012-g1234`) is ignored."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KnownIssue:
-    """A defect, and where it shows."""
+    """A defect, and where it is seen."""
 
     case: str
-    """Address of the case that states what should hold; shell patterns allowed."""
+    """Address of the case that states what should hold; may be a shell pattern."""
     kernels: SpecifierSet
     """The releases that have it, such as `>=7.3,<7.5`."""
     reason: str
     """What is wrong, in a sentence."""
     jobs: tuple[str, ...] = ()
-    """Patterns of names of the jobs in which it shows, such as `*-cdev-*`; empty: all."""
+    """Patterns of the names of its jobs, such as `*-cdev-*`; empty: all."""
     evidence: str = ""
-    """Where it is shown: a file of this project or a message."""
+    """A file of this project, or a place in a kernel's source."""
     expires: datetime.date | None = None
-    """When a person is to look at it again."""
+    """When a person should review it."""
     link: str = ""
-    """Where it was reported; empty: not yet."""
+    """Where it was reported; empty while it is not."""
     racy: bool = False
-    """Whether it is a race, which a run may win: then PASS is no news."""
+    """Whether it is a race, which a run may win: then PASS stays PASS."""
     where: str = ""
     """File and line of the entry."""
 
     def concerns(self, case: str, release: str, job: str) -> bool:
-        """Whether this is about *case* in *job*, on the kernel whose `uname -r` is *release*."""
+        """Whether the issue applies to *case* in *job*, on the kernel whose `uname -r` is *release*."""
         return fnmatch.fnmatchcase(case, self.case) and self.applies(release, job)
 
     def applies(self, release: str, job: str) -> bool:
-        """Whether it is about any case of *job*, on the kernel whose `uname -r` is *release*."""
+        """Whether it applies to any case of *job*, on the kernel whose `uname -r` is *release*."""
         version = _VERSION.match(release)
         return (
             version is not None
@@ -74,33 +72,55 @@ class KnownIssue:
 
     @property
     def suite(self) -> str:
-        """The suite of its cases, or a pattern of suites."""
+        """The suite of its cases; may be a pattern."""
         return self.case.partition("/")[0]
 
 
 def known_issue(issues: Iterable[KnownIssue], case: str, *, release: str, job: str) -> KnownIssue | None:
-    """The first of *issues* that is about *case* in *job* on the kernel *release*; None when it must pass."""
+    """Return the first of *issues* that applies to *case* in *job* on the kernel *release*, if any."""
     return next((issue for issue in issues if issue.concerns(case, release, job)), None)
 
 
 def issues_of(run_dir: Path) -> tuple[KnownIssue, ...]:
-    """What counts as known in the run in *run_dir*: its user's list, then the shipped one.
+    """Return the known issues of the run in *run_dir*: its user's, then the shipped ones.
 
     Raises UsageError as load_issues() does.
     """
-    own = run_dir / OWN_FILE
-    return (*(load_issues(own) if own.is_file() else ()), *shipped_issues())
+    return (*(issue for own in own_lists(run_dir) for issue in load_issues(own)), *shipped_issues())
+
+
+def own_lists(run_dir: Path) -> tuple[Path, ...]:
+    """Return the user's lists that the run in *run_dir* has, in the order in which they were given."""
+    return tuple(sorted(run_dir.glob(_OWN_FILES), key=lambda path: (len(path.name), path.name)))
+
+
+def own_names(count: int) -> list[str]:
+    """Return the names that the directory of a run gives to *count* lists of the user."""
+    return [_OWN_FILES.replace("*", f"-{number}" if number > 1 else "") for number in range(1, count + 1)]
+
+
+def issue_texts(own: Iterable[Path]) -> tuple[str, ...]:
+    """Return the texts of all lists that count: the user's *own*, then the shipped one."""
+    return tuple(yamlfile.read(path) for path in (*own, _SHIPPED))
+
+
+def issues_in(texts: Iterable[str]) -> tuple[KnownIssue, ...]:
+    """Return what the lists of issue_texts() hold, in their order."""
+    return tuple(issue for text in texts for issue in _issues(yamlfile.parse(text, "known-issues.yaml")))
 
 
 @functools.cache
 def shipped_issues() -> tuple[KnownIssue, ...]:
-    """The issues that come with the harness."""
+    """Return the issues that come with the harness."""
     return load_issues(_SHIPPED)
 
 
 def load_issues(path: Path) -> tuple[KnownIssue, ...]:
     """Read a file of known issues; UsageError names file, line and key of what is wrong."""
-    top = yamlfile.load(path)
+    return _issues(yamlfile.load(path))
+
+
+def _issues(top: yamlfile.Section) -> tuple[KnownIssue, ...]:
     issues = tuple(_read(section) for section in top.sections("issues"))
     top.done()
     _check_suites(issues)
@@ -114,21 +134,22 @@ def outdated(
     passed: Iterable[tuple[str, str, str]],
     today: datetime.date,
 ) -> tuple[str, ...]:
-    """A sentence about every one of *issues* that a person should look at again.
+    """Return a sentence for each of *issues* that a person should review.
 
-    *cases* are all probe cases that there are; *passed* the addresses that were XPASS, each with the kernel's
-    release and the job.  Of upstream's selftests nobody can say which cases are gone.
+    *cases* are all declared cases; *passed* the addresses that were XPASS, each with the kernel's release and
+    the job.  Whether a case still exists is known only for suites that declare their cases.
     """
     found = []
+    declared = {case.partition("/")[0] for case in cases}
     surprises = list(passed)
     for issue in issues:
         entry = f"known issue {issue.case} ({issue.where})"
-        if issue.case.startswith(f"{PROBES}/") and not fnmatch.filter(cases, issue.case):
-            found.append(f"{entry}: there is no such case any more; {nearest(issue.case, cases)}")
+        if issue.suite in declared and not fnmatch.filter(cases, issue.case):
+            found.append(f"{entry}: the case no longer exists; {nearest(issue.case, cases)}")
         if issue.expires is not None and issue.expires < today:
             found.append(f"{entry} expired on {issue.expires}: {issue.reason}")
         found += [
-            f"{entry} passed on {release}: if that kernel is mended, end its range of releases"
+            f"{entry} passed on {release}: if that kernel is fixed, end the range of releases"
             for case, release, job in surprises
             if issue.concerns(case, release, job)
         ]
@@ -138,9 +159,9 @@ def outdated(
 def matching_nothing(
     issues: Iterable[KnownIssue], tried: Collection[tuple[str, str, str]]
 ) -> tuple[str, ...]:
-    """A sentence about every one of *issues* that is about no case though its suite ran where it applies.
+    """Return a sentence for each of *issues* that matches no case, although its suite ran where it applies.
 
-    *tried* are the addresses of a whole run's cases, each with the kernel's release and the job.
+    *tried* are the addresses of all cases of a run, each with the kernel's release and the job.
     """
     found = []
     for issue in issues:
@@ -151,7 +172,7 @@ def matching_nothing(
         }
         if cases and not fnmatch.filter(cases, issue.case):
             hint = nearest(issue.case, cases)
-            found.append(f"known issue {issue.case} ({issue.where}) is about no case of this run; {hint}")
+            found.append(f"known issue {issue.case} ({issue.where}) matches no case of this run; {hint}")
     return tuple(found)
 
 
@@ -169,14 +190,14 @@ def _read(section: yamlfile.Section) -> KnownIssue:
     )
     section.done()
     if not (issue.evidence or issue.link):
-        raise UsageError(f"{issue.where}: {issue.case} says neither 'evidence' nor 'link'")
+        raise UsageError(f"{issue.where}: {issue.case} has neither 'evidence' nor 'link'")
     return issue
 
 
 def _sentence(section: yamlfile.Section, key: str) -> str:
     text = " ".join(section.text(key).split())
     if not text:
-        raise UsageError(f"{section.where(key)}: {key!r} says nothing")
+        raise UsageError(f"{section.where(key)}: {key!r} is empty")
     return text
 
 
@@ -186,16 +207,16 @@ def _kernels(section: yamlfile.Section) -> SpecifierSet:
         return SpecifierSet(text)
     except InvalidSpecifier as error:
         raise UsageError(
-            f"{section.where('kernels')}: {text!r} is no range of releases", hint="such as '>=7.3,<7.5'"
+            f"{section.where('kernels')}: {text!r} is not a range of releases", hint="such as '>=7.3,<7.5'"
         ) from error
 
 
 def _check_suites(issues: Iterable[KnownIssue]) -> None:
-    suites = (PROBES, *shipped_suites(), KERNEL_SUITE, KCONFIG_SUITE)
+    suites = (*suite_names(), KERNEL_SUITE, KCONFIG_SUITE)
     for issue in issues:
         if not fnmatch.filter(suites, issue.suite):
             hint = nearest(issue.suite, suites)
-            raise UsageError(f"{issue.where}: {issue.case} is of no suite that there is", hint=hint)
+            raise UsageError(f"{issue.where}: there is no suite {issue.suite!r}", hint=hint)
 
 
 def _check_twice(issues: Iterable[KnownIssue]) -> None:
@@ -203,4 +224,4 @@ def _check_twice(issues: Iterable[KnownIssue]) -> None:
     for issue in issues:
         before = seen.setdefault((issue.case, str(issue.kernels), issue.jobs), issue)
         if before is not issue:
-            raise UsageError(f"{issue.where}: {issue.case} is known already from {before.where}")
+            raise UsageError(f"{issue.where}: {issue.case} is already listed at {before.where}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The catalogue of our own cases as a document, `guest/CATALOGUE.md`: promises, needs and sources."""
+"""The catalogue of probe cases as a document, `guest/CATALOGUE.md`: promises, needs and sources."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ _HEAD = """\
 <!-- Generated: vfio-harness list cases --markdown > guest/CATALOGUE.md -->
 # Catalogue of probe cases
 
-{cases} cases in {modules} modules. A case is one promise of the kernel, asserted on a running one; run it by
-its address: `vfio-harness run --case '{suite}/get_pa/*'`. The words under *needs* are explained in
-`guest/needs.py`; a case whose needs a machine does not meet is skipped there, with that reason. A known issue
-is a promise that released kernels break: XFAIL there, XPASS once a kernel keeps it
-(`harness/suites/known-issues.yaml`).
+{cases} cases in {modules} modules. A case tests one promise of the kernel. Run cases by their addresses:
+`vfio-harness run --case '{suite}/get_pa/*'`. The words under *needs* are explained in `guest/needs.py`; a
+case whose needs are not met is skipped, with that reason. A known issue (`harness/suites/known-issues.yaml`)
+is a promise that released kernels break: the case is XFAIL on them, and XPASS on a kernel that keeps it.
 """
 
 
 def markdown() -> str:
-    """The whole document, with a newline at its end."""
+    """Return the whole document, with a newline at its end."""
     groups = [(name, list(cases)) for name, cases in itertools.groupby(probe_cases(), lambda c: c.module)]
     head = _HEAD.format(cases=len(probe_cases()), modules=len(groups), suite=SUITE)
     return "\n".join([head, *(_module(name, cases) for name, cases in groups)])
@@ -48,6 +47,6 @@ def _row(case: Case) -> str:
 
 
 def _evidence(issue: KnownIssue) -> str:
-    """A link to what is a file of this project, and to a report elsewhere; a place in a kernel as it is."""
+    """Links to a file of this project and to the report; a place in a kernel's source as it is."""
     ours = f"[evidence](../{issue.evidence})" if issue.evidence.startswith("docs/") else issue.evidence
     return f"{ours}; [report]({issue.link})" if issue.link else ours

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
+from harness.base.errors import UsageError
 from harness.suites.known import (
-    OWN_FILE,
     issues_of,
     known_issue,
     load_issues,
@@ -54,7 +53,7 @@ def load(tmp_path: Path, text: str) -> str:
     ],
 )
 def test_releases(tmp_path: Path, release: str, concerned: bool) -> None:
-    """What follows the numbers of a release does not count: a candidate has what the release has."""
+    """Only the numbers of a release count: a release candidate has the issues of its release."""
     path = tmp_path / "known.yaml"
     path.write_text(ENTRY)
     (issue,) = load_issues(path)
@@ -64,7 +63,7 @@ def test_releases(tmp_path: Path, release: str, concerned: bool) -> None:
 
 
 def test_patterns_of_cases_and_jobs(tmp_path: Path) -> None:
-    """An issue may be about several cases, and only about some jobs."""
+    """An issue may apply to several cases, and to some jobs only."""
     path = tmp_path / "known.yaml"
     path.write_text(ENTRY.replace("probes/a/b", "kselftest:vfio/*") + "    jobs: ['*-cdev-*', x]\n")
     (issue,) = load_issues(path)
@@ -75,14 +74,14 @@ def test_patterns_of_cases_and_jobs(tmp_path: Path) -> None:
 
 
 def test_the_list_of_a_runs_user_comes_first(tmp_path: Path) -> None:
-    """What the run's own directory holds is looked at before what is shipped; without it there is no more."""
+    """The list in the run's directory comes before the shipped one."""
     assert issues_of(tmp_path) == shipped_issues()
-    (tmp_path / OWN_FILE).write_text(ENTRY.replace("probes/a/b", CASE))
+    (tmp_path / "known-issues.yaml").write_text(ENTRY.replace("probes/a/b", CASE))
     found = known_issue(issues_of(tmp_path), CASE, release="7.3.4", job="j")
     assert found is not None
     assert found.reason == "it is broken"
-    (tmp_path / OWN_FILE).write_text("issues: no")
-    with pytest.raises(UsageError, match=OWN_FILE):
+    (tmp_path / "known-issues.yaml").write_text("issues: no")
+    with pytest.raises(UsageError, match=r"known-issues\.yaml"):
         issues_of(tmp_path)
 
 
@@ -91,9 +90,9 @@ def test_the_list_of_a_runs_user_comes_first(tmp_path: Path) -> None:
     [
         ("a mail", "a mail\n    expires: soon", "must be a date like 2030-01-31, not 'soon'"),
         ("a mail", "a mail\n    expires: 2030-01-02 10:00:00", "must be a date like 2030-01-31"),
-        (">=7.3,<7.5", "7.3 and up", "known.yaml:3: '7.3 and up' is no range of releases"),
-        ("a mail", '" "', "known.yaml:6: 'evidence' says nothing"),
-        ("    evidence: a mail\n", "", "known.yaml:2: probes/a/b says neither 'evidence' nor 'link'"),
+        (">=7.3,<7.5", "7.3 and up", "known.yaml:3: '7.3 and up' is not a range of releases"),
+        ("a mail", '" "', "known.yaml:6: 'evidence' is empty"),
+        ("    evidence: a mail\n", "", "known.yaml:2: probes/a/b has neither 'evidence' nor 'link'"),
         ("evidence:", "evidnce:", "has no key 'evidnce' did you mean 'evidence'"),
         (
             "    evidence: a mail\n",
@@ -103,16 +102,16 @@ def test_the_list_of_a_runs_user_comes_first(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_files(tmp_path: Path, old: str, new: str, said: str) -> None:
-    """One sentence with file, line and what is wrong."""
+    """The error has file, line and what is wrong."""
     assert said in load(tmp_path, ENTRY.replace(old, new))
 
 
 def test_twice(tmp_path: Path) -> None:
-    assert "is known already from" in load(tmp_path, ENTRY + ENTRY.partition("\n")[2])
+    assert "is already listed at" in load(tmp_path, ENTRY + ENTRY.partition("\n")[2])
 
 
 def test_shipped_ones_have_their_evidence() -> None:
-    """A defect of today's kernels has a report; what older ones did is seen in the source of one."""
+    """A defect of current kernels has a report; one of older kernels a place in the source of one."""
     root = Path(__file__).parents[2]
     assert shipped_issues()
     cases = [f"{SUITE}/{case.address}" for case in probe_cases()]
@@ -132,7 +131,7 @@ def test_known_on_the_kernel_at_hand_only() -> None:
 
 
 def test_what_is_out_of_date_is_said(tmp_path: Path) -> None:
-    """An expired issue, one whose case is gone and one whose case passes are each a sentence."""
+    """An issue that expired, whose case no longer exists or passes is reported in a sentence."""
     path = tmp_path / "known.yaml"
     path.write_text(ENTRY + "    expires: 2030-01-31\n")
     issues = load_issues(path)
@@ -144,7 +143,7 @@ def test_what_is_out_of_date_is_said(tmp_path: Path) -> None:
     (passed,) = outdated(issues, cases, [("probes/a/b", "7.3.4", "j")] * 2, day)
     assert "passed on 7.3.4" in passed
     (gone,) = outdated(issues, ["probes/a/bb"], [], day)
-    assert gone.endswith("there is no such case any more; did you mean 'probes/a/bb'?")
+    assert gone.endswith("the case no longer exists; did you mean 'probes/a/bb'?")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +152,7 @@ def test_what_is_out_of_date_is_said(tmp_path: Path) -> None:
         (
             "kselftest:vfio/dma_maping/*",
             "",
-            "about no case of this run; did you mean 'kselftest:vfio/dma_mapping/a'?",
+            "matches no case of this run; did you mean 'kselftest:vfio/dma_mapping/a'?",
         ),
         ("kselftest:vfio/dma_mapping/*", "", ""),
         ("kselftest:vfio/dma_maping/*", "    jobs: ['*-amd']\n", ""),
@@ -161,7 +160,7 @@ def test_what_is_out_of_date_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_about_nothing_is_said(tmp_path: Path, case: str, jobs: str, said: str) -> None:
-    """Of a suite that ran where the issue applies; elsewhere nobody can tell."""
+    """An issue that matches no case is reported only where its suite ran."""
     path = tmp_path / "known.yaml"
     path.write_text(ENTRY.replace("probes/a/b", f'"{case}"') + jobs)
     notes = matching_nothing(load_issues(path), [("kselftest:vfio/dma_mapping/a", "7.3.4", "7.3.4-cdev-edu")])
@@ -171,4 +170,4 @@ def test_what_is_about_nothing_is_said(tmp_path: Path, case: str, jobs: str, sai
 
 def test_suite_that_is_none_is_refused(tmp_path: Path) -> None:
     said = load(tmp_path, ENTRY.replace("probes/a/b", "probse/a/b"))
-    assert "known.yaml:2: probse/a/b is of no suite that there is did you mean 'probes'?" in said
+    assert "known.yaml:2: there is no suite 'probse' did you mean 'probes'?" in said
