@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from harness.kernel.arch import host_arch
+from harness.machine.qemu import QemuNeed
+from harness.machine.rootparts import RootRef
+from harness.machine.topology import load_topology
 from harness.plan import Job, KernelRef
 
 KERNEL = KernelRef(
@@ -10,7 +14,7 @@ KERNEL = KernelRef(
     version="7.3.4",
     variant="group-cdev",
     tree="a tree",
-    selftests_dir=None,
+    selftests=None,
     programs=("vfio/vfio_pci_device_test",),
 )
 
@@ -19,15 +23,15 @@ def job(topology: str = "edu", *, features: tuple[str, ...] = ("edu",)) -> Job:
     """A job on *topology*, of a kernel that does not exist."""
     return Job(
         name=f"7.3.4-group-cdev-{topology}",
+        arch=host_arch().name,
         kernel=KERNEL,
-        topology=topology,
-        root="virtme",
+        topology=load_topology(topology),
+        root=RootRef(name="virtme"),
         snapshots=False,
         accel="tcg",
-        qemu=None,
+        qemu=QemuNeed(),
         cpus=1,
         memory_mib=1024,
         suites=("probes", "kselftest:vfio"),
         features=features,
-        rerun="vfio-harness run",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Room on this host: nobody is let in where there is none, nobody starves, and the dead hold nothing."""
+"""Admission: no VM starts without room, no process starves, and a dead process holds no room."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from harness import admission
-from harness.admission import admitted, most_vms, room_for
-from harness.errors import DeadlinePassed, InfraError, UsageError
+from harness.base.errors import DeadlinePassed, InfraError, UsageError
+from harness.lab import admission
+from harness.lab.admission import admitted, most_vms, room_for
 
 FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(autouse=True)
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host with 8 GiB and room for two VMs, of which nobody else knows."""
+    """A host with 8 GiB and room for two VMs, for this test alone."""
     monkeypatch.setattr(admission, "_directory", lambda: tmp_path / "tickets")
     monkeypatch.setattr(admission, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(admission, "available_mib", lambda: 8 * 1024)
@@ -49,7 +49,7 @@ def _most_at_once(log: Path) -> int:
 
 
 def test_never_more_than_there_is_room_for(tmp_path: Path) -> None:
-    """Twenty at once: two are in at a time, and all get in."""
+    """Of twenty that wait, two are admitted at a time, and all in the end."""
     log = tmp_path / "log"
     visits = [FORK.Process(target=_visit, args=(log, str(n), 1024, 0.02)) for n in range(20)]
     for visit in visits:
@@ -63,7 +63,7 @@ def test_never_more_than_there_is_room_for(tmp_path: Path) -> None:
 
 
 def test_processors_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A VM of eight is four of two, and the only one that is let in alone whatever it wants."""
+    """A VM of eight vCPUs counts as four of two; a VM that is alone is admitted whatever it needs."""
     monkeypatch.setenv("VFIO_HARNESS_VMS", "4")
 
     def give_up() -> None:
@@ -79,13 +79,13 @@ def test_processors_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ticket_of_an_older_harness_is_one_vm() -> None:
-    """Which may run on this host while its successor is tried."""
+    """It may run on this host while the next version is tried."""
     assert admission._weight_of(Path("/x/1700000000-77.1024.in")) == 1
     assert admission._weight_of(Path("/x/1700000000-77.1024.8.in")) == 4
 
 
 def test_memory_counts(tmp_path: Path) -> None:
-    """Two VMs of 4 GiB do not fit into 8 that the host needs some of."""
+    """Two VMs of 4 GiB do not fit into 8 GiB, of which the host needs some."""
     log = tmp_path / "log"
     visits = [FORK.Process(target=_visit, args=(log, str(n), 4096, 0.05)) for n in range(3)]
     for visit in visits:
@@ -96,7 +96,7 @@ def test_memory_counts(tmp_path: Path) -> None:
 
 
 def test_memory_that_is_promised_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two that come at once both see what is available before either has touched any of it."""
+    """Two that come at once both see the available memory before either has allocated any."""
     monkeypatch.setattr(admission, "available_mib", lambda: 3 * 1024)
     log = tmp_path / "log"
     visits = [FORK.Process(target=_visit, args=(log, str(n), 2048, 0.5)) for n in range(2)]
@@ -108,7 +108,7 @@ def test_memory_that_is_promised_counts(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_memory_that_is_touched_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a VM has had time to touch is missing from what is available already."""
+    """What a VM has had time to allocate is no longer counted as available."""
     monkeypatch.setattr(admission, "available_mib", lambda: 3 * 1024)
     with admitted(2048):
         later = time.time() + 60
@@ -118,7 +118,7 @@ def test_memory_that_is_touched_counts_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tickets_that_somebody_removes_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clean-up of /tmp costs nobody who waits his VM."""
+    """A cleanup of /tmp makes no waiting process lose its place."""
     monkeypatch.setenv("VFIO_HARNESS_VMS", "1")
     log = tmp_path / "log"
     with admitted(1024):
@@ -138,12 +138,12 @@ def test_trouble_while_waiting_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(admission, "_living", broken)
-    with pytest.raises(InfraError, match=r"cannot keep count of VMs in .*: Input/output error"):
+    with pytest.raises(InfraError, match=r"cannot count VMs in .*: Input/output error"):
         admitted(1024).__enter__()
 
 
 def test_big_one_is_not_overtaken(tmp_path: Path) -> None:
-    """A big VM that waits for room goes before a small one that came later and would fit now."""
+    """A big VM that waits is admitted before a small one that came later and would fit now."""
     log = tmp_path / "log"
     with admitted(4096):
         big = FORK.Process(target=_visit, args=(log, "big", 4096, 0.05))
@@ -173,7 +173,7 @@ def _stay(inside: Event) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="flock(2) as Linux has it")
 def test_the_killed_hold_nothing(tmp_path: Path) -> None:
-    """What a killed process held is there for the next at once."""
+    """The room of a killed process is free at once."""
     for _ in range(2):
         inside = FORK.Event()
         stays = FORK.Process(target=_stay, args=(inside,))
@@ -188,7 +188,7 @@ def test_the_killed_hold_nothing(tmp_path: Path) -> None:
 
 
 def test_a_wait_can_be_given_up() -> None:
-    """Who waits for room past the deadline of the run gives up, and is in nobody's way afterwards."""
+    """A wait ends at the deadline of the run, and leaves no ticket."""
 
     def check() -> None:
         raise DeadlinePassed("too late")
@@ -201,24 +201,26 @@ def test_a_wait_can_be_given_up() -> None:
 
 
 def test_alone_is_always_let_in() -> None:
-    """Where nothing else runs, a VM that is too big for the books gets its chance."""
+    """If nothing else runs, a VM that is bigger than the limits is admitted."""
     with admitted(64 * 1024):
         pass
 
 
 def test_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment and the memory bound how many there may be."""
+    """The environment variable and the memory limit the number of VMs."""
     assert most_vms() == 2
     assert room_for(1024) == 2
     assert room_for(5000) == 1
     assert (room_for(1024, 1), room_for(1024, 3), room_for(1024, 64)) == (2, 1, 1)
+    monkeypatch.setenv("VFIO_HARNESS_VMS", "")
+    assert most_vms() > 0, "as every other empty variable"
     monkeypatch.setenv("VFIO_HARNESS_VMS", "many")
-    with pytest.raises(UsageError, match="VFIO_HARNESS_VMS must be a number of VMs, not 'many'"):
+    with pytest.raises(UsageError, match="VFIO_HARNESS_VMS must be a positive integer, got 'many'"):
         most_vms()
 
 
 def test_all_of_a_user_use_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A TMPDIR of one's own is no host of one's own."""
+    """Processes with different TMPDIRs share one count."""
     monkeypatch.undo()
     before = admission._directory()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -228,7 +230,7 @@ def test_all_of_a_user_use_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @pytest.mark.parametrize("place", ["open", "link", "file"])
 def test_a_place_that_others_may_write_to_is_refused(tmp_path: Path, place: str) -> None:
-    """Anybody could have put it there, and hold every ticket."""
+    """Another user could have made it, and could hold every ticket."""
     tickets = tmp_path / "tickets"
     if place == "open":
         tickets.mkdir()
@@ -238,7 +240,7 @@ def test_a_place_that_others_may_write_to_is_refused(tmp_path: Path, place: str)
         tickets.symlink_to(tmp_path / "elsewhere")
     else:
         tickets.touch(mode=0o600)
-    with pytest.raises(InfraError, match="it is not a directory that this user alone writes to"):
+    with pytest.raises(InfraError, match="it is not a directory that only this user can write to"):
         admitted(1024).__enter__()
     assert not (tmp_path / "elsewhere" / "lock").exists()
 
@@ -246,5 +248,5 @@ def test_a_place_that_others_may_write_to_is_refused(tmp_path: Path, place: str)
 def test_a_place_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tickets").mkdir(mode=0o700)
     monkeypatch.setattr("os.getuid", lambda: 4711)
-    with pytest.raises(InfraError, match="this user alone"):
+    with pytest.raises(InfraError, match="only this user"):
         admitted(1024).__enter__()

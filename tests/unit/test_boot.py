@@ -8,19 +8,24 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fake_root import FakeRoot
 
-from harness import boot as under_test
-from harness.boot import Recipe, boot
-from harness.deadline import Deadline
-from harness.errors import BootCrash, InfraError, LostGuest
+from guest import kmsg
+from harness.base.cause import Cause
+from harness.base.deadline import Deadline
+from harness.base.errors import BootCrash, InfraError, LostGuest
+from harness.lab import boot as under_test
+from harness.lab.boot import Recipe, boot
 from harness.machine.accel import Accel
+from harness.machine.console import Console
 from harness.machine.machine import CONSOLE_LOG, Machine
 from harness.machine.qemu import Qemu
 from harness.machine.qmp import QmpError, QmpRefused
-from harness.machine.roots import RootParts
+from harness.machine.rootparts import RootParts
 from harness.machine.snapshot import BOOT_LOG, RAM, STATE, Snapshot, snapshot_of
 from harness.machine.topology import load_topology
 from harness.remote import Guest
@@ -44,6 +49,7 @@ class World:
     after: Sequence[dict[str, object]] = (EDU,)
     console: str = ""
     restores: bool = True
+    silent: bool = False
     saves: int = 0
     uptime: float = 0.5
 
@@ -53,7 +59,7 @@ class FakeVM:
 
     def __init__(self, world: World, machine: Machine, directory: Path, nonce: str) -> None:
         self.world, self.machine, self.directory, self.nonce = world, machine, directory, nonce
-        self.alive, self.ending = True, "it runs"
+        self.alive, self.ending = True, None
         self.cpu_seconds = 1.5
         self.console = self
         self.path = directory / CONSOLE_LOG
@@ -62,13 +68,23 @@ class FakeVM:
 
     ssh = type("Ssh", (), dict.fromkeys(("address", "port", "user", "client_key", "host_key"), "x"))
 
-    def check_processors(self) -> None: ...
+    pid = 1
+
+    def patient(self, deadline: Deadline) -> Deadline:
+        return deadline
+
+    def check_vcpus(self) -> None: ...
+
+    def watch_vcpus(self, *, booting: bool = False) -> None: ...
 
     def splats(self) -> tuple[str, ...]:
         return self.world.splats
 
     def wait_for(self, text: str, deadline: object) -> bool:
         return True
+
+    def hears(self, text: str, deadline: object) -> bool:
+        return text == f"{kmsg.PROOF} {self.nonce}" and not self.world.silent
 
     def wait_booted(self, deadline: object) -> None: ...
 
@@ -120,7 +136,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(under_test, "start_vm", start_vm)
     monkeypatch.setattr(Guest, "connect", lambda *_: FakeGuest(made, vms[-1]))
-    monkeypatch.setattr(under_test, "_ask", lambda guest, words, limit: guest.answer(words))
+    monkeypatch.setattr(under_test, "ask", lambda guest, words, limit: guest.answer(words))
     return made
 
 
@@ -129,7 +145,7 @@ def recipe(tmp_path: Path, world: World) -> Recipe:
     vmlinux = tmp_path / "vmlinux"
     vmlinux.touch()
     machine = Machine(
-        vmlinux=vmlinux, topology=load_topology("edu"), accel=Accel.KVM, root=FakeRoot(frozen=True)
+        image=vmlinux, topology=load_topology("edu"), accel=Accel.KVM, root=FakeRoot(frozen=True)
     )
     return Recipe(machine=machine, qemu=QEMU, build_id=BUILD_ID)
 
@@ -138,6 +154,15 @@ def place(recipe: Recipe) -> Snapshot:
     found = snapshot_of(recipe.machine, QEMU, RootParts())
     assert found is not None
     return found
+
+
+def test_kernel_that_cannot_be_heard_is_refused(recipe: Recipe, world: World, tmp_path: Path) -> None:
+    """Without the proof that a message gets to the console with a time stamp, no case runs."""
+    world.silent = True
+    with pytest.raises(InfraError, match="do not reach the console") as caught, boot(recipe, tmp_path / "vm"):
+        pass
+    assert caught.value.cause is Cause.UNHEARD
+    assert world.saves == 0
 
 
 def test_a_quiet_machine_is_saved_once(recipe: Recipe, world: World, tmp_path: Path) -> None:
@@ -160,7 +185,7 @@ def test_a_kernel_that_complains_at_boot_is_not_saved(recipe: Recipe, world: Wor
 @pytest.mark.parametrize(
     ("trouble", "refused"),
     [
-        (QmpRefused("migrate", "GenericError", "State blocked by non-migratable device"), True),
+        (QmpRefused("migrate", "State blocked by non-migratable device"), True),
         (QmpError("QMP: no answer in time"), False),
         (OSError(28, "No space left on device"), False),
     ],
@@ -192,7 +217,7 @@ def test_a_device_that_stays_is_not_saved(recipe: Recipe, world: World, tmp_path
 def test_a_device_that_does_not_come_back(recipe: Recipe, world: World, tmp_path: Path) -> None:
     """The machine that goes on after saving is proven again."""
     world.after = ()
-    with pytest.raises(InfraError, match="sees another machine"), boot(recipe, tmp_path / "vm"):
+    with pytest.raises(InfraError, match="reports a different machine"), boot(recipe, tmp_path / "vm"):
         pass
 
 
@@ -246,6 +271,69 @@ def test_whoever_waits_for_a_first_boot_restores(
         pass
     assert world.saves == 1
     assert json.loads((tmp_path / "vm" / "timing.json").read_text())["restored"]
+
+
+@pytest.mark.parametrize(("stamp", "error"), [("6211.697577", LostGuest), ("    0.697577", BootCrash)])
+def test_a_kernel_that_died_with_a_wrong_clock_is_not_blamed(
+    tmp_path: Path, stamp: str, error: type[Exception]
+) -> None:
+    """Timers that fire far too early make it warn and die; what the host did is not the kernel's."""
+    log = tmp_path / "console.log"
+    log.write_text(f"[{stamp}][    T1] Kernel panic - not syncing: no clock\n[unstamped\n", encoding="utf-8")
+    console = Console(log)
+    console.finish()
+    vm: Any = SimpleNamespace(console=console)
+    told = under_test._never_up(vm, LostGuest("gone"), 20.0, 30.0)
+    assert type(told) is error
+    assert ("the guest's clock is wrong: 6212 s since it began, 30 s" in told.message) is (error is LostGuest)
+
+
+@pytest.mark.parametrize(("starved", "cause"), [(100.0, Cause.HOST), (5.0, Cause.NO_BOOT)])
+def test_a_guest_that_got_no_cpu_is_not_blamed(
+    recipe: Recipe,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    starved: float,
+    cause: Cause,
+) -> None:
+    """That it did not come up is the host's doing, with the figure."""
+
+    def wait_booted(vm: FakeVM, deadline: object) -> None:
+        raise LostGuest("the guest did not boot in time", cause=Cause.NO_BOOT)
+
+    monkeypatch.setattr(under_test, "starvation", lambda pid: lambda: starved)
+    monkeypatch.setattr(FakeVM, "wait_booted", wait_booted)
+    monkeypatch.setattr(FakeVM, "diagnose", lambda _: None)
+    monkeypatch.setattr(FakeVM, "tail", lambda _: (), raising=False)
+    with pytest.raises(LostGuest) as caught, boot(recipe, tmp_path / "vm"):
+        pass
+    assert caught.value.cause is cause
+    assert ("no CPU for QEMU for 100 s" in caught.value.message) is (starved == 100)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_every_wait_for_a_guest_is_patient(
+    recipe: Recipe, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: bool
+) -> None:
+    """Booted or restored: the deadline of a guest is that of its VM, which moves while it gets no CPU."""
+    if restored:
+        with boot(recipe, tmp_path / "first"):
+            pass
+    moved = Deadline.after(1234)
+    limits: list[Deadline] = []
+    monkeypatch.setattr(FakeVM, "patient", lambda vm, deadline: moved)
+    ask = under_test.ask
+
+    def asking(guest: Guest, words: Sequence[str], limit: Deadline) -> str:
+        limits.append(limit)
+        return ask(guest, words, limit)
+
+    monkeypatch.setattr(under_test, "ask", asking)
+    with boot(recipe, tmp_path / "vm"):
+        pass
+    assert limits
+    assert all(limit is moved for limit in limits)
 
 
 def test_the_wrong_kernel_is_refused(recipe: Recipe, world: World, tmp_path: Path) -> None:

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Room on this host: VMs of all runs of one user are let in one after the other, while there is room.
+"""Admission: VMs of all runs of one user start in order, and only while this host has CPUs and memory left.
 
-Everybody who wants a VM holds a ticket, a file whose flock(2) the kernel drops when its holder dies.  The
-oldest ticket that waits is next, so that no run starves.  A host that is asked for more than it has makes
-guests stand still, and what their time limits then say is about the host.
+A process that wants a VM holds a ticket, a file with a flock(2), which ends with the process.  The oldest
+waiting ticket is next, so that no run starves.  On an overloaded host guests stall, and their timeouts say
+nothing about the kernel.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import stat
@@ -17,46 +16,48 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harness.errors import InfraError, UsageError
-from harness.host import available_mib, total_mib
+from harness.base.cause import Cause
+from harness.base.errors import InfraError, UsageError
+from harness.base.host import available_mib, total_mib, usable_cpus
+from harness.base.locks import alone_with, take
 
 PER_PROCESSOR = 2
-"""VMs for each of the host's processors: cases wait about as long as they compute (a reset, a transfer of
-edu).  On 2 processors a run of 72 s with 1 VM took 57 with 2, 49 with 3 and 42 with 4.
+"""VMs per CPU of the host: cases wait about as long as they compute (a reset, a transfer of edu).  On 2 CPUs
+a run of 72 s with 1 VM took 57 with 2, 49 with 3 and 42 with 4.
 """
 
 CPUS = 2
-"""Processors of the VMs that PER_PROCESSOR counts; one with more takes the place of several."""
+"""How many vCPUs of a VM count as one in PER_PROCESSOR; a VM with more counts several times."""
 
 RESERVE_MIB = 1024
-"""Memory that stays with the host and with compilers."""
+"""Memory kept for the host and for compilers."""
 
 MOST_VARIABLE = "VFIO_HARNESS_VMS"
-"""Environment: how many VMs of CPUS processors may run at once, whatever PER_PROCESSOR says."""
+"""Environment variable: the number of VMs of CPUS vCPUs that may run at once, instead of PER_PROCESSOR."""
 
 _SHARED = Path("/tmp")
-"""What every process of a user sees, whatever TMPDIR says; XDG_RUNTIME_DIR is not everywhere."""
+"""Seen by every process of a user, unlike TMPDIR; XDG_RUNTIME_DIR does not exist everywhere."""
 
 _POLL_SECONDS = 0.2
 
 _SETTLING_SECONDS = 30.0
-"""How long after it was let in a VM may yet touch memory that MemAvailable still counts."""
+"""How long after its admission a VM may still allocate memory that MemAvailable counts as free."""
 
-_log = logging.getLogger("harness.admission")
+_log = logging.getLogger("harness.lab.admission")
 
 
 def most_vms() -> int:
-    """How many VMs this host may run at once.  Raises UsageError for a VFIO_HARNESS_VMS that is no number."""
-    asked = os.environ.get(MOST_VARIABLE)
-    if asked is None:
-        return PER_PROCESSOR * len(os.sched_getaffinity(0))
+    """Return how many VMs this host may run at once.  Raises UsageError for a bad VFIO_HARNESS_VMS."""
+    asked = os.environ.get(MOST_VARIABLE, "")
+    if not asked:
+        return PER_PROCESSOR * usable_cpus()
     if not asked.isdecimal() or int(asked) < 1:
-        raise UsageError(f"{MOST_VARIABLE} must be a number of VMs, not {asked!r}", hint="such as 4")
+        raise UsageError(f"{MOST_VARIABLE} must be a positive integer, got {asked!r}", hint="such as 4")
     return int(asked)
 
 
 def room_for(memory_mib: int, cpus: int = CPUS) -> int:
-    """How many VMs of *memory_mib* and *cpus* this host has room for when nothing else runs, at least 1."""
+    """Return how many VMs of *memory_mib* and *cpus* fit on this host when nothing else runs, at least 1."""
     return max(1, min(int(most_vms() / _weight(cpus)), available_mib() // memory_mib))
 
 
@@ -64,18 +65,17 @@ def room_for(memory_mib: int, cpus: int = CPUS) -> int:
 def admitted(
     memory_mib: int, check: Callable[[], None] = lambda: None, *, cpus: int = CPUS
 ) -> Iterator[float]:
-    """Hold room for a VM of *memory_mib* and *cpus*, waiting as long as others have it: for so many seconds.
+    """Wait until a VM of *memory_mib* and *cpus* may run, and reserve them; yield the seconds waited.
 
-    *check* may raise to end the wait.
-
-    Not to be nested: who holds room and waits for more may wait for ever.
+    *check* may raise to end the wait.  Do not nest: a process that waits while it holds a reservation may
+    wait forever.
     """
     with _ticket(memory_mib, cpus) as ticket:
         began = time.monotonic()
         told = False
         while not ticket.enter():
             if not told:
-                _log.info("waiting for room on this host: its other VMs leave none")
+                _log.info("waiting: other VMs use all CPUs or memory of this host")
                 told = True
             check()
             time.sleep(_POLL_SECONDS)
@@ -83,27 +83,28 @@ def admitted(
 
 
 def _directory() -> Path:
-    """Where the tickets of this user lie; one for all caches, runs and settings of TMPDIR."""
+    """Return the directory of this user's tickets, the same for all caches, runs and settings of TMPDIR."""
     return _SHARED / f"vfio-harness-{os.getuid()}"
 
 
 def _make_safely(directory: Path) -> None:
-    """Make *directory* unless it is there, for this user alone: anybody may have put something in its place.
+    """Make *directory* for this user alone, if it does not exist.
 
-    Raises InfraError when it is somebody else's, or open to others.
+    Raises InfraError when another user owns it or may write to it.
     """
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise InfraError(
-            f"cannot keep count of VMs in {directory}: it is not a directory that this user alone writes to",
+            f"cannot count VMs in {directory}: it is not a directory that only this user can write to",
             hint="remove it",
+            cause=Cause.HOST,
         )
 
 
 class _Ticket:
-    """A file NUMBER.MIB.CPUS.STATE; the lowest number is the oldest.  Inside, its time is when it came in."""
+    """A file NUMBER.MIB.CPUS.STATE; the lowest number is the oldest.  Its time is that of its admission."""
 
     def __init__(self, directory: Path, memory_mib: int, cpus: int) -> None:
         self._directory = directory
@@ -111,19 +112,20 @@ class _Ticket:
         self._handle = -1
 
     def enter(self) -> bool:
-        """Whether there is room for it, and nobody waits longer; it is inside then.  Raises InfraError."""
+        """Admit it if it is next and there is room; return whether it was.  Raises InfraError."""
         try:
             _make_safely(self._directory)
-            # Where the directory goes under our hands it is made anew the next time.
-            with contextlib.suppress(FileNotFoundError), _locked(self._directory):
+            # If the directory is removed meanwhile, the next call makes it again.
+            with contextlib.suppress(FileNotFoundError), alone_with(self._directory / "lock", create=True):
                 return self._enter()
         except OSError as error:
-            raise InfraError(f"cannot keep count of VMs in {self._directory}: {error.strerror}") from error
+            message = f"cannot count VMs in {self._directory}: {error.strerror}"
+            raise InfraError(message, cause=Cause.HOST) from error
         return False
 
     def _enter(self) -> bool:
         if not self._path.exists():
-            # New, or removed by somebody who cleans up /tmp while we wait.
+            # New, or removed by a cleanup of /tmp.
             self._write()
         inside, waiting = _living(self._directory)
         if waiting[:1] != [self._path] or (inside and not _is_room(inside, self._path)):
@@ -135,11 +137,11 @@ class _Ticket:
     def _write(self) -> None:
         self._close()
         self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        take(self._handle)
 
     def remove(self) -> None:
-        """Give its room back."""
-        # Before the lock goes, so that nobody finds it without a holder; one that stays is a dead one's.
+        """Release its reservation."""
+        # Before the lock, so that no process takes it for the ticket of a dead one.
         with contextlib.suppress(OSError):
             self._path.unlink()
         self._close()
@@ -161,13 +163,13 @@ def _is_room(inside: list[Path], wanted: Path) -> bool:
 
 
 def _weight_of(ticket: Path) -> float:
-    """How many usual VMs its processors stand for; an older harness does not say how many those are."""
+    """Return its weight; tickets of an older harness do not have the number of vCPUs."""
     cpus = ticket.name.split(".")[2]
     return _weight(int(cpus)) if cpus.isdecimal() else 1.0
 
 
 def _weight(cpus: int) -> float:
-    """How many VMs of CPUS processors one of *cpus* stands for; none weighs less than one."""
+    """Return how many VMs of CPUS vCPUs a VM of *cpus* counts as, at least 1."""
     return max(1.0, cpus / CPUS)
 
 
@@ -176,7 +178,7 @@ def _promised_mib(ticket: Path) -> int:
 
 
 def _is_settling(ticket: Path) -> bool:
-    """Whether it was let in just now; not when the clock was put back since, nor when it left meanwhile."""
+    """Whether it was admitted just now; False if the clock was set back since, or if it is gone."""
     try:
         return 0 <= time.time() - ticket.stat().st_mtime < _SETTLING_SECONDS
     except FileNotFoundError:
@@ -192,18 +194,8 @@ def _ticket(memory_mib: int, cpus: int) -> Iterator[_Ticket]:
         ticket.remove()
 
 
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _living(directory: Path) -> tuple[list[Path], list[Path]]:
-    """The tickets that are inside and that wait, oldest first; a dead holder's is removed."""
+    """Return the admitted and the waiting tickets, oldest first; remove those of dead processes."""
     found: dict[str, list[Path]] = {".in": [], ".waits": []}
     for path in sorted(directory.iterdir(), key=lambda path: path.name):
         if path.suffix in found and _is_held(path):
@@ -217,10 +209,8 @@ def _is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
+        if not take(handle):
+            return True
         path.unlink(missing_ok=True)
         return False
     finally:

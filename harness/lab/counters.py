@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Keep the coverage counters that guests send, one file for each piece of work beside the VM's console."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import urllib.parse
+from collections.abc import Iterator
+
+from harness.base import paths
+from harness.base.errors import LostGuest
+from harness.lab.boot import Booted, ask
+from harness.lab.current import CurrentVM
+from harness.suites.model import Work
+
+
+def keep(booted: Booted, work: Work, counters: str) -> None:
+    """Write the *counters* of *work*, see guest.gcov.Counters.collect(); nothing if they did not come."""
+    if counters:
+        directory = booted.directory / paths.COUNTERS
+        directory.mkdir(exist_ok=True)
+        (directory / urllib.parse.quote(work.address, safe="")).write_bytes(base64.b64decode(counters))
+
+
+@contextlib.contextmanager
+def counted(vm: CurrentVM, booted: Booted, work: Work) -> Iterator[None]:
+    """Keep the counters of what runs in the block outside the agent, where the kernel has any."""
+    if "gcov" not in vm.job.features:
+        yield
+        return
+    ask(booted.guest, ["counters", "reset"], vm.service())
+    yield
+    # The verdict does not depend on them.
+    with contextlib.suppress(LostGuest, ValueError):
+        keep(booted, work, ask(booted.guest, ["counters", "collect"], vm.service()).strip())
