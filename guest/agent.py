@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs cases inside the guest: one long-lived process, one fork per case, KTAP out.
+"""Run cases inside the guest: one long-lived process, one fork per case, KTAP on stdout.
 
     python3 -m guest.agent --features noiommu,edu --list
     python3 -m guest.agent --features noiommu,edu get_pa/page_map_agrees 'ioas/*'
     python3 -m guest.agent --features noiommu,edu          # serve: one JSON request a line on stdin
 
 A request is {"case": ADDRESS, "timeout": SECONDS, "seed": NUMBER}; its answer is one KTAP document that ends
-with `# END ADDRESS`.  A case can crash, hang or leave things behind without hurting the next one: that is the
-whole point.  The verdict is said first; then everything is put right again, for ground.END_TIMEOUT seconds at
-most.  What that took is lines `# cleaned: ...` between the result and the end.  What cannot be put right is a
-line `# dirty: ...`, and the VM should not be used further.
-
-With `--alongside` it is one of several agents in its VM, runs only cases that declare that they may, and
-leaves the machine as it is.
+with `# END ADDRESS`.  A case that crashes, hangs or leaves things behind does not disturb the next one: the
+agent prints the result and then cleans up, for ground.END_TIMEOUT seconds at most.  Lines `# cleaned: ...`
+between the result and the end say what it cleaned up, lines `# dirty: ...` what it could not; then the VM
+should not be used further.
 """
 
 from __future__ import annotations
@@ -24,35 +21,35 @@ import os
 import posix
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Optional, TextIO
+from collections.abc import Collection, Sequence
+from typing import Callable, Optional, TextIO
 
-from guest import kmsg, ktap, libc, taint
-from guest.case import Case, discover
-from guest.ground import Cleaning, Ground
+from guest import gcov, kmsg, ktap, libc, taint
+from guest.case import Case, discover, discover_own
+from guest.ground import Ground
 from guest.needs import UnknownFeature, nearest, parse_features
 from guest.runner import Verdict, run_forked
 
 VERSION = "1"
 
 READY = "# agent ready"
-"""What it says, with its version, before the first request."""
+"""The first line, followed by the version: the agent reads requests from now on."""
 
 DIRTY = "dirty: "
-"""Begins the diagnostic that says what could not be put right."""
+"""Prefix of a diagnostic that names what could not be cleaned up."""
 
 DEFAULT_SEED = 1
 
 MODULES = ("iommufd", "vfio", "vfio_iommu_type1", "vfio-pci")
-"""What to load where VFIO is modular; a module that this configuration does not have is no error."""
+"""Modules to load where VFIO is modular; one that the configuration does not have is no error."""
 
 
 class BadRequest(ValueError):
-    """A line on stdin that is no request."""
+    """A line on stdin that is not a request."""
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the agent; return 0 when every case that ran was kept, 1 when one was not, 2 for wrong use."""
+    """Run the agent; return 0 when every case that ran passed, 1 when one did not, 2 for a usage error."""
     arguments = _parser().parse_args(argv)
     try:
         features = parse_features(arguments.features)
@@ -60,11 +57,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"agent: --features: {error}", file=sys.stderr)
         return 2
     cases = discover(arguments.probes)
+    if arguments.own:
+        cases += discover_own(arguments.own)
     if arguments.list:
         for one in cases:
             print(f"{one.address}\t{','.join(one.needs)}\t{one.promise}")
         return 0
-    agent = Agent(cases, features, sys.stdout, untouched=arguments.fresh, alongside=arguments.alongside)
+    agent = Agent(cases, features, sys.stdout, untouched=arguments.fresh)
     agent.prepare()
     if not arguments.addresses:
         return agent.serve(sys.stdin)
@@ -78,23 +77,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="guest.agent", description="Runs VFIO no-IOMMU cases in this machine."
+        prog="guest.agent", description="Run VFIO no-IOMMU cases in this machine."
     )
     parser.add_argument("--features", default="", help="comma-separated features of kernel, devices, machine")
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="this VM has run nothing yet: a taint found now is the boot's",
+        help="no case has run in this VM yet: a taint is from the boot",
     )
-    parser.add_argument(
-        "--alongside",
-        action="store_true",
-        help="other agents run in this VM: take only cases that may run alongside others",
-    )
-    parser.add_argument("--list", action="store_true", help="print every case with its needs and its promise")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="what random choices start from")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on every case's time limit")
+    parser.add_argument("--list", action="store_true", help="print every case with its needs and promise")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of random choices")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply the timeout of every case")
     parser.add_argument("--probes", default="guest.probes", help=argparse.SUPPRESS)
+    parser.add_argument("--own", default="", metavar="DIR", help="a directory with more probe modules")
     parser.add_argument(
         "addresses", nargs="*", metavar="ADDRESS", help="cases to run (shell patterns allowed)"
     )
@@ -123,24 +118,19 @@ class Agent:
         out: TextIO,
         *,
         untouched: bool = False,
-        alongside: bool = False,
     ) -> None:
         self._cases = {one.address: one for one in cases}
         self._features = features
         self._out = out
         self._ground = Ground(())
-        self._untouched = untouched  # no case has run in this VM, neither ours nor anybody's before us
-        self._alongside = alongside  # other agents are at work: the ground is theirs too
-        self._dirty = ""  # the first case that left something which could not be put right
+        self._untouched = untouched  # no case has run in this VM, of this agent or an earlier one
+        self._dirty = ""  # the first case after which something could not be cleaned up
+        self._counters = gcov.Counters() if "gcov" in features else None
 
     def prepare(self) -> None:
-        """Make this process fit to run cases, and take the devices away from their drivers."""
+        """Prepare this process to run cases, and unbind the devices from their drivers."""
         libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
-        if "modular" in self._features:
-            for name in MODULES:
-                _modprobe(name)
-        if self._alongside:
-            return
+        load_modules(self._features)
         self._ground = Ground.survey(self._features)
         for problem in self._ground.restore(first=True).dirty:
             self._say(f"# {DIRTY}{problem}")
@@ -161,7 +151,7 @@ class Agent:
         kept = True
         for one in cases:
             if self._dirty:
-                writer.ok(one.address, skip=f"the machine is dirty since {self._dirty}")
+                writer.ok(one.address, skip=f"the VM is dirty since {self._dirty}")
                 kept = False
             else:
                 kept = self._run(writer, one, one.timeout * scale, seed) and kept
@@ -178,8 +168,6 @@ class Agent:
             one = self._cases.get(name)
             if one is None:
                 raise BadRequest(f"no case is called {name!r}{nearest(name, self._cases)}")
-            if self._alongside and not one.alongside:
-                raise BadRequest(f"{name} does not say that it may run alongside others")
         except BadRequest as error:
             writer = ktap.Writer(self._out, plan=1)
             writer.diagnostic(f"why: bad request: {error}")
@@ -190,8 +178,7 @@ class Agent:
 
     def _run(self, writer: ktap.Writer, one: Case, timeout: float, seed: int) -> bool:
         unmet = one.unmet(self._features)
-        if not self._alongside:  # where several run, what the kernel says belongs to none of them
-            kmsg.say(f"{kmsg.BEGIN} {one.address}")
+        kmsg.say(f"{kmsg.BEGIN} {one.address}")
         if unmet:
             writer.ok(one.address, skip=f"needs {', '.join(unmet)}")
             kept = True
@@ -204,24 +191,28 @@ class Agent:
         return kept
 
     def _refuse_tainted(self, writer: ktap.Writer, one: Case, mask: int) -> bool:
-        """Answer for a case that cannot be tried; fail it when nobody but the boot can have done that."""
+        """Answer for a case that needs an untainted kernel; fail it if only the boot can have tainted it."""
         if self._untouched:
             writer.diagnostic(f"why: the kernel was tainted at boot: {taint.describe(mask)}")
             writer.not_ok(one.address)
             return False
-        reason = f"needs a just booted VM; this one is tainted already: {taint.describe(mask)}"
+        reason = f"needs a just booted VM; this one is already tainted: {taint.describe(mask)}"
         writer.ok(one.address, skip=reason)
         return True
 
     def _run_and_restore(self, writer: ktap.Writer, one: Case, timeout: float, seed: int) -> bool:
         self._untouched = False
+        counters = self._counters
+        counted = counters is not None and _is_done(counters.reset)
         verdict = run_forked(one, self._features, timeout, seed, writer.diagnostic)
-        # Before anything that may take long: a verdict that has been reached is never lost.
+        # Before the cleanup, which may take long or hang: a verdict that was reached is never lost.
         self._conclude(writer, one, verdict)
+        if counters is not None and counted:
+            _is_done(lambda: writer.diagnostic(gcov.PREFIX + counters.collect()))
         if one.destructive:
             self._dirty = self._dirty or one.address
             return verdict.kept
-        cleaning = Cleaning() if self._alongside else self._ground.restore()
+        cleaning = self._ground.restore()
         for what in cleaning.done:
             writer.diagnostic(f"cleaned: {what}")
         for what in (*verdict.dirty, *cleaning.dirty):
@@ -259,6 +250,21 @@ def parse_request(line: str) -> tuple[str, Optional[float], int]:
     return request["case"], timeout, seed
 
 
+def _is_done(action: Callable[[], object]) -> bool:
+    """Call *action*; return whether the kernel allowed it: a verdict does not depend on counters."""
+    try:
+        action()
+    except OSError:
+        return False
+    return True
+
+
+def load_modules(features: Collection[str]) -> None:
+    """Load the modules of VFIO where *features* say that it is modular."""
+    for name in MODULES if "modular" in features else ():
+        _modprobe(name)
+
+
 def _modprobe(name: str) -> None:
     with open(os.devnull, "r+b") as null:
         actions = [(posix.POSIX_SPAWN_DUP2, null.fileno(), fd) for fd in (0, 1, 2)]
@@ -267,6 +273,6 @@ def _modprobe(name: str) -> None:
 
 
 if __name__ == "__main__":
-    # A reader that goes away must end the agent, not make it complain.
+    # End without a traceback when the reader of stdout goes away.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Calls a function that may never return, and waits only so long for it.
+"""Call a function that may never return, with a timeout.
 
-A thread does it, for a process is dear: forking this interpreter and writing to its pages costs an emulated
-processor some 50 ms.  The thread has a file table of its own, with only the standard streams in it: one that
-sleeps in the kernel for good keeps no device open beyond the death of its process.  Memory stays, so whoever
-has a BAR mapped and waits for his own device needs a process (pci.PendingWrite).
+The call runs in a thread because a process is expensive: forking this interpreter and writing to its pages
+costs an emulated vCPU some 50 ms. The thread has its own file table with only the standard streams in it, so
+a thread that is stuck in the kernel keeps no device open after its process has died. It does share memory, so
+a caller that has a BAR mapped and waits for that device needs a process (pci.PendingWrite).
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ T = TypeVar("T")
 
 MOST_FILES = 4096
 
+expired: list[float] = []
+"""The seconds of each wait of this process that ended without what it was for.
+
+On a busy host that may be the host's doing; a failure after such a wait says so (guest/runner.py).
+"""
+
 
 def within(seconds: float, function: Callable[[], T]) -> T:
-    """Return what *function* returns, or raise what it raises; TimeoutError when it does neither in time."""
+    """Return what *function* returns, or raise what it raises; raise TimeoutError after *seconds*."""
     call = _Call(function)
     thread = threading.Thread(target=call.run, daemon=True)
     thread.start()

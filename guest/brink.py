@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Arguments of ioctls and system calls that lie where they hurt: at the end of memory, or in memory that
-cannot be written.
+"""Place arguments of ioctls and system calls at the end of mapped memory, or in read-only memory.
 
-Python copies the argument of an ioctl to a place of its own, from which no fault can come; libc.ioctl(),
-pread() and pwrite() hand over the very address.
+fcntl.ioctl() copies its argument to a buffer of its own, where no access faults; libc.ioctl(), pread() and
+pwrite() pass the address itself.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from guest import libc, memory
 from guest.memory import PAGE
 
 NOWHERE = 0x1000
-"""An address that is never mapped: below what mmap_min_addr lets anybody map."""
+"""An address that is never mapped, because it is below mmap_min_addr."""
 
 
 class Brink:
-    """A page of memory with an abyss behind it."""
+    """A page of memory followed by an inaccessible page."""
 
     def __init__(self) -> None:
         self._buffer = memory.anonymous(2 * PAGE)
         libc.mprotect(self._buffer.address + PAGE, PAGE, memory.PROT_NONE)
 
     def put(self, data: Union[bytes, bytearray, ctypes.Structure], length: Optional[int] = None) -> int:
-        """Put the first *length* bytes of *data* right before the abyss and return their address."""
+        """Put the first *length* bytes of *data* at the end of the page and return their address."""
         raw = bytes(data)[:length]
         start = PAGE - len(raw)
         self._buffer.write(raw, start)
         return self._buffer.address + start
 
     def tail(self, length: int) -> bytes:
-        """Return the last *length* bytes before the abyss."""
+        """Return the last *length* bytes of the page."""
         return self._buffer.read(PAGE - length, length)
 
     def freeze(self) -> None:
-        """From now on the page can only be read."""
+        """Make the page read-only."""
         libc.mprotect(self._buffer.address, PAGE, mmap.PROT_READ)
 
     def close(self) -> None:
@@ -62,7 +61,7 @@ class Brink:
 
 @contextlib.contextmanager
 def frozen(data: Union[bytes, bytearray, ctypes.Structure]) -> Iterator[int]:
-    """The address of a copy of *data* that the kernel can read and not write."""
+    """Yield the address of a copy of *data* that the kernel can read but not write."""
     with Brink() as brink:
         address = brink.put(data)
         brink.freeze()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Privilege, given up for real: capset(2) on every set of the calling task, or another user altogether."""
+"""Drop privileges for real: capset(2) on every set of the calling task, or a change to another user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from guest import libc
 CAP_DAC_OVERRIDE = 1
 CAP_SYS_RAWIO = 17
 CAP_IPC_LOCK = 14
-CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
 _VERSION_3 = 0x20080522
 
@@ -59,14 +58,14 @@ def _set(effective: int, permitted: int, inheritable: int) -> None:
 
 
 def has(capability: int) -> bool:
-    """Whether the calling task has *capability* in effect."""
+    """Return whether the calling task has *capability* in its effective set."""
     return bool(_get()[0] >> capability & 1)
 
 
 def drop(*capabilities: int) -> None:
-    """Give up *capabilities* for good: out of the bounding, effective, permitted and inheritable sets.
+    """Remove *capabilities* from the bounding, effective, permitted and inheritable sets.
 
-    There is no way back for this process, so a case does it in its last step, or in a fork.
+    The process cannot get them back, so a case does this in its last step, or in a fork.
     """
     mask = 0
     for capability in capabilities:
@@ -77,7 +76,7 @@ def drop(*capabilities: int) -> None:
 
 
 def lower(*capabilities: int) -> None:
-    """Take *capabilities* out of effect, to be raised again."""
+    """Remove *capabilities* from the effective set; raise_again() puts them back."""
     effective, permitted, inheritable = _get()
     for capability in capabilities:
         effective &= ~(1 << capability)
@@ -85,7 +84,7 @@ def lower(*capabilities: int) -> None:
 
 
 def raise_again(*capabilities: int) -> None:
-    """Put permitted *capabilities* back into effect."""
+    """Put permitted *capabilities* back into the effective set."""
     effective, permitted, inheritable = _get()
     for capability in capabilities:
         effective |= 1 << capability
@@ -93,19 +92,20 @@ def raise_again(*capabilities: int) -> None:
 
 
 def keep_only(capability: int, uid: int = NOBODY, gid: int = NOBODY) -> None:
-    """Become another user that has *capability* in effect and none besides."""
+    """Become another user with *capability* in effect and no other."""
     libc.prctl(libc.PR_SET_KEEPCAPS, 1)
     become(uid, gid)
     _set(1 << capability, 1 << capability, 1 << capability)
 
 
 def make_ambient(capability: int) -> None:
-    """Hand *capability*, permitted and inheritable, on to what this process executes (capabilities(7))."""
+    """Make *capability* ambient, so that executed programs get it; it must be inheritable
+    (capabilities(7))."""
     libc.prctl(libc.PR_CAP_AMBIENT, libc.PR_CAP_AMBIENT_RAISE, capability)
 
 
 def become(uid: int = NOBODY, gid: int = NOBODY) -> None:
-    """Become another user for good; leaving root drops every capability with it."""
+    """Become another user permanently; leaving root drops every capability."""
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a case is, how one is declared, and what a running one can ask for.
+"""Case: how one is declared, and what a running one can use.
 
-A case is a function in a module of guest.probes under the decorator @case.  Its docstring is its promise: one
-sentence that the kernel has to keep.  Importing a probe module only registers its cases; nothing runs.
+A case is a function with the decorator @case in a module of guest.probes.  Its docstring is its promise: one
+sentence that must hold for the kernel.  Importing a probe module registers its cases and runs nothing.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
+import importlib.util
 import os
 import pkgutil
 import random
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, NoReturn, Optional, TypeVar, Union
+from typing import Any, Callable, NoReturn, Optional, Union
 
-from guest import forked, pci
+from guest import bounded, forked, pci
 from guest import needs as _needs
 from guest.hostlink import HostLink
 from guest.kmsg import KernelLog
@@ -25,26 +28,24 @@ from guest.kmsg import KernelLog
 PROBES = "guest.probes"
 
 COMPLAINTS = ("WARNING:", "BUG:", "refcount_t:", "Time out waiting for iommufd", "Oops", "general protection")
-"""What the kernel says when it has caught itself at a mistake."""
-
-T = TypeVar("T")
+"""Words of the kernel log that report a bug of the kernel."""
 
 
 class BadCase(Exception):
-    """A case is declared wrongly: found at import, long before a VM is started."""
+    """A case is declared wrongly; raised at import, before any VM starts."""
 
 
 class Failure(AssertionError):
-    """A promise was not kept; the message is one line that says what was wanted and what came."""
+    """A promise does not hold; the message is one line with the expected and the actual value."""
 
 
 class Skip(Exception):
-    """This case cannot be tried here, for the reason given."""
+    """This case cannot be tried here; the message says why."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One declared case.  All but `function` is plain data that the host reads without running anything."""
+    """One declared case.  All fields but `function` are data that the host reads without running anything."""
 
     module: str
     """The probe module's last name, such as `capabilities`."""
@@ -53,24 +54,20 @@ class Case:
     """The function's name."""
 
     needs: tuple[str, ...]
-    """Features that must be there, or with `!` must not."""
+    """Features that must be present, or with `!` absent."""
 
     cites: str
-    """The kernel file and function, or the section of the documentation, that makes the promise true."""
+    """The kernel file and function, or the section of the documentation, that the promise is from."""
 
     timeout: float
-    """Seconds, on hardware; the host scales it for an emulated processor."""
+    """Seconds on KVM; the host multiplies it for TCG."""
 
     fresh: bool
-    """Whether it needs a just booted VM that no no-IOMMU device has tainted yet."""
+    """Whether it needs a just booted VM whose kernel no no-IOMMU device has tainted yet."""
 
     destructive: bool
-    """Whether it is expected to damage the kernel it runs on: it gets a VM of its own, after all the others.
-    Where a known issue is what does the damage, the kernel's complaint is the expected failure."""
-
-    alongside: bool
-    """Whether it may run at the same time as others that say so too, in one VM: it touches no device and no
-    setting of the machine, and none of them can tell that it is there."""
+    """Whether it may damage the kernel: it runs after all others, in a VM of its own.  If a known issue does
+    the damage, a splat is the expected failure."""
 
     promise: str
     """The first paragraph of the docstring on one line."""
@@ -79,10 +76,10 @@ class Case:
     """The source file."""
 
     lineno: int
-    """Where the case begins in it."""
+    """The line of the case in it."""
 
     function: Callable[[Test], None] = field(compare=False, repr=False)
-    """What to call."""
+    """The function that runs the case."""
 
     @property
     def address(self) -> str:
@@ -91,7 +88,7 @@ class Case:
 
     @property
     def turn(self) -> int:
-        """When it runs: 0 for what wants an unused kernel, 1 for most, 2 for what damages it."""
+        """When it runs: 0 for fresh cases, 1 for most, 2 for destructive ones."""
         return 2 if self.destructive else int(not self.fresh)
 
     def unmet(self, features: frozenset[str]) -> tuple[str, ...]:
@@ -109,12 +106,10 @@ def case(
     timeout: float = 30.0,
     fresh: bool = False,
     destructive: bool = False,
-    alongside: bool = False,
 ) -> Callable[[Callable[[Test], None]], Callable[[Test], None]]:
     """Declare the decorated function a case; raise BadCase when the declaration is incomplete.
 
-    A *destructive* case may leave a damaged kernel behind, which nothing else may run on.  One that may run
-    *alongside* others cannot hear the kernel, whose words might be about any of them.
+    A *destructive* case may leave a damaged kernel, on which nothing else may run.
     """
 
     def register(function: Callable[[Test], None]) -> Callable[[Test], None]:
@@ -127,7 +122,6 @@ def case(
             timeout=timeout,
             fresh=fresh,
             destructive=destructive,
-            alongside=alongside,
             promise=_promise(function.__doc__),
             path=code.co_filename,
             lineno=code.co_firstlineno,
@@ -160,8 +154,6 @@ def _check(declared: Case) -> None:
         raise BadCase(f"{where}: its timeout must be a positive number of seconds")
     if declared.destructive and declared.fresh:
         raise BadCase(f"{where}: a destructive case comes last, a fresh one first")
-    if declared.alongside and (declared.fresh or declared.destructive):
-        raise BadCase(f"{where}: a fresh or destructive case runs alone, not alongside others")
     before = _registry.get(declared.address)
     if before is not None and before.path != declared.path:
         raise BadCase(f"{where}: {before.path}:{before.lineno} has this address already")
@@ -175,13 +167,44 @@ def discover(package: str = PROBES) -> tuple[Case, ...]:
     modules = sorted(info.name for info in pkgutil.iter_modules(root.__path__))
     for name in modules:
         importlib.import_module(f"{package}.{name}")
-    directories = tuple(os.path.abspath(path) + os.sep for path in root.__path__)
+    return _declared_below(root.__path__)
+
+
+def discover_own(directory: str, package: str = PROBES) -> tuple[Case, ...]:
+    """Import every module in *directory* as one of *package*, in the order of their names; return its cases.
+
+    Raises BadCase for a module whose name *package* has already.
+    """
+    shipped = {info.name for info in pkgutil.iter_modules(importlib.import_module(package).__path__)}
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        for name in sorted(info.name for info in pkgutil.iter_modules([directory])):
+            path = os.path.join(directory, f"{name}.py")
+            if name in shipped:
+                raise BadCase(f"{path}: there is a module {name!r} already; rename it")
+            _import(f"{package}.{name}", path)
+    finally:
+        sys.dont_write_bytecode = before
+    return _declared_below((directory,))
+
+
+def _import(name: str, path: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+def _declared_below(places: Iterable[str]) -> tuple[Case, ...]:
+    directories = tuple(os.path.abspath(path) + os.sep for path in places)
     found = [known for known in _registry.values() if os.path.abspath(known.path).startswith(directories)]
     return tuple(sorted(found, key=lambda one: (one.module, one.lineno)))
 
 
 class Test:
-    """What a running case has: its features, its devices, its assertions, the kernel's voice, the host."""
+    """What a running case can use: its features, devices, assertions, the kernel log, the host."""
 
     __test__ = False  # pytest collects classes named Test*
 
@@ -189,32 +212,36 @@ class Test:
         self.case = declared
         self.features = features
         self.seed = seed
-        self.random = random.Random(seed)
         self.host = HostLink()
         self._kmsg = kmsg
+
+    @functools.cached_property
+    def random(self) -> random.Random:
+        """The source of the case's random choices."""
+        return random.Random(self.seed)
 
     def devices(self, kind: str, *, iommu: Optional[bool] = None) -> list[str]:
         """Return the BDFs of the devices of *kind*, those without an IOMMU first.
 
-        *iommu* keeps only the ones that do (True) or do not (False) sit behind a real IOMMU.
+        With *iommu*, return only those behind a real IOMMU (True) or those without one (False).
         """
         found = [(pci.has_iommu(bdf), bdf) for bdf in pci.find(kind)]
         return [bdf for real, bdf in sorted(found) if iommu is None or real is iommu]
 
     def device(self, kind: str, *, iommu: Optional[bool] = None) -> str:
-        """Return the first of devices(); fail when there is none, since the needs promised one."""
+        """Return the first of devices(); fail if there is none."""
         found = self.devices(kind, iommu=iommu)
         if not found:
             where = {None: "", True: " behind an IOMMU", False: " without an IOMMU"}[iommu]
-            raise Failure(f"the topology promised a device of kind {kind}{where}, and there is none")
+            raise Failure(f"the machine has no device of kind {kind}{where}, although its features name one")
         return found[0]
 
     def log(self, message: object) -> None:
-        """Say something for whoever reads a failure."""
+        """Print *message* for the reader of a failure."""
         print(message, flush=True)
 
     def skip(self, reason: str) -> NoReturn:
-        """Give up without a verdict, for a reason that the features could not know."""
+        """Skip the case, for a *reason* that the features do not tell."""
         raise Skip(reason)
 
     def fail(self, message: str) -> NoReturn:
@@ -227,15 +254,16 @@ class Test:
             raise Failure(message)
 
     def equal(self, got: object, want: object, what: str) -> None:
-        """Fail unless *got* equals *want*; *what* names the thing that was looked at."""
+        """Fail unless *got* equals *want*; *what* names the value."""
         if got != want:
             raise Failure(f"{what}: want {_show(want)}, got {_show(got)}")
 
     def wait_until(self, condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-        """Fail with *what* did not happen unless *condition* comes true within *seconds*."""
+        """Fail with "*what* did not happen" unless *condition* is true within *seconds*."""
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
+                bounded.expired.append(seconds)
                 raise Failure(f"{what} did not happen within {seconds:g} s")
             time.sleep(0.01)
 
@@ -259,9 +287,10 @@ class Test:
         raise Failure(f"{what}: want {names}, but it succeeded with {_show(result)}")
 
     def in_child(self, function: Callable[[], object], *, timeout: float = 20.0) -> object:
-        """Run *function* in a child of its own and return its result (JSON values only).
+        """Run *function* in a child process and return its result (JSON values only).
 
-        For steps that give up privileges: the case itself keeps them.  What the child raises fails the case.
+        Use it for steps that drop privileges, which the case itself keeps.  An exception in the child fails
+        the case.
         """
         try:
             return forked.call(function, timeout=timeout)
@@ -270,12 +299,10 @@ class Test:
 
     def dmesg(self) -> list[str]:
         """Return what the kernel printed since the case began, one record a line, without timestamps."""
-        if self.case.alongside:
-            raise Failure("a case that runs alongside others cannot know which of them the kernel speaks of")
         return self._kmsg.lines()
 
     def check_no_complaint(self) -> None:
-        """Fail when the kernel complained of itself since the case began."""
+        """Fail if the kernel log has a complaint since the case began."""
         found = [line for line in self.dmesg() if any(word in line for word in COMPLAINTS)]
         self.equal(found, [], "the kernel's complaints")
 

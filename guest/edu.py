@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""QEMU's educational PCI device, driven at register level from user space.
+"""Drive QEMU's educational PCI device at register level from user space.
 
-Owns the meaning of edu's registers and the order in which a transfer is programmed. It knows nothing of VFIO:
-any object with 32- and 64-bit accessors over BAR0 will do, and every address it is given goes to the device
-unchanged (a physical address without an IOMMU, an IOVA behind one).
+This module knows edu's registers and how to program a transfer, but nothing of VFIO: it takes any object with
+32- and 64-bit accessors over BAR0, and passes every address to the device unchanged (a physical address
+without an IOMMU, an IOVA behind one).
 
 Register offsets and bits: QEMU's docs/specs/edu.rst and hw/misc/edu.c.
 """
@@ -14,14 +14,13 @@ import time
 from typing import Protocol
 
 VENDOR_ID = 0x1234
-DEVICE_ID = 0x11E8
 BAR_SIZE = 0x100000
 
 # Fixed part of the identification register; the upper half carries the revision (0xRRrr00ed).
 IDENTIFICATION = 0x00ED
 IDENTIFICATION_MASK = 0xFFFF
 IDENTIFIES = 0x0100_00ED
-"""All of that register in the revision that QEMU has."""
+"""The whole register, in QEMU's revision of the device."""
 
 REG_IDENTIFICATION = 0x00
 REG_LIVENESS = 0x04
@@ -47,7 +46,7 @@ DMA_IRQ = 0x4
 BUFFER_BASE = 0x40000
 BUFFER_SIZE = 4096
 
-# One leg takes 100 ms of QEMU's virtual clock (edu.c dma_rw()); TCG on a busy host stretches that a lot.
+# A transfer takes 100 ms of QEMU's virtual clock (edu.c dma_rw()), and far longer with TCG on a busy host.
 DMA_TIMEOUT = 10.0
 FACTORIAL_TIMEOUT = 10.0
 POLL_INTERVAL = 0.005
@@ -60,35 +59,28 @@ class Registers(Protocol):
 
     def write32(self, offset: int, value: int) -> None: ...
 
-    def read64(self, offset: int) -> int: ...
-
     def write64(self, offset: int, value: int) -> None: ...
 
 
 class Edu:
     """One edu device behind BAR0 `registers`.
 
-    Bus mastering is the caller's business: while it is off, DMA is dropped without any error.
+    The caller enables bus mastering; while it is off, DMA is dropped without an error.
     """
 
     def __init__(self, registers: Registers) -> None:
         self._registers = registers
 
     def identification(self) -> int:
-        """The whole identification register, 0xRRrr00ed with RR.rr the device's version."""
+        """Return the whole identification register, 0xRRrr00ed with RR.rr the device's version."""
         return self._registers.read32(REG_IDENTIFICATION)
 
     def is_edu(self) -> bool:
-        """Whether the identification register names an edu."""
+        """Return whether the identification register names an edu."""
         return self.identification() & IDENTIFICATION_MASK == IDENTIFICATION
 
-    def liveness(self, value: int) -> int:
-        """Write `value` (32 bits) to the liveness register and return what it answers: its complement."""
-        self._registers.write32(REG_LIVENESS, value)
-        return self._registers.read32(REG_LIVENESS)
-
     def factorial(self, number: int, timeout: float = FACTORIAL_TIMEOUT) -> int:
-        """`number` factorial modulo 2**32, as the device computes it.
+        """Return `number` factorial modulo 2**32, computed by the device.
 
         Raises TimeoutError after `timeout` seconds.
         """
@@ -99,7 +91,7 @@ class Edu:
         return self._registers.read32(REG_FACTORIAL)
 
     def irq_status(self) -> int:
-        """Interrupt causes raised and not yet acknowledged."""
+        """Return the interrupt causes that are raised and not yet acknowledged."""
         return self._registers.read32(REG_IRQ_STATUS)
 
     def raise_irq(self, causes: int = 1) -> None:
@@ -107,17 +99,18 @@ class Edu:
         self._registers.write32(REG_IRQ_RAISE, causes)
 
     def ack_irq(self, causes: int = IRQ_ALL) -> None:
-        """Clear `causes`; INTx falls when no cause is left."""
+        """Clear `causes`; INTx is deasserted when no cause is left."""
         self._registers.write32(REG_IRQ_ACK, causes)
 
     def dma_busy(self) -> bool:
-        """Whether a transfer is still running."""
+        """Return whether a transfer is running."""
         return bool(self._registers.read32(REG_DMA_COMMAND) & DMA_RUN)
 
     def start_from_ram(self, address: int, count: int, offset: int = 0, interrupt: bool = False) -> None:
         """Start copying `count` bytes at bus address `address` into the device's buffer at `offset`.
 
-        Raises ValueError when the transfer would leave the 4096-byte buffer: QEMU copies out of bounds then.
+        Raises ValueError if the transfer exceeds the 4096-byte buffer, because QEMU then copies out of
+        bounds.
         """
         internal = _buffer_address(offset, count)
         self._start(address, internal, count, DMA_RUN | (DMA_IRQ if interrupt else 0))
@@ -137,18 +130,18 @@ class Edu:
             _pause(deadline, f"edu DMA still running after {timeout:g} s")
 
     def copy_from_ram(self, address: int, count: int, offset: int = 0) -> None:
-        """start_from_ram() and wait_dma() in one."""
+        """Call start_from_ram(), then wait_dma()."""
         self.start_from_ram(address, count, offset)
         self.wait_dma()
 
     def copy_to_ram(self, address: int, count: int, offset: int = 0) -> None:
-        """start_to_ram() and wait_dma() in one."""
+        """Call start_to_ram(), then wait_dma()."""
         self.start_to_ram(address, count, offset)
         self.wait_dma()
 
     def _start(self, source: int, destination: int, count: int, command: int) -> None:
         if self.dma_busy():
-            raise RuntimeError("edu runs one transfer at a time and ignores register writes meanwhile")
+            raise RuntimeError("edu ignores register writes while a transfer is running")
         self._registers.write64(REG_DMA_SOURCE, source)
         self._registers.write64(REG_DMA_DESTINATION, destination)
         self._registers.write64(REG_DMA_COUNT, count)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which machine and kernel a guest is, and what PCI devices it has, as one JSON document on standard output.
+"""Print the VM's nonce, the kernel's build and the PCI devices as one JSON document on standard output.
 
-Asked for before anything else in the guest, once a boot (guest/resident.py, or `python3 -m guest.facts`).
-The shape, which the host reads again:
+The host asks for it once per boot, before anything else (guest/resident.py, or `python3 -m guest.facts`), and
+parses this format:
 
-    {"nonce": "c0ffee",                         what QEMU was given for this VM alone
-     "uptime": 1.5,                             seconds since the kernel began, by the guest's own clock
-     "notes": "040000001400...",                the running kernel's ELF notes in hex: its build-id is in them
+    {"nonce": "c0ffee",                         identifies this VM; QEMU was started with it
+     "uptime": 1.5,                             seconds since boot, by the guest's own clock
+     "notes": "040000001400...",                the running kernel's ELF notes in hex, with the build-id
      "devices": [{"bdf": "0000:01:00.0",        address in the guest
                   "root": "0000:00",            domain and number of the root bus
                   "path": ["08.0", "00.0"],     slot.function of each bridge on the way, and the device's own
                   "pci": "1234:11e8",           vendor and device
                   "driver": "igb" or null,
                   "iommu_group": "3" or null,   number of the group
-                  "noiommu": false,             the group is one of VFIO's own making
+                  "noiommu": false,             whether VFIO made up the group
                   "vfio_dev": ["noiommu-vfio0"]}],
      "vfio_nodes": ["devices/noiommu-vfio0", "noiommu-0", "vfio"]}
 """
@@ -74,7 +74,7 @@ def _read_bytes(path: str) -> bytes:
 
 
 def gather(sys_dir: str = "/sys", dev_dir: str = "/dev") -> dict[str, Any]:
-    """The document, from a sysfs and a /dev (tests bring their own)."""
+    """Return the document, read from a sysfs and a /dev (tests pass their own)."""
     nodes = [name for name in _list(f"{dev_dir}/vfio") if name != "devices"]
     nodes += [f"devices/{name}" for name in _list(f"{dev_dir}/vfio/devices")]
     devices = [_device(sys_dir, bdf) for bdf in _list(f"{sys_dir}/bus/pci/devices")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs a function in a child process, for what cannot be taken back: privileges given up, a death."""
+"""Run a function in a child process, for steps that cannot be undone: dropping privileges, being killed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NoReturn, Optional
 
+from guest import trouble
+
 
 class ChildError(Exception):
     """The function raised, or its process died; the message is one line."""
 
 
 class Child:
-    """A function running in a process of its own.
+    """A function running in a child process.
 
-    The end of a `with` kills it if it still runs.  A TimeoutError in the block gives way to what the child
-    raised, where it did.
+    Leaving the `with` block kills the child if it still runs. If the block raises TimeoutError and the child
+    has failed, the error of the child is raised instead.
     """
 
     def __init__(self, function: Callable[[], object]) -> None:
@@ -38,12 +40,12 @@ class Child:
         os.close(end)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal."""
+        """Send the child a signal."""
         if self._status is None:
             os.kill(self.pid, number)
 
     def ended(self) -> bool:
-        """Whether it has ended."""
+        """Return whether the child has ended."""
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -51,15 +53,16 @@ class Child:
         return self._status is not None
 
     def wait(self, timeout: float = 20.0) -> int:
-        """Wait for its end and return its wait status; raise TimeoutError."""
+        """Wait for the child to end and return its wait status; raise TimeoutError."""
         if not self.ended() and not wait_for_end(self.pid, timeout) and not self.ended():
-            raise TimeoutError(f"the child {self.pid} runs longer than {timeout:g} s")
+            raise TimeoutError(f"child {self.pid} has not ended after {timeout:g} s")
         assert self.ended()
         assert self._status is not None
         return self._status
 
     def result(self, timeout: float = 20.0) -> object:
-        """Wait for its end and return what the function returned (JSON values only); raise ChildError."""
+        """Wait for the child to end and return the result of the function (JSON values only); raise
+        ChildError."""
         status = self.wait(timeout)
         os.set_blocking(self._report, False)
         try:
@@ -67,7 +70,7 @@ class Child:
         except BlockingIOError:
             text = b""
         if not text:
-            raise ChildError(f"the child ended with wait status {status:#x} and said nothing")
+            raise ChildError(f"the child ended with wait status {status:#x} and without a result")
         answer = json.loads(text)
         if "error" in answer:
             raise ChildError(answer["error"])
@@ -87,29 +90,29 @@ class Child:
                 self.kill()
                 self.wait()
             elif isinstance(error, TimeoutError):
-                # What was waited for in vain may be what the child failed before.
+                # The block may have timed out because the child failed.
                 self.result()
         finally:
             os.close(self._report)
 
 
 class Gate:
-    """A gate between processes that were forked after it was made: shut until one of them opens it."""
+    """A barrier for processes forked after it was made: wait() blocks until one of them calls open()."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
 
     def open(self) -> None:
-        """Let everybody pass, now and later."""
+        """Let all current and later waiters pass."""
         os.write(self._writer, b"x")
 
     def wait(self, timeout: float = 20.0) -> None:
-        """Return when it is open; raise TimeoutError."""
+        """Wait until the gate is open; raise TimeoutError."""
         if not select.select([self._reader], [], [], timeout)[0]:
             raise TimeoutError(f"nobody opened the gate within {timeout:g} s")
 
     def close(self) -> None:
-        """Give its descriptors back."""
+        """Close its descriptors."""
         os.close(self._reader)
         os.close(self._writer)
 
@@ -120,9 +123,8 @@ def _run(function: Callable[[], object], report: int) -> NoReturn:
             answer: dict[str, object] = {"result": function()}
         except BaseException as error:
             traceback.print_exc()
-            text = " ".join(str(error).split())
-            named = text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
-            answer = {"error": named}
+            is_promise = isinstance(error, AssertionError)
+            answer = {"error": " ".join(str(error).split()) if is_promise else trouble.one_line(error)}
         sys.stdout.flush()
         sys.stderr.flush()
         os.write(report, json.dumps(answer).encode())
@@ -132,9 +134,10 @@ def _run(function: Callable[[], object], report: int) -> NoReturn:
 
 @contextlib.contextmanager
 def end_of(pid: int) -> Iterator[int]:
-    """A descriptor that is readable once the child *pid* has ended and can be reaped.
+    """Yield a descriptor that is readable once the child *pid* has ended and can be reaped.
 
-    A pidfd (Linux 5.3): it wakes at once, where polling costs an emulated processor several milliseconds.
+    It is a pidfd (Linux 5.3), which wakes the caller at once; polling costs an emulated vCPU several
+    milliseconds.
     """
     fd = os.pidfd_open(pid)
     try:
@@ -144,7 +147,7 @@ def end_of(pid: int) -> Iterator[int]:
 
 
 def wait_for_end(pid: int, timeout: float) -> bool:
-    """Wait until the child *pid* has ended; False when it still runs after *timeout* seconds."""
+    """Wait until the child *pid* has ended; return False if it still runs after *timeout* seconds."""
     with end_of(pid) as fd:
         return bool(select.select([fd], [], [], timeout)[0])
 

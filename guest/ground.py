@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ground state that every case starts from, and the way back to it after one.
+"""The ground state that every case starts from, and how it is restored after a case.
 
-Ground: the test devices have no driver and no override, the parameter is off, no huge page is reserved, no
-virtual function exists, no process of the case lives.  Every step is bounded in time.
+In the ground state the test devices have no driver and no override, the parameter is off, no huge page is
+reserved, no virtual function exists, and no process of the case is alive. Every step of the restore has a
+timeout.
 """
 
 from __future__ import annotations
@@ -12,38 +13,37 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from guest import bounded, memory, pci
 
 REAP_TIMEOUT = 10.0
-"""Seconds that killed processes may take to go: one in uninterruptible sleep may never do."""
+"""Seconds that killed processes have to exit; one in uninterruptible sleep may never exit."""
 
 STEP_TIMEOUT = 15.0
-"""Seconds that one step back to the ground state may take."""
+"""Timeout in seconds of one step of the restore."""
 
 RESTORE_TIMEOUT = 60.0
-"""Seconds that all the steps together may take."""
+"""Timeout in seconds of all steps together."""
 
 END_TIMEOUT = RESTORE_TIMEOUT + 5.0
-"""Seconds, by the wall clock whatever the accelerator, that may pass between a case's result line and its
-`# END` line: all of the restore, and writing down what it came to.  Whoever reads the agent's answer waits
-that long after a result before calling the agent dead."""
+"""Most seconds, in wall-clock time on every accelerator, between a case's result line and its `# END` line:
+the whole restore and its report.  The host waits so long after a result before it declares the agent dead."""
 
-# Features whose devices belong to the cases; any other device in the machine is none of our business.
+# Features whose devices the cases use; the restore leaves every other device of the machine alone.
 _DEVICE_FEATURES = {"edu": "edu", "edu2": "edu", "igb": "igb", "nvme": "nvme", "aer": "virtio-balloon"}
 
 
 @dataclass
 class Cleaning:
-    """What had to be done after a case, and what could not be."""
+    """The steps done after a case, and those that failed."""
 
     done: list[str] = field(default_factory=list)
     dirty: list[str] = field(default_factory=list)
 
     def step(self, what: str, action: Callable[[], object]) -> None:
-        """Do one step and note it; note it as dirty when it failed."""
+        """Do one step and record it, as dirty if it failed."""
         try:
             action()
         except (OSError, pci.StuckWrite) as error:
@@ -60,19 +60,19 @@ class Ground:
 
     @classmethod
     def survey(cls, features: Iterable[str]) -> Ground:
-        """Note the devices that *features* speak of."""
+        """Return the Ground of the devices that *features* name."""
         kinds = sorted({_DEVICE_FEATURES[name] for name in features if name in _DEVICE_FEATURES})
         try:
             return cls(tuple(bdf for kind in kinds for bdf in pci.find(kind)))
-        except OSError:  # no PCI bus: the unit tests' machine
+        except OSError:  # no PCI bus, as where the unit tests run
             return cls(())
 
     def restore(self, *, first: bool = False) -> Cleaning:
-        """Put everything back and say what it took; with *first* nothing but drivers is touched.
+        """Restore the ground state and return the steps done; with *first*, only unbind drivers.
 
-        At the agent's start the parameter keeps its boot value, for the case that looks at it.  All of it is
-        bounded: even reading an attribute can block, on the lock that a blocked unbind holds
-        (sriov_numvfs_show(); up to Linux 7.2 driver_override_show() too).
+        At the agent's start the parameter keeps its boot value, for the case that checks it. The whole
+        restore has a timeout, because even reading an attribute can block on the lock that a blocked unbind
+        holds (sriov_numvfs_show(); up to Linux 7.2 driver_override_show() too).
         """
         try:
             return bounded.within(RESTORE_TIMEOUT, lambda: self._restore(first=first))
@@ -82,30 +82,33 @@ class Ground:
     def _restore(self, *, first: bool) -> Cleaning:
         cleaning = Cleaning()
         for bdf in self.devices:
-            if pci.exists(bdf):
-                self._restore_device(cleaning, bdf)
-            else:
+            try:
+                entries = frozenset(os.listdir(f"{pci.BUS}/devices/{bdf}"))
+            except FileNotFoundError:
                 cleaning.dirty.append(f"{bdf} is gone")
+            else:
+                self._restore_device(cleaning, bdf, entries)
         if first:
             return cleaning
         if pci.parameter():
-            cleaning.step("parameter back to N", lambda: pci.set_parameter(False))
+            cleaning.step("parameter set back to N", lambda: pci.set_parameter(False))
         if memory.hugepages():
-            cleaning.step("huge pages given back", _give_back_hugepages)
+            cleaning.step("huge pages released", _give_back_hugepages)
         return cleaning
 
-    def _restore_device(self, cleaning: Cleaning, bdf: str) -> None:
-        numvfs = pci.path_of(bdf) / "sriov_numvfs"
-        if numvfs.exists() and pci.read(numvfs) != "0":
+    def _restore_device(self, cleaning: Cleaning, bdf: str, entries: Collection[str]) -> None:
+        """Restore one device; *entries* are the names in its directory: after most cases they show that there
+        is nothing to do."""
+        if "sriov_numvfs" in entries and pci.read(f"{pci.BUS}/devices/{bdf}/sriov_numvfs") != "0":
             cleaning.step(
                 f"{bdf}: virtual functions removed",
                 lambda: pci.set_virtual_functions(bdf, 0, timeout=STEP_TIMEOUT),
             )
-        name = pci.driver(bdf)
+        name = pci.driver(bdf) if "driver" in entries else None
         if name is not None:
-            cleaning.step(f"{bdf}: taken off {name}", lambda: pci.unbind(bdf, timeout=STEP_TIMEOUT))
-        elif pci.vfio_dev_name(bdf) is not None:
-            # An unbind that blocks has removed the driver link already; its device is still there.
+            cleaning.step(f"{bdf}: unbound from {name}", lambda: pci.unbind(bdf, timeout=STEP_TIMEOUT))
+        elif "vfio-dev" in entries and pci.vfio_dev_name(bdf) is not None:
+            # A blocked unbind has already removed the driver link, but its device still exists.
             cleaning.step(f"{bdf}: unbind finished", lambda: _wait_for_unbind(bdf))
         if pci.override(bdf):
             cleaning.step(f"{bdf}: override cleared", lambda: pci.set_override(bdf, ""))
@@ -126,9 +129,9 @@ def _wait_for_unbind(bdf: str) -> None:
 
 
 def reap_group(group: int) -> list[str]:
-    """Kill the process group and wait until it is empty; return what would not die.
+    """Kill the process group and wait until it is empty; return a message if processes did not die.
 
-    The caller is the subreaper of the group, so that orphans come to it.
+    The caller must be the subreaper of the group, so that orphans become its children.
     """
     deadline = time.monotonic() + REAP_TIMEOUT
     while True:
@@ -140,5 +143,5 @@ def reap_group(group: int) -> list[str]:
             return []
         if pid == 0:
             if time.monotonic() > deadline:
-                return [f"processes of group {group} would not die"]
+                return [f"processes of group {group} did not die"]
             time.sleep(0.005)

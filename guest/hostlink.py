@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Asks the host for what the guest cannot do itself: pull out a device, put one in, send an NMI.
+"""Ask the host for actions that the guest cannot do itself: unplug a device, plug one in, send an NMI.
 
-The requests go over a virtio-serial port, one JSON line each way.  The host's side belongs to the VM object.
+Requests and answers are JSON lines over a virtio-serial port; the host's side is harness/machine/hostlink.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PORT = "/dev/virtio-ports/vfio-harness.hostlink"
 
 
 class HostRefused(RuntimeError):
-    """The host answered that it could not do it."""
+    """The host answered that it cannot do the action."""
 
 
 class HostSilent(RuntimeError):
@@ -24,7 +24,7 @@ class HostSilent(RuntimeError):
 
 
 class HostLink:
-    """The client of the host-action port, opened at the first request: only one process may hold it."""
+    """The client of the host-action port, opened at the first request: only one process can have it open."""
 
     def __init__(self, path: str = PORT) -> None:
         self._path = path
@@ -42,21 +42,21 @@ class HostLink:
         while True:
             answer = json.loads(self._read_line(fd, deadline, action))
             if not isinstance(answer, dict) or answer.get("id") != self._id:
-                continue  # the late answer to a request somebody gave up on
+                continue  # the late answer to a request that timed out
             if not answer.get("ok"):
                 raise HostRefused(f"the host refused {action}: {answer.get('error', 'no reason given')}")
             return answer
 
     def unplug(self, device: str) -> None:
-        """Ask for the removal of the QEMU device *device* (its id); the guest still has to let go of it."""
+        """Request the removal of the QEMU device *device* (its id); the guest must still release it."""
         self.request("unplug", device=device)
 
     def plug(self, device: str) -> None:
-        """Put the QEMU device with the id *device* back."""
+        """Plug the QEMU device with the id *device* back in."""
         self.request("plug", device=device)
 
     def nmi(self) -> None:
-        """Raise an NMI on every processor."""
+        """Raise an NMI on every CPU."""
         self.request("nmi")
 
     def link(self, device: str, *, up: bool) -> None:
@@ -64,11 +64,11 @@ class HostLink:
         self.request("link", device=device, up=up)
 
     def error(self, device: str) -> None:
-        """Have the QEMU device with the id *device* report an uncorrectable error that is not fatal."""
+        """Make the QEMU device with the id *device* report an uncorrectable error that is not fatal."""
         self.request("error", device=device)
 
     def close(self) -> None:
-        """Give the port back; the next request opens it again."""
+        """Close the port; the next request opens it again."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -79,7 +79,7 @@ class HostLink:
             try:
                 self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
             except OSError as error:
-                raise HostSilent(f"no way to ask the host: {error}") from error
+                raise HostSilent(f"cannot open the port to the host: {error}") from error
         return self._fd
 
     def _read_line(self, fd: int, deadline: float, action: str) -> bytes:

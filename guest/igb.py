@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Intel 82576 (QEMU's igb), driven at register level from user space: loopback DMA and MSI-X causes.
+"""Drive the Intel 82576 (QEMU's igb) at register level from user space: loopback DMA and MSI-X causes.
 
-Owns the registers, the descriptor layouts and the order in which they are programmed. Any object with 32-bit
-accessors over BAR0 will do: it knows nothing of VFIO. A DmaBuffer's address goes to the device as it is, so
-without an IOMMU it must be a physical address.
+This module knows the registers, the descriptor layouts and how to program them, but nothing of VFIO: it takes
+any object with 32-bit accessors over BAR0. A DmaBuffer's address goes to the device unchanged, so without an
+IOMMU it must be a physical address.
 
-Registers and bits: Intel 82576 datasheet, with the sequence of the kernel's own selftest driver
-(tools/testing/selftests/vfio/lib/drivers/igb/igb.c) and what QEMU's hw/net/igb_core.c needs of it.
+Registers and bits: Intel 82576 datasheet; the order is that of the kernel's own selftest driver
+(tools/testing/selftests/vfio/lib/drivers/igb/igb.c), plus what QEMU's hw/net/igb_core.c requires.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEVICE_ID = 0x10C9
 FUNCTION_IDS = 0x10CA_8086
 """Device and vendor id of a virtual function."""
 
-# QEMU's hw/net/igb.c: IGB_MSIX_VEC_NUM, and the BAR in which the vector table is, from the start of it.
+# QEMU's hw/net/igb.c: IGB_MSIX_VEC_NUM, and the BAR that begins with the vector table.
 VECTORS = 10
 TABLE_BAR = 3
 
@@ -29,6 +29,7 @@ CTRL = 0x0000
 STATUS = 0x0008
 CTRL_EXT = 0x0018
 MDIC = 0x0020
+VET = 0x0038
 IMC = 0x00D8
 RCTL = 0x0100
 TCTL = 0x0400
@@ -103,9 +104,8 @@ ADVTXD_RS = 1 << 27
 ADVTXD_DEXT = 1 << 29
 ADVTXD_PAYLEN_SHIFT = 14
 RXD_STAT_DD = 1 << 0
-RXD_STAT_EOP = 1 << 1
 
-# An Ethernet frame without its checksum, and the 1024 bytes the kernel's selftest driver stays within.
+# The smallest Ethernet frame without its checksum, and the limit of the kernel's selftest driver.
 MIN_FRAME = 60
 MAX_FRAME = 1024
 
@@ -130,13 +130,13 @@ class DmaBuffer:
 
 
 class Igb:
-    """One 82576 function behind BAR0 `registers`; memory decoding and bus mastering are the caller's part."""
+    """One 82576 function behind BAR0 `registers`; the caller enables memory decoding and bus mastering."""
 
     def __init__(self, registers: Registers) -> None:
         self._registers = registers
 
     def reset(self) -> None:
-        """Software reset by CTRL.RST; every interrupt cause is masked afterwards.
+        """Reset the device by CTRL.RST, after which every interrupt cause is masked.
 
         Raises TimeoutError when CTRL.RST does not clear.
         """
@@ -181,9 +181,10 @@ class Igb:
         self._wait(STATUS, STATUS_LU, STATUS_LU, "no link")
 
     def start_rings(self, transmit: DmaBuffer, receive: DmaBuffer) -> Rings:
-        """Give queue 0 its two descriptor rings and switch both directions on.
+        """Set up queue 0's two descriptor rings and enable both directions.
 
-        Raises ValueError for a ring size the device cannot express, TimeoutError when a queue stays disabled.
+        Raises ValueError for a ring size that the device does not support, TimeoutError when a queue stays
+        disabled.
         """
         for ring in (transmit, receive):
             if len(ring.view) % (MIN_DESCRIPTORS * DESCRIPTOR_SIZE) or not len(ring.view):
@@ -201,7 +202,7 @@ class Igb:
         return Rings(self._registers, transmit, receive)
 
     def stop(self) -> None:
-        """Switch both directions off; no descriptor is fetched afterwards."""
+        """Disable both directions; no descriptor is fetched afterwards."""
         self._registers.write32(RCTL, 0)
         self._registers.write32(TCTL, 0)
 
@@ -254,12 +255,12 @@ class Rings:
         return slot
 
     def received(self, slot: int) -> int | None:
-        """Bytes received in slot `slot`, None while the device has not written the descriptor back."""
+        """Return the bytes received in slot `slot`, None until the device has written the descriptor back."""
         start = slot * DESCRIPTOR_SIZE
         return receive_length(bytes(self._receive.view[start : start + DESCRIPTOR_SIZE]))
 
     def wait_received(self, slot: int, timeout: float = TIMEOUT) -> int:
-        """received() once there is an answer. Raises TimeoutError after `timeout` seconds."""
+        """Wait until received() has an answer and return it. Raises TimeoutError after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while True:
             length = self.received(slot)
@@ -271,18 +272,19 @@ class Rings:
 
 
 def transmit_descriptor(source: int, size: int) -> bytes:
-    """Advanced data descriptor (82576 datasheet 7.2.2.3) for one whole frame."""
+    """Return an advanced data descriptor (82576 datasheet 7.2.2.3) for one whole frame."""
     command = size | ADVTXD_DTYP_DATA | ADVTXD_DEXT | ADVTXD_IFCS | ADVTXD_EOP | ADVTXD_RS
     return struct.pack("<QII", source, command, size << ADVTXD_PAYLEN_SHIFT)
 
 
 def receive_descriptor(destination: int) -> bytes:
-    """Advanced one-buffer receive descriptor in its read format (82576 datasheet 7.1.5.1)."""
+    """Return an advanced one-buffer receive descriptor in its read format (82576 datasheet 7.1.5.1)."""
     return struct.pack("<QQ", destination, 0)
 
 
 def receive_length(descriptor: bytes) -> int | None:
-    """Frame length in a written-back receive descriptor (82576 datasheet 7.1.5.2), None before that."""
+    """Return the frame length of a written-back receive descriptor (82576 datasheet 7.1.5.2), None before
+    that."""
     _packet, _header, _hash, status, length, _vlan = struct.unpack("<HHIIHH", descriptor)
     return int(length) if status & RXD_STAT_DD else None
 

@@ -2,9 +2,9 @@
 /*
  * Process 1 of the `image` root: file systems, network, agent, SSH server, then reaping orphans.
  *
- * A compiled one, because a shell script that does the same forks some fifteen times, which is a quarter of a
+ * It is compiled because a shell script that does the same forks some fifteen times, which takes a quarter of a
  * second under emulation.  Arguments: NAME=DIRECTORY for each further disk, as in vdb=/run/vfio-harness/guest.
- * The words it prints are those of init.sh, and the host knows them (harness/machine/vm.py).
+ * It prints the same messages as init.sh, which the host parses (harness/machine/vm.py).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -21,6 +21,7 @@
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -39,7 +40,7 @@ static void say(const char *format, ...)
 	fflush(stdout);
 }
 
-/* Nothing can be done without it: the host reads the word and gives up waiting; the exit panics the kernel. */
+/* Report a fatal error: the host reads the message and stops waiting; the exit panics the kernel. */
 static void die(const char *what)
 {
 	say("init failed: %s: %s", what, strerror(errno));
@@ -69,7 +70,7 @@ static void mount_on(const char *type, const char *source, const char *point, un
 		die(point);
 }
 
-/* Lay a tmpfs over the read-only root, so that everything can be written to and nothing stays. */
+/* Mount a tmpfs over the read-only root, so that all of it is writable and nothing is kept. */
 static void make_root_writable(void)
 {
 	mount_on("tmpfs", "tmpfs", "/mnt", 0, "mode=755");
@@ -109,6 +110,47 @@ static void mount_disk(char *argument)
 	mount_on("erofs", device, point, MS_RDONLY, NULL);
 }
 
+static int has_port(void)
+{
+	DIR *ports = opendir("/sys/class/virtio-ports");
+	struct dirent *entry;
+	int found = 0;
+
+	while (ports && (entry = readdir(ports)))
+		found |= entry->d_name[0] != '.';
+	if (ports)
+		closedir(ports);
+	return found;
+}
+
+/*
+ * Load what a kernel that the harness did not configure may have as modules: the network, the port to the host, the
+ * keys, and VFIO.  Our own variants have the former built in; of VFIO the agent loads what is still missing.
+ */
+static void load_modules(void)
+{
+	char *words[] = { "modprobe", "-a", "-q", "virtio_net", "virtio_console", "qemu_fw_cfg",
+			  "vfio_iommu_type1", "vfio-pci", NULL };
+	char path[PATH_MAX];
+	struct utsname kernel;
+	pid_t child;
+
+	uname(&kernel);
+	snprintf(path, sizeof(path), "/usr/lib/modules/%s", kernel.release);
+	if (access(path, F_OK))
+		return;
+	child = fork();
+	if (child == 0) {
+		execvp(words[0], words);
+		_exit(127);
+	}
+	while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
+		;
+	/* The ports come with messages from the host, one second at most after their driver. */
+	for (int i = 0; i < 100 && !has_port(); i++)
+		usleep(10000);
+}
+
 /* Call what() with the name of each entry of a directory. */
 static void for_each(const char *directory, void (*what)(const char *name))
 {
@@ -122,7 +164,7 @@ static void for_each(const char *directory, void (*what)(const char *name))
 		closedir(entries);
 }
 
-/* The names that udev would give to virtio-serial ports. */
+/* Create the link that udev would create for a virtio-serial port. */
 static void name_port(const char *port)
 {
 	char path[PATH_MAX], name[128] = "", target[PATH_MAX];
@@ -199,6 +241,7 @@ int main(int count, char **arguments)
 	mount_file_systems();
 	for (int i = 1; i < count; i++)
 		mount_disk(arguments[i]);
+	load_modules();
 	for_each("/sys/class/virtio-ports", name_port);
 	bring_up("lo", "127.0.0.1", "255.0.0.0");
 	for_each("/sys/class/net", bring_up_virtio);

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Turns a booted root into a machine that answers over SSH: mounts, network, keys, server.  Run as root by the
-# root's own init; stays as long as the machine lives.  The keys come from QEMU's firmware configuration
-# (-fw_cfg name=opt/vfio-harness/<x>,file=...), readable through CONFIG_FW_CFG_SYSFS.  POSIX sh.
+# Make a booted root reachable over SSH: mounts, network, keys, server.  Run as root by the root's own init; runs
+# until the machine is shut down.  The keys come from QEMU's firmware configuration (-fw_cfg
+# name=opt/vfio-harness/<x>,file=...), readable through CONFIG_FW_CFG_SYSFS.  POSIX sh.
 set -u
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
@@ -15,7 +15,7 @@ say() {
 	echo "<5>vfio-harness: $*" >/dev/kmsg 2>/dev/null
 }
 
-# die WHAT: nothing can be done without it; the host reads the word on the console and gives up waiting.
+# die WHAT: report a fatal error; the host reads the message on the console and stops waiting.
 die() {
 	say "init failed: $*"
 	sync
@@ -46,7 +46,12 @@ mount_once tmpfs /tmp "mode=1777" || die "no /tmp"
 mount_once tmpfs /dev/shm "mode=1777" || say "no /dev/shm"
 mount_once debugfs /sys/kernel/debug || say "no debugfs"
 
-# The names that udev would give to virtio-serial ports.
+# What a kernel that the harness did not configure may have as modules.
+if [ -d "/lib/modules/$(uname -r)" ]; then
+	modprobe -a -q virtio_net virtio_console qemu_fw_cfg vfio_iommu_type1 vfio-pci 2>/dev/null
+fi
+
+# The links that udev would create for virtio-serial ports.
 for port in /sys/class/virtio-ports/*; do
 	[ -r "$port/name" ] || continue
 	read -r name <"$port/name" || continue
@@ -62,8 +67,8 @@ for device in /sys/class/net/*; do
 	interface=${device##*/}
 	driver=$(readlink "$device/device/driver" 2>/dev/null) || continue
 	[ "${driver##*/}" = virtio_net ] || continue
-	ip link set "$interface" up || die "$interface does not come up"
-	ip address replace "$address" dev "$interface" || die "$interface takes no address"
+	ip link set "$interface" up || die "cannot bring up $interface"
+	ip address replace "$address" dev "$interface" || die "cannot set the address of $interface"
 	ip route replace default via 10.0.2.2 2>/dev/null
 	say "network on $interface"
 	break
@@ -91,8 +96,8 @@ serve_dropbear() {
 	exec dropbear -F -E -s -r "$run/dropbear_key" -P "$run/ssh.pid" -p 22
 }
 
-# key_in_home: have our key, and no other, in root's .ssh without writing to what may be a live root: a tmpfs over
-# an existing .ssh, or else a passwd of our own that gives root a home under /run.
+# key_in_home: install our key as the only one in root's .ssh, without writing to the root, which may be the host's:
+# a tmpfs over an existing .ssh, or else a passwd of our own with a home of root under /run.
 key_in_home() {
 	home=$(awk -F: '$1 == "root" { print $6 }' /etc/passwd)
 	if [ -n "$home" ] && [ -d "$home/.ssh" ]; then
@@ -142,4 +147,4 @@ fi
 if command -v sshd >/dev/null 2>&1; then
 	serve_openssh
 fi
-die "no SSH server: the root has neither dropbear nor sshd that starts"
+die "no SSH server: neither dropbear nor sshd starts in this root"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""iommufd's user interface (include/uapi/linux/iommufd.h).  One method, one ioctl, one OSError."""
+"""iommufd's user interface (include/uapi/linux/iommufd.h). Each method makes one ioctl and raises its
+OSError."""
 
 from __future__ import annotations
 
@@ -24,10 +25,15 @@ VFIO_IOAS = 0x3B88
 HWPT_ALLOC = 0x3B89
 GET_HW_INFO = 0x3B8A
 HWPT_SET_DIRTY_TRACKING = 0x3B8B
+HWPT_GET_DIRTY_BITMAP = 0x3B8C
+HWPT_INVALIDATE = 0x3B8D
 FAULT_QUEUE_ALLOC = 0x3B8E
 IOAS_MAP_FILE = 0x3B8F
 VIOMMU_ALLOC = 0x3B90
+VDEVICE_ALLOC = 0x3B91
 IOAS_CHANGE_PROCESS = 0x3B92
+VEVENTQ_ALLOC = 0x3B93
+HW_QUEUE_ALLOC = 0x3B94
 IOAS_NOIOMMU_GET_PA = 0x3B95
 
 MAP_FIXED_IOVA, MAP_WRITEABLE, MAP_READABLE = 1, 2, 4
@@ -43,7 +49,7 @@ HWPT_NEST_PARENT, HWPT_DIRTY_TRACKING, HWPT_FAULT_ID_VALID, HWPT_PASID = 1, 2, 4
 
 LAST_IOVA = 2**64 - 1
 NO_SUCH_ID = 0xDEAD
-"""An object id that no test comes near."""
+"""An object id that no test reaches."""
 
 
 class Destroy(Struct):
@@ -221,6 +227,46 @@ class HwptSetDirtyTracking(Struct):
     hwpt_id: int
     reserved: int
     _fields_ = (*u32("size", "flags", "hwpt_id", "reserved"),)
+
+
+class HwptGetDirtyBitmap(Struct):
+    """struct iommu_hwpt_get_dirty_bitmap."""
+
+    _fields_ = (*u32("size", "hwpt_id", "flags", "reserved"), *u64("iova", "length", "page_size", "data"))
+
+
+class HwptInvalidate(Struct):
+    """struct iommu_hwpt_invalidate."""
+
+    _fields_ = (
+        *u32("size", "hwpt_id"),
+        *u64("data_uptr"),
+        *u32("data_type", "entry_len", "entry_num", "reserved"),
+    )
+
+
+class VdeviceAlloc(Struct):
+    """struct iommu_vdevice_alloc."""
+
+    _fields_ = (*u32("size", "viommu_id", "dev_id", "out_vdevice_id"), *u64("virt_id"))
+
+
+class VeventqAlloc(Struct):
+    """struct iommu_veventq_alloc."""
+
+    _fields_ = (
+        *u32("size", "flags", "viommu_id", "type", "veventq_depth", "out_veventq_id", "out_veventq_fd"),
+        *u32("reserved"),
+    )
+
+
+class HwQueueAlloc(Struct):
+    """struct iommu_hw_queue_alloc."""
+
+    _fields_ = (
+        *u32("size", "flags", "viommu_id", "type", "index", "out_hw_queue_id"),
+        *u64("nesting_parent_iova", "length"),
+    )
 
 
 class FaultAlloc(Struct):
@@ -409,19 +455,19 @@ class Iommufd(Descriptor):
         return argument.ioas_id
 
     def hwpt_alloc(self, device: int, pt_id: int, *, flags: int = 0, fault_id: int = 0) -> int:
-        """IOMMU_HWPT_ALLOC: make a page table by hand and return its id."""
+        """IOMMU_HWPT_ALLOC: make a page table and return its id."""
         argument = HwptAlloc(flags=flags, dev_id=device, pt_id=pt_id, fault_id=fault_id)
         self.call(HWPT_ALLOC, argument)
         return argument.out_hwpt_id
 
     def fault_queue_alloc(self) -> tuple[int, int]:
-        """IOMMU_FAULT_QUEUE_ALLOC: make a queue of page faults and return its id and its file."""
+        """IOMMU_FAULT_QUEUE_ALLOC: make a queue of page faults and return its id and its descriptor."""
         argument = FaultAlloc()
         self.call(FAULT_QUEUE_ALLOC, argument)
         return argument.out_fault_id, argument.out_fault_fd
 
     def get_hw_info(self, device: int, *, flags: int = 0) -> HwInfo:
-        """IOMMU_GET_HW_INFO without the hardware's own data."""
+        """IOMMU_GET_HW_INFO without the vendor-specific data."""
         argument = HwInfo(flags=flags, dev_id=device)
         self.call(GET_HW_INFO, argument)
         return argument
@@ -437,5 +483,6 @@ class Iommufd(Descriptor):
         return argument.out_viommu_id
 
     def change_process(self) -> None:
-        """IOMMU_IOAS_CHANGE_PROCESS: count what every IOAS of this iommufd has pinned against the caller."""
+        """IOMMU_IOAS_CHANGE_PROCESS: account everything that the IOASes of this iommufd have pinned to the
+        caller."""
         self.call(IOAS_CHANGE_PROCESS, ChangeProcess())

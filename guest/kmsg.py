@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel's log from inside (Documentation/ABI/testing/dev-kmsg): say something, read what it said."""
+"""Write to and read from the kernel's log (Documentation/ABI/testing/dev-kmsg)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ KERN_WARNING = (
 )
 
 BEGIN = "vfio-harness: begin"
-"""What the log says, with an address, when a case or a program begins; the host reads it on the console."""
+"""Logged with an address when a case or a program begins; the host reads it on the console."""
 
 END = "vfio-harness: end"
-"""And when it has ended."""
+"""The same when it has ended."""
+
+PROOF = "vfio-harness: heard"
+"""Logged with the VM's nonce when the host asks for facts; the host checks that it reaches the console."""
 
 
 def say(text: str) -> None:
@@ -48,7 +51,7 @@ class KernelLog:
             except BlockingIOError:
                 break
             except BrokenPipeError:
-                continue  # records were overwritten before they were read: go on with the oldest there is
+                continue  # records were overwritten before they were read: continue with the oldest
             text = record.decode(errors="replace").partition(";")[2]
             self._lines.append(text.split("\n", 1)[0])
         return list(self._lines)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Writes KTAP version 1 (Documentation/dev-tools/ktap.rst).  Knows nothing of cases or of how they run."""
+"""Write KTAP version 1 (Documentation/dev-tools/ktap.rst)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import TextIO
 
 
 class Writer:
-    """One KTAP document on *stream*, each line flushed so that a dying VM loses nothing already said."""
+    """One KTAP document on *stream*; each line is flushed, so that a crash of the VM loses none.
+
+    The header goes out with the first line after it: every flush is a packet through the emulated network.
+    """
 
     def __init__(self, stream: TextIO, *, plan: int) -> None:
         self._stream = stream
         self._number = 0
-        self._line("KTAP version 1")
-        self._line(f"1..{plan}")
+        self._header = f"KTAP version 1\n1..{plan}\n"
 
     def _line(self, text: str) -> None:
-        self._stream.write(text + "\n")
+        header, self._header = self._header, ""
+        self._stream.write(f"{header}{text}\n")
         self._stream.flush()
 
     def diagnostic(self, text: str) -> None:
@@ -38,10 +41,10 @@ class Writer:
         self._line(f"{status} {self._number} {name}{tail}")
 
     def end(self, name: str) -> None:
-        """Write the line that tells the reader that nothing more follows about *name*."""
+        """Write the line that ends the output about *name*."""
         self._line(f"# END {name}")
 
 
 def printable(line: str) -> str:
-    """Return *line* without what would end it or upset a terminal; tabs stay."""
+    """Return *line* with line breaks and other control characters escaped, except tabs."""
     return "".join(c if c == "\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in line)

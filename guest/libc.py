@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The C library calls that Python 3.9 does not offer, raising OSError like the ones it does."""
+"""C library calls that Python 3.9 lacks; they raise OSError like its own."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def munmap(address: int, length: int) -> None:
 
 
 def munmap_shared() -> None:
-    """Unmap every file that mmap() mapped shared: what a fork inherits and must not keep, a BAR above all."""
+    """Unmap every file that mmap() mapped shared, above all BARs, which a forked child must not keep."""
     for address, length in tuple(_shared.items()):
         with contextlib.suppress(OSError):
             munmap(address, length)
@@ -91,7 +91,7 @@ def madvise(address: int, length: int, advice: int) -> None:
 
 
 def ioctl(fd: int, request: int, address: int) -> int:
-    """Make an ioctl whose argument lies at *address* itself; fcntl.ioctl() hands over a copy."""
+    """Make an ioctl whose argument is at *address* itself; fcntl.ioctl() passes a copy."""
     result = int(_libc().ioctl(fd, request, address))
     if result < 0:
         raise raise_errno(f"ioctl {request:#x}")
@@ -114,6 +114,13 @@ def pwrite(fd: int, address: int, count: int, offset: int) -> int:
     return result
 
 
+def handle_signal(number: int, handler: int) -> None:
+    """Let the C function at the address *handler* handle the signal *number* (signal(3))."""
+    _libc().signal.restype = ctypes.c_void_p
+    if _libc().signal(ctypes.c_int(number), ctypes.c_void_p(handler)) == ctypes.c_void_p(-1).value:
+        raise raise_errno(f"signal({number})")
+
+
 def prctl(option: int, argument: int = 0, second: int = 0) -> None:
     """Operate on the calling process (prctl(2))."""
     if _libc().prctl(ctypes.c_int(option), ctypes.c_ulong(argument), ctypes.c_ulong(second), 0, 0):
@@ -121,7 +128,7 @@ def prctl(option: int, argument: int = 0, second: int = 0) -> None:
 
 
 def unshare(what: int) -> None:
-    """Give the calling thread its own copy of *what* it shares with the others of its process."""
+    """Give the calling thread its own copy of *what*, unshared from its process."""
     if _libc().unshare(what):
         raise raise_errno(f"unshare({what:#x})")
 
@@ -144,7 +151,7 @@ def eventfd(value: int = 0, *, nonblocking: bool = True) -> int:
 
 
 def eventfd_count(fd: int) -> int:
-    """Return how often the nonblocking eventfd *fd* was signalled since the last look, 0 for never."""
+    """Return how often the nonblocking eventfd *fd* was signalled since the last call, 0 for never."""
     try:
         return int.from_bytes(os.read(fd, 8), "little")
     except BlockingIOError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The words a case may use to say what it needs, and what each one means.
+"""The features that a case may need, and what each one means.
 
-A feature is a property of the kernel under test, of the emulated devices or of the machine.  The host hands
-the guest one set of them; a need is the name of a feature, or `!name` for its absence.
+A feature is a property of the kernel under test, of the emulated devices or of the machine. The host passes
+the guest the set of features present; a need is the name of a feature, or `!name` for its absence.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Collection, Iterable
 
 FEATURES: dict[str, str] = {
     # The kernel: what its configuration offers.
-    "noiommu": "CONFIG_VFIO_NOIOMMU: the kernel can drive a device without an IOMMU, one way or another",
+    "noiommu": "CONFIG_VFIO_NOIOMMU: VFIO offers devices without an IOMMU, by group, device node or both",
     "noiommu-group": "no-IOMMU devices appear as /dev/vfio/noiommu-G",
     "noiommu-cdev": "no-IOMMU devices appear as /dev/vfio/devices/noiommu-vfioN",
-    "group": "CONFIG_VFIO_GROUP: the group nodes exist at all",
-    "cdev": "CONFIG_VFIO_DEVICE_CDEV: the device nodes exist at all",
+    "group": "CONFIG_VFIO_GROUP: group nodes exist",
+    "cdev": "CONFIG_VFIO_DEVICE_CDEV: device nodes exist",
     "container": "CONFIG_VFIO_CONTAINER: /dev/vfio/vfio is the native type1 container",
     "compat": "CONFIG_IOMMUFD_VFIO_CONTAINER: /dev/vfio/vfio is served by iommufd",
     "iommufd": "CONFIG_IOMMUFD: /dev/iommu exists",
     "modular": "vfio, vfio-pci and iommufd are modules",
-    "debug": "built with KASAN or lockdep: slower, and far less forgiving",
+    "debug": "built with KASAN or lockdep: slower and stricter",
     "fault-injection": "built with the fault injection frameworks",
     "gcov": "built with coverage counters",
     "kunit": "built with KUnit and the unit tests of the generic page tables",
-    # The topology: which devices there are, and what stands before them.
+    # The topology: its devices and their IOMMUs.
     "edu": "one QEMU `edu` device",
     "edu2": "two QEMU `edu` devices",
-    "intx": "INTx of every edu arrives; from behind a pxb-pcie it does not (seen with QEMU 10.0.2)",
+    "intx": "INTx of every edu arrives; behind a pxb-pcie it does not (seen with QEMU 10.0.2)",
     "igb": "a QEMU `igb` network card",
     "nvme": "a QEMU `nvme` controller",
     "aer": "a QEMU `virtio-balloon-pci` in a root port, which reports the errors of its bus",
@@ -37,12 +37,15 @@ FEATURES: dict[str, str] = {
     "viommu-amd": "that IOMMU is amd-iommu",
     "viommu-virtio": "that IOMMU is virtio-iommu",
     "mixed": "one device behind an emulated IOMMU and one outside it, in the same machine",
-    "hotplug": "the devices sit in slots that the host can empty and fill",
+    "hotplug": "the host can unplug the devices and plug them in",
     "sriov": "a device that can have virtual functions",
-    "shared-port": "two devices behind one port, whose bus is reset for both of them",
+    "shared-port": "two devices behind one port, so that a bus reset resets both",
     "link-peer": "the igb has a network peer, so its link comes up",
+    # The selftests: what the tree's libvfio can do; see harness/kernel/selftests.py.
+    "libvfio-noiommu-cdev": "the tree's libvfio can find /dev/vfio/devices/noiommu-vfioN",
+    "libvfio-noiommu-group": "the tree's libvfio can find /dev/vfio/noiommu-G",
     # The machine.
-    "smp": "two processors or more",
+    "smp": "two CPUs or more",
     "mem-4g": "4 GiB of memory or more",
 }
 
@@ -52,13 +55,13 @@ class UnknownFeature(ValueError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return ` (did you mean X?)`, or nothing when no choice is near *word*."""
+    """Return ` (did you mean X?)`, or an empty string when no choice is near *word*."""
     close = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise UnknownFeature for the first of the needs *names* with a word that FEATURES does not know."""
+    """Raise UnknownFeature for the first of the needs *names* with a word that is not in FEATURES."""
     for name in (word for need in names for word in need.split("|")):
         bare = name[1:] if name.startswith("!") else name
         if bare not in FEATURES:
@@ -68,8 +71,8 @@ def check_names(names: Iterable[str]) -> None:
 def unmet(needs: Iterable[str], features: Collection[str]) -> tuple[str, ...]:
     """Return those of *needs* that *features* does not satisfy, in the order given.
 
-    A need is a feature, `!feature` for one that must be absent, or several of those with `|` between them, of
-    which one is enough.
+    A need is a feature, `!feature` for one that must be absent, or alternatives separated by `|`, one of
+    which is enough.
     """
     return tuple(need for need in needs if not any(_is_met(word, features) for word in need.split("|")))
 
@@ -79,7 +82,7 @@ def _is_met(word: str, features: Collection[str]) -> bool:
 
 
 def parse_features(text: str) -> frozenset[str]:
-    """Read a comma-separated list of features; raise UnknownFeature for one that nobody defined."""
+    """Read a comma-separated list of features; raise UnknownFeature for one that is not in FEATURES."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name.startswith("!") or "|" in name:

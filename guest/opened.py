@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A device opened all the way, by either door, and what using one takes: mapped memory, interrupts.
+"""Open a device through its group or its device node ("door"), with mapped memory and interrupts.
 
-Everything here is a context manager that leaves nothing open behind it, so that the device can be unbound.
-The cases that are about opening itself spell out their steps instead.
+Every helper is a context manager that leaves nothing open, so that the device can be unbound. The cases that
+test opening itself make these calls themselves.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from guest import edu, igb, libc, memory, pci, vfio
+from guest import bounded, edu, igb, libc, memory, pci, vfio
 from guest.case import Test
 from guest.forked import Child
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
 
 SETTLE = 0.1
-"""Seconds in which an interrupt that is on its way arrives, also under TCG on a busy host.
+"""Seconds within which a pending interrupt arrives, also under TCG on a busy host.
 
-One that takes longer still is not lost: whoever counts next finds it.  A third of the suite was this wait.
+A later one is not lost: the next count includes it.  It is short because this wait was a third of the suite.
 """
 
 ARRIVAL = 10.0
-"""Seconds after which an interrupt that has not arrived never will."""
+"""Seconds after which an interrupt counts as lost."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class CdevUser:
         self.iommufd.map(self.ioas, buffer.address, buffer.length, iova)
 
     def physical(self, iova: int, length: int) -> int:
-        """Return the physical address of *iova* by GET_PA; AssertionError when *length* is in pieces."""
+        """Return the physical address of *iova* by GET_PA; raise AssertionError unless *length* is
+        contiguous."""
         address, contiguous = self.iommufd.get_pa(self.ioas, iova, length)
         assert contiguous == length, f"want {length:#x} contiguous bytes at {iova:#x}, got {contiguous:#x}"
         return address
@@ -67,14 +68,14 @@ def through_cdev(bdf: str) -> Iterator[CdevUser]:
 
 @contextlib.contextmanager
 def unbound(bdf: str) -> Iterator[tuple[vfio.Device, Iommufd]]:
-    """Have *bdf* on vfio-pci and its device node open, not yet bound, beside a new iommufd."""
+    """Bind *bdf* to vfio-pci and open its device node, not yet bound to an iommufd, and a new iommufd."""
     with pci.bound(bdf), vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
         yield device, iommufd
 
 
 @dataclass(frozen=True)
 class GroupUser:
-    """A device that a group in a container handed out."""
+    """A device from a group in a container."""
 
     device: vfio.Device
     group: vfio.Group
@@ -83,7 +84,7 @@ class GroupUser:
 
 @contextlib.contextmanager
 def through_group(bdf: str, kind: int = vfio.NOIOMMU_IOMMU) -> Iterator[GroupUser]:
-    """Open *bdf* by its group node and the container that this kernel has, with the IOMMU type *kind*."""
+    """Open *bdf* through its group and this kernel's container, with the IOMMU type *kind*."""
     with pci.bound(bdf), vfio.open_container() as container, vfio.open_group(bdf) as group:
         group.set_container(container)
         container.set_iommu(kind)
@@ -93,7 +94,7 @@ def through_group(bdf: str, kind: int = vfio.NOIOMMU_IOMMU) -> Iterator[GroupUse
 
 @contextlib.contextmanager
 def opened(t: Test, bdf: str) -> Iterator[vfio.Device]:
-    """Open a device without an IOMMU by its device node where the kernel offers one, else by its group."""
+    """Open a device without an IOMMU through its device node if the kernel offers one, else its group."""
     door = through_cdev if "noiommu-cdev" in t.features else through_group
     with door(bdf) as user:
         yield user.device
@@ -101,7 +102,7 @@ def opened(t: Test, bdf: str) -> Iterator[vfio.Device]:
 
 @contextlib.contextmanager
 def reopened_by_cdev(bdf: str, token: Optional[uuid.UUID] = None) -> Iterator[vfio.Device]:
-    """Open *bdf*, which is on vfio-pci already, by its device node, and leave it on vfio-pci."""
+    """Open *bdf*, which is bound to vfio-pci, through its device node, and leave it bound."""
     with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
         device.bind_iommufd(iommufd.fd, token=token.bytes if token else None)
         yield device
@@ -109,7 +110,7 @@ def reopened_by_cdev(bdf: str, token: Optional[uuid.UUID] = None) -> Iterator[vf
 
 @contextlib.contextmanager
 def reopened_by_group(bdf: str, token: Optional[uuid.UUID] = None) -> Iterator[vfio.Device]:
-    """Open *bdf*, which is on vfio-pci already, by its group, and leave it on vfio-pci."""
+    """Open *bdf*, which is bound to vfio-pci, through its group, and leave it bound."""
     with vfio.open_container() as container, vfio.open_group(bdf) as group:
         group.set_container(container)
         container.set_iommu(vfio.NOIOMMU_IOMMU)
@@ -120,29 +121,29 @@ def reopened_by_group(bdf: str, token: Optional[uuid.UUID] = None) -> Iterator[v
 def reopened(
     t: Test, bdf: str, token: Optional[uuid.UUID] = None
 ) -> contextlib.AbstractContextManager[vfio.Device]:
-    """Open *bdf*, which is on vfio-pci already, by its device node where there is one, else by its group."""
+    """Open *bdf*, which is bound to vfio-pci, through its device node if there is one, else its group."""
     return (reopened_by_cdev if "noiommu-cdev" in t.features else reopened_by_group)(bdf, token)
 
 
 def open_files() -> int:
-    """Return how many files are open in the whole machine."""
+    """Return the number of open files in the whole machine."""
     return int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
 
 
 def has_door(t: Test, bdf: str, door: str) -> bool:
-    """Say whether this kernel lets users open *bdf* by *door*, which is `group` or `cdev`.
+    """Return whether this kernel lets users open *bdf* through *door*, `group` or `cdev`.
 
-    The no-IOMMU mode of one may be left out of a kernel that has both.
+    A kernel that has both may support no-IOMMU mode for only one of them.
     """
     return (door if pci.has_iommu(bdf) else f"noiommu-{door}") in t.features
 
 
 def usable(t: Test, kind: str = "edu", *doors: str) -> str:
-    """Return a device of *kind*, behind an IOMMU or not; skip the case where this kernel cannot drive it, or
-    not by each of *doors*."""
+    """Return a device of *kind*, with or without an IOMMU; skip the case if this kernel cannot drive it, or
+    not through each of *doors*."""
     bdf = t.device(kind)
     if "noiommu" not in t.features and not pci.has_iommu(bdf):
-        t.skip("the device does not bind at all")
+        t.skip("this kernel cannot bind the device")
     for door in doors:
         if not has_door(t, bdf, door):
             t.skip(f"without an IOMMU the device has no {door}")
@@ -150,7 +151,7 @@ def usable(t: Test, kind: str = "edu", *doors: str) -> str:
 
 
 def container_type(bdf: str) -> int:
-    """Return the IOMMU type that a container with the group of *bdf* takes."""
+    """Return the IOMMU type that a container with the group of *bdf* accepts."""
     return vfio.TYPE1V2_IOMMU if pci.has_iommu(bdf) else vfio.NOIOMMU_IOMMU
 
 
@@ -158,7 +159,7 @@ def container_type(bdf: str) -> int:
 def _registers(device: vfio.Device) -> Iterator[edu.Edu]:
     with device.bar() as bar:
         one = edu.Edu(bar)
-        one.ack_irq()  # what a case that failed may have left asserted
+        one.ack_irq()  # a failed case may have left it asserted
         try:
             yield one
         finally:
@@ -167,14 +168,14 @@ def _registers(device: vfio.Device) -> Iterator[edu.Edu]:
 
 @contextlib.contextmanager
 def opened_edu(t: Test) -> Iterator[tuple[vfio.Device, edu.Edu]]:
-    """Open an edu without an IOMMU, and its registers."""
+    """Open an edu without an IOMMU; yield it and its registers."""
     with opened(t, t.device("edu")) as device, _registers(device) as one:
         yield device, one
 
 
 @contextlib.contextmanager
 def opened_any_edu(t: Test) -> Iterator[tuple[vfio.Device, edu.Edu]]:
-    """Open an edu, whether or not an IOMMU stands before it, by whichever door the kernel offers."""
+    """Open an edu, with or without an IOMMU, through whichever door the kernel offers."""
     bdf = usable(t)
     by_cdev = has_door(t, bdf, "cdev")
     with (
@@ -186,7 +187,7 @@ def opened_any_edu(t: Test) -> Iterator[tuple[vfio.Device, edu.Edu]]:
 
 @contextlib.contextmanager
 def opened_igb(t: Test) -> Iterator[tuple[vfio.Device, igb.Igb]]:
-    """Open an igb without an IOMMU, reset and bus master, and its registers."""
+    """Open an igb without an IOMMU, reset it and enable bus mastering; yield it and its registers."""
     with opened(t, t.device("igb")) as device, device.bar() as bar:
         device.set_bus_master()
         card = igb.Igb(bar)
@@ -195,7 +196,7 @@ def opened_igb(t: Test) -> Iterator[tuple[vfio.Device, igb.Igb]]:
 
 
 def sigbus(t: Test, access: Callable[[], object], what: str) -> None:
-    """Fail unless *access*, in a process of its own, ends that with SIGBUS."""
+    """Fail unless *access* kills a child process with SIGBUS."""
     with Child(access) as child:
         status = child.wait()
     t.check(os.WIFSIGNALED(status), f"{what} did not kill its process: wait status {status:#x}")
@@ -203,16 +204,16 @@ def sigbus(t: Test, access: Callable[[], object], what: str) -> None:
 
 
 def round_trip(t: Test, device: edu.Edu, buffer: memory.Buffer, iova: int) -> None:
-    """Have the device copy the first page of *buffer*, mapped at *iova*, to the second."""
+    """Make the device copy the first page of *buffer*, mapped at *iova*, to the second."""
     data = memory.pattern(t.random, 256)
     buffer.write(data)
     device.copy_from_ram(iova, 256)
     device.copy_to_ram(iova + PAGE, 256)
-    t.equal(buffer.read(PAGE, 256), data, "what came back by IOVA")
+    t.equal(buffer.read(PAGE, 256), data, "the data copied by IOVA")
 
 
 def dma_buffer(buffer: memory.Buffer, address: int) -> igb.DmaBuffer:
-    """Give *buffer* to the igb driver as memory that the device finds at bus address *address*."""
+    """Return *buffer* as memory for the igb driver, at the bus address *address*."""
     view = memoryview((ctypes.c_uint8 * buffer.length).from_address(buffer.address)).cast("B")
     return igb.DmaBuffer(view, address)
 
@@ -224,23 +225,24 @@ class Event:
         self.fd = libc.eventfd()
 
     def arrives(self, timeout: float = ARRIVAL) -> int:
-        """Wait for a signal, let stragglers in, and return how many there were; 0 after *timeout* seconds."""
+        """Wait for a signal and for late ones, and return their number; 0 after *timeout* seconds."""
         ready = select.select([self.fd], [], [], timeout)[0]
         if not ready:
+            bounded.expired.append(timeout)
             return 0
         time.sleep(SETTLE)
         return libc.eventfd_count(self.fd)
 
     def silent(self) -> bool:
-        """Whether no signal has come, and none comes in SETTLE seconds."""
+        """Return whether no signal has come, and none comes within SETTLE seconds."""
         return silent(self)
 
     def signal(self) -> None:
-        """Signal it from this side, as the kernel expects of an unmask or ioeventfd descriptor."""
+        """Signal it from user space, as the kernel expects for an unmask or ioeventfd descriptor."""
         os.write(self.fd, (1).to_bytes(8, "little"))
 
 
 def silent(*events: Event) -> bool:
-    """Whether no signal has come to any of *events*, and none comes in SETTLE seconds."""
+    """Return whether no signal has come to any of *events*, and none comes within SETTLE seconds."""
     time.sleep(SETTLE)
     return not any(libc.eventfd_count(event.fd) for event in events)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Processes that race each other for a while, each with choices of its own, and what they met.
+"""Run racing processes that act at random, and count what happens.
 
-Each draws what it does from the case's seed, which is in the log; when they meet is the scheduler's choice.
+The case's seed, which is in the log, determines what each process does; the scheduler determines when.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from guest import forked, whereabouts
 from guest.case import Test
 
 STRESS = 1.2
-"""Seconds for which processes race each other."""
+"""Duration of a race in seconds."""
 
 DEBUG_STRESS = 5.0
-"""The same on a kernel with lockdep and KASAN, where one bind may take a second of an emulated processor."""
+"""The same on a kernel with lockdep and KASAN, where one bind may take a second under emulation."""
 
 ROUNDS = 8
-"""How often they race at most, until everything has happened that should."""
+"""Most rounds of a race, which ends when every expected event has happened."""
 
 LATE = 20.0
-"""Seconds after the end of a race in which every process is back, also on a busy host."""
+"""Seconds after a race within which every process ends, also on a busy host."""
 
 T = TypeVar("T")
 Act = Callable[[random.Random], None]
 
 
 class Tally:
-    """What a racing process has met: successes, and refusals by what was tried."""
+    """The counts of a racing process: successes, and refusals by what was tried."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
 
     def attempt(self, what: str, allowed: Sequence[int], call: Callable[[], T]) -> Optional[T]:
-        """Count *what* and return what *call* does; None when refused with one of the errnos *allowed*."""
+        """Count *what* and return the result of *call*; None if refused with one of the errnos *allowed*."""
         try:
             result = call()
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, str(error.errno))
             if error.errno not in allowed:
-                raise AssertionError(f"{what} is refused with {name}, which no race explains") from error
+                raise AssertionError(f"{what} failed with {name}, which a race does not explain") from error
             self._count(f"{what} {name}")
             return None
         self._count(f"{what} ok")
@@ -56,20 +56,25 @@ class Tally:
 
 
 def until(seconds: float, seed: int, act: Act) -> None:
-    """Do *act* again and again with one source of choices."""
+    """Repeat *act* for *seconds*, with one source of random choices."""
     choices, end = random.Random(seed), time.monotonic() + seconds
     while time.monotonic() < end:
         act(choices)
 
 
 def race(
-    t: Test, makes: Sequence[Callable[[Tally], Act]], *met: str, meanwhile: Optional[Act] = None
+    t: Test,
+    makes: Sequence[Callable[[Tally], Act]],
+    *met: str,
+    meanwhile: Optional[Act] = None,
+    stress: float = STRESS,
 ) -> None:
-    """Let processes race, and do *meanwhile* in this one, till each of *met* has happened, or it fails.
+    """Let processes race for *stress* seconds, and do *meanwhile* in this one, until each of *met* has
+    happened; fail if one does not.
 
-    A race in which nobody got anywhere shows nothing; on a busy host that may need another round.
+    A race in which one of them never happened shows nothing, so a busy host may need another round.
     """
-    seconds = DEBUG_STRESS if "debug" in t.features else STRESS
+    seconds = DEBUG_STRESS if "debug" in t.features else stress
     t.log(f"seed {t.seed}")
     total: dict[str, int] = {}
     missing = list(met)
@@ -81,13 +86,13 @@ def race(
         if not missing:
             break
     t.log(", ".join(f"{key} {total[key]}" for key in sorted(total)))
-    t.equal(missing, [], f"what never happened in {ROUNDS} rounds")
+    t.equal(missing, [], f"events that never happened in {ROUNDS} rounds")
 
 
 def _round(
     makes: Sequence[Callable[[Tally], Act]], meanwhile: Optional[Act], seeds: random.Random, seconds: float
 ) -> dict[str, int]:
-    """Let processes race for so many *seconds*, and add up what they met."""
+    """Let processes race for *seconds*, and add up their counts."""
     start = forked.Gate()
     total: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
@@ -107,7 +112,7 @@ def _round(
 
 
 def _racer(make: Callable[[Tally], Act], start: forked.Gate, seed: int, seconds: float) -> forked.Child:
-    """A process that does what *make* makes, from when *start* opens."""
+    """Start a process that waits for *start* and then repeats what *make* returns."""
 
     def run() -> dict[str, int]:
         tally = Tally()

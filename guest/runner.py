@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs one case in a fork: output streamed, time bounded, death noticed, verdict out of band."""
+"""Run one case in a fork: stream its output, enforce its timeout, notice its death, get its verdict
+separately."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Callable, NoReturn, Optional, TextIO
 
-from guest import kmsg, libc, whereabouts
+from guest import bounded, kmsg, libc, trouble, whereabouts
 from guest.case import Case, Failure, Skip, Test
 from guest.forked import end_of
 from guest.ground import reap_group
@@ -36,9 +37,10 @@ class Verdict:
 
 
 def run_forked(one: Case, features: frozenset[str], timeout: float, seed: int, diagnose: Diagnose) -> Verdict:
-    """Run *one* in a child in a process group of its own; hand every line it prints to *diagnose*.
+    """Run *one* in a child in its own process group; pass every line it prints to *diagnose*.
 
-    The child's verdict comes over a pipe that its output cannot reach.  No verdict, no success.
+    The child sends its verdict through a pipe of its own, apart from its output. Without a verdict the case
+    fails.
     """
     output, output_end = os.pipe()
     report, report_end = os.pipe()
@@ -52,11 +54,11 @@ def run_forked(one: Case, features: frozenset[str], timeout: float, seed: int, d
     os.close(output_end)
     os.close(report_end)
     with contextlib.suppress(OSError):
-        os.setpgid(pid, pid)  # the child does it too: whoever comes first
+        os.setpgid(pid, pid)  # the child does it too, whichever is first
     try:
         with end_of(pid) as end:
             said, status = _watch(pid, output, report, end, time.monotonic() + timeout, diagnose)
-        # Whatever the case left running goes now; only then is its output complete.
+        # Kill what the case left running; only then is its output complete.
         dirty = tuple(reap_group(pid))
         _drain(output, diagnose)
     finally:
@@ -68,19 +70,25 @@ def run_forked(one: Case, features: frozenset[str], timeout: float, seed: int, d
 def _watch(
     pid: int, output: int, report: int, end: int, deadline: float, diagnose: Diagnose
 ) -> tuple[bytes, Optional[int]]:
-    """Follow the child until it has ended (return its wait status) or the time is up (None)."""
+    """Follow the child; return its wait status when it has ended, None when the time is up."""
     said = b""
     lines = _Lines(diagnose)
     watched = [output, report, end]
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         ready = select.select(watched, [], [], 0 if ended else max(0.0, deadline - time.monotonic()))[0]
-        for fd in set(ready) - {end}:
+        for fd in ready:
+            if fd == end:
+                continue
             data = os.read(fd, _CHUNK)
             if not data:
-                watched.remove(fd)  # the case closed its end, by mistake or by dying
+                # The case closed its end, by mistake or by dying.
+                watched = [other for other in watched if other != fd]
             elif fd == report:
                 said += data
+                if said.endswith(b"\n"):
+                    # What is left is to exit. Each of the pipes that it closes would wake this process.
+                    watched = [end]
             else:
                 lines.feed(data)
         if ended:
@@ -111,9 +119,9 @@ def _drain(output: int, diagnose: Diagnose) -> None:
 
 
 class _Lines:
-    """Cuts a stream into lines.  One that looks like a word of the agent's own is set back by a blank."""
+    """Split a stream into lines. One that looks like a line of the agent's own is indented by a blank."""
 
-    _OWN = ("why:", "dirty:", "cleaned:", "END ")
+    _OWN = ("late:", "why:", "dirty:", "cleaned:", "gcov:", "END ")
 
     def __init__(self, diagnose: Diagnose) -> None:
         self._diagnose = diagnose
@@ -143,7 +151,7 @@ def _judge(
     diagnose: Diagnose,
 ) -> Verdict:
     if status is None:
-        diagnose(f"why: no end after {timeout:g} s")
+        diagnose(f"why: the case did not end within {timeout:g} s")
         return Verdict(kept=False, directive=f"TIMEOUT after {timeout:g}s", dirty=dirty)
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
@@ -153,12 +161,14 @@ def _judge(
     try:
         report = json.loads(said)
     except ValueError:
-        diagnose(f"why: it exited with status {os.WEXITSTATUS(status)} and without a verdict")
+        diagnose(f"why: the case exited with status {os.WEXITSTATUS(status)} without a verdict")
         return Verdict(kept=False, dirty=dirty)
     if report["outcome"] == "skip":
         return Verdict(kept=True, skip=report["why"] or "no reason given", dirty=dirty)
     if report["outcome"] == "pass":
         return Verdict(kept=True, dirty=dirty)
+    if report["late"]:
+        diagnose("late: the case had waited in vain")
     diagnose(f"why: {report['why']}")
     diagnose(f"at: {report['at']}")
     diagnose(report["traceback"])
@@ -175,11 +185,10 @@ def _child(one: Case, features: frozenset[str], seed: int, output: int, report: 
         os.dup2(null, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout, sys.stderr = _text_stream(1), _text_stream(2)
+        sys.stdout = sys.stderr = _text_stream(1)
         answer = _try(one, features, seed)
         sys.stdout.flush()
-        sys.stderr.flush()
-        os.write(report, json.dumps(answer).encode())
+        os.write(report, json.dumps(answer).encode() + b"\n")
     except BaseException:
         code = 70  # EX_SOFTWARE of sysexits.h: the runner itself failed
         with contextlib.suppress(BaseException):
@@ -201,8 +210,11 @@ def _try(one: Case, features: frozenset[str], seed: int) -> dict[str, str]:
     except Skip as skip:
         return {"outcome": "skip", "why": " ".join(str(skip).split())}
     except BaseException as error:
+        # With an errno it is the kernel's answer ETIMEDOUT.
+        waited = isinstance(error, TimeoutError) and error.errno is None
         return {
             "outcome": "fail",
+            "late": "yes" if waited or bounded.expired else "",
             "why": _one_line(error),
             "at": _where(error, one.path),
             "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
@@ -211,8 +223,7 @@ def _try(one: Case, features: frozenset[str], seed: int) -> dict[str, str]:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, Failure) else f"{type(error).__name__}: {text}"
+    return " ".join(str(error).split()) if isinstance(error, Failure) else trouble.one_line(error)
 
 
 def _where(error: BaseException, path: str) -> str:

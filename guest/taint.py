@@ -8,7 +8,7 @@ from pathlib import Path
 TAINTED = Path("/proc/sys/kernel/tainted")
 
 USER = 1 << 6
-"""include/linux/panic.h TAINT_USER, `U`: what VFIO sets when it gives a device away unprotected."""
+"""include/linux/panic.h TAINT_USER, `U`: set by VFIO when it hands out a device without an IOMMU."""
 
 # Letter and meaning of each bit, from 0: Documentation/admin-guide/tainted-kernels.rst.
 _BITS = (
@@ -36,7 +36,7 @@ _BITS = (
 
 
 def mask() -> int:
-    """Return the taint mask, 0 for a kernel that nothing has tainted."""
+    """Return the taint mask, 0 for an untainted kernel."""
     return int(TAINTED.read_text(encoding="ascii"))
 
 

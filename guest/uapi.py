@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What VFIO and iommufd have in common: structures that carry their own size, files to make ioctls on."""
+"""Common parts of VFIO and iommufd: structures that contain their own size, and files that take ioctls."""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
 import os
+import threading
 from types import TracebackType
 from typing import Callable, Optional, Union
+
+from guest.trouble import path_of
 
 Fields = tuple[tuple[str, type[ctypes._SimpleCData]], ...]  # type: ignore[type-arg]
 
@@ -38,7 +41,7 @@ def u64(*names: str) -> Fields:
 
 
 def errno_of(call: Callable[..., object], *arguments: object) -> int:
-    """Make *call* and return the errno of its refusal, 0 for success."""
+    """Make *call* and return its errno, 0 for success."""
     try:
         call(*arguments)
     except OSError as error:
@@ -46,8 +49,27 @@ def errno_of(call: Callable[..., object], *arguments: object) -> int:
     return 0
 
 
+def errnos_at_once(*attempts: Callable[[], object]) -> list[int]:
+    """Make all *attempts* at once, each in a thread, and return the errno of each, 0 for success.
+
+    An attempt that has not ended after ten seconds has -1.
+    """
+    start, results = threading.Barrier(len(attempts)), [-1] * len(attempts)
+
+    def run(index: int) -> None:
+        start.wait(10)
+        results[index] = errno_of(attempts[index])
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(attempts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return results
+
+
 class Struct(ctypes.Structure):
-    """A uapi structure; its first member says how long it is and is filled in at once."""
+    """A uapi structure whose first member is its size, filled in at once."""
 
     def __init__(self, **fields: int) -> None:
         super().__init__(**fields)
@@ -57,7 +79,7 @@ class Struct(ctypes.Structure):
 
 
 class Descriptor:
-    """Something with a file descriptor that is closed at the end of a `with`, or earlier."""
+    """An object with a file descriptor that is closed at the end of a `with`, or earlier."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -73,10 +95,14 @@ class Descriptor:
             os.close(fd)
 
     def call(self, request: int, argument: Union[int, bytearray, ctypes.Structure] = 0) -> int:
-        """Make any ioctl; a buffer is given as it is and updated in place, an int by value (0 is NULL)."""
-        if isinstance(argument, int):
-            return int(fcntl.ioctl(self.fd, request, argument))
-        return int(fcntl.ioctl(self.fd, request, argument, True))
+        """Make an ioctl; a buffer is passed as it is and updated in place, an int by value (0 is NULL)."""
+        try:
+            if isinstance(argument, int):
+                return int(fcntl.ioctl(self.fd, request, argument))
+            return int(fcntl.ioctl(self.fd, request, argument, True))
+        except OSError as error:
+            error.strerror, error.filename = f"ioctl {request:#x}: {error.strerror}", path_of(self.fd)
+            raise
 
     def __exit__(
         self,

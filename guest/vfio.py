@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""VFIO's user interface (include/uapi/linux/vfio.h): groups, containers, devices.  One method, one ioctl.
+"""VFIO's user interface (include/uapi/linux/vfio.h): groups, containers, devices. One method, one ioctl.
 
-Nothing here judges: a refused call is the OSError that the kernel gave.
+Nothing here checks results: a refused call raises the kernel's OSError.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TYPE1V2_IOMMU = 3
 NOIOMMU_IOMMU = 8
 UPDATE_VADDR = 10
 UNMAP_ALL = 2
-TYPE1_INFO_DMA_AVAIL = 3
+TYPE1_INFO_IOVA_RANGES, TYPE1_INFO_DMA_AVAIL = 1, 3
 
 GROUP_VIABLE = 1
 GROUP_CONTAINER_SET = 2
@@ -66,9 +66,9 @@ BIND_FLAG_TOKEN = 1
 PASID_FLAG = 1
 
 OFFSET_SHIFT = 40
-"""Where the number of a region lies in an offset of the file (VFIO_PCI_OFFSET_SHIFT)."""
+"""Position of the region index in a file offset (VFIO_PCI_OFFSET_SHIFT)."""
 
-BAR0, BAR1, BAR2, BAR3, BAR4, BAR5, ROM, CONFIG, VGA = range(9)
+BAR0, BAR1, ROM, CONFIG, VGA = 0, 1, 6, 7, 8
 INTX, MSI, MSIX, ERR, REQ = range(5)
 
 # PCI configuration space, include/uapi/linux/pci_regs.h
@@ -226,6 +226,14 @@ class DmaUnmap(Struct):
     )
 
 
+_WIDTHS: dict[int, type[ctypes._SimpleCData]] = {  # type: ignore[type-arg]
+    1: ctypes.c_uint8,
+    2: ctypes.c_uint16,
+    4: ctypes.c_uint32,
+    8: ctypes.c_uint64,
+}
+
+
 class Bar:
     """A mapped BAR, or a part of one.  Each access is one load or store of exactly its width."""
 
@@ -243,13 +251,17 @@ class Bar:
         """Store 4 bytes."""
         ctypes.c_uint32.from_address(self._at(offset, 4)).value = value
 
-    def read64(self, offset: int) -> int:
-        """Load 8 bytes."""
-        return int(ctypes.c_uint64.from_address(self._at(offset, 8)).value)
-
     def write64(self, offset: int, value: int) -> None:
         """Store 8 bytes."""
         ctypes.c_uint64.from_address(self._at(offset, 8)).value = value
+
+    def load(self, offset: int, width: int) -> int:
+        """Load *width* bytes: 1, 2, 4 or 8."""
+        return int(_WIDTHS[width].from_address(self._at(offset, width)).value)
+
+    def store(self, offset: int, width: int, value: int) -> None:
+        """Store *width* bytes: 1, 2, 4 or 8."""
+        _WIDTHS[width].from_address(self._at(offset, width)).value = value
 
     def close(self) -> None:
         """Unmap; a mapping left behind keeps the device open."""
@@ -276,7 +288,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Region:
-    """Where a region of a device lies in its file."""
+    """Position of a region in the device's file."""
 
     index: int
     flags: int
@@ -285,13 +297,13 @@ class Region:
 
 
 class Device(Descriptor):
-    """A device file: a cdev just opened, or what a group handed out (then already bound)."""
+    """A device file: a cdev just opened, or one from a group (then already bound)."""
 
     def __enter__(self) -> Device:
         return self
 
     def bind_iommufd(self, iommufd: int, *, token: Optional[bytes] = None) -> int:
-        """DEVICE_BIND_IOMMUFD: hand the device to an iommufd and return its object id there."""
+        """DEVICE_BIND_IOMMUFD: bind the device to an iommufd and return its object id there."""
         argument = BindIommufd(iommufd=iommufd)
         uuid = ctypes.create_string_buffer(token, 16) if token is not None else None
         if uuid is not None:
@@ -345,7 +357,7 @@ class Device(Descriptor):
         self.call(DEVICE_SET_IRQS, bytearray(bytes(head) + data))
 
     def set_eventfds(self, index: int, *fds: int, start: int = 0) -> None:
-        """Have the vectors from *start* of interrupt *index* signal these eventfds; -1 takes one away."""
+        """Make the vectors from *start* of interrupt *index* signal these eventfds; -1 removes one."""
         flags = SET_DATA_EVENTFD | SET_ACTION_TRIGGER
         self.set_irqs(index, flags, start, len(fds), struct.pack(f"<{len(fds)}i", *fds))
 
@@ -354,7 +366,7 @@ class Device(Descriptor):
         self.set_irqs(index, SET_DATA_NONE | SET_ACTION_TRIGGER, 0, 0)
 
     def trigger(self, index: int, vector: int = 0) -> None:
-        """Have the kernel signal the eventfd as if the device had raised the interrupt."""
+        """Make the kernel signal the eventfd as if the device had raised the interrupt."""
         self.set_irqs(index, SET_DATA_NONE | SET_ACTION_TRIGGER, vector, 1)
 
     def reset(self) -> None:
@@ -377,18 +389,18 @@ class Device(Descriptor):
         os.pwrite(self.fd, value.to_bytes(size, "little"), self.region(CONFIG).offset + offset)
 
     def set_bus_master(self, on: bool = True) -> None:
-        """Let the device do DMA and send MSIs, or stop it; it is stopped after every open."""
+        """Enable or disable DMA and MSIs of the device; they are disabled after every open."""
         command = self.read_config(PCI_COMMAND, 2) & ~PCI_COMMAND_MASTER
         self.write_config(PCI_COMMAND, 2, command | (PCI_COMMAND_MASTER if on else 0))
 
     def bar(self, index: int = BAR0, *, offset: int = 0, length: Optional[int] = None) -> Bar:
-        """Map a BAR; the caller closes it, or the device stays open."""
+        """Map a BAR; the caller must close it, because it keeps the device open."""
         region = self.region(index)
         return Bar(self.fd, region.offset + offset, region.size - offset if length is None else length)
 
 
 class Container(Descriptor):
-    """/dev/vfio/vfio, or an iommufd that plays it."""
+    """/dev/vfio/vfio, or an iommufd used as a container."""
 
     def __enter__(self) -> Container:
         return self
@@ -398,7 +410,7 @@ class Container(Descriptor):
         return self.call(GET_API_VERSION)
 
     def check_extension(self, extension: int) -> int:
-        """CHECK_EXTENSION: what the container says about *extension*, 0 for no."""
+        """CHECK_EXTENSION: return the container's answer about *extension*, 0 for no."""
         return self.call(CHECK_EXTENSION, extension)
 
     def set_iommu(self, kind: int) -> None:
@@ -421,18 +433,30 @@ class Container(Descriptor):
         self.call(IOMMU_UNMAP_DMA, argument)
         return argument.size
 
-    def maps_left(self) -> int:
-        """VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL among the capabilities of IOMMU_GET_INFO; ValueError without it."""
+    def capability(self, wanted: int) -> bytes:
+        """Return IOMMU_GET_INFO's answer from behind the header of the capability *wanted* on; raise
+        ValueError without that capability."""
         answer = bytearray(bytes(Type1Info(argsz=4096)).ljust(4096, b"\0"))
         self.call(IOMMU_GET_INFO, answer)
         place = Type1Info.from_buffer_copy(answer).cap_offset
         while place:
-            # struct vfio_info_cap_header, and the one member of this capability behind it.
-            name, _, following, left = struct.unpack_from("=HHII", answer, place)
-            if name == TYPE1_INFO_DMA_AVAIL:
-                return int(left)
+            # struct vfio_info_cap_header
+            name, _, following = struct.unpack_from("=HHI", answer, place)
+            if name == wanted:
+                return bytes(answer[place + 8 :])
             place = following
-        raise ValueError("the container does not say how many mappings it takes")
+        raise ValueError(f"the container does not report capability {wanted}")
+
+    def maps_left(self) -> int:
+        """Return VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL from IOMMU_GET_INFO; raise ValueError without it."""
+        return int(struct.unpack_from("=I", self.capability(TYPE1_INFO_DMA_AVAIL))[0])
+
+    def iova_ranges(self) -> list[tuple[int, int]]:
+        """Return VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, [(first, last), ...]; raise ValueError without it."""
+        told = self.capability(TYPE1_INFO_IOVA_RANGES)
+        count = struct.unpack_from("=I", told)[0]
+        words = struct.unpack_from(f"={2 * count}Q", told, 8)
+        return [(words[i], words[i + 1]) for i in range(0, len(words), 2)]
 
 
 class Group(Descriptor):
@@ -466,7 +490,7 @@ def _open(path: Union[str, Path]) -> int:
 
 
 def try_open(node: Path) -> None:
-    """Open any node, and close it again at once."""
+    """Open any node, and close it at once."""
     os.close(_open(node))
 
 
@@ -477,7 +501,7 @@ def open_container(path: Union[str, Path] = CONTAINER) -> Container:
 
 def open_group(bdf: str) -> Group:
     """Open the group node of *bdf*; raise ENOENT when it has none."""
-    node = pci.vfio_nodes(bdf).group
+    node = pci.group_node(bdf)
     if node is None:
         raise OSError(errno.ENOENT, f"{bdf} has no VFIO group node")
     return Group(_open(node))
@@ -485,7 +509,7 @@ def open_group(bdf: str) -> Group:
 
 def open_cdev(bdf: str) -> Device:
     """Open the device node of *bdf*; raise ENOENT when it has none."""
-    node = pci.vfio_nodes(bdf).cdev
+    node = pci.cdev_node(bdf)
     if node is None:
         raise OSError(errno.ENOENT, f"{bdf} has no VFIO device node")
     return Device(_open(node))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where in the kernel processes are: what is asked of one that does not come back, before it is killed."""
+"""Report where in the kernel a stuck process is, before it is killed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PROC = Path("/proc")
 
 
 def of_process(pid: int) -> str:
-    """The wait channel of a process, its system call and its kernel stack, on one line (proc(5))."""
+    """Return the wait channel, the system call and the kernel stack of a process, on one line (proc(5))."""
     texts = []
     for name in ("wchan", "syscall", "stack"):
         with contextlib.suppress(OSError):
@@ -20,10 +20,10 @@ def of_process(pid: int) -> str:
 
 
 def of_group(group: int) -> Iterator[str]:
-    """One line for every living process of the process *group*: its pid, state, and of_process()."""
+    """Yield one line for every living process of the process *group*: its pid, state, and of_process()."""
     for path in sorted(PROC.glob("[0-9]*/stat"), key=lambda path: int(path.parent.name)):
         with contextlib.suppress(OSError):
-            # Behind the name, which may hold anything: state, parent, process group.
+            # After the name, which may contain anything: state, parent, process group.
             state, _, its_group = path.read_text(errors="replace").rpartition(")")[2].split()[:3]
             if int(its_group) == group and state != "Z":
                 yield f"process {path.parent.name} ({state}): {of_process(int(path.parent.name))}"

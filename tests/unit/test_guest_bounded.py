@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Calls that may never return: their answers, their errors, and the files that they do not hold."""
+"""Calls that may never return: their results, their errors, and the files that they must not keep open."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_only_so_long() -> None:
 
 
 def test_files_are_not_held() -> None:
-    """A pipe whose writing end the caller closes has ended, though a call goes on meanwhile."""
+    """A pipe ends when the caller closes its write end, even while a call is still running."""
     reading, writing = os.pipe()
     started, done = threading.Event(), threading.Event()
 

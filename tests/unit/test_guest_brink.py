@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Arguments at the end of memory, and the calls that take their very address."""
+"""Arguments at the end of mapped memory, and the calls that take their address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guest.uapi import errno_of
 
 
 def test_brink_ends_where_memory_does() -> None:
-    """What is put there can be read to its last byte and not beyond."""
+    """Data put there can be read to its last byte and not beyond."""
     fd = memory.memfd(memory.PAGE)
     with Brink() as edge:
         where = edge.put(b"12345678", 5)
@@ -39,7 +39,7 @@ def test_frozen_memory_is_read_and_not_written() -> None:
 
 
 def test_ioctl_takes_the_address_itself() -> None:
-    """Its errno comes from the kernel's own look at that memory; fcntl.ioctl() would have copied."""
+    """The errno comes from the kernel's own access to that memory; fcntl.ioctl() would have copied it."""
     reader, writer = os.pipe()
     os.write(writer, b"abc")
     with Brink() as edge:
@@ -58,6 +58,6 @@ def test_errno_of_success_is_zero() -> None:
 
 
 def test_a_bound_device_without_nodes_is_no_success() -> None:
-    """A case that looks at every node cannot pass for want of any."""
+    """A case that checks every node fails if there is none."""
     with pytest.raises(AssertionError, match="no VFIO node"):
         _ = pci.Nodes(group=None, cdev=None).made

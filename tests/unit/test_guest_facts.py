@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a guest tells of its devices, from a sysfs made up for it."""
+"""The facts that a guest reports about its devices, from a fake sysfs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def _device(sys_dir: Path, way: str, pci: str) -> Path:
-    """Make a device at the end of *way* (`pci0000:00/0000:00:02.0/...`) and its link on the bus."""
+    """Make a device at the path *way* (`pci0000:00/0000:00:02.0/...`) and its link on the bus."""
     where = sys_dir / "devices" / way
     where.mkdir(parents=True, exist_ok=True)
     vendor, device = pci.split(":")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Functions in processes of their own: what came of them is said, and said rightly."""
+"""Functions in child processes: their results and errors reach the parent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _raise(message: str) -> None:
 
 
 def test_a_child_that_failed_is_told_of_in_place_of_the_wait_for_it() -> None:
-    """Who waits for a gate that a failed child cannot open any more learns why it failed."""
+    """If a child fails before it opens a gate, waiting for the gate raises the child's error."""
     gate = forked.Gate()
 
     def wait() -> None:
@@ -26,7 +26,7 @@ def test_a_child_that_failed_is_told_of_in_place_of_the_wait_for_it() -> None:
 
 
 def test_a_wait_for_a_child_that_did_nothing_wrong_stays_one() -> None:
-    """A gate that nobody means to open is that, whatever the child does."""
+    """Waiting for a gate that nobody opens is a TimeoutError if no child failed."""
     gate = forked.Gate()
 
     def wait() -> None:

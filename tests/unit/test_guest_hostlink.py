@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The guest's side of the host-action port, against a pseudo-terminal that plays the host."""
+"""The guest's side of the host-action port, with a pseudo-terminal as the host."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def test_silence_is_not_success() -> None:
 
 
 def test_a_missing_port_is_said_so() -> None:
-    with pytest.raises(HostSilent, match="no way to ask the host"):
+    with pytest.raises(HostSilent, match="cannot open the port to the host"):
         HostLink("/does/not/exist").nmi()

@@ -13,7 +13,7 @@ RING_BYTES = 8 * igb.DESCRIPTOR_SIZE
 
 
 class FakeIgb:
-    """Registers that remember, report ready at once, and never loop a frame back by themselves."""
+    """Registers that keep their values, are ready at once, and never loop back a frame by themselves."""
 
     def __init__(self) -> None:
         self.registers: dict[int, int] = {}
@@ -32,18 +32,18 @@ class FakeIgb:
 
 
 def buffer(size: int, address: int) -> igb.DmaBuffer:
-    """`size` zero bytes the device would see at `address`."""
+    """Return `size` zero bytes that the device sees at `address`."""
     return igb.DmaBuffer(memoryview(bytearray(size)), address)
 
 
 def rings(fake: FakeIgb) -> tuple[igb.Rings, igb.DmaBuffer, igb.DmaBuffer]:
-    """Running rings of eight descriptors above 4 GiB."""
+    """Return running rings of eight descriptors above 4 GiB."""
     transmit, receive = buffer(RING_BYTES, 0x1_2345_6000), buffer(RING_BYTES, 0x2_0000_1000)
     return igb.Igb(fake).start_rings(transmit, receive), transmit, receive
 
 
 def test_reset_masks_everything() -> None:
-    """After a reset no cause may interrupt."""
+    """After a reset every interrupt cause is masked."""
     fake = FakeIgb()
     igb.Igb(fake).reset()
     assert fake.registers[igb.IMC] == fake.registers[igb.EIMC] == 0xFFFFFFFF
@@ -51,7 +51,7 @@ def test_reset_masks_everything() -> None:
 
 
 def test_ring_addresses_are_split_into_their_halves() -> None:
-    """The high half matters: without an IOMMU a ring may sit above 4 GiB."""
+    """The high half matters: without an IOMMU a ring may be above 4 GiB."""
     fake = FakeIgb()
     rings(fake)
     assert (fake.registers[igb.TDBAH], fake.registers[igb.TDBAL]) == (1, 0x23456000)
@@ -67,7 +67,7 @@ def test_a_ring_the_device_cannot_express_is_refused(size: int) -> None:
 
 
 def test_post_fills_both_descriptors_before_the_tails() -> None:
-    """The tails are what makes the device look, receive side first."""
+    """Writing the tails starts the device, so they are written last, the receive tail first."""
     fake = FakeIgb()
     running, transmit, receive = rings(fake)
     slot = running.post(0xABCD000, 0x1_0000_0000, 64)
@@ -78,7 +78,7 @@ def test_post_fills_both_descriptors_before_the_tails() -> None:
 
 
 def test_post_wraps_round_the_ring() -> None:
-    """The ninth frame of a ring of eight takes slot 0 again."""
+    """The ninth frame of a ring of eight uses slot 0 again."""
     fake = FakeIgb()
     running, _transmit, _receive = rings(fake)
     assert [running.post(0, 0, 60) for _ in range(9)] == [0, 1, 2, 3, 4, 5, 6, 7, 0]
@@ -87,7 +87,8 @@ def test_post_wraps_round_the_ring() -> None:
 
 @pytest.mark.parametrize("size", [59, 1025, 0])
 def test_a_frame_of_impossible_size_is_refused(size: int) -> None:
-    """Shorter is padded by the device, longer does not fit the receive buffer: neither compares equal."""
+    """The device pads shorter frames, and longer ones do not fit the receive buffer: neither would compare
+    equal."""
     fake = FakeIgb()
     running, _transmit, _receive = rings(fake)
     with pytest.raises(ValueError, match="must be 60 to 1024"):
@@ -95,12 +96,12 @@ def test_a_frame_of_impossible_size_is_refused(size: int) -> None:
 
 
 def test_received_only_after_the_write_back() -> None:
-    """The read format never counts as done, even with an address whose bits look like a status."""
+    """A descriptor in read format never counts as done, even if bits of its address look like a status."""
     fake = FakeIgb()
     running, _transmit, receive = rings(fake)
     slot = running.post(0, 0xFFFFFFFF_FFFFF000, 60)
     assert running.received(slot) is None
-    receive.view[:16] = struct.pack("<HHIIHH", 0, 0, 0, igb.RXD_STAT_DD | igb.RXD_STAT_EOP, 60, 0)
+    receive.view[:16] = struct.pack("<HHIIHH", 0, 0, 0, igb.RXD_STAT_DD | 1 << 1, 60, 0)
     assert running.wait_received(slot) == 60
 
 
@@ -113,7 +114,7 @@ def test_waiting_gives_up() -> None:
 
 
 def test_vectors_are_enabled_in_msix_mode() -> None:
-    """Multiple-MSI-X mode comes before the mask opens."""
+    """Multiple-MSI-X mode is set before causes are unmasked."""
     fake = FakeIgb()
     igb.Igb(fake).enable_vectors(0b101)
     offsets = [offset for offset, _value in fake.writes]

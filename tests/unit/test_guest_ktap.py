@@ -30,6 +30,14 @@ def test_a_document_has_version_plan_points_and_end() -> None:
     ]
 
 
+def test_the_header_goes_out_with_the_first_line() -> None:
+    out = io.StringIO()
+    writer = Writer(out, plan=1)
+    assert out.getvalue() == ""
+    writer.ok("a/one")
+    assert out.getvalue() == "KTAP version 1\n1..1\nok 1 a/one\n"
+
+
 def test_an_empty_diagnostic_is_a_bare_hash() -> None:
     out = io.StringIO()
     Writer(out, plan=0).diagnostic("")

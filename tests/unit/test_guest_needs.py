@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The words of needs and features."""
+"""The names of needs and features."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_feature_says_what_it_means() -> None:
 
 
 def test_one_of_several_is_enough() -> None:
-    """Alternatives may be absences too; a need that none of them meets is told as it is written."""
+    """Alternatives may be absences too; an unmet need is reported as it is written."""
     assert needs.unmet(("noiommu|viommu",), {"viommu"}) == ()
     assert needs.unmet(("noiommu|!smp",), set()) == ()
     assert needs.unmet(("cdev", "noiommu|viommu"), {"cdev", "edu"}) == ("noiommu|viommu",)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The resident agent on this very machine, asked over the loopback; nothing here may change the machine."""
+"""The resident agent on this machine, reached over loopback; no test here may change the machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def say(text):
     with open(sys.argv[2], "a", encoding="utf-8") as log:
         log.write(text + "\\n")
 
-# This machine's own log is not for tests.
+# Keep tests out of this machine's kernel log.
 kmsg.say = say
 resident.listen(int(sys.argv[1]))
 """
@@ -46,11 +46,11 @@ class Server:
     process: subprocess.Popen[bytes]
     port: int
     kmsg: Path
-    """What it has said to the kernel."""
+    """The messages that it wrote to the kernel log."""
 
     @property
     def children(self) -> list[int]:
-        """The processes of its connections, those included that nobody has waited for."""
+        """The processes of its connections, including zombies."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -84,14 +84,14 @@ class Client:
         self._socket.sendall(data)
 
     def finish(self) -> None:
-        """Say that nothing more comes, and go on listening."""
+        """Shut down sending, and keep receiving."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def line(self) -> str:
         return self._file.readline().decode()
 
     def rest(self) -> str:
-        """Everything until the other end closes."""
+        """Return everything until the other end closes."""
         return self._file.read().decode()
 
 
@@ -110,7 +110,7 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module", name="server")
 def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One for all tests: each shows that it has survived the ones before."""
+    """One server for all tests: each test shows that it survived the earlier ones."""
     where = tmp_path_factory.mktemp("resident")
     kmsg = where / "kmsg"
     kmsg.touch()
@@ -143,7 +143,7 @@ def _ask(server: Server, *words: str) -> str:
 
 
 def test_facts_are_one_document(server: Server) -> None:
-    """The line that asked needs no end of input after it, and the document is that of guest.facts."""
+    """A request needs no end of input after its line, and the answer is the document of guest.facts."""
     answer = _ask(server, "facts")
     assert answer.endswith("}\n")
     told, here = json.loads(answer), facts.gather()
@@ -151,15 +151,25 @@ def test_facts_are_one_document(server: Server) -> None:
     assert told == here
 
 
+def test_devices_that_cannot_be_prepared(server: Server) -> None:
+    """Each has its reason, in place of its nodes."""
+    assert json.loads(_ask(server, "prepare", "edu"))["nodes"] == {}
+    told = json.loads(_ask(server, "prepare", "", "a=ffff:00:00.0", "b=ffff:00:01.0"))
+    assert list(told["nodes"]) == ["ffff:00:00.0", "ffff:00:01.0"]
+    assert all("No such file or directory" in why for why in told["nodes"].values())
+    assert told["environment"]["VFIO_DEVICES"] == "a b"
+    assert told["environment"]["VFIO_B_BDF"] == "ffff:00:01.0"
+
+
 def test_a_list_of_cases(server: Server) -> None:
-    """As `python3 -m guest.agent --list` prints it."""
+    """The list is what `python3 -m guest.agent --list` prints."""
     rows = [line.split("\t") for line in _ask(server, "agent", "--list").splitlines()]
     assert [row[0] for row in rows] == [one.address for one in case.discover()]
     assert all(len(row) == 3 for row in rows)
 
 
 def test_the_agent_serves_requests(server: Server) -> None:
-    """It answers each at once, and ends with its input."""
+    """The agent answers each request at once and ends with its input."""
     with Client(server) as client:
         client.send(["agent"])
         assert client.line() == "# agent ready 1\n"
@@ -174,7 +184,7 @@ def test_the_agent_serves_requests(server: Server) -> None:
 
 
 def test_what_is_sent_at_once_is_answered_in_order(server: Server) -> None:
-    """The first line is no more than a line: what follows it in the same packet is not lost."""
+    """Requests in the same packet after the first line are not lost."""
     with Client(server) as client:
         client.send_bytes(b'["agent", "--features", "edu"]\n{"case": "no/one"}\n{"case": "no/two"}\n')
         client.finish()
@@ -186,8 +196,8 @@ def test_what_is_sent_at_once_is_answered_in_order(server: Server) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["fcats"], "resident: there is no ['fcats']; known: agent, facts"),
-        ([], "resident: there is no []; known: agent, facts"),
+        (["fcats"], "resident: unknown request ['fcats']; known: agent, facts"),
+        ([], "resident: unknown request []; known: agent, facts"),
         (["agent", "--features", "noiomu"], "agent: --features: unknown feature 'noiomu'"),
         (["agent", "--nonsense"], "usage: guest.agent "),
     ],
@@ -219,7 +229,7 @@ def test_what_is_wrong_is_told_to_who_asked(server: Server, words: list[str], co
     ids=lambda rubbish: repr(rubbish[:12]),
 )
 def test_rubbish_ends_its_own_connection_only(server: Server, rubbish: bytes) -> None:
-    # The end may come as a reset, when more was sent than a line may have.
+    # The connection may end with a reset if more was sent than one line may have.
     with Client(server) as client, contextlib.suppress(ConnectionError):
         client.send_bytes(rubbish)
         client.finish()
@@ -229,7 +239,7 @@ def test_rubbish_ends_its_own_connection_only(server: Server, rubbish: bytes) ->
 
 
 def test_two_connections_are_served_at_a_time(server: Server) -> None:
-    """One that has not said a word, and one that has not ended, keep nobody waiting."""
+    """A connection that has sent nothing, or has not ended, does not block others."""
     with Client(server) as silent, Client(server) as first, Client(server) as second:
         first.send(["agent"])
         assert first.line() == "# agent ready 1\n"
@@ -240,7 +250,7 @@ def test_two_connections_are_served_at_a_time(server: Server) -> None:
         assert [second.line() for _ in range(5)][-1] == "# END no/second\n"
         assert [first.line() for _ in range(5)][-1] == "# END no/first\n"
         first.finish()
-        assert first.rest() == "", "nobody else has the first connection open"
+        assert first.rest() == "", "another process has the first connection open"
         second.send({"case": "no/third"})
         assert [second.line() for _ in range(5)][-1] == "# END no/third\n"
         silent.send(["facts"])
@@ -248,7 +258,8 @@ def test_two_connections_are_served_at_a_time(server: Server) -> None:
 
 
 def test_an_agent_ends_when_its_host_goes_away(server: Server) -> None:
-    """Nor does anything stay of the process: in a guest nobody else would wait for it."""
+    """When the host disconnects, the agent ends and leaves no zombie, since in a guest no other process would
+    reap it."""
     _wait("the connections of earlier tests are gone", lambda: not server.children)
     with Client(server) as client:
         client.send(["agent"])
@@ -259,6 +270,6 @@ def test_an_agent_ends_when_its_host_goes_away(server: Server) -> None:
 
 
 def test_the_console_hears_once_that_it_listens(server: Server) -> None:
-    """The host waits for the line instead of asking the port; it is not said again for each connection."""
+    """The agent logs once that it is ready: the host waits for that line instead of polling the port."""
     assert json.loads(_ask(server, "facts"))
     assert server.kmsg.read_text(encoding="utf-8") == READY

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The taint mask in words."""
+"""The description of the taint mask."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The structures' sizes and offsets against include/uapi/linux/{vfio,iommufd}.h of Linux 7.3."""
+"""The structures' sizes and offsets compared with include/uapi/linux/{vfio,iommufd}.h of Linux 7.3."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ SIZES: dict[type[ctypes.Structure], int] = {
     iommufd.VfioIoas: 12,
     iommufd.HwptAlloc: 48,
     iommufd.HwptSetDirtyTracking: 16,
+    iommufd.HwptGetDirtyBitmap: 48,
+    iommufd.HwptInvalidate: 32,
+    iommufd.VdeviceAlloc: 24,
+    iommufd.VeventqAlloc: 32,
+    iommufd.HwQueueAlloc: 40,
     iommufd.FaultAlloc: 16,
     iommufd.ViommuAlloc: 40,
     iommufd.HwInfo: 40,
