@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""IOMMU_IOAS_NOIOMMU_GET_PA as a contract: whatever is mapped, in whatever way, every answer can be foretold.
+"""IOMMU_IOAS_NOIOMMU_GET_PA with random mappings, checked against a model.
 
-The page map and a list of what was mapped are the model; what is mapped and what is asked is random, from a
-seed that is in the log.
+The model is the page map and a list of all mappings. Mappings and queries are random, from a logged seed.
 """
 
 from __future__ import annotations
@@ -34,23 +33,23 @@ Answer = Union[tuple[int, int], int]
 
 
 class Cloth:
-    """Memory whose frames are known: what areas are cut from."""
+    """Memory with known frames, from which areas are mapped."""
 
     def __init__(self, buffer: memory.Buffer) -> None:
         self.buffer = buffer
         self.frames = memory.frames(buffer.address, buffer.length)
-        assert 0 not in self.frames, "memory of a case is not all there"
+        assert 0 not in self.frames, "some pages of the case's memory are missing"
         self._ends = _ends_of_runs(self.frames)
 
     def answer(self, offset: int, end: int, limit: int) -> tuple[int, int]:
-        """Return the address of the byte at *offset*, and the bytes in one piece from it, *end* excluded."""
+        """Return the address of the byte at *offset* and the contiguous bytes from it, up to *end*."""
         page, inside = divmod(offset, PAGE)
         reach = min(self._ends[page] * PAGE, end) - offset
         return self.frames[page] + inside, min(reach, limit)
 
 
 def _ends_of_runs(frames: Sequence[int]) -> list[int]:
-    """Return for each page the number of the first one after it that does not continue its frames."""
+    """Return for each page the index of the first later page that is not contiguous with it."""
     ends = [len(frames)] * len(frames)
     for page in range(len(frames) - 2, -1, -1):
         ends[page] = ends[page + 1] if frames[page + 1] == frames[page] + PAGE else page + 1
@@ -59,7 +58,7 @@ def _ends_of_runs(frames: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Area:
-    """A piece of cloth at an IOVA."""
+    """A part of a Cloth, mapped at an IOVA."""
 
     iova: int
     cloth: Cloth
@@ -68,11 +67,11 @@ class Area:
 
     @property
     def end(self) -> int:
-        """The first IOVA after it."""
+        """Return the first IOVA after it."""
         return self.iova + self.length
 
     def answer(self, iova: int, limit: int) -> tuple[int, int]:
-        """Return what GET_PA owes for *iova*."""
+        """Return the expected answer of GET_PA for *iova*."""
         return self.cloth.answer(self.start + iova - self.iova, self.start + self.length, limit)
 
     def part(self, first: int, length: int) -> Area:
@@ -81,7 +80,7 @@ class Area:
 
 
 class Space:
-    """An IOAS and the list of what is mapped there."""
+    """An IOAS and the list of its mappings."""
 
     def __init__(self, t: Test, iommufd: Iommufd, ioas: int) -> None:
         self.t, self.iommufd, self.ioas = t, iommufd, ioas
@@ -98,12 +97,12 @@ class Space:
         return self.note(Area(at, cloth, start, length))
 
     def copy(self, source: Space, area: Area, iova: Optional[int] = None) -> Area:
-        """Copy *area*, which may be a part of one, from *source*."""
+        """Copy *area*, or a part of one, from *source*."""
         at = self.iommufd.copy(self.ioas, source.ioas, area.length, area.iova, iova)
         return self.note(Area(at, area.cloth, area.start, area.length))
 
     def note(self, area: Area) -> Area:
-        """Take *area* into the list."""
+        """Add *area* to the list."""
         self.areas.append(area)
         return area
 
@@ -114,25 +113,25 @@ class Space:
         self.areas.remove(area)
 
     def free(self, iova: int, length: int) -> bool:
-        """Whether nothing is mapped between *iova* and *iova* + *length*."""
+        """Return whether nothing is mapped between *iova* and *iova* + *length*."""
         return all(area.end <= iova or iova + length <= area.iova for area in self.areas)
 
     def owed(self, iova: int, limit: int) -> Answer:
-        """Return what GET_PA owes."""
+        """Return the expected answer of GET_PA."""
         for area in self.areas:
             if area.iova <= iova < area.end:
                 return area.answer(iova, limit)
         return errno.ENOENT
 
     def ask(self, iova: int, limit: int) -> Answer:
-        """Return what GET_PA answers."""
+        """Return the actual answer of GET_PA."""
         try:
             return self.iommufd.get_pa(self.ioas, iova, limit)
         except OSError as error:
             return error.errno or 0
 
     def examine(self, questions: int) -> None:
-        """Ask at random places, the edges of areas above all, and compare."""
+        """Query random places, mostly near the edges of areas, and compare."""
         for _ in range(questions):
             iova, limit = _question(self.t, self.areas)
             got, owed = self.ask(iova, limit), self.owed(iova, limit)
@@ -159,7 +158,7 @@ def _question(t: Test, areas: Sequence[Area]) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def quilt(t: Test) -> Iterator[Cloth]:
-    """Memory of small pages, a huge one, small ones in disorder, and a huge one again, side by side."""
+    """Yield memory made of small pages, a huge page, small pages out of order, and another huge page."""
     t.log(f"seed {t.seed}")
     if memory.set_hugepages(2) < 2:
         t.skip("the kernel cannot reserve 2 pages of 2 MiB")
@@ -175,7 +174,7 @@ def quilt(t: Test) -> Iterator[Cloth]:
 
 
 def _patch(t: Test, address: int, pages: int) -> None:
-    """Put small pages at *address*: runs of a file's pages, the runs in disorder."""
+    """Map runs of a file's pages at *address*, in random order."""
     fd = memory.memfd(pages * PAGE)
     runs = _cuts(t, pages, SMALL_PAGES // 4)
     os.pwrite(fd, bytes(pages * PAGE), 0)
@@ -205,7 +204,7 @@ def _piece(t: Test, length: int, most: int) -> tuple[int, int]:
 
 
 def _place(t: Test, space: Space, length: int) -> Optional[int]:
-    """Return a free IOVA for *length* bytes: near another area, far off, or None for the kernel's choice."""
+    """Return a free IOVA for *length* bytes: near another area, far away, or None for the kernel's choice."""
     for _ in range(20):
         kind = t.random.randrange(4)
         if kind == 0:
@@ -222,7 +221,8 @@ def _place(t: Test, space: Space, length: int) -> Optional[int]:
 
 @case(needs=BARE, cites=f"{GET_PHYS} (iopt_area_last_iova, next_paddr, max_length); iopt_alloc_iova()")
 def scattered_areas_agree(t: Test) -> None:
-    """Many areas, placed by hand or by the kernel, touching or far apart: each answer is the model's."""
+    """GET_PA answers correctly for many mappings, adjacent or far apart, at IOVAs chosen by the user or the
+    kernel."""
     with through_cdev(t.device("edu")) as user, quilt(t) as cloth:
         space = Space(t, user.iommufd, user.ioas)
         for _ in range(24):
@@ -233,20 +233,21 @@ def scattered_areas_agree(t: Test) -> None:
 
 @case(needs=BARE, cites=f"{GET_PHYS}; drivers/iommu/generic_pt/iommu_pt.h (page sizes of a mapping)")
 def alignment_changes_no_answer(t: Test) -> None:
-    """However IOVA and physical address lie to each other, and with large pages off, answers are the same."""
+    """GET_PA's answers depend neither on the alignment of IOVA to physical address nor on large pages."""
     with through_cdev(t.device("edu")) as user, quilt(t) as cloth:
         for large in (1, 0):
             space = _table(t, user)
             user.iommufd.option_set(api.OPTION_HUGE_PAGES, large, space.ioas)
             for turn, shift in enumerate((0, PAGE, t.random.randrange(HUGE) & -PAGE)):
-                # The first huge page begins SMALL_PAGES in: with shift 0 it lies alike on both sides.
+                # The first huge page begins after SMALL_PAGES; with shift 0 IOVA and address are aligned.
                 iova = BASE + (turn + 1) * 16 * HUGE - SMALL_PAGES * PAGE + shift
                 space.map(cloth, 0, cloth.buffer.length, iova)
             space.examine(60)
 
 
 def _table(t: Test, user: CdevUser) -> Space:
-    """Make another IOAS with a page table of its own, which pins and resolves without an attachment."""
+    """Make another IOAS with its own page table, which pins pages and answers GET_PA without an
+    attachment."""
     space = Space(t, user.iommufd, user.iommufd.ioas_alloc())
     user.iommufd.hwpt_alloc(user.devid, space.ioas)
     return space
@@ -254,7 +255,7 @@ def _table(t: Test, user: CdevUser) -> Space:
 
 @case(needs=BARE, cites=f"{GET_PHYS}; include/uapi/linux/iommufd.h struct iommu_ioas_noiommu_get_pa")
 def walk_meets_every_byte_once(t: Test) -> None:
-    """Asking on from where each answer ends covers an area to its last byte, in the fewest pieces."""
+    """GET_PA repeated from the end of each answer covers a mapping to its last byte in the fewest pieces."""
     with through_cdev(t.device("edu")) as user, quilt(t) as cloth:
         space = Space(t, user.iommufd, user.ioas)
         start, length = _piece(t, cloth.buffer.length - HUGE, 4 * HUGE)
@@ -273,7 +274,8 @@ def walk_meets_every_byte_once(t: Test) -> None:
 
 @case(needs=BARE, cites=f"{GET_PHYS}; ioas.c iommufd_ioas_noiommu_get_pa()")
 def address_spaces_are_apart(t: Test) -> None:
-    """The same IOVAs mean other pages in each address space, and unmapping in one leaves the others."""
+    """The same IOVA refers to different pages in different IOASes, and unmapping it in one does not affect
+    the others."""
     with through_cdev(t.device("edu")) as user, quilt(t) as cloth:
         spaces = [Space(t, user.iommufd, user.ioas), _table(t, user), _table(t, user)]
         places = [BASE + index * 4 * HUGE for index in range(6)]
@@ -291,7 +293,7 @@ def address_spaces_are_apart(t: Test) -> None:
 
 @case(needs=BARE, cites=f"{GET_PHYS}; ioas.c iommufd_ioas_map_file(); pages.c pin_memfd_pages()")
 def file_areas_agree(t: Test) -> None:
-    """Pieces of memfds, of small pages and of huge ones, resolve to the file's own pages."""
+    """Mapped parts of memfds, with small or huge pages, resolve to the file's own pages."""
     t.log(f"seed {t.seed}")
     if memory.set_hugepages(2) < 2:
         t.skip("the kernel cannot reserve 2 pages of 2 MiB")
@@ -312,7 +314,8 @@ def file_areas_agree(t: Test) -> None:
 
 @case(needs=BARE, cites=f"{GET_PHYS} (iopt_area_last_iova()); ioas.c iommufd_ioas_copy()")
 def copies_agree(t: Test) -> None:
-    """A copy of part of an area has the same pages and its own end, in any IOAS, and without its source."""
+    """A copy of part of a mapping, in any IOAS, resolves to the same pages up to its own end, with or without
+    its source."""
     with through_cdev(t.device("edu")) as user, quilt(t) as cloth:
         spaces = [Space(t, user.iommufd, user.ioas), _table(t, user)]
         source = spaces[0]
@@ -330,9 +333,39 @@ def copies_agree(t: Test) -> None:
             space.examine(50)
 
 
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/pages.c __iopt_area_unfill_domain(), struct pfn_batch",
+)
+def copies_of_the_ends_outlive_the_middle(t: Test) -> None:
+    """When a mapping of many pages goes, exactly the pages of its copies stay pinned at their addresses: its
+    first page, its last and some in between; each goes with its own copy."""
+    pages, parts = 1100, ((0, 1), (510, 4), (1099, 1))
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(pages * PAGE) as buffer:
+        buffer.touch()
+        iommufd, other = user.iommufd, user.iommufd.ioas_alloc()
+        iommufd.hwpt_alloc(user.devid, other)
+        for _ in range(2):
+            user.map(buffer, BASE)
+            t.equal(memory.pinned_pages(), pages, "pages pinned by the mapping")
+            for first, count in parts:
+                iommufd.copy(other, user.ioas, count * PAGE, BASE + first * PAGE, first * PAGE)
+            t.equal(memory.pinned_pages(), pages, "pages pinned with the copies")
+            user.iommufd.unmap(user.ioas, BASE, buffer.length)
+            left = sum(count for _first, count in parts)
+            for first, count in parts:
+                t.equal(memory.pinned_pages(), left, "pages pinned by the copies")
+                for page in range(first, first + count):
+                    got = iommufd.get_pa(other, page * PAGE, 1)[0]
+                    t.equal(got, buffer.physical(page * PAGE), f"the address of page {page}")
+                iommufd.unmap(other, first * PAGE, count * PAGE)
+                left -= count
+            t.equal(memory.pinned_pages(), 0, "pages pinned at the end")
+
+
 @case(needs=BARE, cites=f"{GET_PHYS}; io_pagetable.c iopt_unmap_iova_range(), iopt_fill_domain()", timeout=45)
 def any_history_agrees(t: Test) -> None:
-    """After any sequence of maps, copies, unmaps and attachments every answer is the model's."""
+    """GET_PA answers correctly after any sequence of maps, copies, unmaps and attachments."""
     with through_cdev(t.device("edu")) as user, quilt(t) as cloth:
         space = Space(t, user.iommufd, user.ioas)
         for _ in range(90):
@@ -348,7 +381,7 @@ def _bytes(areas: Sequence[Area]) -> int:
 
 
 def _step(t: Test, user: CdevUser, space: Space, cloth: Cloth) -> None:
-    """Change one thing, and the model with it."""
+    """Make one random change, in the kernel and in the model."""
     kind = t.random.choice(("map", "map", "map", "copy", "unmap", "unmap", "range", "attach"))
     if kind == "map" or not space.areas:
         start, length = _piece(t, cloth.buffer.length, t.random.choice((4 * PAGE, 2 * HUGE)))
@@ -368,7 +401,7 @@ def _step(t: Test, user: CdevUser, space: Space, cloth: Cloth) -> None:
 
 
 def _unmap_range(t: Test, space: Space) -> None:
-    """Unmap two areas and all between them, holes too; a range that ends inside an area is ENOENT."""
+    """Unmap two areas and everything between them, holes too; a range that ends inside an area is ENOENT."""
     first, last = sorted(t.random.choices(space.areas, k=2), key=lambda area: area.iova)
     if first.length > PAGE:
         t.errno(errno.ENOENT, space.iommufd.unmap, space.ioas, first.iova, first.length - PAGE)
@@ -380,7 +413,8 @@ def _unmap_range(t: Test, space: Space) -> None:
 
 @case(needs=BARE, cites=f"{GET_PHYS} (storage_domain); io_pagetable.c iopt_table_remove_domain()")
 def address_outlives_all_tables_but_the_last(t: Test) -> None:
-    """With several page tables on an IOAS answers stay right while they go, in any order, until the last."""
+    """GET_PA on an IOAS with several page tables answers correctly until the last one is gone, in any
+    order."""
     with through_cdev(t.device("edu")) as user, quilt(t) as cloth:
         user.device.detach()
         space = Space(t, user.iommufd, user.ioas)
@@ -399,7 +433,8 @@ def address_outlives_all_tables_but_the_last(t: Test) -> None:
 
 @case(needs=BARE, cites=f"{GET_PHYS}; io_pagetable.c iopt_cut_iova(), iopt_area_split(); vfio_compat.c")
 def cut_area_ends_at_the_cut(t: Test) -> None:
-    """An unmap by the old interface cuts an area: lengths end before the hole, addresses behind it stay."""
+    """When UNMAP_DMA of the container splits a mapping, lengths end at the hole and addresses behind it stay
+    the same."""
     with through_cdev(t.device("edu")) as user, quilt(t) as cloth:
         ioas = user.iommufd.ioas_alloc()
         user.iommufd.vfio_ioas(api.VFIO_IOAS_SET, ioas)
@@ -419,12 +454,12 @@ def cut_area_ends_at_the_cut(t: Test) -> None:
                 areas += [part for part in left if part.length]
                 space.areas = areas
                 space.examine(10)
-            t.equal(memory.pinned_kib(), _bytes(areas) // 1024, "KiB pinned after the cuts")
+            t.equal(memory.pinned_pages(), _bytes(areas) // PAGE, "pages pinned after the cuts")
 
 
 @case(needs=BARE, cites=f"{GET_PHYS}; QEMU docs/specs/edu.rst", timeout=60)
 def device_writes_where_get_pa_says(t: Test) -> None:
-    """What edu stores in pieces as long as GET_PA allows is there, byte by byte, and nothing else changed."""
+    """DMA writes to the addresses and lengths from GET_PA change exactly the intended bytes."""
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar, quilt(t) as cloth:
         space, device = Space(t, user.iommufd, user.ioas), edu.Edu(bar)
         for _ in range(6):
@@ -441,11 +476,11 @@ def device_writes_where_get_pa_says(t: Test) -> None:
             length = min(length, len(kept))
             device.copy_to_ram(address, length)
             image[where : where + length] = kept[:length]
-        t.check(cloth.buffer.read() == bytes(image), "memory is not what the transfers should have made it")
+        t.check(cloth.buffer.read() == bytes(image), "memory after the transfers is not as expected")
 
 
 def _target(t: Test, space: Space) -> tuple[int, int, int]:
-    """Pick a mapped byte; return its place in the cloth, its address, and how far a transfer may go."""
+    """Pick a mapped byte; return its offset in the cloth, its address, and the longest transfer from it."""
     area = t.random.choice(space.areas)
     offset = t.random.randrange(area.length)
     address, reach = space.iommufd.get_pa(space.ioas, area.iova + offset, edu.BUFFER_SIZE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""CAP_SYS_RAWIO stands before every way to an unprotected device.  It is dropped for real, in a child."""
+"""Every way to an unprotected device requires CAP_SYS_RAWIO, which the cases drop for real, in a child."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from guest.opened import through_cdev, through_group
     cites="drivers/vfio/group.c vfio_group_fops_open()",
 )
 def group_open_needs_rawio(t: Test) -> None:
-    """Root without CAP_SYS_RAWIO cannot open a no-IOMMU group (EPERM); with it, it can."""
+    """Root without CAP_SYS_RAWIO cannot open a no-IOMMU group (EPERM); root with it can."""
     with pci.bound(t.device("edu", iommu=False)) as nodes:
         node = nodes.group
         assert node is not None
@@ -39,7 +39,7 @@ def group_open_needs_rawio(t: Test) -> None:
     cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open()",
 )
 def cdev_open_needs_rawio(t: Test) -> None:
-    """Root without CAP_SYS_RAWIO cannot open a no-IOMMU cdev (EPERM); with it, it can."""
+    """Root without CAP_SYS_RAWIO cannot open a no-IOMMU cdev (EPERM); root with it can."""
     with pci.bound(t.device("edu", iommu=False)) as nodes:
         node = nodes.cdev
         assert node is not None
@@ -57,7 +57,8 @@ def cdev_open_needs_rawio(t: Test) -> None:
     cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(); fs/namei.c may_open()",
 )
 def cdev_mode_bits_do_not_replace_rawio(t: Test) -> None:
-    """An ordinary user gets EACCES from the node's mode, and once that allows everything, EPERM from VFIO."""
+    """An ordinary user cannot open a no-IOMMU cdev: EACCES from its mode bits, EPERM once they allow
+    everything."""
     with pci.bound(t.device("edu", iommu=False)) as nodes:
         node = nodes.cdev
         assert node is not None
@@ -69,7 +70,8 @@ def cdev_mode_bits_do_not_replace_rawio(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_fops_open(); fs/namei.c may_open()",
 )
 def group_mode_bits_do_not_replace_rawio(t: Test) -> None:
-    """An ordinary user gets EACCES from the node's mode, and once that allows everything, EPERM from VFIO."""
+    """An ordinary user cannot open a no-IOMMU group: EACCES from its mode bits, EPERM once they allow
+    everything."""
     with pci.bound(t.device("edu", iommu=False)) as nodes:
         node = nodes.group
         assert node is not None
@@ -92,7 +94,7 @@ def _refused_to_nobody(t: Test, node: Path) -> None:
     cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(): capable(), not ns_capable()",
 )
 def user_namespace_root_is_not_enough(t: Test) -> None:
-    """All capabilities in a user namespace of its own do not open a no-IOMMU cdev."""
+    """Having all capabilities in a user namespace does not allow opening a no-IOMMU cdev."""
     with pci.bound(t.device("edu", iommu=False)) as nodes:
         node = nodes.cdev
         assert node is not None
@@ -104,7 +106,7 @@ def user_namespace_root_is_not_enough(t: Test) -> None:
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa()",
 )
 def get_pa_needs_rawio(t: Test) -> None:
-    """Without CAP_SYS_RAWIO no physical address is given away, and no argument is looked at: EPERM."""
+    """GET_PA without CAP_SYS_RAWIO is EPERM, before any argument is checked."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         iommufd, ioas = user.iommufd, user.ioas
@@ -125,7 +127,7 @@ def get_pa_needs_rawio(t: Test) -> None:
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(): capable() at call time",
 )
 def get_pa_follows_current_credentials(t: Test) -> None:
-    """The same descriptor answers or refuses as the caller's capability comes and goes."""
+    """GET_PA on one descriptor depends on the caller's capability at the time of the call."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         iommufd, ioas = user.iommufd, user.ioas
@@ -142,7 +144,7 @@ def get_pa_follows_current_credentials(t: Test) -> None:
     "vfio_group_use_container()",
 )
 def native_container_needs_rawio_at_every_step(t: Test) -> None:
-    """SET_CONTAINER, SET_IOMMU and GET_DEVICE_FD are EPERM one by one for a task without CAP_SYS_RAWIO."""
+    """SET_CONTAINER, SET_IOMMU and GET_DEVICE_FD are each EPERM for a task without CAP_SYS_RAWIO."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), vfio.open_container() as container, vfio.open_group(bdf) as group:
         _refused_without_rawio(t, lambda: t.errno(errno.EPERM, group.set_container, container))
@@ -158,7 +160,7 @@ def native_container_needs_rawio_at_every_step(t: Test) -> None:
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_set_iommu(); vfio/group.c vfio_df_group_open()",
 )
 def emulated_container_needs_rawio(t: Test) -> None:
-    """In iommufd's container, which any iommufd is, SET_IOMMU and GET_DEVICE_FD are EPERM for a task without
+    """With any iommufd as the container, SET_IOMMU and GET_DEVICE_FD are each EPERM for a task without
     CAP_SYS_RAWIO."""
     bdf = t.device("edu", iommu=False)
     path = vfio.CONTAINER if "compat" in t.features else iommufd_api.PATH
@@ -183,7 +185,7 @@ def _refused_without_rawio(t: Test, attempt: Callable[[], object]) -> None:
     cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd(); Documentation/driver-api/vfio.rst",
 )
 def bind_needs_rawio(t: Test) -> None:
-    """A task without CAP_SYS_RAWIO that was handed an open no-IOMMU cdev cannot bind it."""
+    """A task without CAP_SYS_RAWIO that is passed an open no-IOMMU cdev cannot bind it."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
 
@@ -194,9 +196,9 @@ def bind_needs_rawio(t: Test) -> None:
         t.in_child(without)
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_option_rlimit_mode()", alongside=True)
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_option_rlimit_mode()")
 def rlimit_mode_needs_sys_resource(t: Test) -> None:
-    """The accounting mode of an iommufd is changed by CAP_SYS_RESOURCE alone, and read by anyone."""
+    """Changing the accounting mode of an iommufd requires CAP_SYS_RESOURCE; reading it does not."""
 
     def without() -> None:
         caps.drop(caps.CAP_SYS_RESOURCE)
@@ -211,7 +213,7 @@ def rlimit_mode_needs_sys_resource(t: Test) -> None:
 
 
 def _open_errno(node: Path) -> int:
-    """Open *node* in a program just executed, with what execve() leaves it, and return the errno."""
+    """Open *node* in a newly executed program and return the errno."""
     code = "import os, sys\ntry: os.open(sys.argv[1], os.O_RDWR)\nexcept OSError as e: sys.exit(e.errno)"
     return os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-I", "-S", "-c", code, str(node)])
 
@@ -225,8 +227,8 @@ def _either_node(nodes: pci.Nodes) -> Path:
     cites="drivers/vfio/group.c vfio_group_fops_open(), device_cdev.c: capable(); capabilities(7) execve()",
 )
 def rawio_is_followed_through_exec(t: Test) -> None:
-    """What a program has after execve() decides: root whose bounding set lacks CAP_SYS_RAWIO is EPERM, a user
-    with the capability ambient gets in, and one who had it permitted alone does not."""
+    """A program after execve() can open a no-IOMMU node as a user with CAP_SYS_RAWIO ambient, but not as root
+    without it in the bounding set, nor as a user who had it only permitted."""
     with pci.bound(t.device("edu", iommu=False)) as nodes:
         node = _either_node(nodes)
         os.chmod(node, 0o666)
@@ -251,7 +253,7 @@ def rawio_is_followed_through_exec(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_fops_open(), device_cdev.c vfio_device_fops_cdev_open()",
 )
 def rawio_must_be_in_effect(t: Test) -> None:
-    """A capability that is permitted but not in effect opens no node; raised, it does."""
+    """Opening a no-IOMMU node requires CAP_SYS_RAWIO in the effective set; permitted alone is not enough."""
     with pci.bound(t.device("edu", iommu=False)) as nodes:
         for node in nodes.made:
             caps.lower(caps.CAP_SYS_RAWIO)
@@ -261,7 +263,7 @@ def rawio_must_be_in_effect(t: Test) -> None:
 
 
 def _as_namespace_root(t: Test, attempt: Callable[[], object]) -> None:
-    """Call *attempt* with every capability, in a user namespace of one's own."""
+    """Call *attempt* with every capability, in a new user namespace."""
     if not Path("/proc/self/ns/user").exists():
         t.skip("this kernel has no user namespaces")
 
@@ -278,8 +280,8 @@ def _as_namespace_root(t: Test, attempt: Callable[[], object]) -> None:
     cites="drivers/vfio/group.c vfio_group_fops_open(), vfio_df_group_open(); container.c: capable()",
 )
 def user_namespace_root_gets_nothing_from_a_group(t: Test) -> None:
-    """All capabilities in a user namespace of its own neither open a no-IOMMU group nor take a device, or the
-    no-IOMMU type, by descriptors that were handed over."""
+    """Having all capabilities in a user namespace allows neither opening a no-IOMMU group nor, through
+    inherited descriptors, setting its container or type or getting its device."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes, vfio.open_container() as container:
         group_node = nodes.group
@@ -299,7 +301,7 @@ def user_namespace_root_gets_nothing_from_a_group(t: Test) -> None:
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(): capable(), not ns_capable()",
 )
 def user_namespace_root_learns_no_address(t: Test) -> None:
-    """All capabilities in a user namespace of its own do not make GET_PA answer."""
+    """Having all capabilities in a user namespace does not make GET_PA succeed."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         user.map(page, 0x10000)
@@ -308,7 +310,8 @@ def user_namespace_root_learns_no_address(t: Test) -> None:
 
 @case(needs=("noiommu-group", "edu", "!viommu"), cites="drivers/vfio/group.c vfio_group_fops_open() (order)")
 def group_does_not_tell_whether_it_is_busy(t: Test) -> None:
-    """A task without CAP_SYS_RAWIO is refused with EPERM whether or not someone has the group open."""
+    """A task without CAP_SYS_RAWIO gets EPERM for opening a group, whether or not the group is open
+    elsewhere."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes, vfio.open_group(bdf):
         node = nodes.group
@@ -322,8 +325,8 @@ def group_does_not_tell_whether_it_is_busy(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_df_group_open(); container.c vfio_group_use_container() (first open)",
 )
 def device_in_use_needs_rawio_again(t: Test) -> None:
-    """A task without CAP_SYS_RAWIO gets no device from a no-IOMMU group that it was handed, whether or not a
-    privileged one has it open already."""
+    """A task without CAP_SYS_RAWIO gets no device from a no-IOMMU group that it is passed, even if a
+    privileged task has the device open."""
     bdf = t.device("edu", iommu=False)
     with through_group(bdf) as user:
         _refused_without_rawio(t, lambda: t.errno(errno.EPERM, user.group.device, bdf))
@@ -334,7 +337,7 @@ def device_in_use_needs_rawio_again(t: Test) -> None:
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa() (order)",
 )
 def get_pa_does_not_tell_what_is_translated(t: Test) -> None:
-    """Without CAP_SYS_RAWIO GET_PA is EPERM on a translated address space too, with it EOPNOTSUPP."""
+    """GET_PA on a translated address space is EPERM without CAP_SYS_RAWIO and EOPNOTSUPP with it."""
     with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as page:
         page.touch()
         user.map(page, 0x10000)

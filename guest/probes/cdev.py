@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The device node: bind to an iommufd, attach, detach, replace, and every refusal on the way."""
+"""The device node: bind to an iommufd, attach, detach, replace, and every error of these calls."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ BARE = ("noiommu-cdev", "edu", "!viommu")
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd()")
 def bind_gives_an_id(t: Test) -> None:
-    """BIND_IOMMUFD succeeds, gives the device an object id, and opens the device's own ioctls."""
+    """BIND_IOMMUFD succeeds, gives the device an object id, and enables the device's own ioctls."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid = device.bind_iommufd(iommufd.fd)
         t.check(devid > 0, f"the device's id is {devid}")
-        t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "GET_INFO does not say PCI")
+        t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "GET_INFO lacks the PCI flag")
         t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), 0x11E81234, "vendor and device in config space")
 
 
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_unl_ioctl() (access_granted)")
 def nothing_works_before_bind(t: Test) -> None:
-    """An open cdev that is not bound answers EINVAL to every ioctl but bind, to read, write and mmap."""
+    """An open cdev that is not bound returns EINVAL for read, write, mmap and every ioctl but
+    BIND_IOMMUFD."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         config = vfio.CONFIG << vfio.OFFSET_SHIFT
         t.errno(errno.EINVAL, device.info)
@@ -50,7 +51,8 @@ def nothing_works_before_bind(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd()")
 def bind_refuses_bad_arguments(t: Test) -> None:
-    """BIND_IOMMUFD refuses unknown flags, a token that is nowhere, no argument, and then still succeeds."""
+    """BIND_IOMMUFD refuses unknown flags, a token at a bad address and a missing argument, and succeeds
+    afterwards."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
 
         def bind(**fields: int) -> None:
@@ -64,7 +66,7 @@ def bind_refuses_bad_arguments(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_match_token_uuid()")
 def bind_refuses_a_needless_token(t: Test) -> None:
-    """A VF token for a device that is neither PF nor VF is EINVAL."""
+    """BIND_IOMMUFD with a VF token for a device that is neither PF nor VF is EINVAL."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         t.errno(errno.EINVAL, device.bind_iommufd, iommufd.fd, token=uuid.uuid4().bytes)
         device.bind_iommufd(iommufd.fd)
@@ -72,7 +74,7 @@ def bind_refuses_a_needless_token(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd(), vfio_main.c vfio_df_open()")
 def bind_twice_is_refused(t: Test) -> None:
-    """A bound device is bound to nobody else, by the same file or a second one, until it is closed."""
+    """A bound device cannot be bound again, through the same file or another, until it is closed."""
     bdf = t.device("edu", iommu=False)
     with unbound(bdf) as (device, iommufd), Iommufd() as other, vfio.open_cdev(bdf) as second:
         device.bind_iommufd(iommufd.fd)
@@ -86,7 +88,7 @@ def bind_twice_is_refused(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain()")
 def attach_makes_a_page_table(t: Test) -> None:
-    """Attaching to an IOAS gives back the id of a page table, which lives as long as the attachment."""
+    """Attaching to an IOAS returns the id of a page table, which exists as long as the attachment."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
@@ -103,19 +105,20 @@ def attach_makes_a_page_table(t: Test) -> None:
     "iommufd_device_replace()",
 )
 def attach_again_replaces(t: Test) -> None:
-    """A second attach moves the device: the old page table is gone, its IOAS unpinned, the new answers."""
-    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous(8 * 4096) as buffer:
+    """A second ATTACH moves the device: the old page table is gone, its IOAS unpinned, and GET_PA works on
+    the new IOAS."""
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous(8 * PAGE) as buffer:
         buffer.touch()
         device.bind_iommufd(iommufd.fd)
         old, new = iommufd.ioas_alloc(), iommufd.ioas_alloc()
         iommufd.map(old, buffer.address, buffer.length, 0)
-        iommufd.map(new, buffer.address, 4096, 0)
+        iommufd.map(new, buffer.address, PAGE, 0)
         first = device.attach(old)
-        t.equal(memory.pinned_kib(), 32, "KiB pinned by the old IOAS")
+        t.equal(memory.pinned_pages(), 8, "pages pinned by the old IOAS")
         second = device.attach(new)
         t.check(first != second, "the page table did not change")
         t.errno(errno.ENOENT, iommufd.destroy, first)
-        t.equal(memory.pinned_kib(), 4, "KiB pinned by the new IOAS")
+        t.equal(memory.pinned_pages(), 1, "pages pinned by the new IOAS")
         t.errno(errno.EOPNOTSUPP, iommufd.get_pa, old, 0, 1)
         t.equal(iommufd.get_pa(new, 0, 1)[0], buffer.physical(), "the new IOAS's physical address")
         iommufd.destroy(old)
@@ -126,7 +129,8 @@ def attach_again_replaces(t: Test) -> None:
     cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt(); iommufd/device.c iommufd_device_change_pt()",
 )
 def attach_refuses_bad_arguments(t: Test) -> None:
-    """ATTACH refuses ids that are no page table, unknown flags and no argument, and stays detached."""
+    """ATTACH refuses ids that are not page tables, unknown flags and a missing argument, and leaves the
+    device detached."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         devid = device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
@@ -149,7 +153,7 @@ def attach_refuses_bad_arguments(t: Test) -> None:
     "vfio_df_ioctl_detach_pt()",
 )
 def detach_may_be_repeated(t: Test) -> None:
-    """DETACH succeeds when attached, again when not, and before any attach; unknown flags are EINVAL."""
+    """DETACH succeeds after an attach, after a detach and before any attach; unknown flags are EINVAL."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         device.bind_iommufd(iommufd.fd)
         device.detach()
@@ -165,7 +169,8 @@ def detach_may_be_repeated(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_object_remove()")
 def objects_in_use_cannot_be_destroyed(t: Test) -> None:
-    """While a device is attached, destroying it, its page table or its IOAS is EBUSY; no object is ENOENT."""
+    """While a device is attached, destroying it, its page table or its IOAS is EBUSY; an unknown id is
+    ENOENT."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid = device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
@@ -183,7 +188,7 @@ def objects_in_use_cannot_be_destroyed(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_hwpt_pasid_compat()")
 def other_pasids_are_refused(t: Test) -> None:
-    """A no-IOMMU device has no PASIDs: attaching one is EINVAL and does not stand in its way."""
+    """Attaching a PASID of a no-IOMMU device is EINVAL and does not prevent a plain attach."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
@@ -197,7 +202,7 @@ def other_pasids_are_refused(t: Test) -> None:
     cites="drivers/vfio/iommufd.c vfio_iommufd_physical_pasid_attach_ioas(); include/uapi/linux/vfio.h",
 )
 def pasid_zero_is_no_pasid(t: Test) -> None:
-    """Attaching PASID 0 is refused or harmless: a plain attach afterwards works."""
+    """Attaching PASID 0 is refused or harmless: a plain attach works afterwards."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
@@ -218,7 +223,7 @@ def pasid_zero_is_no_pasid(t: Test) -> None:
     cites="drivers/iommu/iommufd/io_pagetable.c iopt_table_add_domain(), iopt_check_iova_alignment()",
 )
 def attach_refuses_unaligned_maps(t: Test) -> None:
-    """An IOAS with a mapping finer than a page cannot take a device (EADDRINUSE) until it is unmapped."""
+    """ATTACH to an IOAS with a mapping that is not page-aligned is EADDRINUSE until that is unmapped."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
@@ -229,7 +234,7 @@ def attach_refuses_unaligned_maps(t: Test) -> None:
 
 
 def _refuses_growth(t: Test, fd: int, request: int, argument: ctypes.Structure) -> None:
-    """Fail unless a byte behind *argument* is E2BIG when it is set, and EFAULT when there is no such byte."""
+    """Fail unless a nonzero byte behind *argument* is E2BIG, and a missing byte there EFAULT."""
     known = ctypes.sizeof(argument)
     setattr(argument, argument._fields_[0][0], known + 1)
     with Brink() as edge:
@@ -239,8 +244,8 @@ def _refuses_growth(t: Test, fd: int, request: int, argument: ctypes.Structure) 
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (copy_struct_from_user())")
 def bind_takes_a_longer_structure(t: Test) -> None:
-    """BIND_IOMMUFD ignores zeros behind the structure that it knows and refuses anything else there, memory
-    that ends too early, and an argsz that lies about it."""
+    """BIND_IOMMUFD accepts a longer structure with a zero tail, and refuses a nonzero tail, an argsz that
+    reaches beyond memory, and one that is too small."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
         request = vfio.DEVICE_BIND_IOMMUFD
         _refuses_growth(t, device.fd, request, vfio.BindIommufd(iommufd=iommufd.fd))
@@ -261,8 +266,8 @@ def bind_takes_a_longer_structure(t: Test) -> None:
     "vfio_df_ioctl_detach_pt() (minsz)",
 )
 def structures_may_end_where_memory_does(t: Test) -> None:
-    """BIND, ATTACH and DETACH take their shortest structures although no memory follows, with a byte less of
-    memory they are EFAULT, and with a byte less of argsz EINVAL."""
+    """BIND, ATTACH and DETACH accept their shortest structure at the end of memory; one byte less of memory
+    is EFAULT, one byte less of argsz EINVAL."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
         ioas = iommufd.ioas_alloc()
         shortest: tuple[tuple[int, ctypes.Structure, int], ...] = (
@@ -282,8 +287,8 @@ def structures_may_end_where_memory_does(t: Test) -> None:
     needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt(), vfio_df_ioctl_detach_pt() (xend)"
 )
 def pasid_flag_wants_the_pasid(t: Test) -> None:
-    """With the PASID flag ATTACH and DETACH want the structure with the PASID in it, and all of it in
-    memory."""
+    """With the PASID flag ATTACH and DETACH refuse a structure without the PASID field (EINVAL) or not
+    completely in memory (EFAULT)."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd), Brink() as edge:
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
@@ -302,15 +307,15 @@ def pasid_flag_wants_the_pasid(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (out_close_device)")
 def bind_that_cannot_answer_binds_nothing(t: Test) -> None:
-    """A BIND whose answer cannot be written is EFAULT and undone: the file is as before, the iommufd holds no
-    device, and the next bind has its way."""
+    """A BIND whose result cannot be written is EFAULT and changes neither the file nor the iommufd; the next
+    BIND succeeds."""
     bdf = t.device("edu", iommu=False)
     with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
         for _ in range(2):
             with brink.frozen(vfio.BindIommufd(iommufd=iommufd.fd)) as where:
                 t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_BIND_IOMMUFD, where)
         t.errno(errno.EINVAL, device.info)
-        iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # EBUSY if a device were there
+        iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # EBUSY if the iommufd had a device
         if "noiommu-group" in t.features:
             vfio.open_group(bdf).close()
         second.bind_iommufd(iommufd.fd)
@@ -321,8 +326,8 @@ def bind_that_cannot_answer_binds_nothing(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt() (out_detach)")
 def attach_that_cannot_answer_attaches_nothing(t: Test) -> None:
-    """An ATTACH whose answer cannot be written is EFAULT and leaves the device detached: nothing is pinned,
-    its IOAS can be destroyed, and the next attach has its way."""
+    """An ATTACH whose result cannot be written is EFAULT and leaves the device detached: nothing is pinned,
+    its IOAS can be destroyed, and the next ATTACH succeeds."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         page.touch()
         device.bind_iommufd(iommufd.fd)
@@ -330,7 +335,7 @@ def attach_that_cannot_answer_attaches_nothing(t: Test) -> None:
         iommufd.map(ioas, page.address, page.length, 0x10000)
         with brink.frozen(vfio.AttachPt(pt_id=ioas)) as where:
             t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_ATTACH_IOMMUFD_PT, where)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned after the refusal")
+        t.equal(memory.pinned_pages(), 0, "pages pinned after the refusal")
         t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0x10000, 1)
         iommufd.destroy(ioas)
         iommufd.map(other, page.address, page.length, 0x10000)
@@ -340,8 +345,8 @@ def attach_that_cannot_answer_attaches_nothing(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_ctx_from_fd()")
 def only_an_iommufd_is_an_iommufd(t: Test) -> None:
-    """BIND takes no device file, eventfd, memfd or directory for an iommufd (EBADFD), no closed one (EBADF),
-    and after all that still the real one."""
+    """BIND refuses a device file, eventfd, memfd or directory as the iommufd (EBADFD) and a closed descriptor
+    (EBADF), and then still accepts the real iommufd."""
     bdf = t.device("edu", iommu=False)
     with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second, Iommufd() as closed:
         number = closed.fd
@@ -364,8 +369,8 @@ def only_an_iommufd_is_an_iommufd(t: Test) -> None:
     needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_do_replace(), iommufd_device_change_pt()"
 )
 def refused_replacement_leaves_the_device_attached(t: Test) -> None:
-    """An attach to something else that fails, for whatever reason, leaves the device where it was."""
-    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * 4096) as buffer:
+    """A replacing ATTACH that fails, for whatever reason, leaves the device attached as before."""
+    with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * PAGE) as buffer:
         buffer.touch()
         iommufd = user.iommufd
         user.map(buffer, 0x10000)
@@ -375,31 +380,31 @@ def refused_replacement_leaves_the_device_attached(t: Test) -> None:
         iommufd.map(bad, buffer.address, 512, 0)
         user.device.attach(user.ioas)
         unmapped = iommufd.ioas_alloc()
-        iommufd.map(unmapped, NOWHERE, 4096, 0)
+        iommufd.map(unmapped, NOWHERE, PAGE, 0)
         t.errno(errno.EADDRINUSE, user.device.attach, bad)
         t.errno(errno.EFAULT, user.device.attach, unmapped)
         t.errno(errno.ENOENT, user.device.attach, NO_SUCH_ID)
         t.errno(errno.EINVAL, user.device.attach, user.devid)
         t.equal(user.physical(0x10000, 1), buffer.physical(), "the address after refused replacements")
-        t.equal(memory.pinned_kib(), 8, "KiB pinned after refused replacements")
-        t.equal(user.device.attach(user.ioas), hwpt, "the page table in the end")
+        t.equal(memory.pinned_pages(), 2, "pages pinned after refused replacements")
+        t.equal(user.device.attach(user.ioas), hwpt, "the page table at the end")
         iommufd.destroy(bad)
         iommufd.destroy(unmapped)
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_do_replace() (same hwpt)")
 def replacing_by_the_same_changes_nothing(t: Test) -> None:
-    """Attaching again to the same IOAS or page table gives back the same id and neither pins twice nor needs
-    a second detach."""
+    """Attaching again to the same IOAS or page table returns the same id, pins nothing twice and needs no
+    second detach."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         user.map(page, 0x10000)
         hwpt = user.device.attach(user.ioas)
         for target in (user.ioas, hwpt, hwpt, user.ioas):
             t.equal(user.device.attach(target), hwpt, f"the page table by attaching to {target}")
-        t.equal(memory.pinned_kib(), 4, "KiB pinned after attaching five times")
+        t.equal(memory.pinned_pages(), 1, "pages pinned after attaching five times")
         user.device.detach()
-        t.equal(memory.pinned_kib(), 0, "KiB pinned after one detach")
+        t.equal(memory.pinned_pages(), 0, "pages pinned after one detach")
         t.errno(errno.ENOENT, user.device.attach, hwpt)
 
 
@@ -409,12 +414,13 @@ def replacing_by_the_same_changes_nothing(t: Test) -> None:
     "iommufd_device_replace()",
 )
 def replacement_without_an_answer_changes_nothing(t: Test) -> None:
-    """A replacing ATTACH whose answer cannot be written is EFAULT and leaves the device where it was."""
+    """A replacing ATTACH whose result cannot be written is EFAULT and leaves the device attached as
+    before."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         user.map(page, PAGE)
         _attach_unanswered(t, user.device, vfio.AttachPt(pt_id=user.iommufd.ioas_alloc()))
-        t.equal(memory.pinned_kib(), PAGE // 1024, "KiB pinned by the IOAS that was attached")
+        t.equal(memory.pinned_pages(), 1, "pages pinned by the IOAS that was attached")
         t.equal(user.physical(PAGE, PAGE), page.physical(), "the address in it")
 
 
@@ -423,7 +429,7 @@ def replacement_without_an_answer_changes_nothing(t: Test) -> None:
     cites="drivers/vfio/device_cdev.c vfio_df_ioctl_attach_pt() (out_detach: detach_ioas())",
 )
 def pasid_attach_without_an_answer_attaches_nothing(t: Test) -> None:
-    """An ATTACH with the PASID flag whose answer cannot be written leaves nothing attached."""
+    """An ATTACH with the PASID flag whose result cannot be written leaves nothing attached."""
     with _bound_cdev(t.device("edu", iommu=False)) as (device, iommufd, ioas), memory.anonymous() as page:
         page.touch()
         iommufd.map(ioas, page.address, PAGE, PAGE)
@@ -432,7 +438,7 @@ def pasid_attach_without_an_answer_attaches_nothing(t: Test) -> None:
             t.errno(
                 (errno.EFAULT, errno.EINVAL), libc.ioctl, device.fd, vfio.DEVICE_ATTACH_IOMMUFD_PT, address
             )
-        t.equal(memory.pinned_kib(), 0, "KiB pinned after the failed ATTACH")
+        t.equal(memory.pinned_pages(), 0, "pages pinned after the failed ATTACH")
 
 
 def _attach_unanswered(t: Test, device: vfio.Device, argument: vfio.AttachPt) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Configuration space: which bits are the device's own, which are made up, and which nobody may touch.
+"""Configuration space: which bits are the device's own, which are virtual, and which are read-only.
 
-The second opinion on the device itself is sysfs, whose `config` goes past VFIO.
+The device's own values come from sysfs `config`, which bypasses VFIO.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ERROR_REGISTERS = {
     "which correctable errors are masked": (0x14, 0x1000),  # replay timer timeout
     "whether end-to-end checksums are made": (0x18, 0x40),
 }
-"""What it decides -> offset in the capability, a bit of it."""
+"""Meaning -> (offset in the capability, one bit there)."""
 PM_PMC, PM_CTRL = 2, 4
 EXPRESS_DEVCTL, EXPRESS_LNKCTL = 8, 0x10
 DEVCTL_PAYLOAD, DEVCTL_READ_REQUEST = 0xE0, 0x7000
@@ -54,7 +54,7 @@ def _write(device: vfio.Device, offset: int, data: bytes) -> int:
 
 
 def _extended(space: bytes) -> list[tuple[int, int]]:
-    """(id, offset) of each extended capability of *space*."""
+    """Return (id, offset) of each extended capability of *space*."""
     found: list[tuple[int, int]] = []
     offset = EXT_CAPS
     while offset and len(found) < 960:
@@ -77,7 +77,7 @@ def _slices_agree(t: Test, kind: str) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pci_config_rw(), vfio_pci_config_rw_single()")
 def slices_agree_with_the_whole(t: Test) -> None:
-    """Whatever part of configuration space is read, aligned or not, is that part of the whole."""
+    """Any part of configuration space, aligned or not, reads the same as in one read of the whole."""
     _slices_agree(t, "edu")
 
 
@@ -85,14 +85,14 @@ def slices_agree_with_the_whole(t: Test) -> None:
     needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pci_config_rw(), vfio_pci_cap_remaining_dword()"
 )
 def slices_of_extended_space_agree(t: Test) -> None:
-    """Whatever part of a PCI Express device's 4096 bytes is read, aligned or not, is that part of the
+    """Any part of a PCI Express device's 4096 bytes, aligned or not, reads the same as in one read of the
     whole."""
     _slices_agree(t, "igb")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_config_init(), vfio_cap_init()")
 def plain_device_is_shown_as_it_is(t: Test) -> None:
-    """Of a device with nothing to hide, every byte of configuration space is the device's own."""
+    """For a device with nothing that VFIO hides, every byte of configuration space is the device's own."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
         shown, real = _read(device, 0, 256), pci.config(bdf, 0, 256)
@@ -101,29 +101,29 @@ def plain_device_is_shown_as_it_is(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_cap_init(), vfio_ecap_init()")
 def capabilities_are_shown_as_they_are(t: Test) -> None:
-    """Both capability lists of a card are the card's own, and so is every byte but its BARs and those of its
-    power management that tell of wake events."""
+    """Both capability lists of a card and every other byte are the card's own, except the BARs and the wake
+    event bits of power management."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
         shown, real = _read(device, 0, 4096), pci.config(bdf, 0, 4096)
         capabilities, extended = pci.capabilities(real), _extended(real)
         t.check(
             {pci.CAP_POWER, pci.CAP_MSI, pci.CAP_EXPRESS, pci.CAP_MSIX} <= {one for one, _at in capabilities},
-            "an odd card",
+            "the card lacks capabilities that this case expects",
         )
         t.equal(pci.capabilities(shown), capabilities, "the capabilities")
         t.equal(_extended(shown), extended, "the extended capabilities")
         pm = dict(capabilities)[pci.CAP_POWER]
         wake = {pm + PM_PMC + 1, pm + PM_CTRL + 1}
         differ = {offset for offset in range(4096) if shown[offset] != real[offset]}
-        # BARs are virtual; one that a bridge has no room for, after a plug, is not shown at all.
+        # BARs are virtual; after a hotplug, one for which the bridge has no room is not shown at all.
         t.equal(sorted(differ - wake - set(BARS)), [], "other offsets that differ")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_basic_perm()")
 def header_is_out_of_reach(t: Test) -> None:
-    """No write to the header changes the device's, but for the command register and the cache line size; what
-    is neither a BAR nor the interrupt line does not even seem to change."""
+    """No write to the header changes the device's own, except the command register and cache line size; all
+    but these, the BARs and the interrupt line read back unchanged."""
     bdf = t.device("edu")
     free = {*range(PCI_COMMAND, PCI_COMMAND + 2), CACHE_LINE_SIZE, 0x0D, 0x0F}
     virtual = {*range(BAR0, BAR0 + 24), *range(ROM_ADDRESS, ROM_ADDRESS + 4), INTERRUPT_LINE}
@@ -144,8 +144,8 @@ def header_is_out_of_reach(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_basic_config_write()")
 def command_bits_reach_the_device(t: Test) -> None:
-    """What a user writes to the command register is what he reads and what the device has: port and memory
-    decoding, bus mastering, and the interrupt disable bit also without an interrupt set up."""
+    """The I/O, memory, bus master and interrupt disable bits written to the command register read back and
+    reach the device, the last also without an interrupt set up."""
     bdf = t.device("edu")
     bits = (PCI_COMMAND_IO, PCI_COMMAND_MEMORY, PCI_COMMAND_MASTER, vfio.PCI_COMMAND_INTX_DISABLE)
     with opened(t, bdf) as device:
@@ -161,8 +161,8 @@ def command_bits_reach_the_device(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable() (pci_restore_state())")
 def next_user_finds_the_old_configuration(t: Test) -> None:
-    """What a user wrote to the cache line size reaches the device, and is gone, like his BARs and interrupt
-    line, for the next one."""
+    """A write to the cache line size reaches the device; for the next user it is reset, and so are the BARs
+    and the interrupt line."""
     bdf = t.device("edu")
     with pci.bound(bdf):
         with reopened(t, bdf) as device:
@@ -180,8 +180,8 @@ def next_user_finds_the_old_configuration(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_pci_config_rw_single() (cfg_size)")
 def write_over_the_end_writes_nothing(t: Test) -> None:
-    """The space between capabilities is the device's own, to the last byte, and a write that goes over the
-    end is refused whole."""
+    """Writes between capabilities reach the device up to the last byte; a write across the end is refused as
+    a whole."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
         last = pci.config(bdf, 252, 4)
@@ -200,8 +200,8 @@ def write_over_the_end_writes_nothing(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_default_config_write(), vfio_bar_fixup()")
 def bars_are_written_by_the_byte(t: Test) -> None:
-    """A write of any width and alignment to a virtual BAR changes the bytes written and no others, as far as
-    the BAR's size lets it."""
+    """A write of any width and alignment to a virtual BAR changes exactly the bytes written, as far as the
+    BAR's size allows."""
     with opened(t, t.device("edu")) as device:
         for offset, data, want in (
             (BAR0, b"\xff\xff\xff\xff", 0xFFF00000),
@@ -217,8 +217,8 @@ def bars_are_written_by_the_byte(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_bar_fixup(), vfio_generate_bar_flags()")
 def bars_of_every_kind_are_sized(t: Test) -> None:
-    """Ones written to all BARs at once read back as the size and kind of each, memory, port and 64 bits wide,
-    and the card's own stay."""
+    """Ones written to all BARs at once read back as the size and type of each (memory, I/O, 64-bit), and the
+    card's own BARs do not change."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
         real = struct.unpack("<6I", pci.config(bdf, BAR0, 24))
@@ -239,8 +239,8 @@ def bars_of_every_kind_are_sized(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_need_bar_restore(), vfio_bar_restore()")
 def lost_bars_are_put_back(t: Test) -> None:
-    """When a device has lost its BARs behind VFIO's back, the next write to the command register puts them
-    back, and its registers answer."""
+    """If a device loses its BARs without VFIO's knowledge, the next write to the command register restores
+    them and access to its registers."""
     bdf = t.device("edu")
     with opened(t, bdf) as device, device.bar() as bar:
         real = pci.config(bdf, BAR0, 4)
@@ -249,7 +249,7 @@ def lost_bars_are_put_back(t: Test) -> None:
         device.write_config(PCI_COMMAND, 2, device.read_config(PCI_COMMAND, 2))
         t.equal(pci.config(bdf, BAR0, 4), real, "the device's own BAR after the write")
         t.check(edu.Edu(bar).is_edu(), "the mapped BAR no longer leads to the device")
-        t.check(any("restoring BARs" in line for line in t.dmesg()), "the kernel did not say so")
+        t.check(any("restoring BARs" in line for line in t.dmesg()), "the kernel did not log the restore")
 
 
 @case(
@@ -257,8 +257,8 @@ def lost_bars_are_put_back(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_config.c vfio_msi_config_read(); PCI Local Bus 3.0 section 6.8.1.3",
 )
 def msi_capabilities_cannot_be_written(t: Test) -> None:
-    """How many MSI vectors a device can have, and whether it takes 64-bit addresses, are not the user's to
-    write."""
+    """The user cannot change the number of MSI vectors that the device supports, nor its 64-bit address
+    bit."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
         flags = pci.capability(bdf, pci.CAP_MSI) + MSI_FLAGS
@@ -273,8 +273,8 @@ def msi_capabilities_cannot_be_written(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_msi_config_write() (msi_qmax)")
 def msi_vectors_are_enabled_by_set_irqs_alone(t: Test) -> None:
-    """More MSI vectors than SET_IRQS has enabled cannot be enabled in configuration space, and clearing the
-    enable bit there leaves what SET_IRQS enabled to be disabled by it."""
+    """Configuration space cannot enable more MSI vectors than SET_IRQS has; after its enable bit is cleared
+    there, SET_IRQS can still disable MSI."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
         flags = pci.capability(bdf, pci.CAP_MSI) + MSI_FLAGS
@@ -294,8 +294,8 @@ def msi_vectors_are_enabled_by_set_irqs_alone(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_exp_perm(), vfio_exp_config_write()")
 def payload_size_is_virtual(t: Test) -> None:
-    """A user sees the payload and read request sizes that he writes, the card keeps the payload size that
-    suits its bus, and the next user sees the card's again; the link is out of reach."""
+    """The payload and read request sizes read back as written, the card keeps its own payload size, and the
+    next user reads the card's; link control is read-only."""
     bdf = t.device("igb")
     with pci.bound(bdf):
         express = pci.capability(bdf, pci.CAP_EXPRESS)
@@ -319,8 +319,8 @@ def payload_size_is_virtual(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c cap_perms (read only by default)")
 def msix_capability_is_read_only(t: Test) -> None:
-    """A user can neither enable nor mask MSI-X in configuration space, nor switch off there what SET_IRQS
-    switched on, nor move the table."""
+    """The user cannot enable or mask MSI-X in configuration space, nor disable there what SET_IRQS enabled,
+    nor move the table."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
         cap = pci.capability(bdf, pci.CAP_MSIX)
@@ -348,8 +348,8 @@ def msix_capability_is_read_only(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_ext_cap_err_perm()")
 def error_reports_are_the_users(t: Test) -> None:
-    """Which errors his card reports and how a user chooses in its capability for that, whose header he cannot
-    change, and the next user finds all as it was."""
+    """The user can change which errors the card reports and how, but not the capability's header, and the
+    next user finds the original values."""
     bdf = t.device("igb")
     with pci.bound(bdf):
         cap = dict(_extended(pci.config(bdf, 0, 4096)))[EXT_CAP_ERRORS]
@@ -369,7 +369,7 @@ def error_reports_are_the_users(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c ecap_perms (read only by default)")
 def user_makes_no_virtual_functions(t: Test) -> None:
-    """Nothing that a user writes to the SR-IOV capability reaches the card: no virtual function appears."""
+    """No write to the SR-IOV capability reaches the card: no virtual function appears."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
         caps = dict(_extended(pci.config(bdf, 0, 4096)))
@@ -391,8 +391,8 @@ def user_makes_no_virtual_functions(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_config.c vfio_pci_config_rw_single(); vfio_pci_core.c vfio_pci_rw()",
 )
 def config_space_has_an_end(t: Test) -> None:
-    """Configuration space reads as the device's up to its last byte; reading or writing beyond, and a
-    region that does not exist, is refused; an empty region has nothing to read."""
+    """Configuration space reads as the device's up to its last byte; access beyond it, to an empty region or
+    to a region that does not exist is refused."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
         offset = device.region(CONFIG).offset
@@ -408,8 +408,8 @@ def config_space_has_an_end(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_bar_fixup(), init_pci_cap_basic_perm()")
 def bars_are_virtual(t: Test) -> None:
-    """A user can size and move a BAR in configuration space as on hardware, while the device's own BAR
-    stays and goes on working."""
+    """The user can size and move a BAR in configuration space as on hardware, while the device's own BAR
+    stays and keeps working."""
     bdf = t.device("edu")
     with opened(t, bdf) as device, device.bar() as bar:
         real = pci.config_number(bdf, BAR0, 4)
@@ -426,7 +426,8 @@ def bars_are_virtual(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_basic_perm()")
 def interrupt_line_is_virtual(t: Test) -> None:
-    """The interrupt line keeps what is written and passes nothing on; the pin beside it ignores writes."""
+    """A write to the interrupt line reads back but does not reach the device; the interrupt pin ignores
+    writes."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
         line = pci.config_number(bdf, INTERRUPT_LINE, 1)
@@ -437,8 +438,8 @@ def interrupt_line_is_virtual(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_msi_config_write()")
 def msi_enable_bit_is_not_the_users(t: Test) -> None:
-    """MSI is enabled by SET_IRQS alone: the enable bit written before has no effect, and no message address
-    that a user writes reaches the device."""
+    """Only SET_IRQS enables MSI: writing the enable bit before has no effect, and a message address written
+    by the user does not reach the device."""
     bdf = t.device("edu")
     with opened(t, bdf) as device:
         cap = device.read_config(pci.CAP_LIST, 1)
@@ -459,8 +460,8 @@ def msi_enable_bit_is_not_the_users(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_ecap_init(), vfio_pci_config_rw_single()")
 def config_space_is_extended(t: Test) -> None:
-    """The configuration space of a PCI Express device is 4096 bytes, with its extended capabilities in
-    reach and not a byte more."""
+    """The configuration space of a PCI Express device has exactly 4096 bytes, including its extended
+    capabilities."""
     with opened(t, t.device("igb")) as device:
         region = device.region(CONFIG)
         t.equal(region.size, 4096, "size of configuration space")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Containers and devices without an IOMMU: VFIO's own container, and an iommufd that plays one.
+"""Containers for devices without an IOMMU: VFIO's own container, and an iommufd used as a container.
 
-Any iommufd plays the container, so most of the compatible rules are tried on /dev/iommu, which every kernel
-with iommufd has; the cases that need `compat` are about /dev/vfio/vfio being one.
+Any iommufd can be used as a container, so most of its cases use /dev/iommu, which every kernel with iommufd
+has; the cases that need `compat` test /dev/vfio/vfio served by iommufd.
 """
 
 from __future__ import annotations
@@ -76,11 +76,9 @@ def _refuses_mappings(t: Test, container: vfio.Container, want: int) -> None:
 @case(
     needs=("container",),
     cites="drivers/vfio/container.c vfio_container_ioctl_check_extension()",
-    alongside=True,
 )
 def empty_container_offers_type1(t: Test) -> None:
-    """An empty container has API version 0 and offers both type1 flavours; what it has never heard of it
-    does not offer."""
+    """An empty container has API version 0 and offers both type1 versions but no unknown extension."""
     with vfio.open_container() as container:
         t.equal(container.api_version(), 0, "API version")
         for extension in (TYPE1_IOMMU, TYPE1V2_IOMMU, UNMAP_ALL):
@@ -91,7 +89,7 @@ def empty_container_offers_type1(t: Test) -> None:
 
 @case(needs=("container", "noiommu-group"), cites="drivers/vfio/container.c vfio_noiommu_ioctl()")
 def noiommu_is_offered_by_parameter(t: Test) -> None:
-    """A container offers no-IOMMU exactly while the module parameter is on."""
+    """A container offers the no-IOMMU type exactly while the module parameter is on."""
     with vfio.open_container() as container:
         for value in (False, True, False, True):
             pci.set_parameter(value)
@@ -100,7 +98,7 @@ def noiommu_is_offered_by_parameter(t: Test) -> None:
 
 @case(needs=("container",), cites="drivers/vfio/container.c vfio_ioctl_set_iommu(), vfio_fops_unl_ioctl()")
 def empty_container_does_nothing(t: Test) -> None:
-    """Without a group in it a container takes no IOMMU type and no mapping."""
+    """A container without a group refuses every IOMMU type and every mapping."""
     with vfio.open_container() as container:
         if pci.parameter() is not None:
             pci.set_parameter(True)
@@ -111,7 +109,8 @@ def empty_container_does_nothing(t: Test) -> None:
 
 @case(needs=NATIVE, cites="drivers/vfio/container.c vfio_iommu_driver_allowed()")
 def group_narrows_the_offer(t: Test) -> None:
-    """With a group without an IOMMU in it a container offers no-IOMMU alone; when it has left, all again."""
+    """A container with a no-IOMMU group offers only the no-IOMMU type; after the group has left it offers
+    type1 again."""
     with _native(t.device("edu")) as (container, group):
         group.set_container(container)
         for extension in (TYPE1_IOMMU, TYPE1V2_IOMMU, UNMAP_ALL):
@@ -123,7 +122,7 @@ def group_narrows_the_offer(t: Test) -> None:
 
 @case(needs=NATIVE, cites="drivers/vfio/container.c vfio_ioctl_set_iommu()")
 def only_the_noiommu_type_is_taken(t: Test) -> None:
-    """A container with a group without an IOMMU refuses every type but no-IOMMU, and takes that one once."""
+    """A container with a no-IOMMU group refuses every type but no-IOMMU, and accepts that one once."""
     with _native(t.device("edu")) as (container, group):
         group.set_container(container)
         for kind in (TYPE1_IOMMU, TYPE1V2_IOMMU, UNDEFINED_EXTENSION):
@@ -137,7 +136,7 @@ def only_the_noiommu_type_is_taken(t: Test) -> None:
 
 @case(needs=NATIVE, cites="drivers/vfio/container.c vfio_noiommu_ioctl()")
 def nothing_can_be_mapped(t: Test) -> None:
-    """A no-IOMMU container knows no mapping: MAP_DMA, UNMAP_DMA, GET_INFO and DIRTY_PAGES are ENOTTY."""
+    """A no-IOMMU container has no mappings: MAP_DMA, UNMAP_DMA, GET_INFO and DIRTY_PAGES are ENOTTY."""
     with through_group(t.device("edu")) as user:
         _refuses_mappings(t, user.container, errno.ENOTTY)
         t.errno(errno.ENOTTY, user.container.call, IOMMU_DIRTY_PAGES, bytearray(64))
@@ -145,8 +144,8 @@ def nothing_can_be_mapped(t: Test) -> None:
 
 @case(needs=NATIVE, cites="drivers/vfio/container.c vfio_noiommu_ioctl(), vfio_ioctl_set_iommu()")
 def parameter_off_stops_new_users_only(t: Test) -> None:
-    """With the parameter switched off no container becomes a no-IOMMU one, while one that is goes on
-    handing out its device."""
+    """With the parameter off no container accepts the no-IOMMU type, but a container that already has it
+    still hands out its device."""
     bdf = t.device("edu")
     with _native(bdf) as (container, group):
         group.set_container(container)
@@ -163,7 +162,7 @@ def parameter_off_stops_new_users_only(t: Test) -> None:
 
 @case(needs=NATIVE, cites="drivers/vfio/container.c vfio_group_detach_container()")
 def last_group_takes_the_type_with_it(t: Test) -> None:
-    """When its last group leaves, a container loses its type and is as good as new."""
+    """When its last group leaves, a container loses its type and behaves like a new one."""
     bdf = t.device("edu")
     with _native(bdf) as (container, group):
         for _ in range(2):
@@ -177,7 +176,7 @@ def last_group_takes_the_type_with_it(t: Test) -> None:
 
 @case(needs=(*NATIVE, "igb"), cites="drivers/vfio/container.c vfio_container_attach_group()")
 def two_groups_share_a_container(t: Test) -> None:
-    """Two groups without an IOMMU fit into one container, whose type outlives the first that leaves."""
+    """Two no-IOMMU groups can share a container, which keeps its type when the first group leaves."""
     first, second = t.device("edu"), t.device("igb")
     with _native(first) as (container, group), pci.bound(second), vfio.open_group(second) as other:
         group.set_container(container)
@@ -196,8 +195,8 @@ def two_groups_share_a_container(t: Test) -> None:
     cites="drivers/vfio/container.c vfio_container_attach_group()",
 )
 def real_and_fake_groups_do_not_mix(t: Test) -> None:
-    """A container with a group behind an IOMMU refuses one without, and the other way round; the no-IOMMU
-    type is not for the former."""
+    """A container with a group behind an IOMMU refuses a no-IOMMU group and the no-IOMMU type, and one with a
+    no-IOMMU group refuses a group behind an IOMMU."""
     real, fake = t.device("edu", iommu=True), t.device("edu", iommu=False)
     with _native(real) as (container, real_group), pci.bound(fake), vfio.open_group(fake) as fake_group:
         real_group.set_container(container)
@@ -212,19 +211,16 @@ def real_and_fake_groups_do_not_mix(t: Test) -> None:
 @case(
     needs=("container", "iommufd"),
     cites="drivers/vfio/container.c vfio_dev, vfio_fops_unl_ioctl()",
-    alongside=True,
 )
 def vfio_node_is_the_native_container(t: Test) -> None:
-    """/dev/vfio/vfio does not answer to iommufd's requests where VFIO's own container is built."""
+    """/dev/vfio/vfio does not answer iommufd's ioctls if VFIO's own container is built."""
     with vfio.open_container() as container:
         t.errno(errno.EINVAL, container.call, iommufd.IOAS_ALLOC, iommufd.IoasAlloc())
 
 
-@case(
-    needs=("compat",), cites="drivers/iommu/iommufd/main.c vfio_misc_dev, iommufd_fops_open()", alongside=True
-)
+@case(needs=("compat",), cites="drivers/iommu/iommufd/main.c vfio_misc_dev, iommufd_fops_open()")
 def vfio_node_is_an_iommufd(t: Test) -> None:
-    """/dev/vfio/vfio is an iommufd like /dev/iommu where VFIO's own container is not built."""
+    """/dev/vfio/vfio is an iommufd like /dev/iommu if VFIO's own container is not built."""
     with vfio.open_container() as container:
         argument = iommufd.IoasAlloc()
         container.call(iommufd.IOAS_ALLOC, argument)
@@ -236,11 +232,10 @@ def vfio_node_is_an_iommufd(t: Test) -> None:
     needs=("compat",),
     cites="drivers/iommu/iommufd/main.c iommufd_fops_open() (IOPT_PAGES_ACCOUNT_MM), ioas.c "
     "iommufd_option_rlimit_mode()",
-    alongside=True,
 )
 def vfio_node_counts_per_process(t: Test) -> None:
-    """/dev/vfio/vfio served by iommufd counts pinned memory per process, as VFIO's own container does, and
-    /dev/iommu counts it per user."""
+    """/dev/vfio/vfio served by iommufd accounts pinned memory per process, like VFIO's own container;
+    /dev/iommu accounts it per user."""
     for container, want in ((vfio.open_container(), 1), (PlayedContainer(), 0)):
         with container:
             argument = iommufd.Option(option_id=iommufd.OPTION_RLIMIT_MODE, op=iommufd.OPTION_GET)
@@ -254,7 +249,8 @@ def vfio_node_counts_per_process(t: Test) -> None:
     "(iommufd_ctx_put())",
 )
 def left_container_goes_with_its_file(t: Test) -> None:
-    """An iommufd that a group has left, by UNSET_CONTAINER or by its own end, goes with its file."""
+    """An iommufd that a group has left, by UNSET_CONTAINER or by closing the group, is freed with its
+    file."""
     bdf = t.device("edu")
     with pci.bound(bdf):
         before = open_files()
@@ -270,8 +266,8 @@ def left_container_goes_with_its_file(t: Test) -> None:
     needs=("compat", *COMPAT), cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_compat_set_no_iommu()"
 )
 def vfio_node_hands_out_a_device(t: Test) -> None:
-    """Through /dev/vfio/vfio served by iommufd the classic sequence yields a device, and nothing can be
-    mapped."""
+    """/dev/vfio/vfio served by iommufd hands out a no-IOMMU device by the classic sequence and refuses every
+    mapping."""
     with through_group(t.device("edu")) as user:
         t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor id")
         _refuses_mappings(t, user.container, errno.ENODEV)
@@ -280,11 +276,10 @@ def vfio_node_hands_out_a_device(t: Test) -> None:
 @case(
     needs=("iommufd",),
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_check_extension()",
-    alongside=True,
 )
 def played_container_offers_type1(t: Test) -> None:
-    """An iommufd used as a container has API version 0 and offers type1 before any group is in it; asked
-    for coherency, which it cannot know yet, it is ENODEV."""
+    """An iommufd used as a container has API version 0 and offers type1 before a group joins; the coherency
+    extension is ENODEV until an address space exists."""
     with PlayedContainer() as container:
         t.equal(container.api_version(), 0, "API version")
         for extension in (TYPE1_IOMMU, TYPE1V2_IOMMU, UNMAP_ALL):
@@ -301,8 +296,8 @@ def played_container_offers_type1(t: Test) -> None:
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_check_extension()",
 )
 def played_container_offers_noiommu_by_parameter(t: Test) -> None:
-    """An iommufd used as a container offers no-IOMMU exactly while the module parameter is on, as VFIO's
-    own container does."""
+    """An iommufd used as a container offers the no-IOMMU type exactly while the module parameter is on, like
+    VFIO's own container."""
     with PlayedContainer() as container:
         for value in (True, False):
             pci.set_parameter(value)
@@ -312,11 +307,10 @@ def played_container_offers_noiommu_by_parameter(t: Test) -> None:
 @case(
     needs=("iommufd",),
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_set_iommu(), get_compat_ioas()",
-    alongside=True,
 )
 def empty_played_container_does_nothing(t: Test) -> None:
-    """Without a group in it an iommufd takes neither type nor mapping as a container: type1 is ENODEV for
-    want of an address space, no-IOMMU and nonsense are EINVAL."""
+    """An iommufd used as a container without a group refuses every type and mapping: type1 is ENODEV without
+    an address space, no-IOMMU and unknown types are EINVAL."""
     with PlayedContainer() as container:
         for kind in (TYPE1_IOMMU, TYPE1V2_IOMMU):
             t.errno(errno.ENODEV, container.set_iommu, kind)
@@ -329,8 +323,8 @@ def empty_played_container_does_nothing(t: Test) -> None:
 
 @case(needs=COMPAT, cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_compat_set_no_iommu()")
 def played_container_becomes_noiommu(t: Test) -> None:
-    """A group without an IOMMU makes an iommufd a no-IOMMU container: type1 is neither offered nor taken,
-    the no-IOMMU type as often as one likes, and nothing can be mapped."""
+    """A no-IOMMU group makes an iommufd a no-IOMMU container, which neither offers nor accepts type1, accepts
+    the no-IOMMU type repeatedly, and refuses every mapping."""
     with _played(t.device("edu")) as (container, group):
         group.set_container(container)
         for extension in (TYPE1_IOMMU, TYPE1V2_IOMMU, UNMAP_ALL):
@@ -349,7 +343,8 @@ def played_container_becomes_noiommu(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_df_group_open(); drivers/vfio/iommufd.c vfio_df_iommufd_bind()",
 )
 def played_container_needs_no_set_iommu(t: Test) -> None:
-    """From an iommufd a group hands out its device without SET_IOMMU, unlike from VFIO's own container."""
+    """With an iommufd as its container a group hands out its device without SET_IOMMU, unlike with VFIO's own
+    container."""
     bdf = t.device("edu")
     with _played(bdf) as (container, group):
         group.set_container(container)
@@ -359,8 +354,8 @@ def played_container_needs_no_set_iommu(t: Test) -> None:
 
 @case(needs=COMPAT, cites="drivers/vfio/group.c vfio_df_group_open()")
 def translation_and_noiommu_exclude_each_other(t: Test) -> None:
-    """With an address space assigned for translation an iommufd hands out no device that cannot have any,
-    and does so again once the assignment is cleared."""
+    """An iommufd with an address space assigned for translation refuses to hand out a no-IOMMU device until
+    the assignment is cleared."""
     bdf = t.device("edu")
     with _played(bdf) as (container, group):
         group.set_container(container)
@@ -374,8 +369,8 @@ def translation_and_noiommu_exclude_each_other(t: Test) -> None:
 
 @case(needs=COMPAT, cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_compat_set_no_iommu()")
 def translating_iommufd_takes_no_such_group(t: Test) -> None:
-    """An iommufd with an address space for translation assigned refuses a group without an IOMMU, and
-    leaves it free for another container."""
+    """An iommufd with an address space assigned for translation refuses a no-IOMMU group, which stays free
+    for another container."""
     with _played(t.device("edu")) as (container, group):
         container.vfio_ioas(iommufd.VFIO_IOAS_SET, container.ioas_alloc())
         t.errno(errno.EINVAL, group.set_container, container)
@@ -387,8 +382,8 @@ def translating_iommufd_takes_no_such_group(t: Test) -> None:
 
 @case(needs=COMPAT, cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_compat_set_no_iommu()")
 def noiommu_mode_is_for_life(t: Test) -> None:
-    """An iommufd that was a no-IOMMU container once stays one after its group has left: it never offers nor
-    takes type1 again."""
+    """An iommufd that was a no-IOMMU container once stays one after its group has left: it never again offers
+    or accepts type1."""
     with _played(t.device("edu")) as (container, group):
         group.set_container(container)
         group.unset_container()
@@ -404,7 +399,7 @@ def noiommu_mode_is_for_life(t: Test) -> None:
     cites="drivers/vfio/container.c vfio_noiommu_ioctl(); vfio_compat.c iommufd_vfio_set_iommu()",
 )
 def played_container_survives_the_parameter(t: Test) -> None:
-    """Switching the parameter off takes nothing from an iommufd that already is a no-IOMMU container."""
+    """Switching the parameter off does not affect an iommufd that is a no-IOMMU container already."""
     bdf = t.device("edu")
     with _played(bdf) as (container, group):
         group.set_container(container)
@@ -419,7 +414,7 @@ def played_container_survives_the_parameter(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_ioctl_unset_container()",
 )
 def unset_waits_for_open_devices(t: Test) -> None:
-    """A group with a device open cannot leave its container, be that an iommufd or VFIO's own."""
+    """A group with an open device cannot leave its container, whether an iommufd or VFIO's own."""
     bdf = t.device("edu")
     with _played(bdf) as (container, group):
         group.set_container(container)
@@ -430,8 +425,8 @@ def unset_waits_for_open_devices(t: Test) -> None:
 
 @case(needs=COMPAT, cites="drivers/vfio/group.c vfio_group_fops_open(), vfio_device_block_group()")
 def played_container_does_not_hold_the_group(t: Test) -> None:
-    """From an iommufd a device file does not keep its group open: the node can be opened again beside it,
-    and the device goes on working."""
+    """A device file from an iommufd container does not keep its group busy: the group can be opened again,
+    and the device keeps working."""
     bdf = t.device("edu")
     with _played(bdf) as (container, group):
         group.set_container(container)
@@ -447,8 +442,8 @@ def played_container_does_not_hold_the_group(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_device_block_group(); vfio_main.c vfio_df_open()",
 )
 def played_container_and_cdev_exclude_each_other(t: Test) -> None:
-    """While a device file from an iommufd container lives the device node cannot be bound: EBUSY as long as
-    the group is open, EINVAL after that, for the device is in use."""
+    """While a device file from an iommufd container is open, the device node cannot be bound: EBUSY while the
+    group is open, EINVAL after that."""
     bdf = t.device("edu")
     with _played(bdf) as (container, group), iommufd.Iommufd() as other:
         group.set_container(container)
@@ -466,8 +461,8 @@ def played_container_and_cdev_exclude_each_other(t: Test) -> None:
     "iommufd_vfio_compat_set_no_iommu()",
 )
 def played_containers_do_not_mix(t: Test) -> None:
-    """An iommufd that plays the container for a group behind an IOMMU refuses one without, and the other way
-    round, also after the first has left; the one refused stays free."""
+    """An iommufd used as the container of a group behind an IOMMU refuses a no-IOMMU group and the other way
+    round, even after the first group has left; the refused group stays free."""
     real, bare = t.device("edu", iommu=True), t.device("edu", iommu=False)
     with pci.bound(real), pci.bound(bare), vfio.open_group(real) as first, vfio.open_group(bare) as second:
         for resident, stranger in ((first, second), (second, first)):
@@ -485,8 +480,8 @@ def played_containers_do_not_mix(t: Test) -> None:
     destructive=True,
 )
 def group_file_lives_as_long_as_its_users(t: Test) -> None:
-    """However a group changes containers, closing its devices leaves it open and takes no reference too
-    many."""
+    """However a group changes containers, closing its devices keeps its file open and drops no reference that
+    was not taken."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_container() as container:
         group = vfio.open_group(bdf)
@@ -494,7 +489,7 @@ def group_file_lives_as_long_as_its_users(t: Test) -> None:
         first = group.device(bdf)
         refused = errno_of(group.unset_container)
         t.check(refused in (0, errno.EBUSY), f"UNSET_CONTAINER is refused with {os.strerror(refused)}")
-        if not refused:  # a kernel that keeps its promise refuses
+        if not refused:  # a correct kernel refuses
             group.set_container(container)
             container.set_iommu(vfio.NOIOMMU_IOMMU)
         second = group.device(bdf)

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Who holds what: device and iommufd files that are passed on, inherited, duplicated or left behind, and what
-lives as long as the last of them.
-"""
+"""Lifetimes of device and iommufd files that are passed on, inherited, duplicated or left open."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ GROUP = ("noiommu-group", "edu", "!viommu")
 BASE = 0x1000_0000
 
 WORD = 20.0
-"""Seconds after which the word of another process will not come any more."""
+"""Timeout in seconds of a message from another process."""
 
 
 def _send(through: socket.socket, word: bytes, *fds: int) -> None:
@@ -68,7 +66,8 @@ def _can_bind(device: vfio.Device, iommufd: Iommufd) -> bool:
 
 
 def _use_what_comes(through: socket.socket) -> None:
-    """Receive a bound device and the id of an IOAS, wait for a word, use the device, and keep it for ever."""
+    """Receive a bound device and the id of an IOAS, wait for a message, use the device, and never close
+    it."""
     word, fd = _receive(through)
     device = vfio.Device(fd)
     through.sendall(b"have it")
@@ -84,8 +83,8 @@ def _use_what_comes(through: socket.socket) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release(); drivers/iommu/iommufd/main.c")
 def passed_device_works_elsewhere(t: Test) -> None:
-    """A bound device passed through a socket works, and attaches, for the process that got it after its first
-    owner has closed device and iommufd, and stays bound until that process is killed."""
+    """A bound device passed through a socket works and attaches in the receiving process after its first
+    owner has closed device and iommufd, and stays bound until the receiver is killed."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), _sockets() as (here, there), forked.Child(lambda: _use_what_comes(there)) as child:
         with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
@@ -93,9 +92,9 @@ def passed_device_works_elsewhere(t: Test) -> None:
             ioas = iommufd.ioas_alloc()
             device.attach(ioas)
             _send(here, str(ioas).encode(), device.fd)
-            t.equal(here.recv(64), b"have it", "the first word of the other process")
+            t.equal(here.recv(64), b"have it", "the first message from the other process")
         here.sendall(b"go")
-        t.equal(here.recv(64), b"used it", "the second word of the other process")
+        t.equal(here.recv(64), b"used it", "the second message from the other process")
         with vfio.open_cdev(bdf) as second, Iommufd() as mine:
             t.errno(errno.EINVAL, second.bind_iommufd, mine.fd)
             child.kill()
@@ -105,8 +104,8 @@ def passed_device_works_elsewhere(t: Test) -> None:
 
 @case(needs=GROUP, cites="drivers/vfio/vfio_main.c vfio_device_fops_release(); container.c, group.c")
 def passed_group_device_works_elsewhere(t: Test) -> None:
-    """A device from a group passed through a socket works for the process that got it after device, group and
-    container were closed by their opener, and the group can be had again once it is killed."""
+    """A device from a group passed through a socket works in the receiving process after its opener has
+    closed device, group and container; the group can be opened again once the receiver is killed."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), _sockets() as (here, there), forked.Child(lambda: _use_what_comes(there)) as child:
         with vfio.open_container() as container, vfio.open_group(bdf) as group:
@@ -114,9 +113,9 @@ def passed_group_device_works_elsewhere(t: Test) -> None:
             container.set_iommu(vfio.NOIOMMU_IOMMU)
             with group.device(bdf) as device:
                 _send(here, b"0", device.fd)
-                t.equal(here.recv(64), b"have it", "the first word of the other process")
+                t.equal(here.recv(64), b"have it", "the first message from the other process")
         here.sendall(b"go")
-        t.equal(here.recv(64), b"used it", "the second word of the other process")
+        t.equal(here.recv(64), b"used it", "the second message from the other process")
         if "container" in t.features:
             t.errno(errno.EBUSY, vfio.open_group, bdf)
         child.kill()
@@ -133,8 +132,7 @@ def passed_group_device_works_elsewhere(t: Test) -> None:
 
 @case(needs=BARE, cites="net/unix/af_unix.c unix_release_sock(); drivers/vfio/vfio_main.c")
 def device_in_flight_stays_bound(t: Test) -> None:
-    """A bound device that lies in a socket, received by nobody, is bound as long as the socket exists, and
-    free when it is closed."""
+    """A bound device that is in flight in a socket stays bound until the socket is closed."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), vfio.open_cdev(bdf) as second, Iommufd() as mine:
         here, there = socket.socketpair()
@@ -150,8 +148,8 @@ def device_in_flight_stays_bound(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release() (last reference)")
 def inherited_device_outlives_its_opener(t: Test) -> None:
-    """A device inherited by a fork is bound until parent and child have let it go, and what the child does
-    to it the parent sees."""
+    """A device inherited through fork() stays bound until parent and child have closed it, and the parent
+    sees what the child does to it."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), vfio.open_cdev(bdf) as second, Iommufd() as mine, _sockets() as (here, there):
         device, iommufd = vfio.open_cdev(bdf), Iommufd()
@@ -163,7 +161,7 @@ def inherited_device_outlives_its_opener(t: Test) -> None:
             signal.pause()
 
         with forked.Child(hold) as child:
-            t.equal(here.recv(1), b"x", "the child's word")
+            t.equal(here.recv(1), b"x", "the child's message")
             t.check(
                 device.read_config(vfio.PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER, "two states of one device"
             )
@@ -180,8 +178,8 @@ def inherited_device_outlives_its_opener(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (binds the file)")
 def binding_outlives_the_binder(t: Test) -> None:
-    """A file bound and attached by a child that then ends stays bound and attached for the parent who opened
-    it, with the child's iommufd behind it."""
+    """A file that the parent opened and a child has bound and attached stays so, with the child's iommufd,
+    after the child has ended."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), vfio.open_cdev(bdf) as device, Iommufd() as mine:
 
@@ -203,8 +201,8 @@ def binding_outlives_the_binder(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap() (the VMA holds the file)")
 def inherited_mapping_holds_the_device(t: Test) -> None:
-    """A BAR mapped in a child alone, which holds no descriptor, works there and keeps the device bound until
-    the child is gone."""
+    """A BAR mapped only in a child, which holds no descriptor, works there and keeps the device bound until
+    the child ends."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), vfio.open_cdev(bdf) as second, Iommufd() as mine, _sockets() as (here, there):
         device, iommufd = vfio.open_cdev(bdf), Iommufd()
@@ -221,7 +219,7 @@ def inherited_mapping_holds_the_device(t: Test) -> None:
             signal.pause()
 
         with forked.Child(hold) as child:
-            t.equal(here.recv(64), b"closed", "the child's word")
+            t.equal(here.recv(64), b"closed", "the child's message")
             bar.close()
             device.close()
             iommufd.close()
@@ -236,11 +234,10 @@ def inherited_mapping_holds_the_device(t: Test) -> None:
 @case(
     needs=("iommufd",),
     cites="drivers/iommu/iommufd/main.c iommufd_fops_open(), iommufd_fops_release()",
-    alongside=True,
 )
 def duplicates_share_all_objects(t: Test) -> None:
-    """A duplicate of an iommufd, in this process or a child, has the same objects, and they live until the
-    last is closed; another iommufd has its own."""
+    """A duplicate of an iommufd, in this process or a child, has the same objects, which live until the last
+    duplicate is closed; another iommufd has its own."""
     with Iommufd() as iommufd, Iommufd() as other, memory.anonymous() as page:
         ioas = iommufd.ioas_alloc()
         iommufd.map(ioas, page.address, PAGE, BASE)
@@ -265,8 +262,8 @@ def duplicates_share_all_objects(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_unl_ioctl(); drivers/iommu/iommufd/main.c")
 def files_know_their_own_calls(t: Test) -> None:
-    """A device file answers ENOTTY to every iommufd call and an iommufd to every call for devices and groups,
-    and nothing comes of them."""
+    """A device file returns ENOTTY for every iommufd ioctl, an iommufd for every device and group ioctl, and
+    none of them has an effect."""
     with through_cdev(t.device("edu", iommu=False)) as user:
         for request in (
             api.DESTROY,
@@ -291,16 +288,16 @@ def files_know_their_own_calls(t: Test) -> None:
             vfio.DEVICE_DETACH_IOMMUFD_PT,
         ):
             t.errno(errno.ENOTTY, user.iommufd.call, request, bytearray(64))
-        t.equal(_identification(user.device), edu.IDENTIFIES, "the register in the end")
+        t.equal(_identification(user.device), edu.IDENTIFIES, "the register at the end")
 
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(); fs/read_write.c, mm/mmap.c")
 def file_mode_bounds_access(t: Test) -> None:
-    """A cdev opened for reading only can be bound and read, but neither written nor mapped for writing; one
-    opened for writing only can be written, but neither read nor mapped."""
+    """A cdev opened read-only can be bound and read, but not written or mapped writable; one opened
+    write-only can be written, but not read or mapped."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), Iommufd() as iommufd:
-        node = pci.vfio_nodes(bdf).cdev
+        node = pci.cdev_node(bdf)
         assert node is not None
         offset = vfio.CONFIG << vfio.OFFSET_SHIFT
         with vfio.Device(os.open(node, os.O_RDONLY | os.O_CLOEXEC)) as device:
@@ -317,7 +314,7 @@ def file_mode_bounds_access(t: Test) -> None:
 
 @case(needs=GROUP, cites="drivers/vfio/group.c vfio_device_open_file(), vfio_group_ioctl_get_device_fd()")
 def group_device_is_closed_on_exec(t: Test) -> None:
-    """The descriptor that a group hands out for a device is close-on-exec, and can be read and written."""
+    """The descriptor of a device from a group is close-on-exec and open for reading and writing."""
     with through_group(t.device("edu", iommu=False)) as user:
         fd = user.device.fd
         t.check(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC, "the descriptor survives an exec")
@@ -326,8 +323,8 @@ def group_device_is_closed_on_exec(t: Test) -> None:
 
 @case(needs=GROUP, cites="drivers/vfio/group.c vfio_group_ioctl_get_device_fd() (strndup_user())")
 def device_name_must_be_a_string(t: Test) -> None:
-    """GET_DEVICE_FD reads no further than the end of memory for a name without an end (EFAULT), takes none of
-    a page or more (EINVAL), and one that ends with memory, and no refusal costs a descriptor."""
+    """GET_DEVICE_FD accepts a name that ends with memory, refuses an unterminated one there (EFAULT) and one
+    of a page or more (EINVAL), and leaks no descriptor."""
     bdf = t.device("edu", iommu=False)
     with through_group(bdf) as user, brink.Brink() as edge:
         group, request = user.group.fd, vfio.GROUP_GET_DEVICE_FD
@@ -348,7 +345,7 @@ def device_name_must_be_a_string(t: Test) -> None:
     needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); device.c iommufd_device_unbind()"
 )
 def device_survives_its_iommufd(t: Test) -> None:
-    """Closing the iommufd first takes nothing from the device: it works, its pages stay pinned."""
+    """A device keeps working, with its pages pinned, after its iommufd is closed."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), vfio.open_cdev(bdf) as device, memory.anonymous() as page:
         page.touch()
@@ -358,14 +355,14 @@ def device_survives_its_iommufd(t: Test) -> None:
             device.attach(ioas)
             iommufd.map(ioas, page.address, page.length, 0)
         t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
-        t.equal(memory.pinned_kib(), 4, "KiB pinned with the iommufd closed")
+        t.equal(memory.pinned_pages(), 1, "pages pinned with the iommufd closed")
         device.close()
-        t.equal(memory.pinned_kib(), 0, "KiB pinned with the device closed")
+        t.equal(memory.pinned_pages(), 0, "pages pinned with the device closed")
 
 
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release(); drivers/iommu/iommufd/main.c")
 def either_may_be_closed_first(t: Test) -> None:
-    """Device and iommufd can be closed in either order, again and again, and leave nothing pinned or busy."""
+    """Device and iommufd can be closed in either order, repeatedly, and leave nothing pinned or busy."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), memory.anonymous() as page:
         page.touch()
@@ -378,13 +375,14 @@ def either_may_be_closed_first(t: Test) -> None:
             order: list[Callable[[], None]] = [device.close, iommufd.close]
             for close in reversed(order) if turn % 2 else order:
                 close()
-            t.equal(memory.pinned_kib(), 0, f"KiB pinned after turn {turn}")
+            t.equal(memory.pinned_pages(), 0, f"pages pinned after turn {turn}")
     t.check_no_complaint()
 
 
 @case(needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_release() (last reference)")
 def duplicates_keep_the_device_open(t: Test) -> None:
-    """A dup of a bound device file keeps it bound; the last close frees it for the next."""
+    """A duplicate of a bound device file keeps it bound; the last close frees the device for the next
+    user."""
     bdf = t.device("edu", iommu=False)
     with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
         device.bind_iommufd(iommufd.fd)
@@ -400,7 +398,8 @@ def duplicates_keep_the_device_open(t: Test) -> None:
     needs=BARE, cites="drivers/vfio/vfio_main.c vfio_device_fops_mmap(); vfio_pci_core.c vfio_pci_core_mmap()"
 )
 def mapped_bar_keeps_the_device_bound(t: Test) -> None:
-    """A mapped BAR works on after the file is closed, and keeps the device bound until it is unmapped."""
+    """A mapped BAR keeps working after the file is closed, and keeps the device bound until it is
+    unmapped."""
     bdf = t.device("edu", iommu=False)
     with unbound(bdf) as (device, iommufd), vfio.open_cdev(bdf) as second:
         device.bind_iommufd(iommufd.fd)

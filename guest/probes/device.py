@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The device file of vfio-pci: what it tells of the device, its structures, and where it says no."""
+"""The device file of vfio-pci: device information, ioctl structures and errors."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ IGB = ("noiommu", "igb", "!viommu")
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_info()")
 def info_counts_regions_and_interrupts(t: Test) -> None:
-    """A PCI device has nine regions and five interrupts; an argsz that just reaches the counts is enough, and
-    nothing is written behind them."""
+    """GET_INFO of a PCI device reports nine regions and five interrupts, accepts an argsz that ends after
+    these counts, and writes nothing beyond argsz."""
     with opened(t, t.device("edu")) as device:
         info = device.info()
         t.equal((info.num_regions, info.num_irqs), (9, 5), "numbers of regions and interrupts")
-        t.check(info.flags & vfio.DEVICE_FLAGS_PCI, "a PCI device does not say that it is one")
+        t.check(info.flags & vfio.DEVICE_FLAGS_PCI, "GET_INFO lacks the PCI flag")
         least = vfio.DeviceInfo(argsz=16, cap_offset=77)
         device.call(vfio.DEVICE_GET_INFO, least)
         t.equal((least.num_regions, least.cap_offset), (9, 77), "regions, and the field beyond argsz")
@@ -36,7 +36,8 @@ def info_counts_regions_and_interrupts(t: Test) -> None:
 def _bus_master_is_off(t: Test, bdf: str) -> None:
     """Fail unless bus mastering is off at open, can be switched on, and is off after the close.
 
-    A device that slept since the bit was set lost it when it woke up; one kept awake did not.
+    Tried with runtime PM and without: a device that was suspended has lost the bit on resume; an active one
+    keeps it.
     """
     master = vfio.PCI_COMMAND_MASTER
 
@@ -53,28 +54,29 @@ def _bus_master_is_off(t: Test, bdf: str) -> None:
                 t.check(not device.read_config(PCI_COMMAND, 2) & master, "bus mastering is on after open")
                 t.check(not real(), "the device's own bit is on after open")
                 device.set_bus_master()
-                t.check(device.read_config(PCI_COMMAND, 2) & master, "switching it on is not shown")
-                t.check(real(), "switching it on does not reach the device")
+                t.check(device.read_config(PCI_COMMAND, 2) & master, "bus mastering still reads as off")
+                t.check(real(), "the device's own bit is still off")
                 device.close()
                 t.check(not real(), "bus mastering is on after close")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable(), vfio_pci_core_disable()")
 def bus_master_is_off_at_open_and_after_close(t: Test) -> None:
-    """However the bit was left, a user finds bus mastering off, can switch it on, and cannot leave it on."""
+    """Bus mastering is off after open, whatever it was before, can be switched on, and is off after close."""
     _bus_master_is_off(t, t.device("edu"))
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable(), vfio_pci_core_disable()")
 def bus_master_of_a_card_that_is_reset_is_off(t: Test) -> None:
-    """The same holds for a card that is reset, and its configuration put back, at open and close."""
+    """Bus mastering of a card that is reset and restored at open and close is off after open, can be switched
+    on, and is off after close."""
     _bus_master_is_off(t, t.device("igb"))
 
 
 @case(needs=EDU, cites="drivers/vfio/vfio_main.c vfio_ioctl_device_feature(); vfio_pci_core.c")
 def features_can_be_probed(t: Test) -> None:
-    """PROBE tells which features a device has, by which operation, and changes nothing; a request without
-    an operation, with two, or with an unknown flag is refused."""
+    """PROBE reports the features of a device and their operations and changes nothing; a request with no
+    operation, with two, or with an unknown flag is refused."""
     with opened(t, t.device("edu")) as device:
         for feature in (vfio.LOW_POWER_ENTRY, vfio.LOW_POWER_ENTRY_WAKEUP, vfio.LOW_POWER_EXIT):
             device.feature(PROBE | SET | feature)
@@ -91,7 +93,7 @@ def features_can_be_probed(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_ioctl()")
 def unknown_requests_are_enotty(t: Test) -> None:
-    """A request that vfio-pci does not know, a container's, a group's or an iommufd's, is ENOTTY."""
+    """A device file returns ENOTTY for ioctls of containers, groups and iommufds, and for unknown ones."""
     with opened(t, t.device("edu")) as device:
         for request in (
             vfio.GET_API_VERSION,
@@ -113,8 +115,8 @@ def unknown_requests_are_enotty(t: Test) -> None:
     "pci/vfio_pci_core.c (minsz)",
 )
 def structures_may_end_where_memory_does(t: Test) -> None:
-    """Every device ioctl takes the shortest structure that it promises to although no memory follows, with a
-    byte less of memory it is EFAULT, and with a byte less of argsz EINVAL."""
+    """Every device ioctl accepts its shortest structure at the end of memory; one byte less of memory is
+    EFAULT, one byte less of argsz EINVAL."""
     with opened(t, t.device("edu")) as device, Brink() as edge:
         event = Event()
         device.set_eventfds(vfio.REQ, event.fd)
@@ -143,7 +145,7 @@ def structures_may_end_where_memory_does(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_info(); vfio_main.c vfio_get_region_info()",
 )
 def unwritable_answers_are_faults(t: Test) -> None:
-    """Information that cannot be written to its caller is EFAULT, and so is a missing argument."""
+    """An information ioctl whose result cannot be written, or without an argument, is EFAULT."""
     with opened(t, t.device("edu")) as device:
         for request, argument in (
             (vfio.DEVICE_GET_INFO, vfio.DeviceInfo()),

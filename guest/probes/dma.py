@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""DMA without an IOMMU: the device reaches exactly the memory whose physical address it was given."""
+"""DMA without an IOMMU: the device accesses exactly the physical addresses that it is given."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def _mapped(user: CdevUser, pages: int, iova: int = IOVA) -> memory.Buffer:
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); QEMU docs/specs/edu.rst",
 )
 def both_ways_by_get_pa(t: Test) -> None:
-    """Data that edu fetches from and stores to GET_PA's addresses is the data of the mapped pages, and not
-    one other byte of them changes."""
+    """DMA reads and writes at GET_PA's addresses access the mapped pages and change no other byte of them."""
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
         device = edu.Edu(bar)
         t.check(device.is_edu(), "BAR 0 does not identify itself as an edu")
@@ -52,7 +51,7 @@ def both_ways_by_get_pa(t: Test) -> None:
 
 @case(needs=CDEV, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys()")
 def offset_within_a_page_counts(t: Test) -> None:
-    """GET_PA of an address inside a page names that very byte: a transfer there starts there."""
+    """GET_PA of an IOVA inside a page gives the address of that byte, and DMA to it starts there."""
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
         device = edu.Edu(bar)
         buffer = _mapped(user, 1)
@@ -60,36 +59,39 @@ def offset_within_a_page_counts(t: Test) -> None:
         buffer.write(data, 0x123)
         user.device.set_bus_master()
         device.copy_from_ram(user.physical(IOVA + 0x123, 32), 32)
-        device.copy_to_ram(user.physical(IOVA + 0xFE0, 32), 32)
-        t.equal(buffer.read(0xFE0, 32), data, "the last 32 bytes of the page")
-        t.check(not any(buffer.read(0x143, 0xFE0 - 0x143)), "bytes between source and target changed")
+        device.copy_to_ram(user.physical(IOVA + PAGE - 32, 32), 32)
+        t.equal(buffer.read(PAGE - 32, 32), data, "the last 32 bytes of the page")
+        t.check(not any(buffer.read(0x143, PAGE - 32 - 0x143)), "bytes between source and target changed")
 
 
 @case(needs=CDEV, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys()", timeout=60)
 def each_page_has_its_own_address(t: Test) -> None:
-    """Every page of a mapping is reached through its own GET_PA, whatever the pages' order in memory."""
+    """DMA reaches every page of a mapping at its own GET_PA address, whatever the order of the pages in
+    memory."""
     pages = 4
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
         device = edu.Edu(bar)
         source, target = _mapped(user, pages), _mapped(user, pages, IOVA + 2 * pages * PAGE)
-        data = [memory.pattern(t.random, PAGE) for _ in range(pages)]
-        source.write(b"".join(data))
+        data = [memory.pattern(t.random, edu.BUFFER_SIZE) for _ in range(pages)]
+        for page, piece in enumerate(data):
+            source.write(piece, page * PAGE)
         order = t.random.sample(range(pages), pages)
         user.device.set_bus_master()
         for index, page in enumerate(order):
-            device.copy_from_ram(user.physical(IOVA + page * PAGE, PAGE), PAGE)
-            device.copy_to_ram(user.physical(IOVA + (2 * pages + index) * PAGE, PAGE), PAGE)
+            device.copy_from_ram(user.physical(IOVA + page * PAGE, PAGE), edu.BUFFER_SIZE)
+            there = user.physical(IOVA + (2 * pages + index) * PAGE, PAGE)
+            device.copy_to_ram(there, edu.BUFFER_SIZE)
         for index, page in enumerate(order):
             t.check(
-                target.read(index * PAGE, PAGE) == data[page],
+                target.read(index * PAGE, edu.BUFFER_SIZE) == data[page],
                 f"target page {index} does not hold source page {page}",
             )
 
 
 @case(needs=CDEV, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys()", timeout=45)
 def huge_page_is_one_piece(t: Test) -> None:
-    """GET_PA calls a 2 MiB page one piece, and DMA across its 4 KiB boundaries and up to its end confirms
-    it."""
+    """GET_PA reports a 2 MiB page as one piece, and DMA works across its 4 KiB boundaries and up to its
+    end."""
     if memory.set_hugepages(1) < 1:
         t.skip("no free 2 MiB page to reserve")
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar, memory.hugetlb() as buffer:
@@ -99,20 +101,21 @@ def huge_page_is_one_piece(t: Test) -> None:
         base, contiguous = user.iommufd.get_pa(user.ioas, IOVA, HUGE)
         t.equal(contiguous, HUGE, "contiguous bytes of a 2 MiB page")
         t.equal(base % HUGE, 0, "alignment of a 2 MiB page")
-        data = memory.pattern(t.random, PAGE)
+        size = edu.BUFFER_SIZE
+        data = memory.pattern(t.random, size)
         buffer.write(data, 5 * PAGE - 1000)
         user.device.set_bus_master()
-        device.copy_from_ram(base + 5 * PAGE - 1000, PAGE)
-        device.copy_to_ram(base + HUGE - PAGE, PAGE)
+        device.copy_from_ram(base + 5 * PAGE - 1000, size)
+        device.copy_to_ram(base + HUGE - size, size)
         t.check(
-            buffer.read(HUGE - PAGE, PAGE) == data, "the last 4 KiB do not hold what was read in the middle"
+            buffer.read(HUGE - size, size) == data, "the last 4 KiB do not hold what was read in the middle"
         )
-        t.check(not any(buffer.read(HUGE - 2 * PAGE, PAGE)), "the device wrote before its target")
+        t.check(not any(buffer.read(HUGE - size - PAGE, PAGE)), "the device wrote before its target")
 
 
 @case(needs=CDEV, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin()", timeout=45)
 def fork_leaves_the_page_to_the_device(t: Test) -> None:
-    """After a fork and a write, the page that the device reaches is still the one its owner sees."""
+    """After a fork and a write, DMA reaches the page that its owner sees."""
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
         device = edu.Edu(bar)
         buffer = _mapped(user, 2)
@@ -137,7 +140,7 @@ def fork_leaves_the_page_to_the_device(t: Test) -> None:
 
 @case(needs=CDEV, cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_map_file()")
 def memfd_is_reached_through_its_mapping(t: Test) -> None:
-    """DMA to a memfd mapped with IOAS_MAP_FILE shows in every mapping of that memfd."""
+    """DMA to a memfd mapped with IOAS_MAP_FILE is visible in every mapping of that memfd."""
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
         device = edu.Edu(bar)
         fd = memory.memfd(2 * PAGE)
@@ -159,7 +162,7 @@ def memfd_is_reached_through_its_mapping(t: Test) -> None:
     timeout=45,
 )
 def two_devices_share_an_address_space(t: Test) -> None:
-    """What one device stores in a page of a shared IOAS, the other one fetches from it."""
+    """Data that one device writes to a page of a shared IOAS can be read there by another device."""
     first, second = t.devices("edu", iommu=False)[:2]
     with through_cdev(first) as user, pci.bound(second), vfio.open_cdev(second) as other:
         other.bind_iommufd(user.iommufd.fd)
@@ -179,7 +182,7 @@ def two_devices_share_an_address_space(t: Test) -> None:
 
 @case(needs=CDEV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable()", timeout=45)
 def nothing_moves_without_bus_master(t: Test) -> None:
-    """A device just opened has no bus mastering: it neither reads nor writes memory until its user switches
+    """A device just opened has bus mastering off and neither reads nor writes memory until its user switches
     it on."""
     with through_cdev(t.device("edu")) as user, user.device.bar() as bar:
         device = edu.Edu(bar)
@@ -210,14 +213,14 @@ def nothing_moves_without_bus_master(t: Test) -> None:
     timeout=60,
 )
 def closing_the_device_stops_its_dma(t: Test) -> None:
-    """A transfer that is still under way when the device file is closed never reaches memory."""
+    """A transfer still running when the device file is closed never reaches memory."""
     with _locked(PAGE) as buffer:
         mark, address = memory.pattern(t.random, 64), buffer.physical()
         for _attempt in range(5):
             closed = _close_during_transfer(t, buffer, mark, address)
             if closed < EDU_TRANSFER:
                 break
-            t.log(f"closing took {closed:.3f} s, longer than the transfer itself: again")
+            t.log(f"closing took {closed:.3f} s, longer than the transfer itself: retrying")
         else:
             t.skip("this machine is too slow to close a device within edu's 100 ms")
         t.equal(buffer.read(0, 64), mark, "memory after the device was closed")
@@ -228,7 +231,8 @@ def closing_the_device_stops_its_dma(t: Test) -> None:
     cites="Documentation/driver-api/vfio.rst; Documentation/admin-guide/mm/pagemap.rst",
 )
 def group_user_finds_addresses_himself(t: Test) -> None:
-    """By the group, which has no GET_PA, a device does DMA to the physical addresses of locked memory."""
+    """A device opened through its group, which has no GET_PA, can do DMA to the physical addresses of locked
+    memory."""
     with through_group(t.device("edu")) as user, user.device.bar() as bar, _locked(2 * PAGE) as buffer:
         device = edu.Edu(bar)
         data = memory.pattern(t.random, 1024)
@@ -246,7 +250,7 @@ def group_user_finds_addresses_himself(t: Test) -> None:
 
 
 def _close_during_transfer(t: Test, buffer: memory.Buffer, mark: bytes, address: int) -> float:
-    """Start a transfer to *address*, close the device, and return how long that took together."""
+    """Start a transfer to *address*, close the device, and return how long both took."""
     with opened(t, t.device("edu")) as device:
         device.set_bus_master()
         with device.bar() as bar:
@@ -267,8 +271,8 @@ def _close_during_transfer(t: Test, buffer: memory.Buffer, mark: bytes, address:
 
 
 def _locked(length: int) -> memory.Buffer:
-    """Memory that stays where it is: locked, and shared, because a private page moves on a write after a
-    fork."""
+    """Return memory that does not move: locked, and shared, because a write after a fork moves a private
+    page."""
     locked = 0x2000  # MAP_LOCKED, include/uapi/asm-generic/mman.h
     flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | memory.MAP_POPULATE | locked
     return memory.Buffer(libc.mmap(length, memory.READ_WRITE, flags), length)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One device, one user: group and device node shut each other out, and what was refused leaves no trace.
+"""One user per device: group and device node exclude each other, and a refused request has no effect.
 
-The rules are the same with and without an IOMMU, so that most cases run on whichever the machine has.
+The rules are the same with and without an IOMMU, so most cases run with either.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import threading
 import time
 import uuid
 from typing import Callable
@@ -20,7 +19,7 @@ from guest.case import Test, case
 from guest.iommufd import Iommufd
 from guest.memory import PAGE
 from guest.opened import container_type, has_door, through_cdev, through_group, usable
-from guest.uapi import errno_of
+from guest.uapi import errnos_at_once
 
 DOORS = ("group", "cdev", "iommufd", "edu")
 SHUT = ("noiommu-group", "noiommu-cdev", "edu", "!viommu")
@@ -34,7 +33,7 @@ def _vendor(device: vfio.Device) -> int:
 
 @case(needs=DOORS, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (unwinding)")
 def refused_bind_leaves_the_device_free(t: Test) -> None:
-    """A BIND that fails, at whichever step, shuts nobody out: the group opens, and the next BIND succeeds."""
+    """After a BIND that fails at any step, the group can be opened, and the next BIND succeeds."""
     bdf = usable(t, "edu", "group", "cdev")
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
         argument = vfio.BindIommufd(iommufd=iommufd.fd)
@@ -55,8 +54,8 @@ def refused_bind_leaves_the_device_free(t: Test) -> None:
 
 @case(needs=DOORS, cites="drivers/vfio/device_cdev.c vfio_df_unbind_iommufd() (access_granted)")
 def refused_bind_leaves_the_owner_alone(t: Test) -> None:
-    """A second file that was refused the device takes nothing from the first when it is closed: the device
-    works, and the group stays shut until the first file closes."""
+    """Closing a second file whose BIND was refused does not affect the first: its device works, and the group
+    stays busy until it is closed."""
     bdf = usable(t, "edu", "group", "cdev")
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as owner:
         owner.bind_iommufd(iommufd.fd)
@@ -71,8 +70,8 @@ def refused_bind_leaves_the_owner_alone(t: Test) -> None:
 
 @case(needs=DOORS, cites="drivers/vfio/group.c vfio_group_fops_release(), vfio_device_block_group()")
 def group_is_held_by_its_last_copy(t: Test) -> None:
-    """A duplicate of an open group file holds the group alone: no other opener and no BIND until it is closed
-    as well."""
+    """A duplicate of an open group file alone keeps the group busy, for other openers and for BIND, until it
+    is closed."""
     bdf = usable(t, "edu", "group", "cdev")
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
         group = vfio.open_group(bdf)
@@ -87,8 +86,8 @@ def group_is_held_by_its_last_copy(t: Test) -> None:
 
 @case(needs=DOORS, cites="drivers/vfio/vfio_main.c vfio_device_fops_release(), device_cdev.c")
 def group_waits_for_the_last_copy_of_a_bound_file(t: Test) -> None:
-    """The group stays shut while a duplicate of the bound device file lives, then while a BAR is mapped
-    through it, and opens when that is gone too."""
+    """The group stays busy while a duplicate of the bound device file is open or a BAR is mapped through it,
+    and can be opened after that."""
     bdf = usable(t, "edu", "group", "cdev")
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
         device.bind_iommufd(iommufd.fd)
@@ -103,8 +102,8 @@ def group_waits_for_the_last_copy_of_a_bound_file(t: Test) -> None:
 
 @case(needs=("group", "edu"), cites="drivers/vfio/container.c (`closed in any order`)")
 def group_path_closes_in_any_order(t: Test) -> None:
-    """Container, group and device may be closed in any order: the device works until its own file closes,
-    and everything can be opened anew afterwards."""
+    """Container, group and device can be closed in any order: the device works until its own file is closed,
+    and everything can be opened again afterwards."""
     bdf = usable(t, "edu", "group")
     kind = container_type(bdf)
     with pci.bound(bdf):
@@ -127,8 +126,8 @@ def group_path_closes_in_any_order(t: Test) -> None:
 
 @case(needs=DOORS, cites="drivers/vfio/group.c vfio_device_block_group(), vfio_device_unblock_group()")
 def doors_may_be_used_in_turn(t: Test) -> None:
-    """Users may take turns between the doors, however often: whoever comes after a close finds the device
-    free."""
+    """Users can alternate between group and device node any number of times: the device is free after each
+    close."""
     bdf = usable(t, "edu", "group", "cdev")
     kind = container_type(bdf)
     for turn in range(6):
@@ -147,8 +146,8 @@ def doors_may_be_used_in_turn(t: Test) -> None:
     timeout=45,
 )
 def devices_are_shut_one_by_one(t: Test) -> None:
-    """A device in use by one door shuts neither door of another device: each may be used by either at the
-    same time."""
+    """A device in use through its group or device node does not block another device: both can be used at the
+    same time, each through either."""
     for one, other in (("edu", "igb"), ("igb", "edu")):
         first, second = (usable(t, kind, "group", "cdev") for kind in (one, other))
         with through_group(first, container_type(first)) as user, through_cdev(second) as neighbour:
@@ -160,8 +159,8 @@ def devices_are_shut_one_by_one(t: Test) -> None:
 
 @case(needs=("group", "iommufd", "edu"), cites="drivers/vfio/group.c vfio_group_ioctl_unset_container()")
 def group_moves_between_containers(t: Test) -> None:
-    """A group leaves one container for another, of either make, and hands out its device from each; while it
-    is in one the other is refused."""
+    """A group can leave one container for another of either kind and hands out its device from each; while it
+    is in one, the other is refused."""
     bdf = usable(t, "edu", "group")
     kind = container_type(bdf)
     with (
@@ -180,29 +179,12 @@ def group_moves_between_containers(t: Test) -> None:
             t.equal(group.status(), vfio.GROUP_VIABLE, "status after leaving")
 
 
-def _race(*attempts: Callable[[], object]) -> list[int]:
-    """Make all *attempts* at once and return the errno of each, 0 for success."""
-    start = threading.Barrier(len(attempts))
-    results = [-1] * len(attempts)
-
-    def run(index: int) -> None:
-        start.wait(10)
-        results[index] = errno_of(attempts[index])
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(attempts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    return results
-
-
 @case(
     needs=DOORS, cites="drivers/vfio/group.c vfio_group_fops_open(), vfio_device_block_group() (group_lock)"
 )
 def racing_doors_have_one_winner(t: Test) -> None:
-    """When the group is opened and the device node bound at the same moment, exactly one succeeds, and the
-    other is told EBUSY."""
+    """If the group is opened and the device node bound at the same moment, exactly one succeeds and the other
+    is EBUSY."""
     bdf = usable(t, "edu", "group", "cdev")
     wins = {"group": 0, "cdev": 0}
     with pci.bound(bdf), Iommufd() as iommufd:
@@ -210,7 +192,7 @@ def racing_doors_have_one_winner(t: Test) -> None:
         while time.monotonic() < end:
             groups: list[vfio.Group] = []
             with vfio.open_cdev(bdf) as device:
-                results = _race(_opener(bdf, groups), _binder(device, iommufd))
+                results = errnos_at_once(_opener(bdf, groups), _binder(device, iommufd))
                 t.equal(sorted(results), [0, errno.EBUSY], "results of the two")
                 wins["group" if groups else "cdev"] += 1
                 for group in groups:
@@ -223,18 +205,18 @@ def racing_doors_have_one_winner(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c vfio_df_open() (dev_set lock); group.c vfio_group_fops_open()",
 )
 def racing_users_of_one_door_have_one_winner(t: Test) -> None:
-    """Of two tasks that bind one device at the same moment, to an iommufd each, exactly one gets it, and so
-    of two that open its group."""
+    """If two tasks bind one device to different iommufds, or open its group, at the same moment, exactly one
+    succeeds."""
     bdf = usable(t, "edu", "group", "cdev")
     with pci.bound(bdf), Iommufd() as one, Iommufd() as other:
         end = time.monotonic() + RACE_SECONDS
         while time.monotonic() < end:
             with vfio.open_cdev(bdf) as first, vfio.open_cdev(bdf) as second:
                 files = ((first, one), (second, other))
-                results = _race(*(_binder(file, iommufd) for file, iommufd in files))
+                results = errnos_at_once(*(_binder(file, iommufd) for file, iommufd in files))
                 t.equal(sorted(results), [0, errno.EINVAL], "results of two BINDs")
             groups: list[vfio.Group] = []
-            results = _race(_opener(bdf, groups), _opener(bdf, groups))
+            results = errnos_at_once(_opener(bdf, groups), _opener(bdf, groups))
             for group in groups:
                 group.close()
             t.equal(sorted(results), [0, errno.EBUSY], "results of two opens")
@@ -250,7 +232,8 @@ def _binder(device: vfio.Device, iommufd: Iommufd) -> Callable[[], object]:
 
 @case(needs=SHUT, cites="drivers/vfio/group.c vfio_device_block_group()")
 def open_group_shuts_out_the_cdev(t: Test) -> None:
-    """While the group node is open the device node opens but cannot be bound; once it is closed it can."""
+    """While the group is open, the device node can be opened but not bound; once the group is closed, it can
+    be bound."""
     bdf = t.device("edu")
     with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
         with vfio.open_group(bdf):
@@ -262,8 +245,8 @@ def open_group_shuts_out_the_cdev(t: Test) -> None:
     needs=(*SHUT, "container"), cites="drivers/vfio/group.c vfio_device_block_group(), vfio_df_group_open()"
 )
 def device_in_use_by_group_shuts_out_the_cdev(t: Test) -> None:
-    """While a device file handed out by the group lives, the device node cannot be bound, even after the
-    group's own file is closed."""
+    """While a device file from the group is open, the device node cannot be bound, even after the group's own
+    file is closed."""
     bdf = t.device("edu")
     with pci.bound(bdf), vfio.open_container() as container, Iommufd() as iommufd:
         group = vfio.open_group(bdf)
@@ -279,8 +262,8 @@ def device_in_use_by_group_shuts_out_the_cdev(t: Test) -> None:
 
 @case(needs=SHUT, cites="drivers/vfio/group.c vfio_group_fops_open()")
 def bound_cdev_shuts_out_the_group(t: Test) -> None:
-    """A bound device node makes the group node busy; one that is merely open does not, nor one that is
-    closed again."""
+    """A bound device node makes the group busy; a device node that is only open, or closed again, does
+    not."""
     bdf = t.device("edu")
     with pci.bound(bdf), Iommufd() as iommufd:
         with vfio.open_cdev(bdf) as device:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Binding and unbinding while memory runs out: each allocation on the way fails in its turn.
+"""Binding and unbinding with allocation failures: each allocation on the way fails in turn.
 
 The kernel's fault injection does it for one task (Documentation/fault-injection/fault-injection.rst): N in
-/proc/self/fail-nth fails the Nth allocation from then on, and reads back as 0 once it has.
+/proc/self/fail-nth fails the Nth allocation from then on; the file reads 0 once that has failed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from guest.case import Test, case
 DEBUGFS = Path("/sys/kernel/debug")
 
 MOST = 400
-"""What can fail on the way to a bound device, and then some: 113 times something on 7.3."""
+"""More than the number of failures possible during a bind, which is 113 on 7.3."""
 
 
 @contextlib.contextmanager
 def failing() -> Iterator[int]:
-    """Let allocations that may sleep fail as well, without a word; a descriptor of this task's fail-nth."""
+    """Make allocations that may sleep fail too, without a log line; yield a descriptor of this task's
+    fail-nth."""
     for kind in ("failslab", "fail_page_alloc"):
         pci.write(DEBUGFS / kind / "ignore-gfp-wait", "N")
         pci.write(DEBUGFS / kind / "verbose", "0")
@@ -37,7 +38,8 @@ def failing() -> Iterator[int]:
 
 
 def _bind_failing(fd: int, bdf: str, nth: int) -> tuple[int, bool]:
-    """Bind with the *nth* allocation failing: the errno, 0 for success, and whether there were so many."""
+    """Bind with the *nth* allocation failing; return the errno (0 for success) and whether that many were
+    made."""
     bind = os.open(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", os.O_WRONLY | os.O_CLOEXEC)
     code, name = 0, bdf.encode()
     try:
@@ -52,11 +54,11 @@ def _bind_failing(fd: int, bdf: str, nth: int) -> tuple[int, bool]:
 
 
 def _has_failed(fd: int) -> bool:
-    """Whether the failure that was asked for has happened; it is called off otherwise."""
+    """Return whether the requested failure has happened; cancel it otherwise."""
     try:
         return os.pread(fd, 16, 0).strip(b"\0\n ") == b"0"
     except OSError:
-        return False  # this very answer could not be written, which was the next thing to fail
+        return False  # the read itself was the next thing to fail
     finally:
         os.pwrite(fd, b"0", 0)
 
@@ -68,8 +70,8 @@ def _has_failed(fd: int) -> bool:
     destructive=True,
 )
 def bind_that_fails_leaves_nothing(t: Test) -> None:
-    """Whichever allocation fails while a device is bound, the bind fails as a whole or succeeds as a whole,
-    nothing is left of one that failed, and the kernel has nothing to complain of."""
+    """If any allocation fails during a bind, the bind succeeds completely or fails without leaving anything
+    behind, and the kernel reports no bug."""
     bdf = t.device("edu", iommu=False)
     refused = 0
     pci.set_parameter(True)
@@ -91,7 +93,7 @@ def bind_that_fails_leaves_nothing(t: Test) -> None:
                 if not failed:
                     break
         else:
-            raise AssertionError(f"a bind makes {MOST} allocations and more")
-    t.check(refused > 5, f"only {refused} failing allocations made a bind fail")
+            raise AssertionError(f"a bind makes {MOST} or more allocations")
+    t.check(refused > 5, f"a bind failed for only {refused} of the failing allocations")
     with pci.bound(bdf):
         t.check_no_complaint()

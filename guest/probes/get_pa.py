@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""IOMMU_IOAS_NOIOMMU_GET_PA: the address, how far it reaches, and every refusal in the kernel's order.
+"""IOMMU_IOAS_NOIOMMU_GET_PA: the address, the contiguous length, and the errors in the kernel's order.
 
-/proc/self/pagemap is the second opinion on every address.
+Every address is compared with /proc/self/pagemap.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ BASE = 0x1000_0000
 UNTOUCHED = 0x5A5A_5A5A_5A5A_5A5A
 
 STRESS = 1.5
-"""Seconds for which callers and changes race each other."""
+"""Seconds during which callers of GET_PA race with changes."""
 
 
 def _contiguous(buffer: memory.Buffer, offset: int, limit: int) -> int:
-    """Return how many bytes from *offset* of *buffer* are one physical piece by the page map."""
+    """Return the number of physically contiguous bytes from *offset* of *buffer*, by the page map."""
     start = buffer.physical(offset)
     length = PAGE - offset % PAGE
     while length < limit and offset + length < buffer.length:
@@ -47,7 +47,7 @@ def _huge_buffer(t: Test, pages: int) -> memory.Buffer:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys(); admin-guide/mm/pagemap.rst")
 def page_map_agrees(t: Test) -> None:
-    """The address of every page of a scattered mapping is the one that the page map gives."""
+    """GET_PA of every page of a scattered mapping returns the address that the page map gives."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(64 * PAGE) as buffer:
         order = list(range(64))
         t.random.shuffle(order)
@@ -63,7 +63,8 @@ def page_map_agrees(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (offset_in_page)")
 def offset_in_page_is_kept(t: Test) -> None:
-    """Any byte of a page can be asked for; the rest of its page is the least that is answered."""
+    """GET_PA of any byte of a page returns the address of that byte and a length up to the end of the
+    page."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         user.map(page, BASE)
@@ -75,7 +76,7 @@ def offset_in_page_is_kept(t: Test) -> None:
 
 
 def _patchwork(t: Test, room: memory.Buffer) -> memory.Buffer:
-    """Make 64 pages in pieces of random lengths: a huge page's frames with other frames put between them."""
+    """Make 64 pages in pieces of random lengths: a huge page's frames with other frames in between."""
     pages = 64
     start = -(-room.address // HUGE) * HUGE
     buffer = memory.Buffer(start, pages * PAGE)
@@ -87,9 +88,9 @@ def _patchwork(t: Test, room: memory.Buffer) -> memory.Buffer:
     for index in t.random.sample(range(1, pages), 12):
         memory.fresh_page(start + index * PAGE)
     pieces = [_contiguous(buffer, index * PAGE, buffer.length) // PAGE for index in range(pages)]
-    t.log(f"pages in one piece from each page: {pieces}")
+    t.log(f"contiguous pages from each page: {pieces}")
     if max(pieces) == 1 or max(pieces) == pages:
-        t.skip("the kernel has no huge page to give")
+        t.skip("the kernel gave no huge page")
     return buffer
 
 
@@ -99,7 +100,7 @@ def _patchwork(t: Test, room: memory.Buffer) -> memory.Buffer:
     timeout=60,
 )
 def length_is_the_contiguous_piece(t: Test) -> None:
-    """From any offset the length is what was asked for or what lies in one piece, whichever is less."""
+    """GET_PA's length from any offset is the smaller of the requested length and the contiguous piece."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * HUGE, small=False) as room:
         buffer = _patchwork(t, room)
         user.map(buffer, BASE)
@@ -116,7 +117,7 @@ def length_is_the_contiguous_piece(t: Test) -> None:
     cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (next_paddr != tmp_paddr + PAGE_SIZE)",
 )
 def gap_ends_the_length(t: Test) -> None:
-    """Where the next page lies elsewhere the length stops, in the middle of what was asked for."""
+    """GET_PA's length ends where the next page is not contiguous, even within the requested length."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * PAGE) as buffer:
         buffer.touch()
         # One frame mapped twice in a row is never contiguous with itself.
@@ -159,7 +160,8 @@ def _same_page_twice(fd: int) -> memory.Buffer:
     cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys(); hwpt_noiommu.c (AMDv1 page sizes)",
 )
 def huge_page_is_one_piece(t: Test) -> None:
-    """A 2 MiB page is one piece from any offset, and two pages are one piece when their frames adjoin."""
+    """GET_PA reports a 2 MiB page as one piece from any offset, and two such pages as one if their frames
+    adjoin."""
     buffer = _huge_buffer(t, 2)
     with through_cdev(t.device("edu", iommu=False)) as user, buffer:
         user.map(buffer, BASE)
@@ -175,7 +177,7 @@ def huge_page_is_one_piece(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (iopt_area_last_iova())")
 def length_ends_with_the_mapping(t: Test) -> None:
-    """The length stops where the mapping does, even when the next mapping continues the same huge page."""
+    """GET_PA's length ends with the mapping, even if the next mapping continues the same huge page."""
     buffer = _huge_buffer(t, 1)
     with through_cdev(t.device("edu", iommu=False)) as user, buffer:
         iommufd, ioas = user.iommufd, user.ioas
@@ -190,7 +192,8 @@ def length_ends_with_the_mapping(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (check_add_overflow)")
 def last_page_does_not_wrap(t: Test) -> None:
-    """The last page of the IOVA space resolves to its end and no further; its last byte is refused."""
+    """GET_PA of the last page of the IOVA space answers up to its end; asked for its last byte it is
+    EOVERFLOW."""
     last = LAST_IOVA - PAGE + 1
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
@@ -207,7 +210,7 @@ def last_page_does_not_wrap(t: Test) -> None:
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); main.c iommufd_fops_ioctl()",
 )
 def refusals_come_in_order(t: Test) -> None:
-    """Each check beats all later ones: size, flags, length, overflow, address space, mapping, page table."""
+    """GET_PA checks in this order: size, flags, length, overflow, address space, mapping, page table."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         user.map(page, BASE)
@@ -236,7 +239,7 @@ def refusals_come_in_order(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() copy_struct_from_user()")
 def structure_may_grow(t: Test) -> None:
-    """A longer structure is taken when its tail is zero and is E2BIG when not."""
+    """GET_PA accepts a longer structure if its tail is zero, and is E2BIG otherwise."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         user.map(page, BASE)
@@ -254,8 +257,8 @@ def structure_may_grow(t: Test) -> None:
     cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl(); ioas.c iommufd_ioas_noiommu_get_pa()",
 )
 def structure_may_end_where_memory_does(t: Test) -> None:
-    """The structure may be the last of memory; one that memory cuts short, whose size lies about what
-    follows, or that cannot take the answer is EFAULT, and the mapping does not suffer."""
+    """GET_PA accepts a structure at the end of memory; one that extends beyond it or is read-only is EFAULT
+    and leaves the mapping unaffected."""
     with (
         through_cdev(t.device("edu", iommu=False)) as user,
         memory.anonymous() as page,
@@ -285,8 +288,8 @@ def structure_may_end_where_memory_does(t: Test) -> None:
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); io_pagetable.c iopt_get_phys()",
 )
 def longest_question_is_answered(t: Test) -> None:
-    """Any length may be asked for, up to 2^64-1, from any byte, and the input fields come back as they were;
-    what out_phys held before does not matter."""
+    """GET_PA accepts any length up to 2^64-1 from any byte, with any value in out_phys, and leaves the input
+    fields unchanged."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         user.map(page, BASE)
@@ -308,7 +311,7 @@ def longest_question_is_answered(t: Test) -> None:
     needs=BARE, cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa() (respond only on success)"
 )
 def refusal_writes_nothing(t: Test) -> None:
-    """A refused call leaves the caller's structure as it was."""
+    """A refused GET_PA leaves the caller's structure unchanged."""
     with through_cdev(t.device("edu", iommu=False)) as user:
         argument = api.NoiommuGetPa(ioas_id=user.ioas, iova=BASE, length=77, out_phys=UNTOUCHED)
         t.errno(errno.ENOENT, user.iommufd.call, api.IOAS_NOIOMMU_GET_PA, argument)
@@ -317,7 +320,7 @@ def refusal_writes_nothing(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (iopt_area_iter_first())")
 def address_dies_with_the_mapping(t: Test) -> None:
-    """After an unmap there is no address, and a new mapping there has its own."""
+    """After an unmap GET_PA finds no address, and a new mapping at the same IOVA has its own address."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * PAGE) as buffer:
         buffer.touch()
         iommufd, ioas = user.iommufd, user.ioas
@@ -334,7 +337,7 @@ def address_dies_with_the_mapping(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (storage_domain)")
 def address_needs_an_attached_device(t: Test) -> None:
-    """A mapping has an address while a device is attached: EOPNOTSUPP before, between and after."""
+    """GET_PA works while a device is attached, and is EOPNOTSUPP before, between and after attachments."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         user.device.detach()
@@ -355,7 +358,7 @@ def address_needs_an_attached_device(t: Test) -> None:
     timeout=40,
 )
 def concurrent_callers_see_sense(t: Test) -> None:
-    """While mappings and attachments come and go, GET_PA gives the right address, ENOENT or EOPNOTSUPP."""
+    """While mappings and attachments change, GET_PA returns the right address, ENOENT or EOPNOTSUPP."""
     # Shared memory: a private page would move when it is pinned after the fork.
     shared = memory.shared_file(memory.memfd(PAGE), PAGE)
     with through_cdev(t.device("edu", iommu=False)) as user, shared as page:
@@ -382,9 +385,9 @@ def concurrent_callers_see_sense(t: Test) -> None:
             while not (one.ended() and other.ended()):
                 _churn(user, page)
             answers = (one.result(), other.result())
-        t.log(f"addresses given: {answers}")
-        t.check(any(answers), "nobody was ever given an address")
-        t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
+        t.log(f"addresses returned: {answers}")
+        t.check(any(answers), "no call returned an address")
+        t.equal(memory.pinned_pages(), 0, "pages pinned at the end")
         t.check_no_complaint()
 
 
@@ -398,10 +401,9 @@ def _churn(user: CdevUser, page: memory.Buffer) -> None:
 @case(
     needs=("noiommu-cdev",),
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_noiommu_get_pa(); main.c iommufd_ioctl_ops",
-    alongside=True,
 )
 def kernel_has_the_ioctl(t: Test) -> None:
-    """A bare iommufd knows the ioctl: no address space is ENOENT, and neither ENOTTY nor EOPNOTSUPP."""
+    """GET_PA on a new iommufd is ENOENT for a missing address space, not ENOTTY or EOPNOTSUPP."""
     with Iommufd() as iommufd:
         t.errno(errno.ENOENT, iommufd.get_pa, NO_SUCH_ID, 0, 1)
         ioas = iommufd.ioas_alloc()

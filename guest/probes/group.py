@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The group node of a device without an IOMMU: its states, what it refuses, and who shuts whom out."""
+"""The group node of a device without an IOMMU: its states, its errors, and exclusive use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IN_CONTAINER = vfio.GROUP_VIABLE | vfio.GROUP_CONTAINER_SET
 
 @case(needs=GROUP, cites="drivers/vfio/group.c vfio_group_ioctl_get_status()")
 def status_follows_the_container(t: Test) -> None:
-    """GET_STATUS says viable, adds container-set while the group is in a container, and wants its argsz."""
+    """GET_STATUS reports viable, adds container-set while the group is in a container, and checks argsz."""
     with (
         pci.bound(t.device("edu")),
         vfio.open_container() as container,
@@ -41,7 +41,7 @@ def status_follows_the_container(t: Test) -> None:
 
 @case(needs=GROUP, cites="drivers/vfio/group.c vfio_group_fops_open()")
 def one_opener_at_a_time(t: Test) -> None:
-    """A group node that is open cannot be opened again, by nobody, until it is closed."""
+    """A group node that is open cannot be opened again, by anyone, until it is closed."""
     bdf = t.device("edu")
     with pci.bound(bdf):
         with vfio.open_group(bdf):
@@ -51,8 +51,8 @@ def one_opener_at_a_time(t: Test) -> None:
 
 @case(needs=GROUP, cites="drivers/vfio/group.c vfio_group_ioctl_set_container()")
 def set_container_tells_files_apart(t: Test) -> None:
-    """SET_CONTAINER refuses a closed descriptor, a file that is no container, a second container and a bad
-    pointer, each with its own errno, and none of them changes the group."""
+    """SET_CONTAINER refuses a closed descriptor, a file that is not a container, a second container and a bad
+    pointer, each with its own errno and without changing the group."""
     bdf = t.device("edu")
     with pci.bound(bdf), vfio.open_container() as container, vfio.open_group(bdf) as group:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -70,8 +70,7 @@ def set_container_tells_files_apart(t: Test) -> None:
 
 @case(needs=GROUP, cites="drivers/vfio/group.c vfio_df_group_open(), vfio_group_ioctl_unset_container()")
 def no_device_without_a_container(t: Test) -> None:
-    """Outside a container a group hands out no device and has no container to unset; unknown requests are
-    ENOTTY."""
+    """Outside a container, GET_DEVICE_FD and UNSET_CONTAINER are EINVAL, and unknown ioctls are ENOTTY."""
     bdf = t.device("edu")
     with pci.bound(bdf), vfio.open_group(bdf) as group:
         t.errno(errno.EINVAL, group.device, bdf)
@@ -84,7 +83,7 @@ def no_device_without_a_container(t: Test) -> None:
 
 @case(needs=NATIVE, cites="drivers/vfio/container.c vfio_group_use_container()")
 def no_device_without_set_iommu(t: Test) -> None:
-    """A native container in which SET_IOMMU has not been called hands out no device; after it, it does."""
+    """A native container hands out no device before SET_IOMMU, and does after it."""
     bdf = t.device("edu")
     with pci.bound(bdf), vfio.open_container() as container, vfio.open_group(bdf) as group:
         group.set_container(container)
@@ -99,8 +98,8 @@ def no_device_without_set_iommu(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_match(), vfio_pci_core_match_token_uuid()",
 )
 def device_names_are_strict(t: Test) -> None:
-    """GET_DEVICE_FD wants the exact BDF: trailing words, and a VF token for what is no virtual function,
-    are refused."""
+    """GET_DEVICE_FD requires the exact BDF: trailing words, and a VF token for a device that is not a VF, are
+    refused."""
     bdf = t.device("edu")
     token = "2ab74924-c335-45f4-9b16-8569e5b08258"
     with pci.bound(bdf), vfio.open_container() as container, vfio.open_group(bdf) as group:
@@ -115,8 +114,8 @@ def device_names_are_strict(t: Test) -> None:
 
 @case(needs=GROUP, cites="drivers/vfio/vfio_main.c vfio_df_open()")
 def two_files_share_one_device(t: Test) -> None:
-    """A group hands out the same device twice: both files see one state, and it ends with the last of
-    them."""
+    """A group hands out the same device twice: both files share one state, which lasts until the last is
+    closed."""
     bdf = t.device("edu")
     with through_group(bdf) as user:
         first = user.device
@@ -130,8 +129,8 @@ def two_files_share_one_device(t: Test) -> None:
 
 @case(needs=NATIVE, cites="drivers/vfio/container.c vfio_group_use_container(), vfio_group_unuse_container()")
 def device_file_keeps_the_group_open(t: Test) -> None:
-    """Under a native container an open device file holds the group: the node stays busy after the group's
-    own file is closed, and free after the device's."""
+    """In a native container an open device file keeps the group busy after the group's own file is closed,
+    until the device is closed."""
     bdf = t.device("edu")
     with pci.bound(bdf), vfio.open_container() as container:
         group = vfio.open_group(bdf)
@@ -151,7 +150,7 @@ def device_file_keeps_the_group_open(t: Test) -> None:
     "vfio_device_fops_unl_ioctl()",
 )
 def device_from_group_is_no_cdev(t: Test) -> None:
-    """A device file that the group handed out refuses BIND, and does not know ATTACH and DETACH."""
+    """A device file from a group refuses BIND and does not support ATTACH and DETACH."""
     with through_group(t.device("edu")) as user, Iommufd() as iommufd:
         device, ioas = user.device, iommufd.ioas_alloc()
         refused = errno.EINVAL if "cdev" in t.features else errno.ENOTTY
@@ -165,8 +164,7 @@ def device_from_group_is_no_cdev(t: Test) -> None:
     needs=GROUP, cites="drivers/vfio/group.c vfio_device_open_file(); vfio_main.c vfio_device_show_fdinfo()"
 )
 def device_file_says_what_it_is(t: Test) -> None:
-    """A device file handed out by a group is an anonymous vfio-device whose fdinfo leads to the PCI
-    device."""
+    """A device file from a group is an anonymous vfio-device whose fdinfo names the PCI device."""
     bdf = t.device("edu")
     with through_group(bdf) as user:
         device = user.device
@@ -179,8 +177,8 @@ def device_file_says_what_it_is(t: Test) -> None:
 
 @case(needs=BOTH, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_ioctl()")
 def both_doors_show_the_same_device(t: Test) -> None:
-    """Device info, regions, interrupts and configuration space are the same through the group and through
-    the device node."""
+    """Device info, regions, interrupts and configuration space are the same through the group and the device
+    node."""
     _both_doors_agree(t, t.device("edu"))
 
 
@@ -189,7 +187,8 @@ def both_doors_show_the_same_device(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_ioctl()",
 )
 def both_doors_show_the_same_card(t: Test) -> None:
-    """A card that can be reset and has MSI-X and BARs of every kind is the same through both doors, too."""
+    """A card with reset, MSI-X and BARs of every type is described the same through the group and the device
+    node."""
     _both_doors_agree(t, t.device("igb"))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Page tables made by hand (HWPT_ALLOC), and what one without an IOMMU behind it does not know."""
+"""Page tables made by HWPT_ALLOC, and the features that those of no-IOMMU devices lack."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ BARE = ("noiommu-cdev", "edu", "!viommu")
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_paging_alloc(), hwpt_noiommu.c")
 def page_table_by_hand(t: Test) -> None:
-    """A page table made by HWPT_ALLOC pins and answers by itself, takes the device, outlives its detach."""
+    """A page table from HWPT_ALLOC pins pages and answers GET_PA without an attachment, accepts the device,
+    and outlives its detach."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         page.touch()
         devid = device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
         iommufd.map(ioas, page.address, page.length, 0x10000)
         hwpt = iommufd.hwpt_alloc(devid, ioas)
-        t.equal(memory.pinned_kib(), 4, "KiB pinned by the page table")
+        t.equal(memory.pinned_pages(), 1, "pages pinned by the page table")
         t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the address before any attach")
         t.equal(device.attach(hwpt), hwpt, "the id given back by attach")
         t.errno(errno.EBUSY, iommufd.destroy, hwpt)
@@ -33,29 +34,30 @@ def page_table_by_hand(t: Test) -> None:
         t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the address after the detach")
         iommufd.destroy(hwpt)
         t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0x10000, 1)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned after its end")
+        t.equal(memory.pinned_pages(), 0, "pages pinned after it is destroyed")
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain() (auto_domain)")
 def attach_leaves_page_tables_by_hand_alone(t: Test) -> None:
-    """Attaching to an IOAS makes a page table of its own beside those made by hand, which can be destroyed
-    under the attached device."""
+    """Attaching to an IOAS makes a separate page table and uses none from HWPT_ALLOC, so that those can be
+    destroyed while the device is attached."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         page.touch()
         devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
         iommufd.map(ioas, page.address, page.length, 0x10000)
         by_hand = iommufd.hwpt_alloc(devid, ioas)
         own = device.attach(ioas)
-        t.check(own != by_hand, "attaching to the IOAS took the page table made by hand")
+        t.check(own != by_hand, "attaching to the IOAS used the page table from HWPT_ALLOC")
         t.errno(errno.EBUSY, iommufd.destroy, own)
         iommufd.destroy(by_hand)
-        t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the address by what is left")
-        t.equal(memory.pinned_kib(), 4, "KiB pinned by what is left")
+        t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], page.physical(), "the address by the remaining table")
+        t.equal(memory.pinned_pages(), 1, "pages pinned by the remaining table")
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/hwpt_noiommu.c noiommu_alloc_paging_flags(), hw_pagetable.c")
 def page_table_knows_no_features(t: Test) -> None:
-    """HWPT_ALLOC refuses nesting, dirty tracking, PASIDs and unknown flags; wrong objects have errnos."""
+    """HWPT_ALLOC refuses nesting, dirty tracking, PASIDs and unknown flags (EOPNOTSUPP), and ids of unknown
+    or wrong objects (ENOENT or EINVAL)."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid = device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
@@ -69,8 +71,8 @@ def page_table_knows_no_features(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_alloc()")
 def page_table_refuses_user_data(t: Test) -> None:
-    """HWPT_ALLOC wants data type and length both or neither, takes neither for a no-IOMMU device, nests
-    nothing in a no-IOMMU page table, and reports what it made or makes nothing."""
+    """HWPT_ALLOC of a no-IOMMU device refuses user data, a data type without a length or the reverse, and
+    nesting, and makes nothing if its result cannot be written."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd), memory.anonymous() as page:
         page.touch()
         devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
@@ -90,7 +92,7 @@ def page_table_refuses_user_data(t: Test) -> None:
         iommufd.destroy(hwpt)
         with brink.frozen(api.HwptAlloc(dev_id=devid, pt_id=ioas)) as where:
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, api.HWPT_ALLOC, where)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
+        t.equal(memory.pinned_pages(), 0, "pages pinned at the end")
         iommufd.destroy(ioas)
 
 
@@ -99,7 +101,7 @@ def page_table_refuses_user_data(t: Test) -> None:
     cites="include/uapi/linux/iommufd.h struct iommu_hwpt_alloc (__reserved2, must be 0); hw_pagetable.c",
 )
 def second_reserved_field_is_refused(t: Test) -> None:
-    """HWPT_ALLOC with anything in its second reserved field, which must be 0, is EOPNOTSUPP."""
+    """HWPT_ALLOC with a nonzero second reserved field is EOPNOTSUPP."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
         wrong = api.HwptAlloc(dev_id=devid, pt_id=ioas, reserved2=0xFFFFFFFF)
@@ -108,8 +110,8 @@ def second_reserved_field_is_refused(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c iommufd_hwpt_paging_destroy(); device.c")
 def page_table_by_hand_outlives_its_device(t: Test) -> None:
-    """A page table made by HWPT_ALLOC keeps its pages pinned and answers after its device is closed; it keeps
-    its IOAS, and takes the device when that comes back."""
+    """A page table from HWPT_ALLOC keeps its pages pinned, answers GET_PA and holds its IOAS after its device
+    is closed, and accepts the device again later."""
     bdf = t.device("edu", iommu=False)
     with unbound(bdf) as (device, iommufd), memory.anonymous() as page:
         page.touch()
@@ -119,7 +121,7 @@ def page_table_by_hand_outlives_its_device(t: Test) -> None:
         device.attach(hwpt)
         device.close()
         t.errno(errno.ENOENT, iommufd.destroy, devid)
-        t.equal(memory.pinned_kib(), 4, "KiB pinned without the device")
+        t.equal(memory.pinned_pages(), 1, "pages pinned without the device")
         t.equal(iommufd.get_pa(ioas, 0, 1)[0], page.physical(), "the address without the device")
         t.errno(errno.EBUSY, iommufd.destroy, ioas)
         with vfio.open_cdev(bdf) as again:
@@ -127,14 +129,14 @@ def page_table_by_hand_outlives_its_device(t: Test) -> None:
             t.equal(again.attach(hwpt), hwpt, "the id given back by attach")
             t.errno(errno.EBUSY, iommufd.destroy, hwpt)
         iommufd.destroy(hwpt)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
+        t.equal(memory.pinned_pages(), 0, "pages pinned at the end")
         iommufd.destroy(ioas)
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/hw_pagetable.c __iommufd_hwpt_destroy(); eventq.c")
 def fault_queue_lasts_as_long_as_its_page_table(t: Test) -> None:
-    """A fault queue given to a page table cannot be destroyed (EBUSY) while either that page table or its own
-    file is there, whichever goes first, and can with both gone."""
+    """A fault queue of a page table cannot be destroyed (EBUSY) until both that page table and its own file
+    are gone, in either order."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid, ioas = device.bind_iommufd(iommufd.fd), iommufd.ioas_alloc()
         for file_first in (True, False):
@@ -161,8 +163,7 @@ def fault_queue_lasts_as_long_as_its_page_table(t: Test) -> None:
     "iommufd_viommu_alloc_ioctl()",
 )
 def there_is_no_hardware_to_ask(t: Test) -> None:
-    """Dirty tracking on a no-IOMMU page table and a virtual IOMMU for its device are EOPNOTSUPP, although no
-    IOMMU driver is there to refuse them."""
+    """Dirty tracking on a no-IOMMU page table and a virtual IOMMU for its device are EOPNOTSUPP."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid = device.bind_iommufd(iommufd.fd)
         hwpt = iommufd.hwpt_alloc(devid, iommufd.ioas_alloc())
@@ -173,7 +174,7 @@ def there_is_no_hardware_to_ask(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_get_hw_info()")
 def there_is_no_hardware_to_describe(t: Test) -> None:
-    """GET_HW_INFO is EOPNOTSUPP for a no-IOMMU device, ENOENT for no device."""
+    """GET_HW_INFO is EOPNOTSUPP for a no-IOMMU device and ENOENT for an unknown one."""
     with unbound(t.device("edu", iommu=False)) as (device, iommufd):
         devid = device.bind_iommufd(iommufd.fd)
         t.errno(errno.EOPNOTSUPP, iommufd.get_hw_info, devid)

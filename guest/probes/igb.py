@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A network card driven without an IOMMU: QEMU's igb sends itself frames by physical address."""
+"""Device DMA without an IOMMU: QEMU's igb sends frames to itself by physical address."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from guest.vfio import MSIX
 LOOPBACK = ("noiommu-cdev", "igb", "!viommu")
 
 IOVA = 0x4000_0000
-# IEEE 802's ethertype for local experiments: nothing interprets such a frame.
+# The IEEE 802 ethertype for local experiments: nothing interprets such a frame.
 ETHERTYPE = b"\x88\xb5"
 
 
 @dataclass(frozen=True)
 class _Loop:
-    """Rings and pages of a card in loopback: page 0 the rings, page 1 the source, page 2 the target."""
+    """The rings and pages of a card in loopback: page 0 has the rings, page 1 the source, page 2 the
+    target."""
 
     card: igb.Igb
     rings: igb.Rings
@@ -65,8 +66,8 @@ def _loop(user: CdevUser, *, bus_master: bool = True) -> Iterator[_Loop]:
     timeout=60,
 )
 def frames_by_physical_address(t: Test) -> None:
-    """Descriptors and frames that igb fetches and stores by GET_PA's addresses carry the data of the mapped
-    pages, through more frames than a ring has places."""
+    """Descriptors and frames that igb reads and writes at the addresses from GET_PA carry the data of the
+    mapped pages, for more frames than a ring has slots."""
     with through_cdev(t.device("igb")) as user, _loop(user) as loop:
         for number in range(igb.MIN_DESCRIPTORS + 3):
             size = t.random.randrange(igb.MIN_FRAME, igb.MAX_FRAME + 1)
@@ -77,7 +78,7 @@ def frames_by_physical_address(t: Test) -> None:
             t.equal(length, size, f"length of frame {number}")
             t.check(loop.buffer.read(2 * PAGE, size) == frame, f"frame {number} differs from what was sent")
             t.check(
-                not any(loop.buffer.read(2 * PAGE + size, PAGE - size)), f"frame {number} ran over its end"
+                not any(loop.buffer.read(2 * PAGE + size, PAGE - size)), f"frame {number} wrote past its end"
             )
 
 
@@ -87,7 +88,7 @@ def frames_by_physical_address(t: Test) -> None:
     timeout=60,
 )
 def frame_announces_itself(t: Test) -> None:
-    """A received frame raises the MSI-X vector its queue is routed to, once, with the data already there."""
+    """A received frame signals the MSI-X vector of its queue once, when the data is already in memory."""
     with through_cdev(t.device("igb")) as user, _loop(user) as loop:
         quiet, event = Event(), Event()
         user.device.set_eventfds(MSIX, quiet.fd, event.fd)
@@ -98,14 +99,14 @@ def frame_announces_itself(t: Test) -> None:
         loop.buffer.write(frame, PAGE)
         slot = loop.rings.post(loop.source, loop.target, 256)
         t.equal(event.arrives(), 1, "events of one frame")
-        t.equal(loop.rings.received(slot), 256, "the length written when the event was there")
+        t.equal(loop.rings.received(slot), 256, "the length in the ring when the event arrived")
         t.equal(loop.buffer.read(2 * PAGE, 256), frame, "the frame received")
-        t.check(quiet.silent(), "the vector that nothing is routed to was signalled")
+        t.check(quiet.silent(), "a vector with no cause routed to it was signalled")
 
 
 @case(needs=LOOPBACK, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable()", timeout=60)
 def no_frame_without_bus_master(t: Test) -> None:
-    """Without bus mastering the card fetches no descriptor and stores no frame."""
+    """With bus mastering off the card reads no descriptor and writes no frame."""
     with through_cdev(t.device("igb")) as user, _loop(user) as loop:
         frame = _frame(t, 128)
         loop.buffer.write(frame, PAGE)
@@ -114,5 +115,5 @@ def no_frame_without_bus_master(t: Test) -> None:
         loop.buffer.write(bytes(PAGE), 2 * PAGE)
         slot = loop.rings.post(loop.source, loop.target, 128)
         time.sleep(0.5)
-        t.equal(loop.rings.received(slot), None, "a descriptor written back with bus mastering off")
+        t.equal(loop.rings.received(slot), None, "the length in the ring with bus mastering off")
         t.check(not any(loop.buffer.read(2 * PAGE, PAGE)), "a frame was stored with bus mastering off")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Interrupts of any kind: what is told of them, how they are set up, and loopback, which needs no device."""
+"""Interrupts of every type: IRQ_INFO, setup, and loopback triggers, which need no device."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ REPORTER = "balloon0"
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_irq_info()")
 def irq_info_of_edu(t: Test) -> None:
-    """edu has one maskable, automasked INTx, one MSI that cannot be resized, no MSI-X, and the two
-    interrupts that VFIO adds; a sixth kind does not exist."""
+    """edu has one maskable, automasked INTx, one MSI that cannot be resized, no MSI-X, and the two interrupts
+    that VFIO adds; a sixth index is refused."""
     with opened(t, t.device("edu")) as device:
         fixed = vfio.IRQ_EVENTFD | vfio.IRQ_NORESIZE
         want = {
@@ -56,8 +56,8 @@ def irq_info_of_edu(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_intx_trigger(), vfio_pci_set_msi_trigger()",
 )
 def one_kind_of_interrupt_at_a_time(t: Test) -> None:
-    """While INTx is on MSI is refused and the other way round; once one is off the other can be switched
-    on."""
+    """MSI is refused while INTx is enabled, and INTx while MSI is; after one is disabled the other can be
+    enabled."""
     with opened(t, t.device("edu")) as device:
         first, second = Event(), Event()
         device.set_eventfds(INTX, first.fd)
@@ -66,28 +66,28 @@ def one_kind_of_interrupt_at_a_time(t: Test) -> None:
         device.set_eventfds(MSI, second.fd)
         t.errno(errno.EINVAL, device.set_eventfds, INTX, first.fd)
         device.trigger(MSI)
-        t.equal(second.arrives(), 1, "events by loopback through MSI")
+        t.equal(second.arrives(), 1, "loopback events of MSI")
         device.disable_irqs(MSI)
         t.errno(errno.EINVAL, device.trigger, MSI)
         device.set_eventfds(INTX, first.fd)
         device.trigger(INTX)
-        t.equal(first.arrives(), 1, "events by loopback through INTx")
+        t.equal(first.arrives(), 1, "loopback events of INTx")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_ctx_trigger_single()")
 def loopback_signals_without_the_device(t: Test) -> None:
-    """TRIGGER with no data, or with a nonzero byte, signals the eventfd of any interrupt; a zero byte does
+    """TRIGGER without data, or with a nonzero byte, signals the eventfd of any interrupt; a zero byte does
     not."""
     with opened(t, t.device("edu")) as device:
         for index in (INTX, MSI, ERR, REQ):
             event = Event()
             device.set_eventfds(index, event.fd)
             device.trigger(index)
-            t.equal(event.arrives(), 1, f"events by loopback without data through interrupt {index}")
+            t.equal(event.arrives(), 1, f"events of interrupt {index} from TRIGGER without data")
             device.set_irqs(index, BOOL_TRIGGER, data=b"\1")
-            t.equal(event.arrives(), 1, f"events by loopback with a byte through interrupt {index}")
+            t.equal(event.arrives(), 1, f"events of interrupt {index} from TRIGGER with a nonzero byte")
             device.set_irqs(index, BOOL_TRIGGER, data=b"\0")
-            t.check(event.silent(), f"an event by loopback with a zero byte through interrupt {index}")
+            t.check(event.silent(), f"TRIGGER with a zero byte signalled interrupt {index}")
             device.disable_irqs(index)
             t.errno(errno.EINVAL, device.trigger, index)
 
@@ -96,32 +96,32 @@ def loopback_signals_without_the_device(t: Test) -> None:
     needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_intx_set_signal(), vfio_msi_set_vector_signal()"
 )
 def new_eventfd_replaces_the_old(t: Test) -> None:
-    """Setting another eventfd for a live interrupt moves its events there: the old one hears nothing more."""
+    """Setting another eventfd for an enabled interrupt moves its events there; the old one gets no more."""
     with opened(t, t.device("edu")) as device:
         for index in (INTX, MSI, REQ):
             old, new = Event(), Event()
             device.set_eventfds(index, old.fd)
             device.set_eventfds(index, new.fd)
             device.trigger(index)
-            t.equal(new.arrives(), 1, f"events at the new eventfd of interrupt {index}")
+            t.equal(new.arrives(), 1, f"events of interrupt {index} at the new eventfd")
             t.check(old.silent(), f"the old eventfd of interrupt {index} was signalled")
             device.disable_irqs(index)
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_ctx_trigger_single() (fd == -1)")
 def minus_one_takes_the_eventfd_away(t: Test) -> None:
-    """Setting -1 takes the eventfd of an interrupt that VFIO adds away: it hears nothing more, and there is
-    nothing left to trigger; another number below zero is EINVAL and takes nothing."""
+    """Setting -1 removes the eventfd of an interrupt that VFIO adds, which gets no more events, and TRIGGER
+    is then EINVAL; any other negative number is EINVAL and removes nothing."""
     with opened(t, t.device("edu")) as device:
         for index in (ERR, REQ):
             event = Event()
             device.set_eventfds(index, event.fd)
             t.errno(errno.EINVAL, device.set_eventfds, index, -2)
             device.trigger(index)
-            t.equal(event.arrives(), 1, f"events of interrupt {index} after the refusal")
+            t.equal(event.arrives(), 1, f"events of interrupt {index} after the refused change")
             device.set_eventfds(index, -1)
             t.errno(errno.EINVAL, device.trigger, index)
-            t.check(event.silent(), f"the eventfd that was taken away from interrupt {index} was signalled")
+            t.check(event.silent(), f"the eventfd removed from interrupt {index} was signalled")
 
 
 @case(
@@ -129,8 +129,8 @@ def minus_one_takes_the_eventfd_away(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_ctx_trigger_single() (eventfd_ctx_fdget())",
 )
 def interrupt_keeps_its_own_reference(t: Test) -> None:
-    """An eventfd closed under a live interrupt costs nothing: its duplicate still hears, whoever gets its
-    number hears nothing, and a new one takes over."""
+    """After the eventfd of an enabled interrupt is closed, its duplicate still gets events, a new eventfd
+    with the same number gets none, and setting the new one moves the events to it."""
     with opened_any_edu(t) as (device, _one):
         for index in (INTX, MSI, REQ):
             event = Event()
@@ -138,15 +138,19 @@ def interrupt_keeps_its_own_reference(t: Test) -> None:
             device.set_eventfds(index, number)
             os.close(number)
             heir = Event()
-            t.equal(heir.fd, number, "the number of the next eventfd")
+            t.equal(heir.fd, number, "the descriptor number of the next eventfd")
             device.trigger(index)
-            t.equal(libc.eventfd_count(copy), 1, f"events at the duplicate through interrupt {index}")
+            t.equal(libc.eventfd_count(copy), 1, f"events of interrupt {index} at the duplicate")
             os.close(copy)
             device.trigger(index)
-            t.equal(libc.eventfd_count(heir.fd), 0, f"events at a stranger through interrupt {index}")
+            t.equal(
+                libc.eventfd_count(heir.fd),
+                0,
+                f"events of interrupt {index} at the unrelated eventfd of the same number",
+            )
             device.set_eventfds(index, heir.fd)
             device.trigger(index)
-            t.equal(libc.eventfd_count(heir.fd), 1, f"events at the new eventfd of interrupt {index}")
+            t.equal(libc.eventfd_count(heir.fd), 1, f"events of interrupt {index} at the new eventfd")
             device.disable_irqs(index)
 
 
@@ -157,8 +161,8 @@ def _fire(device: vfio.Device, index: int) -> None:
 
 @case(needs=(*ANY, "smp"), cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_msi_trigger() (igate)")
 def signals_are_neither_lost_nor_doubled(t: Test) -> None:
-    """While one task moves a live interrupt between two eventfds another triggers it: every trigger is in
-    exactly one of them."""
+    """While one task moves an enabled interrupt between two eventfds and another triggers it, every trigger
+    reaches exactly one of them."""
     with opened_any_edu(t) as (device, _one):
         for index in (INTX, MSI):
             events = (Event(), Event())
@@ -172,7 +176,9 @@ def signals_are_neither_lost_nor_doubled(t: Test) -> None:
             thread.join()
             counts = [libc.eventfd_count(event.fd) for event in events]
             t.equal(
-                sum(counts), TRIGGERS, f"signals of interrupt {index} in both after {moves} moves: {counts}"
+                sum(counts),
+                TRIGGERS,
+                f"signals of interrupt {index} in both eventfds after {moves} moves: {counts}",
             )
             device.disable_irqs(index)
 
@@ -182,8 +188,8 @@ def signals_are_neither_lost_nor_doubled(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); pci/vfio_pci_core.c vfio_pci_core_disable()",
 )
 def interrupts_go_on_while_an_unbind_waits(t: Test) -> None:
-    """An unbind that waits for the user takes no interrupt from him: what was set up fires, and can be set up
-    anew, until he closes the device."""
+    """While an unbind waits for the user, interrupts already set up fire and new ones can be set up, until
+    the user closes the device."""
     bdf = t.device("edu")
     with opened_any_edu(t) as (device, one):
         event, request, line = Event(), Event(), Event()
@@ -191,7 +197,7 @@ def interrupts_go_on_while_an_unbind_waits(t: Test) -> None:
         device.set_eventfds(MSI, event.fd)
         device.set_eventfds(REQ, request.fd)
         unbind = pci.start_unbind(bdf)
-        t.check(request.arrives(), "the unbind did not ask for the device")
+        t.check(request.arrives(), "the unbind did not signal the REQ eventfd")
         one.raise_irq(1)
         t.equal(event.arrives(), 1, "MSIs while the unbind waits")
         one.ack_irq()
@@ -199,14 +205,14 @@ def interrupts_go_on_while_an_unbind_waits(t: Test) -> None:
         device.set_eventfds(INTX, line.fd)
         one.raise_irq(1)
         t.equal(line.arrives(), 1, "INTx set up while the unbind waits")
-        t.check(not unbind.done, "the unbind did not wait")
+        t.check(not unbind.done, "the unbind did not wait for the user")
     unbind.wait()
 
 
 @case(needs=EDU, cites="drivers/vfio/vfio_main.c vfio_set_irqs_validate_and_prepare()")
 def set_irqs_counts_in_32_bits(t: Test) -> None:
-    """SET_IRQS refuses every start and count that leave the interrupts there are, also where their sum
-    overflows, and data that argsz or memory cuts short; the interrupt set up before stays."""
+    """SET_IRQS refuses every start and count outside the interrupts that exist, even if their sum overflows,
+    and data cut short by argsz or unmapped memory; the interrupt set up before stays."""
     with opened(t, t.device("edu")) as device, Brink() as edge:
         event = Event()
         fd = struct.pack("<i", event.fd)
@@ -235,12 +241,12 @@ def set_irqs_counts_in_32_bits(t: Test) -> None:
         cut = edge.put(vfio.IrqSet(argsz=24, flags=eventfd, index=vfio.MSI, count=1))
         t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_SET_IRQS, cut)
         device.trigger(vfio.MSI)
-        t.equal(event.arrives(), 1, "events by loopback after all refusals")
+        t.equal(event.arrives(), 1, "loopback events after all refused calls")
 
 
 @contextlib.contextmanager
 def _errors_come_through(bdf: str) -> Iterator[None]:
-    """Have the port above *bdf* forward its errors, which firmware would have told it to."""
+    """Have the port above *bdf* forward its errors, as firmware would have set it up."""
     port = pci.path_of(bdf).resolve().parent.name
     before: dict[int, int] = {}
     for where, bit in ((vfio.PCI_COMMAND, COMMAND_TELL_ERRORS), (BRIDGE_CONTROL, FORWARD_ERRORS)):
@@ -260,8 +266,8 @@ def _errors_come_through(bdf: str) -> Iterator[None]:
     timeout=45,
 )
 def error_of_the_device_is_told(t: Test) -> None:
-    """An uncorrectable error that a PCI Express device reports signals its user's ERR eventfd and no other,
-    once for each, until he takes it away, and the device works on."""
+    """An uncorrectable error reported by a PCI Express device signals its user's ERR eventfd and no other,
+    once per error, until the eventfd is removed, and the device keeps working."""
     bdf = t.device("virtio-balloon")
     control = pci.capability(bdf, pci.CAP_EXPRESS) + EXPRESS_DEVCTL
     with opened(t, bdf) as device, _errors_come_through(bdf):
@@ -276,5 +282,7 @@ def error_of_the_device_is_told(t: Test) -> None:
             t.equal(error.arrives(), 1, "events after an error of the device")
         device.disable_irqs(ERR)
         t.host.error(REPORTER)
-        t.check(silent(error, request), "a taken eventfd, or that for requests, heard of an error")
-        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 4), identity, "the ids after three errors")
+        t.check(silent(error, request), "an error signalled the removed ERR eventfd or the REQ eventfd")
+        t.equal(
+            device.read_config(vfio.PCI_VENDOR_ID, 4), identity, "vendor and device ID after three errors"
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""INTx: masked by each delivery, masked and unmasked by its user, resampled by eventfd."""
+"""INTx: masked at each delivery, masked and unmasked by its user, resampled by eventfd."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ EVENTFD_UNMASK = vfio.SET_DATA_EVENTFD | vfio.SET_ACTION_UNMASK
 
 @case(needs=INTX_ARRIVES, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_intx_handler()")
 def intx_masks_itself(t: Test) -> None:
-    """An INTx is reported once and masked: nothing more comes, however often the device raises it, until
-    its user unmasks it."""
+    """An INTx is delivered once and then masked: however often the device raises it, nothing more arrives
+    until its user unmasks it."""
     with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(INTX, event.fd)
-        t.check(event.silent(), "an event before the device did anything")
+        t.check(event.silent(), "an event before the device raised anything")
         one.raise_irq(1)
         t.equal(event.arrives(), 1, "events for one raise")
         one.ack_irq()
@@ -40,14 +40,14 @@ def intx_masks_itself(t: Test) -> None:
         t.check(event.silent(), "a second event while the interrupt is masked")
         one.ack_irq()
         device.set_irqs(INTX, NONE_UNMASK)
-        t.check(event.silent(), "an event after everything was acknowledged and unmasked")
+        t.check(event.silent(), "an event after acknowledging and unmasking")
         one.raise_irq(4)
         t.equal(event.arrives(), 1, "events for a raise after unmasking")
 
 
 @case(needs=INTX_ARRIVES, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_intx_unmask_handler()")
 def intx_still_pending_fires_at_unmask(t: Test) -> None:
-    """Unmasking an INTx that the device still asserts reports it again at once, and each time anew."""
+    """Unmasking an INTx that the device still asserts delivers it again at once, each time."""
     with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(INTX, event.fd)
@@ -55,10 +55,10 @@ def intx_still_pending_fires_at_unmask(t: Test) -> None:
         t.equal(event.arrives(), 1, "events for one raise")
         for _ in range(2):
             device.set_irqs(INTX, NONE_UNMASK)
-            t.equal(event.arrives(), 1, "events at unmasking with the line still high")
+            t.equal(event.arrives(), 1, "events after unmasking with the line still high")
         one.ack_irq()
         device.set_irqs(INTX, NONE_UNMASK)
-        t.check(event.silent(), "an event at unmasking with the line low")
+        t.check(event.silent(), "an event after unmasking with the line low")
 
 
 @case(
@@ -72,7 +72,7 @@ def intx_waits_behind_a_mask(t: Test) -> None:
         device.set_eventfds(INTX, event.fd)
         device.set_irqs(INTX, NONE_MASK)
         one.raise_irq(1)
-        t.check(event.silent(), "an event through the mask")
+        t.check(event.silent(), "an event while masked")
         device.set_irqs(INTX, vfio.SET_DATA_BOOL | vfio.SET_ACTION_UNMASK, data=b"\0")
         t.check(event.silent(), "an event after UNMASK with a zero byte")
         device.set_irqs(INTX, vfio.SET_DATA_BOOL | vfio.SET_ACTION_UNMASK, data=b"\1")
@@ -86,7 +86,7 @@ def intx_waits_behind_a_mask(t: Test) -> None:
         device.set_irqs(INTX, NONE_UNMASK)
         device.set_irqs(INTX, vfio.SET_DATA_BOOL | vfio.SET_ACTION_MASK, data=b"\1")
         one.raise_irq(1)
-        t.check(event.silent(), "an event after MASK with a byte that is not zero")
+        t.check(event.silent(), "an event after MASK with a nonzero byte")
 
 
 @case(
@@ -94,8 +94,8 @@ def intx_waits_behind_a_mask(t: Test) -> None:
     cites="drivers/vfio/virqfd.c vfio_virqfd_enable(); vfio_pci_intrs.c vfio_pci_set_intx_unmask()",
 )
 def intx_resamples_by_eventfd(t: Test) -> None:
-    """An eventfd given to UNMASK unmasks the INTx whenever it is signalled, and resamples a line still
-    high."""
+    """An eventfd given to UNMASK unmasks the INTx whenever it is signalled, and an INTx whose line is still
+    high is delivered again."""
     with opened_edu(t) as (device, one):
         event, unmask = Event(), Event()
         device.set_eventfds(INTX, event.fd)
@@ -103,21 +103,21 @@ def intx_resamples_by_eventfd(t: Test) -> None:
         one.raise_irq(1)
         t.equal(event.arrives(), 1, "events for one raise")
         unmask.signal()
-        t.equal(event.arrives(), 1, "events after the resample eventfd with the line still high")
+        t.equal(event.arrives(), 1, "events after signalling the resample eventfd with the line still high")
         one.ack_irq()
         unmask.signal()
-        t.check(event.silent(), "an event after the resample eventfd with the line low")
+        t.check(event.silent(), "an event after signalling the resample eventfd with the line low")
         one.raise_irq(1)
         t.equal(event.arrives(), 1, "events for a raise after resampling")
         device.set_irqs(INTX, EVENTFD_UNMASK, data=struct.pack("<i", -1))
         unmask.signal()
-        t.check(event.silent(), "the resample eventfd still works after it was taken away")
+        t.check(event.silent(), "the resample eventfd still works after its removal")
 
 
 @case(needs=INTX_ARRIVES, cites="drivers/vfio/virqfd.c vfio_virqfd_enable() (an event already pending)")
 def intx_resamples_at_once_for_an_eventfd_that_was_signalled(t: Test) -> None:
-    """A signal that an eventfd had before it was given to UNMASK is not lost: a line still high interrupts
-    again."""
+    """An eventfd already signalled when it is given to UNMASK unmasks the INTx at once: a line still high
+    interrupts again."""
     with opened_edu(t) as (device, one):
         event, unmask = Event(), Event()
         device.set_eventfds(INTX, event.fd)
@@ -125,19 +125,19 @@ def intx_resamples_at_once_for_an_eventfd_that_was_signalled(t: Test) -> None:
         t.equal(event.arrives(), 1, "events for one raise")
         unmask.signal()
         device.set_irqs(INTX, EVENTFD_UNMASK, data=struct.pack("<i", unmask.fd))
-        t.equal(event.arrives(), 1, "events after the eventfd was given")
+        t.equal(event.arrives(), 1, "events after setting the signalled eventfd")
         one.ack_irq()
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_config.c vfio_basic_config_write()")
 def intx_disable_bit_masks(t: Test) -> None:
-    """Setting the INTx disable bit of the command register masks the interrupt; clearing it lets a pending
-    one through."""
+    """Setting the INTx disable bit of the command register masks the interrupt; clearing it delivers a
+    pending one."""
     with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(INTX, event.fd)
         command = device.read_config(vfio.PCI_COMMAND, 2)
-        t.check(not command & vfio.PCI_COMMAND_INTX_DISABLE, "INTx disable is set after open")
+        t.check(not command & vfio.PCI_COMMAND_INTX_DISABLE, "the INTx disable bit is set after open")
         device.write_config(vfio.PCI_COMMAND, 2, command | vfio.PCI_COMMAND_INTX_DISABLE)
         device.set_irqs(INTX, NONE_UNMASK)
         own = pci.config_number(t.device("edu"), vfio.PCI_COMMAND, 2)
@@ -155,7 +155,8 @@ def intx_disable_bit_masks(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable() (virq_disabled)",
 )
 def next_user_inherits_no_disable_bit(t: Test) -> None:
-    """An INTx that one user disabled in the command register arrives at the next one, who touches nothing."""
+    """If one user disables INTx in the command register, INTx still arrives for the next user without any
+    action by that user."""
     bdf = t.device("edu")
     with pci.bound(bdf):
         with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
@@ -174,8 +175,8 @@ def next_user_inherits_no_disable_bit(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_intx_trigger(), vfio_intx_enable()")
 def intx_refusals(t: Test) -> None:
-    """What is no request for an INTx is refused with its own errno: masking by eventfd, a second vector, a
-    file that is no eventfd, anything but enabling while it is off, switching off by anything but no data."""
+    """Invalid INTx requests are refused, each with its own errno: masking by eventfd, a second vector, a file
+    that is no eventfd, anything but enabling while it is off, and disabling with anything but no data."""
     with opened(t, t.device("edu")) as device:
         event = Event()
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -196,12 +197,12 @@ def intx_refusals(t: Test) -> None:
         for flags in (EVENTFD_TRIGGER, vfio.SET_DATA_BOOL | vfio.SET_ACTION_TRIGGER):
             t.errno(errno.EINVAL, device.set_irqs, INTX, flags, 0, 0)
         device.trigger(INTX)
-        t.equal(event.arrives(), 1, "events by loopback after the refusals")
+        t.equal(event.arrives(), 1, "loopback events after the refused calls")
 
 
 @case(needs=ANY_INTX, cites="drivers/vfio/pci/vfio_pci_intrs.c __vfio_pci_intx_mask() (masked is no counter)")
 def intx_masks_do_not_nest(t: Test) -> None:
-    """Masking twice takes one unmask, and unmasking twice one mask."""
+    """One UNMASK undoes two MASKs, and one MASK undoes two UNMASKs."""
     with opened_any_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(INTX, event.fd)
@@ -215,12 +216,12 @@ def intx_masks_do_not_nest(t: Test) -> None:
         device.set_irqs(INTX, NONE_UNMASK)
         device.set_irqs(INTX, NONE_MASK)
         one.raise_irq(1)
-        t.check(event.silent(), "an event through one mask after two unmasks")
+        t.check(event.silent(), "an event after two unmasks and one mask")
 
 
 @case(needs=ANY_INTX, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_intx_enable() (virq_disabled)")
 def intx_enabled_behind_the_disable_bit_waits(t: Test) -> None:
-    """An INTx enabled while the command register's disable bit is set is held back until the bit is
+    """An INTx enabled while the INTx disable bit of the command register is set is held back until the bit is
     cleared."""
     with opened_any_edu(t) as (device, one):
         event = Event()
@@ -230,15 +231,15 @@ def intx_enabled_behind_the_disable_bit_waits(t: Test) -> None:
         own = pci.config_number(t.device("edu"), vfio.PCI_COMMAND, 2)
         t.check(own & vfio.PCI_COMMAND_INTX_DISABLE, "enabling cleared the device's own disable bit")
         one.raise_irq(1)
-        t.check(event.silent(), "an event with INTx disabled before enabling")
+        t.check(event.silent(), "an event of an INTx enabled with the disable bit set")
         device.write_config(vfio.PCI_COMMAND, 2, command)
         t.equal(event.arrives(), 1, "events once the bit is cleared")
 
 
 @case(needs=ANY_INTX, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_intx_set_signal()")
 def intx_keeps_its_mask_with_a_new_eventfd(t: Test) -> None:
-    """A new eventfd for an INTx does not unmask it: nothing comes until the unmask, and then at the new one;
-    with none at all an interrupt is taken and told to nobody."""
+    """A new eventfd for an INTx leaves it masked: events come only after the unmask, at the new eventfd;
+    without any eventfd an interrupt is handled and signals nothing."""
     with opened_any_edu(t) as (device, one):
         old, new = Event(), Event()
         device.set_eventfds(INTX, old.fd)
@@ -251,10 +252,10 @@ def intx_keeps_its_mask_with_a_new_eventfd(t: Test) -> None:
         device.set_eventfds(INTX, -1)
         device.set_irqs(INTX, NONE_UNMASK)
         device.trigger(INTX)
-        t.check(silent(old, new), "an event after the eventfd was taken away")
+        t.check(silent(old, new), "an event after the eventfd was removed")
         device.set_eventfds(INTX, new.fd)
         device.set_irqs(INTX, NONE_UNMASK)
-        t.equal(new.arrives(), 1, "events once there is an eventfd again")
+        t.equal(new.arrives(), 1, "events after an eventfd was set again")
 
 
 @case(
@@ -262,8 +263,8 @@ def intx_keeps_its_mask_with_a_new_eventfd(t: Test) -> None:
     cites="drivers/vfio/virqfd.c vfio_virqfd_enable(); pci/vfio_pci_intrs.c vfio_intx_disable()",
 )
 def intx_has_one_resample_eventfd(t: Test) -> None:
-    """A second resample eventfd is EBUSY while one is set and leaves that one working; switching INTx off
-    takes it away."""
+    """A second resample eventfd is EBUSY while one is set and leaves the first working; disabling INTx
+    removes it."""
     with opened_any_edu(t) as (device, one):
         event, first, second = Event(), Event(), Event()
         data = [struct.pack("<i", one_of.fd) for one_of in (first, second)]
@@ -273,26 +274,26 @@ def intx_has_one_resample_eventfd(t: Test) -> None:
         one.raise_irq(1)
         t.equal(event.arrives(), 1, "events for one raise")
         second.signal()
-        t.check(event.silent(), "the eventfd that was refused resamples")
+        t.check(event.silent(), "the refused resample eventfd unmasks")
         first.signal()
-        t.equal(event.arrives(), 1, "events after the one that was taken")
+        t.equal(event.arrives(), 1, "events after signalling the accepted resample eventfd")
         device.disable_irqs(INTX)
         one.ack_irq()
         device.set_eventfds(INTX, event.fd)
         one.raise_irq(1)
-        t.equal(event.arrives(), 1, "events for a raise after switching off and on")
+        t.equal(event.arrives(), 1, "events for a raise after disabling and enabling INTx")
         first.signal()
-        t.check(event.silent(), "the resample eventfd outlived the interrupt it was for")
+        t.check(event.silent(), "the resample eventfd still works after its INTx was disabled")
         libc.eventfd_count(second.fd)
         device.set_irqs(INTX, EVENTFD_UNMASK, data=data[1])
         second.signal()
-        t.equal(event.arrives(), 1, "events after a resample eventfd set anew")
+        t.equal(event.arrives(), 1, "events after signalling a newly set resample eventfd")
 
 
 @case(needs=ANY_INTX, cites="drivers/vfio/virqfd.c virqfd_wakeup() (EPOLLHUP)")
 def closed_resample_eventfd_makes_room_for_another(t: Test) -> None:
-    """Closing a resample eventfd takes it away, with the interrupt staying on: another one can be given at
-    once, and resamples."""
+    """Closing a resample eventfd removes it and leaves INTx enabled: another one can be set at once, and
+    works."""
     with opened_any_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(INTX, event.fd)
@@ -302,8 +303,14 @@ def closed_resample_eventfd_makes_room_for_another(t: Test) -> None:
             one.raise_irq(1)
             t.equal(event.arrives(), 1, f"events for a raise with the {turn} resample eventfd")
             resample.signal()
-            t.equal(event.arrives(), 1, f"events after a signal of the {turn} one, with the line still high")
+            t.equal(
+                event.arrives(),
+                1,
+                f"events after signalling the {turn} resample eventfd with the line still high",
+            )
             one.ack_irq()
             resample.signal()
-            t.check(event.silent(), f"an event after a signal of the {turn} one, with the line low")
+            t.check(
+                event.silent(), f"an event after signalling the {turn} resample eventfd with the line low"
+            )
             os.close(resample.fd)

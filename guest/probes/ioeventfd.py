@@ -15,12 +15,12 @@ EDU = ("noiommu", "edu", "!viommu")
 IGB = ("noiommu", "igb", "!viommu")
 
 IOEVENTFDS = 1000
-"""How many a device may have (drivers/vfio/pci/vfio_pci_rdwr.c, VFIO_PCI_IOEVENTFD_MAX)."""
+"""The most ioeventfds of a device (drivers/vfio/pci/vfio_pci_rdwr.c, VFIO_PCI_IOEVENTFD_MAX)."""
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_rdwr.c vfio_pci_ioeventfd(), vfio_pci_ioeventfd_handler()")
 def ioeventfd_writes_a_register(t: Test) -> None:
-    """An ioeventfd writes its value to its register whenever it is signalled, until it is taken away."""
+    """An ioeventfd writes its value to its register whenever it is signalled, until it is removed."""
     with opened(t, t.device("edu")) as device, device.bar() as bar:
         event = Event()
         where = device.region(BAR0).offset + edu.REG_LIVENESS
@@ -30,7 +30,7 @@ def ioeventfd_writes_a_register(t: Test) -> None:
         bar.write32(edu.REG_LIVENESS, 0)
         t.equal(bar.read32(edu.REG_LIVENESS), 0xFFFFFFFF, "the register before the signal")
         event.signal()
-        t.wait_until(lambda: bar.read32(edu.REG_LIVENESS) == 0xEEDDCCBB, "the write of the register")
+        t.wait_until(lambda: bar.read32(edu.REG_LIVENESS) == 0xEEDDCCBB, "the write to the register")
         device.call(vfio.DEVICE_IOEVENTFD, vfio.Ioeventfd(flags=4, offset=where, data=0x11223344, fd=-1))
         bar.write32(edu.REG_LIVENESS, 0)
         event.signal()
@@ -40,7 +40,7 @@ def ioeventfd_writes_a_register(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/virqfd.c vfio_virqfd_enable() (an event already pending)")
 def ioeventfd_that_was_signalled_writes_at_once(t: Test) -> None:
-    """A signal that an eventfd had before it became an ioeventfd is not lost."""
+    """An eventfd already signalled when it becomes an ioeventfd writes the register at once."""
     with opened(t, t.device("edu")) as device, device.bar() as bar:
         event = Event()
         event.signal()
@@ -49,13 +49,13 @@ def ioeventfd_that_was_signalled_writes_at_once(t: Test) -> None:
         device.call(
             vfio.DEVICE_IOEVENTFD, vfio.Ioeventfd(flags=4, offset=where, data=0x11223344, fd=event.fd)
         )
-        t.wait_until(lambda: bar.read32(edu.REG_LIVENESS) == 0xEEDDCCBB, "the write of the register")
+        t.wait_until(lambda: bar.read32(edu.REG_LIVENESS) == 0xEEDDCCBB, "the write to the register")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_ioeventfd(); vfio_pci_rdwr.c")
 def ioeventfd_refusals(t: Test) -> None:
-    """An ioeventfd must lie whole in a BAR, have one width, come from an eventfd, and exist before it is
-    removed."""
+    """An ioeventfd is refused unless it lies entirely in a BAR, has exactly one width and comes from an
+    eventfd, and removing one that does not exist is refused."""
     with opened(t, t.device("edu")) as device:
         fd = Event().fd
         bar, config = device.region(BAR0).offset, device.region(CONFIG).offset
@@ -80,8 +80,8 @@ def ioeventfd_refusals(t: Test) -> None:
     timeout=45,
 )
 def ioeventfds_are_limited(t: Test) -> None:
-    """A device has a thousand ioeventfds and no more (ENOSPC): taking one away makes room for another, and
-    the next user has all of them again."""
+    """A device has at most a thousand ioeventfds (ENOSPC beyond that); removing one makes room for another,
+    and the next user can set all of them again."""
     bdf = t.device("edu")
     with pci.bound(bdf):
         for user in ("first", "second"):
@@ -101,13 +101,13 @@ def ioeventfds_are_limited(t: Test) -> None:
                 t.errno(errno.ENODEV, call, 7, -1)
                 call(IOEVENTFDS, event.fd)
                 t.errno(errno.ENOSPC, call, 7, event.fd)
-                t.log(f"the {user} user is done")
+                t.log(f"the {user} user has finished")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_rdwr.c vfio_pci_ioeventfd() (msix_offset)")
 def ioeventfd_stays_off_the_vector_table(t: Test) -> None:
-    """An ioeventfd may not touch the MSI-X table, not even with its last or first byte; behind it, up to the
-    very end of the BAR, it may lie."""
+    """An ioeventfd that touches the MSI-X table, even with its first or last byte, is refused; one behind the
+    table, up to the last byte of the BAR, is accepted."""
     with opened(t, t.device("igb")) as device:
         fd = Event().fd
         region = device.region(igb.TABLE_BAR)
@@ -128,8 +128,8 @@ def ioeventfd_stays_off_the_vector_table(t: Test) -> None:
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_rdwr.c vfio_pci_ioeventfd_handler() (test_mem)")
 def ioeventfd_does_nothing_while_memory_is_off(t: Test) -> None:
-    """An ioeventfd that is signalled with memory decoding off writes nothing, then or later; on again, it
-    writes for the next signal."""
+    """An ioeventfd signalled while memory decoding is off writes nothing, then or later; once decoding is on,
+    the next signal writes."""
     with opened(t, t.device("edu")) as device, device.bar() as bar:
         event = Event()
         command = device.read_config(PCI_COMMAND, 2)
@@ -142,4 +142,4 @@ def ioeventfd_does_nothing_while_memory_is_off(t: Test) -> None:
         device.write_config(PCI_COMMAND, 2, command)
         t.equal(bar.read32(edu.REG_LIVENESS), 0xFFFFFFFF, "the register after the signal")
         event.signal()
-        t.wait_until(lambda: bar.read32(edu.REG_LIVENESS) == 0xFFFFFFFA, "the write of the register")
+        t.wait_until(lambda: bar.read32(edu.REG_LIVENESS) == 0xFFFFFFFA, "the write to the register")

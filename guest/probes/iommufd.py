@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""/dev/iommu itself: its structures and their sizes, its options, and objects that belong to one file."""
+"""/dev/iommu itself: the sizes of its structures, its options, and objects that belong to one file."""
 
 from __future__ import annotations
 
@@ -34,26 +34,38 @@ CALLS: tuple[tuple[int, type[Struct], int], ...] = (
     (api.HWPT_ALLOC, api.HwptAlloc, 24),
     (api.GET_HW_INFO, api.HwInfo, 32),
     (api.HWPT_SET_DIRTY_TRACKING, api.HwptSetDirtyTracking, 16),
+    (api.HWPT_GET_DIRTY_BITMAP, api.HwptGetDirtyBitmap, 48),
+    (api.HWPT_INVALIDATE, api.HwptInvalidate, 32),
+    (api.FAULT_QUEUE_ALLOC, api.FaultAlloc, 16),
+    (api.VIOMMU_ALLOC, api.ViommuAlloc, 24),
+    (api.VDEVICE_ALLOC, api.VdeviceAlloc, 24),
     (api.IOAS_CHANGE_PROCESS, api.ChangeProcess, 8),
+    (api.VEVENTQ_ALLOC, api.VeventqAlloc, 28),
+    (api.HW_QUEUE_ALLOC, api.HwQueueAlloc, 40),
 )
-"""Each ioctl with its structure and the least size that it was born with."""
+"""Each ioctl with its structure and minimum size: the size of its first version."""
 
 YOUNG = (
     api.IOAS_MAP_FILE,
     api.HWPT_ALLOC,
     api.GET_HW_INFO,
     api.HWPT_SET_DIRTY_TRACKING,
+    api.HWPT_GET_DIRTY_BITMAP,
+    api.HWPT_INVALIDATE,
+    api.FAULT_QUEUE_ALLOC,
+    api.VIOMMU_ALLOC,
+    api.VDEVICE_ALLOC,
     api.IOAS_CHANGE_PROCESS,
+    api.VEVENTQ_ALLOC,
+    api.HW_QUEUE_ALLOC,
 )
-"""Those that the first release of iommufd did not have."""
+"""Ioctls that the first release of iommufd did not have."""
 
 
-@case(
-    needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() (min_size)", alongside=True
-)
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() (min_size)")
 def every_structure_has_a_least_size(t: Test) -> None:
-    """Every ioctl takes a structure of the size it was born with, when no more memory is there at all, and
-    refuses one a byte shorter (EINVAL) and one that memory cuts short (EFAULT)."""
+    """Every ioctl accepts a structure of its first version's size, even at the end of mapped memory, and
+    refuses one a byte shorter (EINVAL) and one that reaches into unmapped memory (EFAULT)."""
     with Iommufd() as iommufd, Brink() as edge:
         for request, kind, least in CALLS:
             whole, own = kind(size=least), errno_of(iommufd.call, request, kind())
@@ -61,7 +73,7 @@ def every_structure_has_a_least_size(t: Test) -> None:
             if own == errno.ENOTTY and request in YOUNG:
                 continue
             got = errno_of(libc.ioctl, iommufd.fd, request, edge.put(whole, least))
-            t.equal(got, own, f"errno of {request:#x} with its least size")
+            t.equal(got, own, f"errno of {request:#x} with its minimum size")
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, request, edge.put(whole, least - 1))
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, request, edge.put(whole, 3))
             short = kind(size=least - 1)
@@ -73,11 +85,10 @@ def every_structure_has_a_least_size(t: Test) -> None:
 @case(
     needs=("iommufd",),
     cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl(); copy_struct_from_user()",
-    alongside=True,
 )
 def every_structure_may_grow(t: Test) -> None:
-    """Every ioctl ignores zeros behind the structure that it knows, refuses anything else there with E2BIG,
-    and does not read beyond the end of memory for a size that lies."""
+    """Every ioctl ignores zeros after the structure that it knows, refuses nonzero bytes there with E2BIG,
+    and does not read past the end of memory when the size is too large."""
     with Iommufd() as iommufd, Brink() as edge:
         for request, kind, _least in CALLS:
             known = ctypes.sizeof(kind)
@@ -87,7 +98,7 @@ def every_structure_may_grow(t: Test) -> None:
             for more in (1, 8, 4000):
                 grown = bytearray(bytes(kind(size=known + more)) + bytes(more))
                 got = errno_of(iommufd.call, request, grown)
-                t.equal(got, own, f"errno of {request:#x} with {more} more bytes of zero")
+                t.equal(got, own, f"errno of {request:#x} with {more} more zero bytes")
                 grown[-1] = 1
                 t.errno(errno.E2BIG, iommufd.call, request, grown)
             liar = edge.put(kind(size=0xFFFFFFFF))
@@ -97,10 +108,9 @@ def every_structure_may_grow(t: Test) -> None:
 @case(
     needs=("iommufd",),
     cites="drivers/iommu/iommufd/main.c iommufd_fops_ioctl() (ENOIOCTLCMD)",
-    alongside=True,
 )
 def unknown_requests_are_enotty(t: Test) -> None:
-    """A number that no request has, and one with the bits of a size and a direction, is ENOTTY."""
+    """An ioctl number that no request has, and one with size and direction bits, is ENOTTY."""
     with Iommufd() as iommufd:
         for request in (0x3BFF, 0xC0003B00 | api.IOAS_ALLOC & 0xFF):
             t.errno(errno.ENOTTY, iommufd.call, request, api.IoasAlloc())
@@ -109,11 +119,10 @@ def unknown_requests_are_enotty(t: Test) -> None:
 @case(
     needs=("iommufd",),
     cites="include/uapi/linux/iommufd.h (__reserved, must be 0); drivers/iommu/iommufd/ioas.c, main.c",
-    alongside=True,
 )
 def reserved_fields_are_refused(t: Test) -> None:
-    """Flags, operations and options that nobody defined, and anything in a reserved field, are EOPNOTSUPP
-    before any object is looked for."""
+    """Undefined flags, operations and options, and nonzero reserved fields, are EOPNOTSUPP before any object
+    is looked up."""
     none = NO_SUCH_ID
     wrong: tuple[tuple[int, Struct], ...] = (
         (api.IOAS_ALLOC, api.IoasAlloc(flags=1)),
@@ -134,6 +143,16 @@ def reserved_fields_are_refused(t: Test) -> None:
         (api.HWPT_ALLOC, api.HwptAlloc(dev_id=none, reserved=1)),
         (api.GET_HW_INFO, api.HwInfo(dev_id=none, flags=2)),
         (api.HWPT_SET_DIRTY_TRACKING, api.HwptSetDirtyTracking(hwpt_id=none, flags=2)),
+        (api.HWPT_GET_DIRTY_BITMAP, api.HwptGetDirtyBitmap(hwpt_id=none, flags=2)),
+        (api.HWPT_GET_DIRTY_BITMAP, api.HwptGetDirtyBitmap(hwpt_id=none, reserved=1)),
+        (api.HWPT_INVALIDATE, api.HwptInvalidate(hwpt_id=none, reserved=1)),
+        (api.VIOMMU_ALLOC, api.ViommuAlloc(dev_id=none, type=1, flags=1)),
+        (api.VIOMMU_ALLOC, api.ViommuAlloc(dev_id=none, type=0)),
+        (api.VEVENTQ_ALLOC, api.VeventqAlloc(viommu_id=none, type=1, veventq_depth=1, flags=1)),
+        (api.VEVENTQ_ALLOC, api.VeventqAlloc(viommu_id=none, type=1, veventq_depth=1, reserved=1)),
+        (api.VEVENTQ_ALLOC, api.VeventqAlloc(viommu_id=none, type=0, veventq_depth=1)),
+        (api.HW_QUEUE_ALLOC, api.HwQueueAlloc(viommu_id=none, type=1, length=PAGE, flags=1)),
+        (api.HW_QUEUE_ALLOC, api.HwQueueAlloc(viommu_id=none, type=0, length=PAGE)),
     )
     with Iommufd() as iommufd:
         for request, argument in wrong:
@@ -145,28 +164,28 @@ def reserved_fields_are_refused(t: Test) -> None:
             info = api.HwInfo(dev_id=none)
             info.reserved[index] = 1
             t.errno(errno.EOPNOTSUPP, iommufd.call, api.GET_HW_INFO, info)
-        iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # refused as soon as there is any object
+        iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # EBUSY if any object exists
 
 
 @case(
     needs=("iommufd",),
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_alloc_ioctl() (out_table)",
-    alongside=True,
 )
 def unreported_ioas_is_not_made(t: Test) -> None:
     """An IOAS_ALLOC that cannot write its answer is EFAULT and leaves no object behind."""
     with Iommufd() as iommufd:
         with brink.frozen(api.IoasAlloc()) as where:
             t.errno(errno.EFAULT, libc.ioctl, iommufd.fd, api.IOAS_ALLOC, where)
-        iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # EBUSY if there were one
+        iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)  # EBUSY if an object exists
         t.errno(errno.ENOENT, iommufd.destroy, 1)
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_option_rlimit_mode()", alongside=True)
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/ioas.c iommufd_option_rlimit_mode()")
 def rlimit_mode_is_set_before_anything(t: Test) -> None:
-    """The accounting mode takes 0 and 1, for the whole iommufd, and only before it holds any object."""
+    """The accounting mode accepts 0 and 1, for the whole iommufd, and only before the iommufd holds any
+    object."""
     with Iommufd() as iommufd:
-        t.equal(iommufd.option_get(api.OPTION_RLIMIT_MODE), 0, "the mode at first")
+        t.equal(iommufd.option_get(api.OPTION_RLIMIT_MODE), 0, "the initial mode")
         t.errno(errno.EINVAL, iommufd.option_set, api.OPTION_RLIMIT_MODE, 2)
         t.errno(errno.EOPNOTSUPP, iommufd.option_set, api.OPTION_RLIMIT_MODE, 1, 5)
         iommufd.option_set(api.OPTION_RLIMIT_MODE, 1)
@@ -178,15 +197,14 @@ def rlimit_mode_is_set_before_anything(t: Test) -> None:
 @case(
     needs=("iommufd",),
     cites="drivers/iommu/iommufd/main.c iommufd_option(), ioas.c iommufd_ioas_option()",
-    alongside=True,
 )
 def options_know_their_operations(t: Test) -> None:
-    """OPTION knows two operations; anything else, and a refused SET, changes nothing and reports nothing."""
+    """OPTION accepts two operations; any other, and a refused SET, changes nothing and returns no value."""
     with Iommufd() as iommufd:
         ioas = iommufd.ioas_alloc()
         unknown = api.Option(option_id=api.OPTION_HUGE_PAGES, op=2, object_id=ioas, val64=77)
         t.errno(errno.EOPNOTSUPP, iommufd.call, api.OPTION, unknown)
-        t.equal(unknown.val64, 77, "the value after the refusal")
+        t.equal(unknown.val64, 77, "the value after the refused operation")
         for value in (2, LAST_IOVA, 1 << 32):
             t.errno(errno.EINVAL, iommufd.option_set, api.OPTION_HUGE_PAGES, value, ioas)
         t.equal(iommufd.option_get(api.OPTION_HUGE_PAGES, ioas), 1, "the option after refused values")
@@ -205,11 +223,10 @@ def options_know_their_operations(t: Test) -> None:
 @case(
     needs=("iommufd",),
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_ioas(), get_compat_ioas()",
-    alongside=True,
 )
 def emulated_container_names_its_ioas(t: Test) -> None:
-    """VFIO_IOAS gives back the IOAS that was set, ENODEV when there is none, forgets one that is destroyed,
-    and keeps the old one when the new is refused."""
+    """VFIO_IOAS returns the IOAS that was set and ENODEV when there is none, forgets a destroyed one, and
+    keeps the old one when a change is refused."""
     with Iommufd() as iommufd:
         t.errno(errno.ENODEV, iommufd.vfio_ioas, api.VFIO_IOAS_GET)
         t.errno(errno.ENOENT, iommufd.vfio_ioas, api.VFIO_IOAS_SET, NO_SUCH_ID)
@@ -234,8 +251,8 @@ def emulated_container_names_its_ioas(t: Test) -> None:
     needs=TWO, cites="drivers/iommu/iommufd/device.c iommufd_device_change_pt(); main.c iommufd_get_object()"
 )
 def ids_belong_to_one_iommufd(t: Test) -> None:
-    """An id of one iommufd says nothing to another: a device attaches only to objects of the one that it is
-    bound to, and closing it leaves the addresses of the other."""
+    """Object IDs are valid in their own iommufd only: a device attaches only to objects of the iommufd that
+    it is bound to, and closing that device does not affect the addresses of another iommufd."""
     with (
         unbound(t.device("igb", iommu=False)) as (other, strange),
         through_cdev(t.device("edu", iommu=False)) as user,
@@ -252,18 +269,16 @@ def ids_belong_to_one_iommufd(t: Test) -> None:
         t.errno(errno.ENOENT, user.iommufd.get_hw_info, foreign)
         t.errno(errno.ENOENT, user.iommufd.destroy, foreign)
         t.errno(errno.EBUSY, strange.destroy, devid)
-        t.check(other.attach(foreign) > 0, "attach to the object in its own iommufd")
+        t.check(other.attach(foreign) > 0, "attach to the object in its own iommufd returned no page table")
         t.errno(errno.ENOENT, strange.get_pa, foreign, IOVA, PAGE)
         other.close()
         t.equal(user.physical(IOVA, PAGE), page.physical(), "the first device's page")
 
 
-@case(
-    needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_mmap(), iommufd_fops", alongside=True
-)
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommufd_fops_mmap(), iommufd_fops")
 def iommufd_is_no_memory(t: Test) -> None:
-    """An iommufd with nothing to map cannot be mapped anywhere (ENXIO), never privately or executable, and is
-    neither read nor written."""
+    """An iommufd with nothing to map refuses mmap at every offset (ENXIO), private and executable mappings,
+    and read and write."""
     with Iommufd() as iommufd:
 
         def attempt(flags: int, prot: int, offset: int = 0) -> None:

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""That nothing is left behind: pins, page tables, files and slabs after every end and many cycles of use."""
+"""Leaks: no pin, page table, file or slab is left after each way to end use, or after many cycles of it."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from guest import edu, forked, libc, memory, pci, vfio
+from guest import edu, forked, memory, pci, vfio
 from guest.case import Test, case
 from guest.iommufd import LAST_IOVA, Iommufd
+from guest.leftovers import eventfds_come_back
 from guest.memory import PAGE
 from guest.opened import CdevUser, open_files, opened, reopened, through_cdev
 
@@ -29,24 +28,22 @@ WARM_UP = 0.15
 SETTLE_SECONDS = 5.0
 
 ROUNDS = 4
-"""How often slabs may grow by more than noise before that is a leak."""
-
-EVENTFDS = 8
-"""More than any block below makes."""
+"""Slabs that grow by more than noise in this many rounds are a leak."""
 
 SLAB_NOISE_KIB = 32
-"""What unreclaimable slabs may grow by without any leak, one slab of order 3; so many cycles of so small an
-object as a struct vfio_device_file are more."""
+"""Growth of unreclaimable slabs that is no leak: one slab of order 3. Leaking even an object as small as a
+struct vfio_device_file in every cycle is more."""
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); hw_pagetable.c; iommu-pages.c")
 def every_end_gives_everything_back(t: Test) -> None:
-    """Unmap, detach, close, exit and kill each give back all pins and, with the table, all of its pages."""
+    """Unmap, detach, close, exit and kill each release all pins and, with the page table, all of its
+    pages."""
     bdf = t.device("edu")
     with pci.bound(bdf):
         before = (memory.held_pins(), memory.table_pages())
         for end in ("unmap", "detach", "close", "exit", "kill"):
-            t.log(f"end by {end}")
+            t.log(f"ending use by {end}")
             ready = forked.Gate()
 
             def use(how: str = end, ready: forked.Gate = ready) -> None:
@@ -57,14 +54,14 @@ def every_end_gives_everything_back(t: Test) -> None:
                 if end != "exit":
                     left = (memory.held_pins() - before[0], memory.table_pages() > before[1])
                     want = {"kill": (64, True), "unmap": (0, True)}.get(end, (0, False))
-                    t.equal(left, want, f"pins, and whether tables are left, at {end}")
+                    t.equal(left, want, f"pins, and whether page tables are left, after {end}")
                     child.kill()
                 child.wait()
             t.equal((memory.held_pins(), memory.table_pages()), before, f"pins and table pages after {end}")
 
 
 def _use_until(bdf: str, how: str, ready: forked.Gate) -> None:
-    """Map 64 pages, end that in the way *how*, and stay, or end as a process."""
+    """Map 64 pages and undo that in the way *how*; then wait to be killed, unless *how* is exit."""
     device, iommufd = vfio.open_cdev(bdf), Iommufd()
     devid = device.bind_iommufd(iommufd.fd)
     user = CdevUser(device=device, iommufd=iommufd, ioas=iommufd.ioas_alloc(), devid=devid)
@@ -93,15 +90,15 @@ def _meminfo(*names: str) -> list[int]:
 
 
 def _level() -> list[int]:
-    """What must be the same before and after: pins, table pages, pages that cannot go, open files."""
+    """Return what must be the same before and after: pins, table pages, unevictable pages, open files."""
     stuck = _meminfo("Unevictable", "Mlocked")
     return [memory.held_pins(), memory.table_pages(), *stuck, open_files()]
 
 
 def _expect_no_growth(t: Test, cycle: Callable[[], None], turns: int) -> None:
-    """Run *cycle* till caches are warm, and then see that *turns* more of it leave nothing behind.
+    """Run *cycle* until caches are warm, then check that *turns* more of it leave nothing behind.
 
-    Slabs of others come and go; a leak grows in every round.
+    Slabs of other users come and go; a leak grows in every round.
     """
     for _ in range(int(turns * WARM_UP)):
         cycle()
@@ -118,13 +115,13 @@ def _expect_no_growth(t: Test, cycle: Callable[[], None], turns: int) -> None:
         growths.append(growth)
         grown = {name: pages - caches.get(name, 0) for name, pages in _slabs().items()}
         t.log(f"pages by cache: {sorted(grown.items(), key=lambda one: -one[1])[:8]}")
-    t.fail(f"{turns} turns left KiB in unreclaimable slabs, in each of {ROUNDS} rounds: {growths}")
+    t.fail(f"{turns} turns grew unreclaimable slabs in each of {ROUNDS} rounds, by KiB: {growths}")
 
 
 def _growth_when_settled(before: int) -> int:
-    """KiB that unreclaimable slabs have grown by from *before*, once what RCU is to free has been freed.
+    """Return by how many KiB unreclaimable slabs have grown from *before*, after RCU has freed its objects.
 
-    After many turns on a slow processor that are thousands of objects; what has leaked is still there then.
+    After many turns on a slow CPU those are thousands of objects; leaked objects are still there then.
     """
     end = time.monotonic() + SETTLE_SECONDS
     while (growth := _meminfo("SUnreclaim")[0] - before) > SLAB_NOISE_KIB and time.monotonic() < end:
@@ -133,7 +130,7 @@ def _growth_when_settled(before: int) -> int:
 
 
 def _slabs() -> dict[str, int]:
-    """Pages of each cache of slabs (slabinfo(5)); nothing on a kernel that does not tell."""
+    """Return the pages of each slab cache (slabinfo(5)), or nothing on a kernel without slabinfo."""
     try:
         lines = Path("/proc/slabinfo").read_text(encoding="ascii").splitlines()[2:]
     except FileNotFoundError:
@@ -148,7 +145,8 @@ def _slabs() -> dict[str, int]:
     timeout=120,
 )
 def cycles_of_use_leave_nothing(t: Test) -> None:
-    """Open, bind, attach, map, ask, unmap and close, a thousand times: no page, pin, file or slab is left."""
+    """A thousand cycles of open, bind, attach, map, GET_PA, unmap and close leave no page, pin, file or slab
+    behind."""
     bdf = t.device("edu")
     with pci.bound(bdf), memory.anonymous(2 * PAGE) as buffer:
         buffer.touch()
@@ -171,7 +169,7 @@ def cycles_of_use_leave_nothing(t: Test) -> None:
     timeout=60,
 )
 def cycles_of_binding_leave_nothing(t: Test) -> None:
-    """Bound and unbound 30 times, a device leaves no file, page or slab behind."""
+    """Binding and unbinding a device 30 times leaves no file, page or slab behind."""
     bdf = t.device("edu")
     pci.set_parameter(True)
     pci.set_override(bdf, pci.VFIO_PCI)
@@ -187,8 +185,8 @@ def cycles_of_binding_leave_nothing(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (iommufd_ctx_put())")
 def refused_bind_lets_go_of_its_iommufd(t: Test) -> None:
-    """An iommufd to which a device in use could not be bound goes when its own file is closed, although the
-    device's file that was refused stays open."""
+    """An iommufd to which binding a device in use was refused is released when its own file is closed,
+    although the device file that was refused stays open."""
     bdf = t.device("edu")
     with through_cdev(bdf), vfio.open_cdev(bdf) as second:
         before = open_files()
@@ -196,33 +194,8 @@ def refused_bind_lets_go_of_its_iommufd(t: Test) -> None:
             with Iommufd() as iommufd:
                 t.errno(errno.EINVAL, second.bind_iommufd, iommufd.fd)
         t.wait_until(
-            lambda: open_files() < before + REBINDS / 2, f"the end of {REBINDS} iommufds that were closed", 5
+            lambda: open_files() < before + REBINDS / 2, f"the release of {REBINDS} closed iommufds", 5
         )
-
-
-def _free_eventfd_ids() -> list[str]:
-    """The kernel's numbers for the next eventfds, which are the lowest that no eventfd has any more."""
-    fds = [libc.eventfd() for _ in range(EVENTFDS)]
-    told = [Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines() for fd in fds]
-    for fd in fds:
-        os.close(fd)
-    return [line for lines in told for line in lines if line.startswith("eventfd-id:")]
-
-
-@contextlib.contextmanager
-def _eventfds_come_back(t: Test, what: str) -> Iterator[Callable[[], int]]:
-    """A maker of eventfds, which are closed after the block; fail when the kernel keeps any of them then."""
-    free, made = _free_eventfd_ids(), []
-
-    def make() -> int:
-        made.append(libc.eventfd())
-        return made[-1]
-
-    yield make
-    for fd in made:
-        os.close(fd)
-    # ERR and REQ let theirs go when RCU says so.
-    t.wait_until(lambda: _free_eventfd_ids() == free, f"return of all eventfds after {what}", 5)
 
 
 def _resample(device: vfio.Device, fd: int) -> None:
@@ -241,19 +214,19 @@ def _write_on_signal(device: vfio.Device, fd: int) -> None:
     "eventfd_free_ctx()",
 )
 def eventfds_are_let_go_when_they_are_taken_away(t: Test) -> None:
-    """An eventfd that an interrupt, a resample or an ioeventfd had is let go when another takes its place and
-    when it is taken away, with the device still open."""
+    """The eventfd of an interrupt, a resample or an ioeventfd is released when another replaces it and when
+    it is removed, with the device still open."""
     with opened(t, t.device("edu")) as device:
         for index in (vfio.INTX, vfio.MSI, vfio.ERR, vfio.REQ):
-            with _eventfds_come_back(t, f"interrupt {index} was replaced and switched off") as make:
+            with eventfds_come_back(t, f"interrupt {index} was replaced and disabled") as make:
                 device.set_eventfds(index, make())
                 device.set_eventfds(index, make())
                 device.disable_irqs(index)
-        with _eventfds_come_back(t, "an INTx with a resample was switched off") as make:
+        with eventfds_come_back(t, "an INTx with a resample eventfd was disabled") as make:
             device.set_eventfds(vfio.INTX, make())
             _resample(device, make())
             device.disable_irqs(vfio.INTX)
-        with _eventfds_come_back(t, "an ioeventfd was taken away") as make:
+        with eventfds_come_back(t, "an ioeventfd was removed") as make:
             _write_on_signal(device, make())
             _write_on_signal(device, -1)
 
@@ -262,13 +235,13 @@ def eventfds_are_let_go_when_they_are_taken_away(t: Test) -> None:
     needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable(), vfio_pci_core_close_device()"
 )
 def eventfds_are_let_go_with_the_device(t: Test) -> None:
-    """Every eventfd that a device was given is let go when its user closes the device and does nothing
-    else."""
+    """Every eventfd given to a device is released when its user closes the device without removing them
+    first."""
     bdf = t.device("edu")
     with pci.bound(bdf):
         for kind in (vfio.INTX, vfio.MSI):
             with (
-                _eventfds_come_back(t, f"the device was closed with interrupt {kind}") as make,
+                eventfds_come_back(t, f"the device was closed with interrupt {kind}") as make,
                 reopened(t, bdf) as device,
             ):
                 for index in (kind, vfio.ERR, vfio.REQ):

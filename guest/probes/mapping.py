@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Mappings: what MAP, MAP_FILE and COPY take and refuse, and what UNMAP takes away."""
+"""Mappings: what MAP, MAP_FILE and COPY accept and refuse, and what UNMAP removes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ LAST_PAGE = LAST_IOVA - PAGE + 1
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_alloc_area_pages(); hwpt_noiommu.c")
 def every_page_can_be_mapped(t: Test) -> None:
-    """Without an IOMMU nothing is reserved: first page, interrupt window and last page map and resolve."""
+    """Without an IOMMU no IOVA is reserved: the first page, the interrupt window and the last page map and
+    resolve."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         for iova in (0, memory.MSI_WINDOW, 1 << 48, LAST_IOVA - PAGE + 1):
@@ -34,7 +35,8 @@ def every_page_can_be_mapped(t: Test) -> None:
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_map(); io_pagetable.c iopt_alloc_area_pages()",
 )
 def map_refuses_nonsense(t: Test) -> None:
-    """MAP refuses what is unaligned, empty, occupied, without permission, unknown or beyond the end."""
+    """MAP refuses unaligned, empty, occupied and overflowing ranges, unmapped memory, missing permissions,
+    unknown flags and an unknown IOAS."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(4 * PAGE) as buffer:
         buffer.touch()
         iommufd, ioas, va = user.iommufd, user.ioas, buffer.address
@@ -55,7 +57,7 @@ def map_refuses_nonsense(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin() (FOLL_WRITE)")
 def read_only_memory_is_mapped_read_only(t: Test) -> None:
-    """Read-only memory maps for reading and resolves; mapping it for writing is EFAULT."""
+    """Read-only memory can be mapped for reading and resolves; mapping it for writing is EFAULT."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         page.protect(mmap.PROT_READ)
@@ -74,8 +76,8 @@ def bar_is_no_memory(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_check_iova() (check_add_overflow)")
 def map_stops_at_the_end_of_all_iovas(t: Test) -> None:
-    """A mapping that would run over the end of the IOVA space, or of the address space, is EOVERFLOW and
-    leaves the last page free."""
+    """A mapping past the end of the IOVA space, or of the address space, is EOVERFLOW and leaves the last
+    page free."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * PAGE) as buffer:
         buffer.touch()
         iommufd, ioas, va = user.iommufd, user.ioas, buffer.address
@@ -96,8 +98,8 @@ def map_stops_at_the_end_of_all_iovas(t: Test) -> None:
     needs=BARE, cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_map(); io_pagetable.c iopt_map_user_pages()"
 )
 def vast_mapping_costs_nothing_until_attached(t: Test) -> None:
-    """Without a device 2^62 bytes of nothing map and unmap at once; attaching them is EFAULT and leaves the
-    IOAS as it was."""
+    """Without a device, MAP and UNMAP of 2^62 bytes of unmapped memory succeed at once; attaching them is
+    EFAULT and leaves the IOAS unchanged."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
         iommufd, ioas = user.iommufd, user.ioas
@@ -106,22 +108,22 @@ def vast_mapping_costs_nothing_until_attached(t: Test) -> None:
         iommufd.map(ioas, 0, 1 << 62, 1 << 62)
         t.errno(errno.EEXIST, iommufd.map, ioas, page.address, PAGE, (1 << 63) - PAGE)
         t.errno(errno.EFAULT, user.device.attach, ioas)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned after the refused attach")
+        t.equal(memory.pinned_pages(), 0, "pages pinned after the refused attach")
         t.equal(iommufd.unmap(ioas, 1 << 62, 1 << 62), 1 << 62, "bytes unmapped")
         user.device.attach(ioas)
-        t.equal(user.physical(0, PAGE), page.physical(), "the address of what was mapped beside it")
+        t.equal(user.physical(0, PAGE), page.physical(), "the address of the page mapped beside it")
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_map_pages() (iopt_abort_area())")
 def refused_map_leaves_the_iova_free(t: Test) -> None:
-    """A MAP that fails half way, where the memory ends, pins nothing and takes no IOVA."""
+    """A MAP that fails half way, where the memory ends, pins nothing and leaves its IOVA free."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(8 * PAGE) as buffer:
         buffer.touch()
         iommufd, ioas = user.iommufd, user.ioas
         last = memory.Buffer(buffer.address + 7 * PAGE, PAGE)
         last.protect(memory.PROT_NONE)
         t.errno(errno.EFAULT, user.map, buffer, 0x10000)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned after the refusal")
+        t.equal(memory.pinned_pages(), 0, "pages pinned after the refusal")
         t.errno(errno.ENOENT, iommufd.get_pa, ioas, 0x10000, 1)
         t.errno(errno.ENOENT, iommufd.unmap, ioas, 0x10000, 8 * PAGE)
         last.protect(memory.READ_WRITE)
@@ -136,7 +138,8 @@ def refused_map_leaves_the_iova_free(t: Test) -> None:
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_unmap(); io_pagetable.c iopt_unmap_iova_range()",
 )
 def unmap_takes_whole_areas(t: Test) -> None:
-    """UNMAP takes whole mappings, one or many, says how much it took, and leaves a split one alone."""
+    """UNMAP removes whole mappings, one or many, returns the number of bytes removed, and refuses to split a
+    mapping."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(4 * PAGE) as buffer:
         buffer.touch()
         iommufd, ioas = user.iommufd, user.ioas
@@ -144,13 +147,17 @@ def unmap_takes_whole_areas(t: Test) -> None:
             user.map(buffer, iova)
         t.errno(errno.ENOENT, iommufd.unmap, ioas, 0x10000, PAGE)
         t.errno(errno.ENOENT, iommufd.unmap, ioas, 0x11000, 3 * PAGE)
-        t.equal(user.physical(0x10000, 1), buffer.physical(), "the address after refused unmaps")
-        t.equal(iommufd.unmap(ioas, 0x10000, 4 * PAGE), 4 * PAGE, "bytes of an exact unmap")
+        t.equal(user.physical(0x10000, 1), buffer.physical(), "the address after refused UNMAPs")
+        t.equal(
+            iommufd.unmap(ioas, 0x10000, 4 * PAGE),
+            4 * PAGE,
+            "bytes removed by an UNMAP of exactly one mapping",
+        )
         t.errno(errno.ENOENT, iommufd.unmap, ioas, 0x10000, 4 * PAGE)
         t.errno(errno.EINVAL, iommufd.unmap, ioas, 0x20000, 0)
         t.errno(errno.EOVERFLOW, iommufd.unmap, ioas, 0x20000, LAST_IOVA)
-        t.equal(iommufd.unmap(ioas, 0, LAST_IOVA), 8 * PAGE, "bytes of an unmap of everything")
-        t.equal(iommufd.unmap(ioas, 0, LAST_IOVA), 0, "bytes when nothing is left")
+        t.equal(iommufd.unmap(ioas, 0, LAST_IOVA), 8 * PAGE, "bytes removed by an UNMAP of everything")
+        t.equal(iommufd.unmap(ioas, 0, LAST_IOVA), 0, "bytes removed when nothing is mapped")
 
 
 @case(
@@ -158,22 +165,25 @@ def unmap_takes_whole_areas(t: Test) -> None:
     cites="drivers/iommu/iommufd/io_pagetable.c iopt_unmap_iova_range()",
 )
 def refused_unmap_takes_nothing(t: Test) -> None:
-    """An UNMAP that is refused, because it would split the last mapping it meets, leaves all others."""
+    """An UNMAP refused because it would split the last mapping in its range removes no mapping."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * PAGE) as buffer:
         buffer.touch()
         user.map(buffer, 0x10000)
         user.map(buffer, 0x12000)
         t.errno(errno.ENOENT, user.iommufd.unmap, user.ioas, 0x10000, 3 * PAGE)
         t.equal(
-            user.physical(0x12000, 1), buffer.physical(), "the address in the mapping that would be split"
+            user.physical(0x12000, 1),
+            buffer.physical(),
+            "the address in the mapping that UNMAP would have split",
         )
         left = user.iommufd.unmap(user.ioas, 0, LAST_IOVA)
-        t.equal(left, 4 * PAGE, "bytes that are mapped after the refusal")
+        t.equal(left, 4 * PAGE, "bytes still mapped after the refused UNMAP")
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_copy(); io_pagetable.c iopt_get_pages()")
 def copy_shares_the_pages(t: Test) -> None:
-    """COPY gives another IOAS the same pages, at another IOVA, even after the first is gone."""
+    """COPY maps the same pages in another IOAS at another IOVA, and they stay after the first IOAS is
+    gone."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(8 * PAGE) as buffer:
         buffer.touch()
         iommufd, source = user.iommufd, user.ioas
@@ -197,8 +207,8 @@ def copy_shares_the_pages(t: Test) -> None:
     "iopt_insert_area() (writable)",
 )
 def copy_refuses_nonsense(t: Test) -> None:
-    """COPY refuses overflow, no permissions, more permissions than the source, gaps, unaligned and wrong
-    places, and holds on to neither IOAS afterwards."""
+    """COPY refuses overflow, missing permissions, more permissions than the source has, gaps, unaligned
+    ranges and unknown IOASes, and keeps no reference to either IOAS."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * PAGE) as buffer:
         buffer.touch()
         iommufd, source, target = user.iommufd, user.ioas, user.iommufd.ioas_alloc()
@@ -225,8 +235,8 @@ def copy_refuses_nonsense(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_copy(); io_pagetable.c iopt_get_pages()")
 def copy_crosses_mappings_that_adjoin(t: Test) -> None:
-    """COPY takes one range out of several mappings without a gap, also within one IOAS, and the result ends
-    where each of them did."""
+    """COPY copies one range out of several adjoining mappings, also within one IOAS, and the copy has the
+    same boundaries as they have."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(4 * PAGE) as buffer:
         buffer.touch()
         iommufd, ioas = user.iommufd, user.ioas
@@ -239,7 +249,7 @@ def copy_crosses_mappings_that_adjoin(t: Test) -> None:
         iommufd.unmap(ioas, 0x10000, 3 * PAGE)
         t.equal(user.physical(0x41000, 1), buffer.physical(3 * PAGE), "the address without the originals")
         t.equal(iommufd.unmap(ioas, 0x40000, PAGE), PAGE, "bytes of the copy's first part")
-        t.equal(iommufd.unmap(ioas, 0, LAST_IOVA), PAGE, "bytes of its second part")
+        t.equal(iommufd.unmap(ioas, 0, LAST_IOVA), PAGE, "bytes of the copy's second part")
 
 
 @case(
@@ -247,7 +257,8 @@ def copy_crosses_mappings_that_adjoin(t: Test) -> None:
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_map_file(); io_pagetable.c iopt_map_file_pages()",
 )
 def memfd_is_mapped_by_file(t: Test) -> None:
-    """MAP_FILE takes a memfd without any mapping of it and resolves to its pages; other files are refused."""
+    """MAP_FILE maps a memfd that is not mapped in the process and resolves to its pages; other files are
+    refused."""
     fd = memory.memfd(4 * PAGE)
     with through_cdev(t.device("edu", iommu=False)) as user, memory.shared_file(fd, 4 * PAGE) as view:
         view.touch()
@@ -267,8 +278,8 @@ def memfd_is_mapped_by_file(t: Test) -> None:
     cites="drivers/iommu/iommufd/io_pagetable.c iopt_map_file_pages(); mm/gup.c memfd_pin_folios()",
 )
 def map_file_refuses_nonsense(t: Test) -> None:
-    """MAP_FILE refuses bad files, empty, unaligned and overflowing ranges, and what lies beyond the end of
-    the file, and then maps the last page of it."""
+    """MAP_FILE refuses bad files, empty, unaligned and overflowing ranges, and ranges past the end of the
+    file, and then maps the file's last page."""
     fd = memory.memfd(4 * PAGE)
     with through_cdev(t.device("edu", iommu=False)) as user, memory.shared_file(fd, 4 * PAGE) as view:
         view.touch()
@@ -288,7 +299,7 @@ def map_file_refuses_nonsense(t: Test) -> None:
         t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, PAGE, LAST_IOVA)
         t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, 2 * PAGE, LAST_PAGE)
         t.errno(errno.ENOENT, iommufd.map_file, NO_SUCH_ID, fd, PAGE, 0x10000)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned by refused maps")
+        t.equal(memory.pinned_pages(), 0, "pages pinned by refused maps")
         iommufd.map_file(ioas, fd, PAGE, 0x10000, start=3 * PAGE)
         t.errno(errno.EEXIST, iommufd.map_file, ioas, fd, PAGE, 0x10000)
         t.equal(user.physical(0x10000, PAGE), view.physical(3 * PAGE), "the address of the last page")
@@ -299,7 +310,7 @@ def map_file_refuses_nonsense(t: Test) -> None:
     cites="mm/gup.c memfd_pin_folios(); drivers/iommu/iommufd/io_pagetable.c iopt_map_file_pages()",
 )
 def read_only_file_is_not_mapped_for_writing(t: Test) -> None:
-    """A memfd open for reading only maps by MAP_FILE for reading, and not for writing."""
+    """MAP_FILE maps a memfd that is open for reading only for reading, and not for writing."""
     whole = memory.memfd(PAGE)
     readable = os.open(f"/proc/self/fd/{whole}", os.O_RDONLY | os.O_CLOEXEC)
     with through_cdev(t.device("edu", iommu=False)) as user:
@@ -310,8 +321,8 @@ def read_only_file_is_not_mapped_for_writing(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c iopt_alloc_file_pages() (get_file())")
 def mapped_file_needs_no_descriptor(t: Test) -> None:
-    """The memory of a memfd mapped by MAP_FILE stays when its descriptor is closed, through a detach and an
-    attach, with its contents."""
+    """The memory of a memfd mapped by MAP_FILE stays, with its contents, after its descriptor is closed and
+    through a detach and an attach."""
     fd = memory.memfd(PAGE)
     os.pwrite(fd, b"kept", 0)
     with through_cdev(t.device("edu", iommu=False)) as user:
@@ -321,8 +332,8 @@ def mapped_file_needs_no_descriptor(t: Test) -> None:
         os.close(fd)
         user.device.detach()
         user.device.attach(user.ioas)
-        t.equal(user.physical(0x10000, PAGE), before, "the address with the descriptor closed")
+        t.equal(user.physical(0x10000, PAGE), before, "the address after the descriptor was closed")
         with memory.shared_file(again, PAGE) as view:
             t.equal(view.read(0, 4), b"kept", "the contents of the file")
-            t.equal(before, view.physical(), "the address by the page map")
+            t.equal(before, view.physical(), "the address according to the page map")
         os.close(again)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A device behind an IOMMU and one without in one iommufd, which share neither page table nor fate."""
+"""A device behind an IOMMU and one without an IOMMU in the same iommufd."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IOVA = 0x40_0000_0000
 
 @contextlib.contextmanager
 def _bare_in_use(t: Test) -> Iterator[tuple[CdevUser, vfio.Device, int]]:
-    """A device without an IOMMU, attached, and one behind an IOMMU, bound to the same iommufd."""
+    """Yield an attached device without an IOMMU, and one behind an IOMMU bound to the same iommufd."""
     bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
     with through_cdev(bare) as user, pci.bound(real), vfio.open_cdev(real) as device:
         yield user, device, device.bind_iommufd(user.iommufd.fd)
@@ -27,7 +27,7 @@ def _bare_in_use(t: Test) -> Iterator[tuple[CdevUser, vfio.Device, int]]:
 
 @contextlib.contextmanager
 def _real_in_use(t: Test) -> Iterator[tuple[CdevUser, vfio.Device, int]]:
-    """A device behind an IOMMU, attached, and one without, bound to the same iommufd."""
+    """Yield an attached device behind an IOMMU, and one without an IOMMU bound to the same iommufd."""
     bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
     with through_cdev(real) as user, pci.bound(bare), vfio.open_cdev(bare) as device:
         yield user, device, device.bind_iommufd(user.iommufd.fd)
@@ -37,8 +37,8 @@ def _real_in_use(t: Test) -> Iterator[tuple[CdevUser, vfio.Device, int]]:
     needs=MIXED, cites="drivers/iommu/iommufd/device.c iommufd_device_bind(); io_pagetable.c iopt_get_phys()"
 )
 def one_iommufd_serves_both_kinds(t: Test) -> None:
-    """In one iommufd a device behind an IOMMU and one without have an address space each: the one gives no
-    physical address, the other does, whatever the first does."""
+    """A device behind an IOMMU and one without have separate IOASes in one iommufd: GET_PA is refused on the
+    first IOAS and works on the second, whatever the first device does."""
     with _bare_in_use(t) as (user, real, devid), memory.anonymous() as page:
         page.touch()
         iommufd, ioas = user.iommufd, user.iommufd.ioas_alloc()
@@ -49,14 +49,19 @@ def one_iommufd_serves_both_kinds(t: Test) -> None:
             t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, IOVA, PAGE)
             t.equal(user.physical(IOVA, PAGE), page.physical(), "the address beside a translated device")
             real.detach()
-            t.equal(user.physical(IOVA, PAGE), page.physical(), "the address after that one was detached")
+            t.equal(
+                user.physical(IOVA, PAGE),
+                page.physical(),
+                "the address after the translated device was detached",
+            )
         iommufd.get_hw_info(devid)
         t.errno(errno.EOPNOTSUPP, iommufd.get_hw_info, user.devid)
 
 
 @case(needs=MIXED, cites="drivers/iommu/iommu.c __iommu_attach_group(), __iommu_attach_device()")
 def translated_device_takes_no_software_table(t: Test) -> None:
-    """A device behind an IOMMU is refused the page table of one without, and stays as it was."""
+    """Attaching a device behind an IOMMU to the page table of a no-IOMMU device is refused and changes
+    nothing."""
     with _bare_in_use(t) as (user, real, _devid):
         table = user.iommufd.hwpt_alloc(user.devid, user.ioas)
         t.errno(errno.EINVAL, real.attach, table)
@@ -72,7 +77,7 @@ def translated_device_takes_no_software_table(t: Test) -> None:
     cites="drivers/iommu/iommufd/device.c iommufd_hwpt_attach_device(), iommufd_hwpt_replace_device()",
 )
 def bare_device_takes_no_translated_table(t: Test) -> None:
-    """A device without an IOMMU is refused the page table of one behind an IOMMU, which cannot serve it."""
+    """Attaching a device without an IOMMU to the page table of a device behind an IOMMU is refused."""
     with _bare_in_use(t) as (user, _real, devid):
         table = user.iommufd.hwpt_alloc(devid, user.iommufd.ioas_alloc())
         t.errno(errno.EINVAL, user.device.attach, table)
@@ -84,14 +89,14 @@ def bare_device_takes_no_translated_table(t: Test) -> None:
     "iommu_replace_group_handle()",
 )
 def attached_device_moves_to_an_ioas_in_noiommu_use(t: Test) -> None:
-    """A translated device joins the IOAS of a no-IOMMU device also when it is attached elsewhere already."""
+    """A translated device that is attached elsewhere can move to the IOAS of a no-IOMMU device."""
     with _real_in_use(t) as (user, bare, _):
         shared = user.iommufd.ioas_alloc()
         table = bare.attach(shared)
         try:
             t.check(user.device.attach(shared) != table, "both devices share one page table")
         except OSError as error:
-            t.fail(f"a replacing ATTACH to an IOAS that a no-IOMMU device uses: {error}")
+            t.fail(f"a replacing ATTACH to the IOAS of a no-IOMMU device failed: {error}")
 
 
 @case(
@@ -99,7 +104,7 @@ def attached_device_moves_to_an_ioas_in_noiommu_use(t: Test) -> None:
     cites="drivers/iommu/iommufd/device.c iommufd_device_do_replace() (err_unresv)",
 )
 def failed_replacement_keeps_reserved_ranges(t: Test) -> None:
-    """A device whose replacement fails keeps the ranges reserved that it must not use for memory."""
+    """After a failed replacement the device's reserved IOVA ranges stay reserved."""
     with _real_in_use(t) as (user, _, devid), memory.anonymous() as page:
         page.touch()
         t.errno(errno.EINVAL, user.map, page, memory.MSI_WINDOW)
@@ -115,7 +120,7 @@ def failed_replacement_keeps_reserved_ranges(t: Test) -> None:
     cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(), iommufd_hwpt_attach_device()",
 )
 def attach_after_a_real_device_is_honest(t: Test) -> None:
-    """A no-IOMMU device that joins a translated device's IOAS gets addresses, or is refused."""
+    """A no-IOMMU device that attaches to a translated device's IOAS either gets addresses or is refused."""
     bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
     with (
         through_cdev(real) as user,
@@ -129,12 +134,12 @@ def attach_after_a_real_device_is_honest(t: Test) -> None:
         try:
             device.attach(user.ioas)
         except OSError as error:
-            t.equal(error.errno, errno.EINVAL, "the errno of an attach that is refused")
+            t.equal(error.errno, errno.EINVAL, "the errno of the refused ATTACH")
             return
         try:
             t.equal(user.physical(IOVA, PAGE), page.physical(), "the address")
         except OSError as error:
-            t.fail(f"the attach succeeded, and GET_PA is {error}")
+            t.fail(f"ATTACH succeeded, but GET_PA failed: {error}")
 
 
 @case(
@@ -142,7 +147,7 @@ def attach_after_a_real_device_is_honest(t: Test) -> None:
     cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(); io_pagetable.c iopt_get_phys()",
 )
 def noiommu_device_first_keeps_its_addresses(t: Test) -> None:
-    """A no-IOMMU device that was there first keeps its addresses when a translated device joins its IOAS."""
+    """A no-IOMMU device keeps its addresses when a translated device attaches to its IOAS."""
     bare, real = t.device("edu", iommu=False), t.device("edu", iommu=True)
     with (
         through_cdev(bare) as user,
@@ -164,7 +169,7 @@ def noiommu_device_first_keeps_its_addresses(t: Test) -> None:
     timeout=60,
 )
 def two_kinds_of_address_side_by_side(t: Test) -> None:
-    """In one machine a device behind an IOMMU reaches a page by its IOVA and a device without one reaches
+    """In one machine a device behind an IOMMU reaches a page by its IOVA, and a device without one reaches
     the same page by its physical address."""
     real, fake = t.device("edu", iommu=True), t.device("edu", iommu=False)
     with through_cdev(real) as one, through_cdev(fake) as other, memory.anonymous(2 * PAGE) as buffer:
@@ -182,4 +187,4 @@ def two_kinds_of_address_side_by_side(t: Test) -> None:
             buffer.write(data)
             edu.Edu(other_bar).copy_from_ram(source, 512)
             edu.Edu(other_bar).copy_to_ram(target, 512)
-        t.equal(buffer.read(PAGE, 512), data, "what came back by physical address")
+        t.equal(buffer.read(PAGE, 512), data, "the data copied by physical address")

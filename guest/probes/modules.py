@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""VFIO as modules: what holds one, what unloading frees, what loading again finds, and drivers beside it."""
+"""VFIO as modules: what holds a module, what unloading frees, what loading finds, and a card's native
+driver."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ NATIVE = ("modular", "noiommu-cdev", "igb", "!viommu")
 DELETE_MODULE = 176
 
 STACK = ("vfio_pci", "vfio_pci_core", "vfio_iommu_type1", "vfio", "iommufd")
-"""In the order in which they can be unloaded."""
+"""The modules of VFIO, in the order in which they can be unloaded."""
 
 
 GOES = 10.0
@@ -50,7 +51,7 @@ def _users(name: str) -> int:
 
 @contextlib.contextmanager
 def _stack_back() -> Iterator[None]:
-    """Have every module of VFIO loaded after the block, whatever it did, and vfio with its defaults."""
+    """Have every module of VFIO loaded after the block, with vfio at its defaults."""
     try:
         yield
     finally:
@@ -68,8 +69,8 @@ def _unload_stack() -> None:
 
 @case(needs=MODULAR, cites="drivers/vfio/vfio_main.c vfio_df_device_first_open() (try_module_get)")
 def use_holds_the_driver(t: Test) -> None:
-    """vfio-pci cannot be unloaded while one of its devices is in use (EWOULDBLOCK), however often it was
-    opened; a device that is merely bound does not hold it."""
+    """vfio-pci cannot be unloaded while one of its devices is in use (EWOULDBLOCK), however often the device
+    was opened; a device that is bound to it but not open does not hold it."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf):
         t.equal(_users("vfio_pci"), 0, "users of vfio-pci with an idle device")
@@ -77,22 +78,24 @@ def use_holds_the_driver(t: Test) -> None:
             group.set_container(container)
             container.set_iommu(vfio.NOIOMMU_IOMMU)
             with group.device(bdf), group.device(bdf):
-                t.equal(_users("vfio_pci"), 1, "users of vfio-pci with a device opened twice by its group")
+                t.equal(
+                    _users("vfio_pci"), 1, "users of vfio-pci with a device opened twice through its group"
+                )
                 t.errno(errno.EWOULDBLOCK, _unload, "vfio_pci")
             t.equal(_users("vfio_pci"), 0, "users after both files were closed")
         with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
             t.equal(_users("vfio_pci"), 0, "users of vfio-pci with an open device node")
             device.bind_iommufd(iommufd.fd)
-            t.equal(_users("vfio_pci"), 1, "users of vfio-pci with a bound one")
+            t.equal(_users("vfio_pci"), 1, "users of vfio-pci with a bound device node")
             t.errno(errno.EWOULDBLOCK, _unload, "vfio_pci")
-            t.equal(device.read_config(0, 2), 0x1234, "the vendor after the refusal")
+            t.equal(device.read_config(0, 2), 0x1234, "the vendor after the refused unload")
         t.equal(_users("vfio_pci"), 0, "users after everything was closed")
 
 
 @case(needs=MODULAR, timeout=60, cites="drivers/vfio/pci/vfio_pci.c vfio_pci_cleanup(), vfio_pci_init()")
 def unloading_frees_the_devices(t: Test) -> None:
-    """Unloading vfio-pci unbinds its devices and takes their nodes away; loaded again it takes those that
-    are still overridden to it, under the same names."""
+    """Unloading vfio-pci unbinds its devices and removes their nodes; loading it again binds the devices
+    whose driver_override still names it, under the same names."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes, _stack_back():
         made = nodes.made
@@ -100,30 +103,35 @@ def unloading_frees_the_devices(t: Test) -> None:
         for turn in range(3):
             _unload("vfio_pci")
             t.equal((pci.driver(bdf), pci.override(bdf)), (None, pci.VFIO_PCI), "driver and override")
-            t.equal([node for node in made if node.exists()], [], f"nodes left at turn {turn}")
+            t.equal([node for node in made if node.exists()], [], f"nodes left after unload {turn}")
             t.check(not (pci.BUS / "drivers" / pci.VFIO_PCI).exists(), "the driver is still there")
-            t.equal(_load("vfio-pci"), 0, "status of loading it again")
-            t.equal((pci.driver(bdf), pci.vfio_nodes(bdf)), (pci.VFIO_PCI, nodes), f"at turn {turn}")
+            t.equal(_load("vfio-pci"), 0, "exit status of loading vfio-pci again")
+            t.equal(
+                (pci.driver(bdf), pci.vfio_nodes(bdf)),
+                (pci.VFIO_PCI, nodes),
+                f"driver and nodes after load {turn}",
+            )
             with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
                 device.bind_iommufd(iommufd.fd)
-                t.equal(device.read_config(0, 2), 0x1234, f"the vendor at turn {turn}")
+                t.equal(device.read_config(0, 2), 0x1234, f"the vendor after load {turn}")
 
 
 @case(needs=MODULAR, cites="drivers/vfio/group.c vfio_group_find_or_alloc(); pci/vfio_pci.c vfio_pci_init()")
 def loading_takes_nothing_while_off(t: Test) -> None:
-    """With no-IOMMU mode off, loading vfio-pci succeeds without taking the devices that wait for it."""
+    """With no-IOMMU mode off, loading vfio-pci succeeds and binds none of the devices overridden to it."""
     bdf = t.device("edu", iommu=False)
     with _stack_back():
         _unload("vfio_pci")
         pci.set_override(bdf, pci.VFIO_PCI)
-        t.equal(_load("vfio-pci"), 0, "status of loading vfio-pci")
+        t.equal(_load("vfio-pci"), 0, "exit status of loading vfio-pci")
         t.equal((pci.driver(bdf), pci.vfio_dev_name(bdf)), (None, None), "driver and VFIO device")
     pci.release(bdf)
 
 
 @case(needs=MODULAR, timeout=60, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); device_cdev.c")
 def unloading_waits_for_an_open_node(t: Test) -> None:
-    """A device node that is open without being bound does not keep vfio-pci from going, but its end waits."""
+    """A device node that is open but not bound does not prevent unloading vfio-pci, but the unload waits
+    until it is closed."""
     bdf = t.device("edu", iommu=False)
     with _stack_back(), pci.bound(bdf) as nodes, vfio.open_cdev(bdf) as device:
         node = nodes.cdev
@@ -134,7 +142,7 @@ def unloading_waits_for_an_open_node(t: Test) -> None:
             _unload("vfio_pci")
 
         with Child(unload) as child:
-            t.wait_until(lambda: not node.exists(), f"the end of {node}", GOES)
+            t.wait_until(lambda: not node.exists(), f"the removal of {node}", GOES)
             t.check(not child.ended(), "unloading did not wait for the open file")
             t.equal(pci.read(Path("/sys/module/vfio_pci/initstate")), "going", "state of the module")
             device.close()
@@ -147,7 +155,7 @@ def unloading_waits_for_an_open_node(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c vfio_cleanup(); container.c, group.c, iommufd/main.c (owner)",
 )
 def modules_hold_each_other(t: Test) -> None:
-    """None of VFIO's modules can be unloaded (EWOULDBLOCK) before the ones that use it and before the files
+    """No VFIO module can be unloaded (EWOULDBLOCK) before the modules that use it are unloaded and the files
     that it serves are closed."""
     with _stack_back():
         for name in ("vfio_pci_core", "vfio", "iommufd"):
@@ -169,18 +177,18 @@ def modules_hold_each_other(t: Test) -> None:
     needs=MODULAR, cites="drivers/vfio/group.c vfio_group_fops (owner); device_cdev.c vfio_init_device_cdev()"
 )
 def open_nodes_hold_the_core(t: Test) -> None:
-    """Each open device node and each open group is a user of vfio, and no more once it is closed."""
+    """Each open device node and each open group counts as a user of vfio until it is closed."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf):
         before = _users("vfio")
         with vfio.open_group(bdf):
-            t.check(_users("vfio") > before, "an open group is no user of vfio")
+            t.check(_users("vfio") > before, "an open group does not count as a user of vfio")
         t.equal(_users("vfio"), before, "users of vfio after the group was closed")
         with vfio.open_cdev(bdf):
             once = _users("vfio")
-            t.check(once > before, "an open device node is no user of vfio")
+            t.check(once > before, "an open device node does not count as a user of vfio")
             with vfio.open_cdev(bdf):
-                t.check(_users("vfio") > once, "a device node opened twice is one user of vfio")
+                t.check(_users("vfio") > once, "a device node opened twice counts as one user of vfio")
             t.equal(_users("vfio"), once, "users of vfio after one of two files was closed")
         t.equal(_users("vfio"), before, "users of vfio after both were closed")
 
@@ -191,24 +199,24 @@ def open_nodes_hold_the_core(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c enable_unsafe_noiommu_mode (module_param_named)",
 )
 def mode_is_set_while_loading(t: Test) -> None:
-    """vfio loads with no-IOMMU mode off, or on where its option says so; no value but a boolean loads it,
-    and nothing is remembered from before."""
+    """vfio loads with no-IOMMU mode off unless its option turns it on; it does not load with a value that is
+    no boolean, and an earlier load has no effect."""
     bdf = t.device("edu", iommu=False)
     option = "enable_unsafe_noiommu_mode"
     with _stack_back():
         pci.set_parameter(True)
         _unload_stack()
-        t.check(_load("vfio", f"{option}=perhaps") != 0, "vfio loads with a mode that is no boolean")
-        t.check(not _loaded("vfio"), "vfio is there after a refusal")
+        t.check(_load("vfio", f"{option}=perhaps") != 0, "vfio loaded with a mode that is no boolean")
+        t.check(not _loaded("vfio"), "vfio is loaded after the refused option")
         for words, want in (
             ((), False),
             ((f"{option}=1",), True),
             ((option,), True),
             ((f"{option}=N",), False),
         ):
-            t.equal(_load("vfio", *words), 0, f"status of loading vfio with {words}")
+            t.equal(_load("vfio", *words), 0, f"exit status of loading vfio with {words}")
             t.equal(pci.parameter(), want, f"the mode of vfio loaded with {words}")
-            t.equal(_load("vfio-pci"), 0, "status of loading vfio-pci")
+            t.equal(_load("vfio-pci"), 0, "exit status of loading vfio-pci")
             if want:
                 pci.bind(bdf)
                 t.check((pci.vfio_dev_name(bdf) or "").startswith("noiommu-"), "not a no-IOMMU device")
@@ -220,28 +228,28 @@ def mode_is_set_while_loading(t: Test) -> None:
 
 @case(needs=MODULAR, cites="drivers/vfio/pci/vfio_pci.c vfio_pci_fill_ids()")
 def ids_are_taken_while_loading(t: Test) -> None:
-    """vfio-pci takes the devices whose ids it is loaded with, without an override, and says which of them it
-    cannot read."""
+    """vfio-pci binds the devices whose IDs it is loaded with, without an override, and logs the IDs that it
+    cannot parse."""
     bdf = t.device("edu", iommu=False)
     with _stack_back():
         pci.set_parameter(True)
         _unload("vfio_pci")
-        t.equal(_load("vfio-pci", "ids=nonsense,1234:11e8"), 0, "status of loading vfio-pci with ids")
+        t.equal(_load("vfio-pci", "ids=nonsense,1234:11e8"), 0, "exit status of loading vfio-pci with IDs")
         t.equal((pci.driver(bdf), pci.override(bdf)), (pci.VFIO_PCI, ""), "driver and override")
         log = t.dmesg()
         for want in ('invalid id string "nonsense"', "add [1234:11e8["):
             t.check(any(want in line for line in log), f"no line with {want!r}")
         _unload("vfio_pci")
         t.equal(pci.driver(bdf), None, "the driver after the unload")
-        t.equal(_load("vfio-pci"), 0, "status of loading vfio-pci without ids")
-        t.equal(pci.driver(bdf), None, "the driver after vfio-pci was loaded without ids")
+        t.equal(_load("vfio-pci"), 0, "exit status of loading vfio-pci without IDs")
+        t.equal(pci.driver(bdf), None, "the driver after vfio-pci was loaded without IDs")
 
 
 @contextlib.contextmanager
 def _native() -> Iterator[None]:
-    """Have the card's own driver loaded inside the block."""
+    """Have the card's native driver loaded inside the block."""
     if _load("igb"):
-        raise AssertionError("igb, the card's own driver, cannot be loaded")
+        raise AssertionError("cannot load igb, the card's native driver")
     try:
         yield
     finally:
@@ -260,8 +268,8 @@ def _interfaces(bdf: str) -> list[str]:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable(); igb_main.c igb_probe()",
 )
 def native_driver_gets_the_card_back(t: Test) -> None:
-    """A card that a VFIO user left asleep, bus master and misprogrammed works for its own driver, and for
-    VFIO again after that."""
+    """A card that a VFIO user left in D3, bus mastering and misprogrammed works with its native driver, and
+    with VFIO again after that."""
     bdf = t.device("igb")
     with _native():
         for _ in range(2):
@@ -280,7 +288,8 @@ def native_driver_gets_the_card_back(t: Test) -> None:
 
 @case(needs=NATIVE, timeout=60, cites="drivers/pci/pci-driver.c pci_match_device(); drivers/base/dd.c")
 def native_driver_cannot_take_a_bound_card(t: Test) -> None:
-    """Loading the card's own driver leaves a card alone that is VFIO's, in use or idle or only promised."""
+    """Loading the card's native driver does not affect a card that is bound to vfio-pci, in use or idle, or
+    overridden to it without being bound."""
     bdf = t.device("igb")
     with opened(t, bdf) as device, _native():
         t.equal(pci.driver(bdf), pci.VFIO_PCI, "driver of a card in use")
@@ -288,13 +297,13 @@ def native_driver_cannot_take_a_bound_card(t: Test) -> None:
         t.equal(device.read_config(0, 2), igb.VENDOR_ID, "vendor of the card in use")
     pci.set_override(bdf, pci.VFIO_PCI)
     with _native():
-        t.equal(pci.driver(bdf), None, "driver of a card that is promised to vfio-pci")
+        t.equal(pci.driver(bdf), None, "driver of a card overridden to vfio-pci")
     pci.release(bdf)
 
 
 @contextlib.contextmanager
 def _native_function(pf: str) -> Iterator[str]:
-    """Have the card's own driver make one virtual function, whose BDF is yielded."""
+    """Have the card's native driver create one virtual function, and yield its BDF."""
     with _native():
         pci.bind(pf, "igb")
         pci.set_virtual_functions(pf, 1)
@@ -308,15 +317,15 @@ def _native_function(pf: str) -> Iterator[str]:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_match_token_uuid()",
 )
 def function_of_a_native_pf_has_no_token(t: Test) -> None:
-    """A function whose PF has its own driver is nobody's by itself, and opens in no-IOMMU mode without a
-    token and not with one (EINVAL)."""
+    """A VF whose PF has its native driver is bound to no driver at first, and opens in no-IOMMU mode without
+    a token but not with one (EINVAL)."""
     pf, token = t.device("igb"), uuid.UUID(int=t.random.getrandbits(128), version=4).bytes
     with _native_function(pf) as vf:
-        t.equal((pci.driver(vf), pci.override(vf)), (None, ""), "driver and override of a new function")
+        t.equal((pci.driver(vf), pci.override(vf)), (None, ""), "driver and override of a new VF")
         with pci.bound(vf), Iommufd() as iommufd, vfio.open_cdev(vf) as device:
             t.errno(errno.EINVAL, device.bind_iommufd, iommufd.fd, token=token)
             device.bind_iommufd(iommufd.fd)
-            t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "ids of the function")
+            t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "vendor and device ID of the VF")
             t.errno(errno.ENOTTY, device.feature, vfio.FEATURE_SET, token)
         t.equal(len(_interfaces(pf)), 1, "network interfaces of the PF")
 
@@ -327,16 +336,16 @@ def function_of_a_native_pf_has_no_token(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); igb_main.c",
 )
 def native_pf_waits_for_the_user_of_its_function(t: Test) -> None:
-    """A PF's own driver cannot take a function away from its VFIO user: it waits until that has closed."""
+    """Removing a VF through its PF's native driver waits until the VFIO user has closed the VF."""
     pf = t.device("igb")
     with _native_function(pf) as vf, opened(t, vf) as device:
         event = Event()
         device.set_eventfds(vfio.REQ, event.fd)
         writer = pci.PendingWrite(pci.path_of(pf) / "sriov_numvfs", "0")
-        t.equal(event.arrives(), 1, "requests to the function's user")
-        t.check(pci.exists(vf) and not writer.done, "the function went while it was in use")
-        t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "ids of the function during the wait")
+        t.equal(event.arrives(), 1, "requests to the VF's user")
+        t.check(pci.exists(vf) and not writer.done, "the VF was removed while in use")
+        t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "vendor and device ID of the VF during the wait")
         device.close()
         writer.wait(GOES)
-        t.check(not pci.exists(vf), "the function is still there")
+        t.check(not pci.exists(vf), "the VF still exists")
         t.equal((pci.driver(pf), len(_interfaces(pf))), ("igb", 1), "driver and interfaces of the PF")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""MSI and MSI-X: vectors that a device signals by writing, edu's one and igb's ten."""
+"""MSI and MSI-X, the vectors that a device signals by writing: edu's one and igb's ten."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NONE_UNMASK = vfio.SET_DATA_NONE | vfio.SET_ACTION_UNMASK
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msihandler(); QEMU docs/specs/edu.rst")
 def each_msi_is_an_event(t: Test) -> None:
-    """An MSI is not masked by its delivery: every raise is one more event, and INTx stays out of it."""
+    """An MSI is not masked by its delivery: every raise is one more event, and INTx does not fire."""
     with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(MSI, event.fd)
         device.set_bus_master()
-        t.check(event.silent(), "an event before the device did anything")
+        t.check(event.silent(), "an event before the device raised anything")
         for cause in (1, 2, 4):
             one.raise_irq(cause)
             t.equal(event.arrives(), 1, "events for one raise")
@@ -40,7 +40,7 @@ def each_msi_is_an_event(t: Test) -> None:
     needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable(); PCI Local Bus 3.0 section 6.8"
 )
 def msi_needs_bus_master(t: Test) -> None:
-    """An MSI is a write by the device: with bus mastering off it is lost, with it on it arrives."""
+    """An MSI is a write by the device: it is lost with bus mastering off and arrives with it on."""
     with opened_edu(t) as (device, one):
         event = Event()
         device.set_eventfds(MSI, event.fd)
@@ -51,13 +51,13 @@ def msi_needs_bus_master(t: Test) -> None:
         t.equal(event.arrives(), 1, "events with bus mastering on")
         device.set_bus_master(False)
         one.raise_irq(1)
-        t.check(event.silent(), "an MSI arrived after bus mastering was switched off")
+        t.check(event.silent(), "an MSI arrived after bus mastering was turned off again")
 
 
 @case(needs=EDU, cites="drivers/vfio/vfio_main.c vfio_set_irqs_validate_and_prepare(); pci/vfio_pci_intrs.c")
 def msi_refusals(t: Test) -> None:
-    """edu has one MSI vector: a second one, masking, files that are no eventfds and a trigger before
-    enabling are refused, and a refused request leaves the interrupt off."""
+    """edu has one MSI vector: a second vector, masking, files that are no eventfds and a trigger before
+    enabling are refused, and a refused request leaves MSI disabled."""
     with opened(t, t.device("edu")) as device:
         event = Event()
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -67,18 +67,18 @@ def msi_refusals(t: Test) -> None:
         t.errno(errno.EBADF, device.set_eventfds, MSI, 999)
         t.errno(errno.EINVAL, device.set_eventfds, MSI, null)
         t.errno(errno.EINVAL, device.set_eventfds, MSIX, event.fd)
-        device.set_eventfds(INTX, event.fd)  # which a half-enabled MSI would refuse
+        device.set_eventfds(INTX, event.fd)  # refused if MSI were half enabled
         device.disable_irqs(INTX)
         device.set_eventfds(MSI, event.fd)
         t.errno(errno.ENOTTY, device.set_irqs, MSI, NONE_MASK)
         t.errno(errno.ENOTTY, device.set_irqs, MSI, NONE_UNMASK)
         device.trigger(MSI)
-        t.equal(event.arrives(), 1, "events by loopback after the refusals")
+        t.equal(event.arrives(), 1, "loopback events after the refused calls")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable()")
 def interrupt_line_goes_with_the_file(t: Test) -> None:
-    """An enabled MSI is a line of /proc/interrupts until its user closes the device, and not after it."""
+    """An enabled MSI has a line in /proc/interrupts until its user closes the device."""
     bdf = t.device("edu")
     name = f"vfio-msi[0]({bdf})"
     with opened(t, bdf) as device:
@@ -93,7 +93,7 @@ def interrupt_line_goes_with_the_file(t: Test) -> None:
     cites="QEMU docs/specs/edu.rst; drivers/vfio/pci/vfio_pci_intrs.c",
 )
 def dma_ends_with_its_interrupt(t: Test) -> None:
-    """A transfer with interrupt raises its MSI when the data is in memory, one without raises none."""
+    """A transfer with an interrupt raises its MSI when the data is in memory; one without raises none."""
     iova = 0x20_0000
     with (
         through_cdev(t.device("edu")) as user,
@@ -111,14 +111,14 @@ def dma_ends_with_its_interrupt(t: Test) -> None:
         t.check(event.silent(), "an event for a transfer without interrupt")
         one.start_to_ram(user.physical(iova + PAGE, 512), 512, interrupt=True)
         t.equal(event.arrives(), 1, "events for a transfer with interrupt")
-        t.equal(buffer.read(PAGE, 512), data, "memory when the event was there")
+        t.equal(buffer.read(PAGE, 512), data, "memory when the event arrived")
         t.equal(one.irq_status(), edu.IRQ_DMA, "interrupt causes")
 
 
 @case(needs=(*ANY, "intx"), cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_enable(), vfio_msi_disable()")
 def msi_survives_going_off_and_on(t: Test) -> None:
-    """However often MSI is switched off and on, with INTx in between, each raise reaches the eventfd of the
-    moment, and while it is off none does."""
+    """However often MSI is disabled and enabled, with INTx in between, each raise reaches the eventfd set at
+    that time, and no raise arrives while it is disabled."""
     with opened_any_edu(t) as (device, one):
         last = Event()
         device.set_bus_master()
@@ -126,21 +126,22 @@ def msi_survives_going_off_and_on(t: Test) -> None:
             event, line = Event(), Event()
             device.set_eventfds(MSI, event.fd)
             one.raise_irq(1)
-            t.equal(event.arrives(), 1, f"MSIs in turn {turn}")
+            t.equal(event.arrives(), 1, f"MSIs in round {turn}")
             one.ack_irq()
             device.disable_irqs(MSI)
             device.set_eventfds(INTX, line.fd)
             one.raise_irq(1)
-            t.equal(line.arrives(), 1, f"INTx in turn {turn}")
+            t.equal(line.arrives(), 1, f"INTx in round {turn}")
             one.ack_irq()
             device.disable_irqs(INTX)
-            t.check(silent(event, last), f"an event at an eventfd of the past in turn {turn}")
+            t.check(silent(event, last), f"an event at an earlier eventfd in round {turn}")
             last = event
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_irq_info()")
 def msix_can_be_resized(t: Test) -> None:
-    """igb's ten MSI-X vectors may grow while enabled: their info lacks the NORESIZE flag that its MSI has."""
+    """The number of enabled MSI-X vectors of igb can grow up to ten: IRQ_INFO sets NORESIZE for its MSI but
+    not for its MSI-X."""
     with opened(t, t.device("igb")) as device:
         info = device.irq_info(MSIX)
         t.equal((info.flags, info.count), (vfio.IRQ_EVENTFD, igb.VECTORS), "flags and count of MSI-X")
@@ -151,7 +152,7 @@ def msix_can_be_resized(t: Test) -> None:
     needs=IGB, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_set_block(); 82576 datasheet 7.3", timeout=60
 )
 def msix_vectors_are_independent(t: Test) -> None:
-    """A cause of the device signals the eventfd of its own vector and of no other."""
+    """An interrupt cause of the device signals the eventfd of its own vector and no other."""
     with opened_igb(t) as (device, card):
         events = [Event() for _ in range(4)]
         device.set_eventfds(MSIX, *(event.fd for event in events))
@@ -165,13 +166,13 @@ def msix_vectors_are_independent(t: Test) -> None:
         t.equal([events[0].arrives(), events[2].arrives()], [1, 1], "events of two causes raised at once")
         card.disable_vectors()
         card.raise_causes(0b1111)
-        t.check(events[1].silent(), "an event of a cause that the device masks")
+        t.check(events[1].silent(), "an event of a cause masked in the device")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_alloc_irq()", timeout=45)
 def msix_grows_while_enabled(t: Test) -> None:
-    """Vectors beyond those enabled first are added without disturbing them, up to the size of the table and
-    no further."""
+    """Vectors can be added after MSI-X is enabled without disturbing the first ones, up to the size of the
+    table and no further."""
     with opened_igb(t) as (device, card):
         first, last = Event(), Event()
         device.set_eventfds(MSIX, first.fd)
@@ -180,21 +181,21 @@ def msix_grows_while_enabled(t: Test) -> None:
         t.errno(errno.EINVAL, device.set_eventfds, MSIX, last.fd, last.fd, start=igb.VECTORS - 1)
         device.set_eventfds(MSIX, last.fd, start=igb.VECTORS - 1)
         card.raise_causes(1 << igb.VECTORS - 1)
-        t.equal(last.arrives(), 1, "events of the vector that was added")
-        t.check(first.silent(), "the first vector was signalled with it")
+        t.equal(last.arrives(), 1, "events of the added vector")
+        t.check(first.silent(), "the first vector was signalled with the added one")
         card.raise_causes(1)
         t.equal(first.arrives(), 1, "events of the first vector after growing")
         device.set_eventfds(MSIX, -1, start=igb.VECTORS - 1)
         card.raise_causes(1 << igb.VECTORS - 1)
-        t.check(last.silent(), "an event of the vector that was taken away")
+        t.check(last.silent(), "an event of the removed vector")
         card.raise_causes(1)
-        t.equal(first.arrives(), 1, "events of the first vector after another was taken away")
+        t.equal(first.arrives(), 1, "events of the first vector after another was removed")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_set_block()", timeout=45)
 def msix_refusals(t: Test) -> None:
-    """A bad file among the eventfds refuses the whole request and switches its vectors off; masking is not
-    supported; a vector without an eventfd ignores the loopback."""
+    """A bad file among the eventfds refuses the whole request and disables its vectors; masking is not
+    supported; a vector without an eventfd ignores TRIGGER."""
     with opened_igb(t) as (device, card):
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         one, two = Event(), Event()
@@ -205,17 +206,17 @@ def msix_refusals(t: Test) -> None:
         card.enable_vectors(0b111)
         t.errno(errno.ENOTTY, device.set_irqs, MSIX, NONE_MASK)
         device.trigger(MSIX, 1)
-        t.check(silent(one, two), "the loopback of a vector without eventfd signalled another")
+        t.check(silent(one, two), "TRIGGER of a vector without eventfd signalled another")
         t.errno(errno.EINVAL, device.set_eventfds, MSIX, two.fd, null, start=2)
         card.raise_causes(0b100)
-        t.check(two.silent(), "an event of a vector whose request was refused")
+        t.check(two.silent(), "an event of a vector in the refused request")
         card.raise_causes(0b001)
-        t.equal(one.arrives(), 1, "events of a vector that was no part of the refused request")
+        t.equal(one.arrives(), 1, "events of a vector outside the refused request")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_set_vector_signal()", timeout=45)
 def vectors_may_share_an_eventfd(t: Test) -> None:
-    """Two vectors with the same eventfd add up in it."""
+    """The events of two vectors with the same eventfd add up in it."""
     with opened_igb(t) as (device, card):
         both = Event()
         device.set_eventfds(MSIX, both.fd, both.fd)
@@ -224,13 +225,13 @@ def vectors_may_share_an_eventfd(t: Test) -> None:
         t.equal(both.arrives(), 2, "events of two vectors in one eventfd")
         device.set_eventfds(MSIX, -1)
         card.raise_causes(0b11)
-        t.equal(both.arrives(), 1, "events after one of the two vectors was taken away")
+        t.equal(both.arrives(), 1, "events after one of the two vectors was removed")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_pci_set_msi_trigger() (bools, start, count)")
 def loopback_picks_its_vectors(t: Test) -> None:
-    """A trigger of several vectors signals those in its range, and with bytes those whose byte is not zero;
-    one that leaves the table is refused and signals none."""
+    """A TRIGGER of several vectors signals those in its range, and with bytes those whose byte is nonzero; a
+    range past the table is refused and signals none."""
     with opened_igb(t) as (device, _card):
         events = [Event() for _ in range(igb.VECTORS)]
         device.set_eventfds(MSIX, *(event.fd for event in events))
@@ -244,13 +245,13 @@ def loopback_picks_its_vectors(t: Test) -> None:
         t.equal(counts(), [0, 0, 0, 0, 0, 1, 0, 0, 1, 0], "events of vectors 5 and 8")
         t.errno(errno.EINVAL, device.set_irqs, MSIX, NONE_TRIGGER, 8, 3)
         t.errno(errno.EINVAL, device.set_irqs, MSIX, BOOL_TRIGGER, 0, 4, b"\1\1\1")
-        t.equal(counts(), [0] * igb.VECTORS, "events after two refusals")
+        t.equal(counts(), [0] * igb.VECTORS, "events after two refused calls")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_intrs.c vfio_msi_enable(), vfio_msi_disable()", timeout=45)
 def msix_and_msi_take_turns(t: Test) -> None:
-    """MSI is refused while MSI-X is on and the other way round; switched over, the vectors of before are gone
-    and those set up anew fire."""
+    """MSI is refused while MSI-X is enabled and the other way round; after switching, the earlier vectors are
+    gone and the newly set up ones fire."""
     with opened_igb(t) as (device, card):
         first, second, third = Event(), Event(), Event()
         device.set_eventfds(MSIX, first.fd, second.fd)
@@ -264,14 +265,14 @@ def msix_and_msi_take_turns(t: Test) -> None:
         device.set_eventfds(MSIX, second.fd)
         card.enable_vectors(0b11)
         card.raise_causes(0b11)
-        t.equal(second.arrives(), 1, "events of the one vector that is set up")
-        t.check(silent(first, third), "an event at an eventfd of the past")
+        t.equal(second.arrives(), 1, "events of the one vector set up")
+        t.check(silent(first, third), "an event at an earlier eventfd")
 
 
 @case(needs=(*IGB, "edu"), cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_memory_unlock_and_restore()")
 def vectors_leave_memory_decoding_off(t: Test) -> None:
-    """MSI and MSI-X, whose table lies in a BAR, can be set up, changed and switched off while memory decoding
-    is off, and it is off in the device after each step."""
+    """MSI, and MSI-X whose table is in a BAR, can be set up, changed and disabled while memory decoding is
+    off, and it stays off in the device after each step."""
     for kind, index in (("edu", MSI), ("igb", MSI), ("igb", MSIX)):
         bdf = t.device(kind)
         with opened(t, bdf) as device:
@@ -282,13 +283,17 @@ def vectors_leave_memory_decoding_off(t: Test) -> None:
                 device.set_eventfds(index, fd)
                 own = pci.config_number(bdf, vfio.PCI_COMMAND, 2)
                 t.check(
-                    not own & vfio.PCI_COMMAND_MEMORY, f"{kind} decodes memory with interrupt {index} set"
+                    not own & vfio.PCI_COMMAND_MEMORY,
+                    f"{kind} decodes memory after interrupt {index} was set up",
                 )
             device.trigger(index)
-            t.equal(event.arrives(), 1, f"events by loopback through interrupt {index} of {kind}")
+            t.equal(event.arrives(), 1, f"loopback events of interrupt {index} of {kind}")
             device.disable_irqs(index)
             own = pci.config_number(bdf, vfio.PCI_COMMAND, 2)
-            t.check(not own & vfio.PCI_COMMAND_MEMORY, f"{kind} decodes memory with interrupt {index} off")
+            t.check(
+                not own & vfio.PCI_COMMAND_MEMORY,
+                f"{kind} decodes memory after interrupt {index} was disabled",
+            )
 
 
 def _lines_of(name: str) -> list[str]:
@@ -299,27 +304,31 @@ def _lines_of(name: str) -> list[str]:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_rdwr.c vfio_pci_bar_rw(); PCI Local Bus 3.0 section 6.8.2")
 def msix_table_is_out_of_reach(t: Test) -> None:
-    """The MSI-X capability describes the ten vectors that IRQ_INFO counts; through the file their table
-    reads as ones and swallows writes, so that a live vector goes on, while the rest of that BAR is the
-    device's."""
+    """The MSI-X capability describes the ten vectors that IRQ_INFO counts; through the file, the vector table
+    reads as ones and ignores writes, so that an enabled vector keeps working, while the rest of that BAR is
+    accessible."""
     with opened(t, t.device("igb")) as device, device.bar() as bar:
         cap = pci.capability(t.device("igb"), pci.CAP_MSIX)
         control, table = device.read_config(cap + 2, 2), device.read_config(cap + 4, 4)
         t.equal((control & 0x7FF) + 1, igb.VECTORS, "size of the vector table")
-        t.equal(device.irq_info(MSIX).count, igb.VECTORS, "vectors by IRQ_INFO")
+        t.equal(device.irq_info(MSIX).count, igb.VECTORS, "vectors according to IRQ_INFO")
         t.equal(table & 7, igb.TABLE_BAR, "the BAR of the vector table")
         start = device.region(igb.TABLE_BAR).offset + (table & ~7)
         t.equal(
-            os.pread(device.fd, 16 * igb.VECTORS, start), b"\xff" * 16 * igb.VECTORS, "the table read by file"
+            os.pread(device.fd, 16 * igb.VECTORS, start),
+            b"\xff" * 16 * igb.VECTORS,
+            "the table read through the file",
         )
         behind = os.pread(device.fd, 4, start + 16 * igb.VECTORS)
-        t.check(behind != b"\xff\xff\xff\xff", "what lies behind the table reads as ones, too")
+        t.check(behind != b"\xff\xff\xff\xff", "the registers behind the table also read as ones")
         event, card = Event(), igb.Igb(bar)
         device.set_bus_master()
         device.set_eventfds(MSIX, event.fd)
         t.equal(
-            os.pwrite(device.fd, bytes(16), start), 16, "bytes of the table's first entry written by file"
+            os.pwrite(device.fd, bytes(16), start),
+            16,
+            "bytes of the table's first entry written through the file",
         )
         card.enable_vectors(1)
         card.raise_causes(1)
-        t.equal(event.arrives(), 1, "events of a vector whose table entry was written over by file")
+        t.equal(event.arrives(), 1, "events of a vector after a write to its table entry through the file")

@@ -16,10 +16,10 @@ CDEVS = Path("/dev/vfio/devices")
 
 
 def _describe(node: Path) -> tuple[str, str, str]:
-    """Return (major's name in /proc/devices, mode, owner) of a character device."""
+    """Return (major's name in /proc/devices, mode, owner) of the character device *node*."""
     status = os.stat(node)
     if not stat.S_ISCHR(status.st_mode):
-        return "no character device", "", ""
+        return "not a character device", "", ""
     name = ""
     section = Path("/proc/devices").read_text(encoding="ascii").partition("Block devices")[0]
     for line in section.splitlines()[1:]:
@@ -38,7 +38,7 @@ def cdev_is_named_noiommu(t: Test) -> None:
     with pci.bound(t.device("edu", iommu=False)) as nodes:
         t.check(nodes.cdev is not None, "no vfio-dev class device with a device number")
         assert nodes.cdev is not None
-        t.check(re.fullmatch(r"noiommu-vfio\d+", nodes.cdev.name), f"the node is called {nodes.cdev.name}")
+        t.check(re.fullmatch(r"noiommu-vfio\d+", nodes.cdev.name), f"the node's name is {nodes.cdev.name}")
         t.equal(_describe(nodes.cdev), ("vfio-dev", "0o600", "0:0"), f"major, mode, owner of {nodes.cdev}")
         t.equal(os.listdir(CDEVS), [nodes.cdev.name], f"names in {CDEVS}")
 
@@ -56,7 +56,7 @@ def group_is_named_noiommu(t: Test) -> None:
         t.equal(nodes.group, Path(f"/dev/vfio/noiommu-{number}"), "the group's node")
         assert nodes.group is not None
         t.equal(_describe(nodes.group), ("vfio", "0o600", "0:0"), f"major, mode, owner of {nodes.group}")
-        t.check(not Path(f"/dev/vfio/{number}").exists(), f"there is a plain /dev/vfio/{number} too")
+        t.check(not Path(f"/dev/vfio/{number}").exists(), f"/dev/vfio/{number} exists as well")
 
 
 @case(
@@ -64,7 +64,8 @@ def group_is_named_noiommu(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_noiommu_group_alloc()",
 )
 def iommu_group_is_made_up(t: Test) -> None:
-    """VFIO puts the device alone into a new group `vfio-noiommu` that has no domain and reserves nothing."""
+    """VFIO puts the device alone into a new IOMMU group `vfio-noiommu` with no domain and no reserved
+    regions."""
     bdf = t.device("edu", iommu=False)
     t.equal(pci.iommu_group(bdf), None, "the device's IOMMU group before binding")
     with pci.bound(bdf):
@@ -73,7 +74,7 @@ def iommu_group_is_made_up(t: Test) -> None:
         t.equal(pci.read(where / "type"), "unknown", "the group's domain type")
         t.equal(pci.read(where / "reserved_regions"), "", "the group's reserved regions")
         t.equal(os.listdir(where / "devices"), [bdf], "the group's devices")
-    t.check(not where.exists(), "the group outlives the binding")
+    t.check(not where.exists(), "the group still exists after unbinding")
 
 
 @case(
@@ -81,7 +82,7 @@ def iommu_group_is_made_up(t: Test) -> None:
     cites="drivers/vfio/vfio.h without CONFIG_VFIO_GROUP; driver-api/vfio.rst Kconfig Support Matrix",
 )
 def cdev_only_makes_no_group(t: Test) -> None:
-    """Without CONFIG_VFIO_GROUP a device gets its cdev and neither group, group node nor container."""
+    """Without CONFIG_VFIO_GROUP a device gets its cdev, and no group, group node or container."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
         t.check(nodes.cdev is not None and nodes.cdev.exists(), "there is no cdev node")
@@ -96,13 +97,13 @@ def cdev_only_makes_no_group(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_find_or_alloc() without CONFIG_VFIO_GROUP_NOIOMMU (v5 series)",
 )
 def cdev_alone_makes_no_group(t: Test) -> None:
-    """Where no-IOMMU mode is the cdev's alone, a device gets its cdev and no group, though groups exist."""
+    """Where only cdevs have no-IOMMU mode, a device gets its cdev and no group, although groups exist."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
         t.check(nodes.cdev is not None and nodes.cdev.exists(), "there is no cdev node")
         t.equal(pci.iommu_group(bdf), None, "the device's IOMMU group")
         t.equal(nodes.group, None, "the group's node")
-        t.equal(os.listdir("/sys/class/vfio"), [], "groups in their class")
+        t.equal(os.listdir("/sys/class/vfio"), [], "groups in /sys/class/vfio")
 
 
 @case(
@@ -110,10 +111,13 @@ def cdev_alone_makes_no_group(t: Test) -> None:
     cites="drivers/vfio/device_cdev.c vfio_init_device_cdev(), vfio.h without CONFIG_VFIO_DEVICE_CDEV",
 )
 def group_only_makes_no_cdev(t: Test) -> None:
-    """Without a cdev for it the device is vfioN in its class, has no device number and no node."""
+    """Without a cdev the device is vfioN in its class and has no device number and no node."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
-        t.check(re.fullmatch(r"vfio\d+", pci.vfio_dev_name(bdf) or ""), f"named {pci.vfio_dev_name(bdf)}")
+        t.check(
+            re.fullmatch(r"vfio\d+", pci.vfio_dev_name(bdf) or ""),
+            f"the device's name is {pci.vfio_dev_name(bdf)}",
+        )
         t.equal(nodes.cdev, None, "the cdev's node")
         t.check(not CDEVS.exists(), f"{CDEVS} exists")
         t.check(nodes.group is not None and nodes.group.exists(), "there is no group node")
@@ -124,7 +128,7 @@ def group_only_makes_no_cdev(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); group.c vfio_device_remove_group()",
 )
 def nodes_go_with_the_binding(t: Test) -> None:
-    """Unbinding takes every node, class device and made-up group away."""
+    """Unbinding removes every node, class device and no-IOMMU group."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
         made = nodes.made
@@ -139,11 +143,11 @@ def nodes_go_with_the_binding(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name() (dev->iommu)",
 )
 def real_iommu_keeps_plain_cdev_name(t: Test) -> None:
-    """A device behind an IOMMU is vfioN even with the unsafe mode on."""
+    """A device behind an IOMMU is named vfioN even with the unsafe mode on."""
     with pci.bound(t.device("edu", iommu=True), noiommu="noiommu" in t.features) as nodes:
         t.check(nodes.cdev is not None, "no cdev")
         assert nodes.cdev is not None
-        t.check(re.fullmatch(r"vfio\d+", nodes.cdev.name), f"the node is called {nodes.cdev.name}")
+        t.check(re.fullmatch(r"vfio\d+", nodes.cdev.name), f"the node's name is {nodes.cdev.name}")
         t.equal(_describe(nodes.cdev), ("vfio-dev", "0o600", "0:0"), f"major, mode, owner of {nodes.cdev}")
 
 
@@ -152,14 +156,14 @@ def real_iommu_keeps_plain_cdev_name(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_find_or_alloc()",
 )
 def real_iommu_keeps_plain_group_name(t: Test) -> None:
-    """A device behind an IOMMU keeps its own group, number and all, even with the unsafe mode on."""
+    """A device behind an IOMMU keeps its own group and group number even with the unsafe mode on."""
     bdf = t.device("edu", iommu=True)
     before = pci.iommu_group(bdf)
     t.check(before is not None, "the device has no IOMMU group before binding")
     with pci.bound(bdf, noiommu="noiommu" in t.features) as nodes:
         t.equal(pci.iommu_group(bdf), before, "the device's IOMMU group")
         t.equal(nodes.group, Path(f"/dev/vfio/{before}"), "the group's node")
-        t.check(not Path(f"/dev/vfio/noiommu-{before}").exists(), "there is a noiommu node too")
+        t.check(not Path(f"/dev/vfio/noiommu-{before}").exists(), "a noiommu- node exists as well")
 
 
 @case(
@@ -180,7 +184,8 @@ def every_device_has_its_own_group(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c vfio_device_set_noiommu_and_name()",
 )
 def real_and_noiommu_side_by_side(t: Test) -> None:
-    """In one machine the device outside the IOMMU is a noiommu one, and the device behind it is not."""
+    """In one machine the device without an IOMMU gets a noiommu- name, and the device behind an IOMMU does
+    not."""
     with pci.bound(t.device("edu", iommu=True)) as real, pci.bound(t.device("edu", iommu=False)) as bare:
         for nodes, prefix in ((real, ""), (bare, "noiommu-")):
             for node in (nodes.group, nodes.cdev):
@@ -190,33 +195,32 @@ def real_and_noiommu_side_by_side(t: Test) -> None:
                 )
 
 
-@case(
-    needs=("container",), cites="drivers/vfio/container.c vfio_dev (miscdevice, VFIO_MINOR)", alongside=True
-)
+@case(needs=("container",), cites="drivers/vfio/container.c vfio_dev (miscdevice, VFIO_MINOR)")
 def native_container_is_open_to_all(t: Test) -> None:
-    """/dev/vfio/vfio is misc 10:196 with mode 0666: it grants nothing by itself."""
+    """/dev/vfio/vfio is misc 10:196 with mode 0666."""
     _check_container_node(t)
 
 
 @case(
     needs=("compat",),
     cites="drivers/iommu/iommufd/main.c vfio_misc_dev (miscdevice, VFIO_MINOR)",
-    alongside=True,
 )
 def emulated_container_is_open_to_all(t: Test) -> None:
-    """/dev/vfio/vfio as served by iommufd keeps number and mode of the native one."""
+    """/dev/vfio/vfio served by iommufd has the device number and mode of the native one."""
     _check_container_node(t)
 
 
 def _check_container_node(t: Test) -> None:
     status = os.stat("/dev/vfio/vfio")
-    t.equal((os.major(status.st_rdev), os.minor(status.st_rdev)), (10, 196), "number of /dev/vfio/vfio")
+    t.equal(
+        (os.major(status.st_rdev), os.minor(status.st_rdev)), (10, 196), "device number of /dev/vfio/vfio"
+    )
     t.equal(oct(stat.S_IMODE(status.st_mode)), "0o666", "mode of /dev/vfio/vfio")
 
 
-@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommu_misc_dev", alongside=True)
+@case(needs=("iommufd",), cites="drivers/iommu/iommufd/main.c iommu_misc_dev")
 def iommufd_node_is_for_its_group(t: Test) -> None:
-    """/dev/iommu is a misc device of mode 0660 that belongs to root."""
+    """/dev/iommu is a misc device with mode 0660 and owner root."""
     t.equal(_describe(Path("/dev/iommu")), ("misc", "0o660", "0:0"), "major, mode, owner of /dev/iommu")
 
 
@@ -225,7 +229,7 @@ def iommufd_node_is_for_its_group(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c vfio_device_show_fdinfo()",
 )
 def fdinfo_names_the_device(t: Test) -> None:
-    """The fdinfo of an open device says which device it is."""
+    """The fdinfo of an open device names the device."""
     bdf = t.device("edu", iommu=False)
     with through_cdev(bdf) as user:
         text = Path(f"/proc/self/fdinfo/{user.device.fd}").read_text(encoding="ascii")
@@ -234,7 +238,7 @@ def fdinfo_names_the_device(t: Test) -> None:
 
 
 def _uevent(node: Path, directory: Path) -> None:
-    """Raise AssertionError unless what udev is told in *directory* is the number and name of *node*."""
+    """Raise AssertionError unless *directory* tells udev the number and name of *node*."""
     text = (directory / "uevent").read_text(encoding="ascii")
     fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     number = os.stat(node).st_rdev
@@ -243,9 +247,9 @@ def _uevent(node: Path, directory: Path) -> None:
         "MINOR": str(os.minor(number)),
         "DEVNAME": str(node.relative_to("/dev")),
     }
-    assert {key: fields.get(key) for key in want} == want, f"{directory}/uevent says {fields} about {want}"
+    assert {key: fields.get(key) for key in want} == want, f"{directory}/uevent has {fields}, expected {want}"
     told = (directory / "dev").read_text(encoding="ascii").strip()
-    assert told == f"{want['MAJOR']}:{want['MINOR']}", f"{directory}/dev says {told}, {node} is {want}"
+    assert told == f"{want['MAJOR']}:{want['MINOR']}", f"{directory}/dev has {told}, but {node} has {want}"
 
 
 @case(
@@ -253,7 +257,7 @@ def _uevent(node: Path, directory: Path) -> None:
     cites="drivers/vfio/vfio_main.c vfio_device_devnode(), group.c vfio_devnode(); base/core.c",
 )
 def sysfs_leads_to_the_nodes(t: Test) -> None:
-    """What sysfs tells udev of a device, number and name, is what its nodes in /dev have."""
+    """sysfs reports to udev the same number and name that a device's nodes in /dev have."""
     bdf = usable(t)
     with pci.bound(bdf) as nodes:
         t.check(nodes.group or nodes.cdev, "the device has no node")
@@ -266,7 +270,7 @@ def sysfs_leads_to_the_nodes(t: Test) -> None:
 
 @case(needs=("edu",), cites="drivers/base/devtmpfs.c; drivers/vfio/vfio_main.c vfio_device_devnode()")
 def permissions_do_not_outlive_the_binding(t: Test) -> None:
-    """A node that was opened to everyone is root's alone again after the device was bound anew."""
+    """After a node's mode and owner were changed, the next bind creates it with mode 0600 and owner root."""
     bdf = usable(t)
     with pci.bound(bdf) as nodes:
         for node in nodes.made:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""enable_unsafe_noiommu_mode: what it is after boot, who may change it, and what a change does."""
+"""enable_unsafe_noiommu_mode: its value after boot, who may change it, and what a change affects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guest.iommufd import Iommufd
 from guest.opened import opened
 
 TOGGLE_SECONDS = 12.0
-"""How long the parameter is toggled against binding; a tenth of the binds or more hit the window (TCG)."""
+"""How long the parameter is toggled during binds; on TCG at least a tenth of the binds hit the window."""
 
 
 def _write(text: str) -> None:
@@ -30,7 +30,7 @@ def _write(text: str) -> None:
     cites="drivers/vfio/vfio_main.c module_param_named(); Documentation/driver-api/vfio.rst",
 )
 def is_off_after_boot(t: Test) -> None:
-    """The unsafe mode is off unless the command line asks for it, in a file that root alone may write."""
+    """The unsafe mode is off unless the kernel command line turns it on, and only root may write its file."""
     if "enable_unsafe_noiommu_mode" in Path("/proc/cmdline").read_text(encoding="utf-8"):
         t.skip("the kernel command line sets it")
     t.equal(pci.read(pci.PARAMETER), "N", "the parameter after boot")
@@ -45,7 +45,7 @@ def is_off_after_boot(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c module_param_named(); kernel/params.c param_set_bool()",
 )
 def takes_booleans_only(t: Test) -> None:
-    """Any spelling of a boolean switches it; anything else is EINVAL and changes nothing."""
+    """The parameter accepts any spelling of a boolean; anything else is EINVAL and changes nothing."""
     for text, want in (("Y", "Y"), ("N", "N"), ("1", "Y"), ("0", "N"), ("y", "Y"), ("n", "N"), ("on", "Y")):
         _write(text)
         t.equal(pci.read(pci.PARAMETER), want, f"the parameter after writing {text!r}")
@@ -56,15 +56,15 @@ def takes_booleans_only(t: Test) -> None:
 
 @case(needs=("noiommu",), cites="drivers/vfio/vfio_main.c module_param_named(, S_IRUGO | S_IWUSR)")
 def is_readable_by_all_and_writable_by_root(t: Test) -> None:
-    """An ordinary user can see the unsafe mode and cannot switch it on."""
+    """An ordinary user can read the unsafe mode but not turn it on."""
 
     def as_nobody() -> None:
         caps.become()
-        t.equal(pci.read(pci.PARAMETER), "N", "the parameter as nobody sees it")
+        t.equal(pci.read(pci.PARAMETER), "N", "the parameter read by nobody")
         t.errno(errno.EACCES, _write, "Y")
 
     t.in_child(as_nobody)
-    t.equal(pci.read(pci.PARAMETER), "N", "the parameter afterwards")
+    t.equal(pci.read(pci.PARAMETER), "N", "the parameter after the refused write")
 
 
 @case(
@@ -93,12 +93,12 @@ def binding_is_refused_while_off(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_find_or_alloc(); drivers/base/bus.c bind_store()",
 )
 def switching_on_changes_nothing_until_bound(t: Test) -> None:
-    """After a refused bind, switching the mode on does nothing by itself; the next bind succeeds."""
+    """After a refused bind, turning the mode on has no effect by itself; the next bind succeeds."""
     bdf = t.device("edu", iommu=False)
     t.errno(errno.EINVAL, pci.bind, bdf)
     pci.set_parameter(True)
     time.sleep(0.2)
-    t.equal(pci.driver(bdf), None, "the device's driver after switching on")
+    t.equal(pci.driver(bdf), None, "the device's driver after turning the mode on")
     with pci.bound(bdf):
         t.equal(pci.driver(bdf), "vfio-pci", "the device's driver after binding")
     pci.set_parameter(False)
@@ -109,7 +109,7 @@ def switching_on_changes_nothing_until_bound(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c __vfio_register_dev()",
 )
 def switching_off_refuses_the_next_bind(t: Test) -> None:
-    """A device once bound is refused again when it comes back after the mode was switched off."""
+    """After the mode is turned off, binding a device that was bound before is refused."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf):
         pci.set_parameter(False)
@@ -122,14 +122,14 @@ def switching_off_refuses_the_next_bind(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c vfio_device_set_noiommu_and_name()",
 )
 def real_iommu_does_not_care(t: Test) -> None:
-    """A device behind an IOMMU binds to vfio-pci alike with the mode off and on."""
+    """A device behind an IOMMU binds to vfio-pci in the same way with the mode off and on."""
     bdf = t.device("edu", iommu=True)
     names = []
     for on in (False, True):
         pci.set_parameter(on)
         with pci.bound(bdf, noiommu=False) as nodes:
             names.append((nodes, pci.vfio_dev_name(bdf)))
-    t.equal(names[1], names[0], "nodes with the mode on, against those with it off")
+    t.equal(names[1], names[0], "nodes with the mode on, compared with those with it off")
     pci.set_parameter(False)
 
 
@@ -154,13 +154,14 @@ def name_tells_the_truth_while_it_toggles(t: Test) -> None:
             pci.unbind(bdf)
     pci.release(bdf)
     pci.set_parameter(False)
-    t.log(f"{binds} binds succeeded, {lies} of them under a plain name")
-    t.check(binds > 0, "no bind succeeded at all")
+    t.log(f"{binds} binds succeeded, {lies} of them with a plain name")
+    t.check(binds > 0, "no bind succeeded")
     t.equal(lies, 0, "binds that gave a no-IOMMU device a plain name")
 
 
 def _bind_at_once(bdf: str) -> bool:
-    """Bind without a process of its own, which would take longer than the bind; say whether it worked."""
+    """Bind in this process, since starting another takes longer than the bind; return whether it
+    succeeded."""
     with contextlib.suppress(OSError):
         with open(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", "wb", buffering=0) as bind:
             bind.write(bdf.encode())
@@ -179,18 +180,18 @@ def _toggle() -> None:
     needs=("noiommu",), cites="drivers/vfio/vfio_main.c module_param_named(); fs/namei.c (owner of the file)"
 )
 def user_namespace_root_cannot_switch_it(t: Test) -> None:
-    """Root of a user namespace of its own sees the unsafe mode and cannot switch it on."""
+    """Root of a user namespace can read the unsafe mode but not turn it on."""
     if not Path("/proc/self/ns/user").exists():
         t.skip("this kernel has no user namespaces")
 
     def inside() -> None:
         caps.become()
         libc.unshare(libc.CLONE_NEWUSER)
-        t.check(caps.has(caps.CAP_DAC_OVERRIDE), "the new namespace gives no capabilities")
+        t.check(caps.has(caps.CAP_DAC_OVERRIDE), "the new user namespace grants no capabilities")
         t.errno(errno.EACCES, _write, "Y")
 
     t.in_child(inside)
-    t.equal(pci.read(pci.PARAMETER), "N", "the parameter afterwards")
+    t.equal(pci.read(pci.PARAMETER), "N", "the parameter after the refused write")
 
 
 @case(
@@ -198,14 +199,15 @@ def user_namespace_root_cannot_switch_it(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c: read at each registration",
 )
 def switching_off_concerns_newcomers_only(t: Test) -> None:
-    """With the mode switched off a device bound before stays in use, while the next one is refused."""
+    """After the mode is turned off, a device bound before stays in use, and binding another one is
+    refused."""
     resident, newcomer = t.device("edu", iommu=False), t.device("igb", iommu=False)
     with opened(t, resident) as device:
         pci.set_parameter(False)
         t.errno(errno.EINVAL, pci.bind, newcomer)
-        t.equal(pci.driver(newcomer), None, "the newcomer's driver")
-        t.equal(pci.vfio_dev_name(newcomer), None, "the newcomer's vfio-dev device")
-        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor id of the resident")
+        t.equal(pci.driver(newcomer), None, "the second device's driver")
+        t.equal(pci.vfio_dev_name(newcomer), None, "the second device's vfio-dev device")
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor ID of the device bound before")
     pci.release(newcomer)
 
 
@@ -214,8 +216,8 @@ def switching_off_concerns_newcomers_only(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c vfio_device_set_noiommu_and_name()",
 )
 def is_asked_for_the_bare_device_only(t: Test) -> None:
-    """In a mixed machine with the mode off the device behind the IOMMU binds and works, and the other one is
-    refused."""
+    """In a machine with both kinds and the mode off, the device behind the IOMMU binds and works, and binding
+    the other one is refused."""
     real, bare = t.device("edu", iommu=True), t.device("edu", iommu=False)
     pci.set_parameter(False)
     with pci.bound(real, noiommu=False) as nodes:
@@ -230,8 +232,8 @@ def is_asked_for_the_bare_device_only(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name() (read at registration)",
 )
 def mode_matters_at_binding_alone(t: Test) -> None:
-    """Switched to and fro before each step of its life, the mode decides nothing but whether a device may be
-    bound."""
+    """The mode only decides whether a device may be bound: changing it before any later step of the device's
+    use has no effect."""
     bdf = t.device("edu", iommu=False)
     for first in (False, True):
         pci.set_parameter(True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Power states without an IOMMU: idle devices sleep, users send theirs to sleep and wake them."""
+"""Power states without an IOMMU: idle devices suspend, and users put their devices to sleep and wake them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _wait_status(t: Test, bdf: str, want: str) -> None:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable(), vfio_pci_core_disable() (pm_runtime)",
 )
 def idle_devices_sleep(t: Test) -> None:
-    """A bound device is suspended, in D3 where it can be, whenever nobody uses it, and awake as long as
-    somebody does."""
+    """A bound device is suspended, in D3 if it supports it, while it is not in use, and active while it
+    is."""
     for kind, state in (("edu", None), ("igb", "D3hot")):
         bdf = t.device(kind)
         with pci.bound(bdf):
@@ -70,15 +70,15 @@ def _idle_d3_off() -> Iterator[None]:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci.c vfio_pci_init_dev() (disable_idle_d3)")
 def idle_sleep_is_settled_at_bind(t: Test) -> None:
-    """With disable_idle_d3 on, a device that is bound then never sleeps, whatever the parameter becomes, and
-    one that was bound before goes on doing so."""
+    """A device bound with disable_idle_d3 on never suspends, even if the parameter is turned off later, and a
+    device bound before keeps suspending."""
     bdf = t.device("igb")
     with _idle_d3_off(), pci.bound(bdf):
         pci.write(IDLE_D3_OFF, "N")
-        t.equal(_status(bdf), "active", "runtime status of an idle device with the option on")
+        t.equal(_status(bdf), "active", "runtime status of an idle device bound with disable_idle_d3 on")
         with reopened(t, bdf):
             pass
-        t.equal(_status(bdf), "active", "runtime status after a use")
+        t.equal(_status(bdf), "active", "runtime status after the device was used")
     with pci.bound(bdf):
         pci.write(IDLE_D3_OFF, "Y")
         with reopened(t, bdf):
@@ -93,29 +93,33 @@ def idle_sleep_is_settled_at_bind(t: Test) -> None:
     "vfio_pci_set_power_state()",
 )
 def user_puts_the_device_to_sleep(t: Test) -> None:
-    """Writing D3 to the power management capability puts the device there: its registers are out of reach by
-    mapping (SIGBUS) and by file (EIO), memory decoding or not, until D0 is written, and then are where they
-    were."""
+    """Writing D3 to the power management capability puts the device in D3: until D0 is written, access to its
+    registers fails by mapping (SIGBUS) and by file (EIO), memory decoding or not, and afterwards the
+    registers are at the same place."""
     bdf = t.device("igb")
     with opened(t, bdf) as device, device.bar() as bar:
         control, offset = pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL, device.region(vfio.BAR0).offset
         device.set_bus_master()
         header, status = pci.config(bdf, vfio.PCI_COMMAND, 0x30), bar.read32(igb.STATUS)
         device.write_config(control, 2, D3)
-        t.equal(device.read_config(control, 2) & POWER_STATE, D3, "the state that the user reads")
-        t.equal(pci.config_number(bdf, control, 2) & POWER_STATE, D3, "the state of the device")
-        t.equal(device.read_config(0, 4), igb.DEVICE_ID << 16 | igb.VENDOR_ID, "the ids in D3")
-        sigbus(t, lambda: bar.read32(igb.STATUS), "a load by the mapping in D3")
+        t.equal(device.read_config(control, 2) & POWER_STATE, D3, "the power state that the user reads")
+        t.equal(pci.config_number(bdf, control, 2) & POWER_STATE, D3, "the power state of the device")
+        t.equal(device.read_config(0, 4), igb.DEVICE_ID << 16 | igb.VENDOR_ID, "vendor and device ID in D3")
+        sigbus(t, lambda: bar.read32(igb.STATUS), "a load through the mapping in D3")
         command = device.read_config(vfio.PCI_COMMAND, 2)
         for value in (command, command | vfio.PCI_COMMAND_MEMORY):
             device.write_config(vfio.PCI_COMMAND, 2, value)
             t.errno(errno.EIO, os.pread, device.fd, 4, offset + igb.STATUS)
             t.errno(errno.EIO, os.pwrite, device.fd, bytes(4), offset)
         device.write_config(control, 2, D0)
-        t.equal(device.read_config(control, 2) & POWER_STATE, D0, "the state that the user reads after D0")
-        t.equal(pci.config_number(bdf, control, 2) & POWER_STATE, D0, "the state of the device after D0")
-        t.equal(bar.read32(igb.STATUS), status, "a register by the mapping made before")
-        t.equal(pci.config(bdf, vfio.PCI_COMMAND, 0x30), header, "the device's own header")
+        t.equal(
+            device.read_config(control, 2) & POWER_STATE, D0, "the power state that the user reads after D0"
+        )
+        t.equal(
+            pci.config_number(bdf, control, 2) & POWER_STATE, D0, "the power state of the device after D0"
+        )
+        t.equal(bar.read32(igb.STATUS), status, "a register through the mapping made before")
+        t.equal(pci.config(bdf, vfio.PCI_COMMAND, 0x30), header, "the header in the device itself")
 
 
 @case(
@@ -123,18 +127,18 @@ def user_puts_the_device_to_sleep(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_config.c vfio_pm_config_write(); pci.c pci_set_low_power_state()",
 )
 def states_that_the_device_lacks_are_ignored(t: Test) -> None:
-    """Writing a power state that the card does not have leaves it in D0."""
+    """Writing a power state that the card does not support leaves it in D0."""
     bdf = t.device("igb")
     with opened(t, bdf) as device, device.bar() as bar:
         control = pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL
         device.write_config(control, 2, D1)
-        t.equal(device.read_config(control, 2) & POWER_STATE, D0, "the state after writing D1")
-        t.check(bar.read32(igb.STATUS) != 0xFFFFFFFF, "the registers are out of reach")
+        t.equal(device.read_config(control, 2) & POWER_STATE, D0, "the power state after writing D1")
+        t.check(bar.read32(igb.STATUS) != 0xFFFFFFFF, "the registers read as ones")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset() (power state)")
 def reset_wakes_the_device(t: Test) -> None:
-    """RESET of a device in D3 succeeds and leaves it in D0, with its registers at their defaults."""
+    """RESET of a device in D3 succeeds and leaves it in D0 with its registers at their defaults."""
     bdf = t.device("igb")
     with opened(t, bdf) as device, device.bar() as bar:
         control = pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL
@@ -149,7 +153,7 @@ def reset_wakes_the_device(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable() (vfio_pci_set_power_state)")
 def next_user_finds_the_device_awake(t: Test) -> None:
-    """A device that its user leaves in D3, or in low power, is in D0 and works for the next one."""
+    """A device that its user leaves in D3, or in low power, is in D0 and works for the next user."""
     bdf = t.device("igb")
     with pci.bound(bdf):
         control = pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL
@@ -160,32 +164,30 @@ def next_user_finds_the_device_awake(t: Test) -> None:
                 else:
                     device.feature(SET | vfio.LOW_POWER_ENTRY)
             with reopened(t, bdf) as device, device.bar() as bar:
-                t.equal(
-                    device.read_config(control, 2) & POWER_STATE, D0, "the state that the next user finds"
-                )
+                t.equal(device.read_config(control, 2) & POWER_STATE, D0, "the power state at the next open")
                 bar.write32(igb.RDLEN, 4096)
                 t.equal(bar.read32(igb.RDLEN), 4096, "a register of the next user")
                 by_file = os.pread(device.fd, 4, device.region(vfio.BAR0).offset + igb.RDLEN)
-                t.equal(by_file, struct.pack("<I", 4096), "the same by file")
+                t.equal(by_file, struct.pack("<I", 4096), "the register read through the file")
             _wait_status(t, bdf, "suspended")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable(), vfio_pci_runtime_pm_exit()")
 def low_power_ends_with_its_user(t: Test) -> None:
-    """A user who closes a device in low power leaves it awake for the next one, whose mapping works, and who
-    may do the same."""
+    """Closing a device in low power ends low power: the next user's mapping works, and that user can enter
+    low power again."""
     bdf = t.device("edu")
     with pci.bound(bdf):
         for _ in range(2):
             with reopened(t, bdf) as device, device.bar() as bar:
-                t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping")
+                t.equal(bar.read32(0), edu.IDENTIFIES, "a register through the mapping")
                 device.feature(SET | vfio.LOW_POWER_ENTRY)
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c init_pci_cap_pm_perm()")
 def wake_events_are_not_the_users(t: Test) -> None:
-    """The bit that enables wake events reads as zero whatever the card or the user writes, and the user can
-    neither set nor clear the card's."""
+    """The PME enable bit reads as zero whatever the card or the user writes, and the user can neither set nor
+    clear the card's own bit."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
         control = pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL
@@ -194,7 +196,7 @@ def wake_events_are_not_the_users(t: Test) -> None:
             t.equal(
                 pci.config_number(bdf, control, 2) & POWER_PME_ENABLE,
                 real,
-                "the card's own bit, set past VFIO",
+                "the card's own bit, set without VFIO",
             )
             for size, offset, value in (
                 (2, 0, real ^ POWER_PME_ENABLE),
@@ -203,31 +205,35 @@ def wake_events_are_not_the_users(t: Test) -> None:
                 (1, 1, 1),
             ):
                 device.write_config(control + offset, size, value)
-                t.equal(device.read_config(control, 2) & POWER_PME_ENABLE, 0, "the bit shown")
+                t.equal(device.read_config(control, 2) & POWER_PME_ENABLE, 0, "the bit that the user reads")
                 t.equal(pci.config_number(bdf, control, 2) & POWER_PME_ENABLE, real, "the card's own bit")
         pci.write_config(bdf, control, bytes(2))
 
 
 @case(needs=EDU, cites="include/uapi/linux/vfio.h VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY; vfio_pci_core.c")
 def low_power_lasts_until_the_exit(t: Test) -> None:
-    """A device in low power is suspended; an access by its file wakes it up for as long as it takes, one by
-    a mapping is SIGBUS, until its user ends low power."""
+    """A device in low power is suspended until its user ends low power; an access through its file wakes it
+    for the time of that access, and an access through a mapping is SIGBUS."""
     bdf = t.device("edu", iommu=False)
     with opened(t, bdf) as device, device.bar() as bar:
-        t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping before")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "a register through the mapping before low power")
         where = device.region(vfio.BAR0).offset
         device.feature(SET | vfio.LOW_POWER_ENTRY)
         for turn in range(2):
             _wait_status(t, bdf, "suspended")
-            sigbus(t, lambda: bar.read32(0), f"a load by the mapping in low power at turn {turn}")
-            t.equal(_status(bdf), "suspended", "runtime status after an access by mapping")
-            t.equal(os.pread(device.fd, 4, where), struct.pack("<I", edu.IDENTIFIES), "a register by file")
+            sigbus(t, lambda: bar.read32(0), f"a load through the mapping in low power, round {turn}")
+            t.equal(_status(bdf), "suspended", "runtime status after an access through the mapping")
+            t.equal(
+                os.pread(device.fd, 4, where),
+                struct.pack("<I", edu.IDENTIFIES),
+                "a register read through the file",
+            )
         _wait_status(t, bdf, "suspended")
         t.equal(device.read_config(0, 2), edu.VENDOR_ID, "the vendor in low power")
-        sigbus(t, lambda: bar.read32(0), "a load in low power after configuration space was read")
+        sigbus(t, lambda: bar.read32(0), "a load in low power after reading configuration space")
         device.feature(SET | vfio.LOW_POWER_EXIT)
         t.equal(_status(bdf), "active", "runtime status after the exit")
-        t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping after the exit")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "a register through the mapping after the exit")
 
 
 def _wakeup(fd: int) -> bytes:
@@ -235,7 +241,7 @@ def _wakeup(fd: int) -> bytes:
 
 
 def _wakes_up(t: Test, bdf: str, register: int) -> None:
-    """Have the device at *bdf* sleep with an eventfd and wake up, twice; *register* is one that stays."""
+    """Suspend the device at *bdf* with a wakeup eventfd and wake it, twice; *register* keeps its value."""
     vendor = pci.ids(bdf)[0]
     with opened(t, bdf) as device, device.bar() as bar:
         event = Event()
@@ -243,22 +249,24 @@ def _wakes_up(t: Test, bdf: str, register: int) -> None:
         for _ in range(2):
             device.feature(SET | vfio.LOW_POWER_ENTRY_WAKEUP, _wakeup(event.fd))
             _wait_status(t, bdf, "suspended")
-            sigbus(t, lambda: bar.read32(register), "a load by the mapping in low power")
-            t.check(event.silent(), "the suspend or an access by mapping was announced as a wakeup")
+            sigbus(t, lambda: bar.read32(register), "a load through the mapping in low power")
+            t.check(event.silent(), "the suspend or an access through the mapping signalled a wakeup")
             t.equal(device.read_config(0, 2), vendor, "the vendor")
             t.equal(event.arrives(), 1, "signals of the wakeup")
             t.equal(_status(bdf), "active", "runtime status after the wakeup")
-            t.equal(bar.read32(register), before, "a register by mapping after the wakeup")
+            t.equal(bar.read32(register), before, "a register through the mapping after the wakeup")
         device.feature(SET | vfio.LOW_POWER_EXIT)
         device.feature(SET | vfio.LOW_POWER_ENTRY)
         device.feature(SET | vfio.LOW_POWER_EXIT)
-        t.check(event.silent(), "an exit from no low power, or from one without a wakeup, was announced")
+        t.check(
+            event.silent(), "a LOW_POWER_EXIT outside low power, or from low power without wakeup, signalled"
+        )
 
 
 @case(needs=EDU, cites="include/uapi/linux/vfio.h VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP")
 def wakeup_is_announced_and_ends_low_power(t: Test) -> None:
-    """Entered with an eventfd, low power ends at the first access by file, which signals it once; the device
-    then stays awake and its mappings work without an exit."""
+    """If low power was entered with an eventfd, the first access through the device file ends it and signals
+    the eventfd once; the device then stays awake and its mappings work without LOW_POWER_EXIT."""
     _wakes_up(t, t.device("edu", iommu=False), edu.REG_IDENTIFICATION)
 
 
@@ -266,14 +274,14 @@ def wakeup_is_announced_and_ends_low_power(t: Test) -> None:
     needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_runtime_resume() (pm_wake_eventfd_ctx)"
 )
 def wakeup_from_d3_is_announced(t: Test) -> None:
-    """The wakeup of a card that can be in D3 is announced and ends low power like that of a device that
-    cannot."""
+    """For a card that supports D3 the wakeup signals the eventfd and ends low power, as for a device that
+    does not."""
     _wakes_up(t, t.device("igb", iommu=False), igb.STATUS)
 
 
 @case(needs=EDU, cites="include/uapi/linux/vfio.h VFIO_DEVICE_FEATURE_LOW_POWER_EXIT; vfio_pci_core.c")
 def exit_announces_a_wakeup(t: Test) -> None:
-    """The exit from low power is itself a wakeup and signals the eventfd, once."""
+    """LOW_POWER_EXIT counts as a wakeup and signals the eventfd once."""
     bdf = t.device("edu", iommu=False)
     with opened(t, bdf) as device, device.bar() as bar:
         event = Event()
@@ -281,13 +289,13 @@ def exit_announces_a_wakeup(t: Test) -> None:
         _wait_status(t, bdf, "suspended")
         device.feature(SET | vfio.LOW_POWER_EXIT)
         t.equal(event.arrives(), 1, "signals of the exit")
-        t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping after the exit")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "a register through the mapping after the exit")
 
 
 @case(needs=EDU, cites="include/uapi/linux/vfio.h VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP")
 def no_wakeup_without_sleep(t: Test) -> None:
-    """A device that the kernel is told to keep awake does not enter low power: nothing is announced, and low
-    power is over only with the exit."""
+    """A device that the kernel keeps active does not suspend in low power: no wakeup is signalled, and low
+    power ends only with LOW_POWER_EXIT."""
     bdf = t.device("edu", iommu=False)
     with opened(t, bdf) as device, device.bar() as bar:
         control = pci.path_of(bdf) / "power" / "control"
@@ -295,19 +303,19 @@ def no_wakeup_without_sleep(t: Test) -> None:
         event = Event()
         device.feature(SET | vfio.LOW_POWER_ENTRY_WAKEUP, _wakeup(event.fd))
         t.equal(device.read_config(0, 2), edu.VENDOR_ID, "the vendor")
-        t.equal(_status(bdf), "active", "runtime status of a device that is kept awake")
+        t.equal(_status(bdf), "active", "runtime status of a device kept active")
         t.errno(errno.EINVAL, device.feature, SET | vfio.LOW_POWER_ENTRY)
-        sigbus(t, lambda: bar.read32(0), "a load by the mapping in low power that was not entered")
+        sigbus(t, lambda: bar.read32(0), "a load through the mapping in low power without a suspend")
         device.feature(SET | vfio.LOW_POWER_EXIT)
-        t.equal(bar.read32(0), edu.IDENTIFIES, "a register by mapping after the exit")
-        t.check(event.silent(), "a wakeup was announced although the device never slept")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "a register through the mapping after the exit")
+        t.check(event.silent(), "a wakeup was signalled although the device never suspended")
         pci.write(control, "auto")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_pm_entry_with_wakeup()")
 def wakeup_needs_an_eventfd(t: Test) -> None:
-    """Low power with a wakeup wants a whole payload with an eventfd in it; every refusal leaves the device
-    awake, and leaving it again works; a payload too long is ignored."""
+    """Low power with wakeup requires a complete payload with an eventfd; after every refusal the device is
+    awake and can enter and leave low power; a payload that is too long is ignored."""
     with opened(t, t.device("edu")) as device, device.bar() as bar, Brink() as edge:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         entry = SET | vfio.LOW_POWER_ENTRY_WAKEUP
@@ -320,7 +328,7 @@ def wakeup_needs_an_eventfd(t: Test) -> None:
             t.errno(errno.EINVAL, device.feature, entry, _wakeup(stranger))
         cut = edge.put(struct.pack("<II", 16, entry))
         t.errno(errno.EFAULT, libc.ioctl, device.fd, vfio.DEVICE_FEATURE, cut)
-        t.equal(bar.read32(0), edu.IDENTIFIES, "identification after the refusals")
+        t.equal(bar.read32(0), edu.IDENTIFIES, "identification after the refused calls")
         device.feature(entry, _wakeup(event.fd))
         device.feature(SET | vfio.LOW_POWER_EXIT)
         t.equal(bar.read32(0), edu.IDENTIFIES, "identification after low power")
@@ -333,7 +341,7 @@ def wakeup_needs_an_eventfd(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_runtime_suspend() (pm_intx_masked)",
 )
 def interrupts_survive_low_power(t: Test) -> None:
-    """INTx is masked in low power and unmasked after it, unless its user had masked it: that stays."""
+    """INTx is masked in low power and unmasked afterwards, unless its user had masked it before."""
     bdf = t.device("edu", iommu=False)
     with opened(t, bdf) as device, device.bar() as bar:
         card, event = edu.Edu(bar), Event()
@@ -344,9 +352,9 @@ def interrupts_survive_low_power(t: Test) -> None:
         card.ack_irq()
         _sleep_and_wake(t, bdf, device)
         card.raise_irq()
-        t.check(event.silent(), "low power unmasked an interrupt that was masked before")
+        t.check(event.silent(), "leaving low power unmasked an INTx that the user had masked")
         device.set_irqs(vfio.INTX, vfio.SET_DATA_NONE | vfio.SET_ACTION_UNMASK)
-        t.equal(event.arrives(), 1, "interrupts once unmasked")
+        t.equal(event.arrives(), 1, "interrupts after unmasking")
         card.ack_irq()
 
 
@@ -360,7 +368,8 @@ def _sleep_and_wake(t: Test, bdf: str, device: vfio.Device) -> None:
     needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_runtime_pm_entry(), vfio_pci_core_pm_exit()"
 )
 def low_power_is_entered_once(t: Test) -> None:
-    """A device in low power cannot enter it again; after leaving it, however often, it works as before."""
+    """A device in low power cannot enter it again; after leaving low power, once or repeatedly, it works as
+    before."""
     with opened(t, t.device("edu")) as device, device.bar() as bar:
         device.feature(SET | vfio.LOW_POWER_ENTRY)
         t.errno(errno.EINVAL, device.feature, SET | vfio.LOW_POWER_ENTRY)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Users of a device against each other, against unbinding, removal and the parameter, and against death.
+"""Races: users of a device against each other, unbinding, removal, the parameter, and being killed.
 
-What must hold is the same for any schedule: only the errnos that the kernel's code gives
-for a lost race, not a word from the kernel, no pin, no page table and no file left, and a device that works
-afterwards.
+The same must hold for any schedule: the only errnos are those that the kernel's code has for a lost race, the
+kernel logs no complaint, no pin, page table or file is left, and the device works afterwards.
 """
 
 from __future__ import annotations
@@ -28,38 +27,38 @@ GROUP_SMP = ("noiommu-group", "container", "edu", "smp", "!viommu")
 
 BASE = 0x1000_0000
 PAUSE = 0.06
-"""Seconds, at most, that whoever rebinds a device leaves to its users."""
+"""The most seconds that a device stays bound between rebinds."""
 
 PLACES = 4
 AREA = 4 * PAGE
 IDS = 6
-"""Object ids that are used and destroyed at random."""
+"""The number of object IDs that are used and destroyed at random."""
 
 GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
-"""The device is not there, no longer there, or its number is free (fs/char_dev.c chrdev_open())."""
+"""The device does not exist, is gone, or its device number is free (fs/char_dev.c chrdev_open())."""
 
 TAKEN = (errno.EINVAL, errno.EAGAIN)
-"""Another has bound the device (vfio_df_open()), or whoever unbinds a device that can be reset holds its lock
-(vfio_pci_core_enable(), pci_try_reset_function())."""
+"""Another process has bound the device (vfio_df_open()), or an unbind of a device that can be reset holds its
+lock (vfio_pci_core_enable(), pci_try_reset_function())."""
 
 GROUP_GONE = (errno.ENODEV, errno.EAGAIN, errno.EINVAL)
-"""The group has lost its device, and so its place in the container: empty, it takes no SET_IOMMU (EINVAL,
-vfio_ioctl_set_iommu()).  EAGAIN as above."""
+"""The group has lost its device and has left the container; an empty container refuses SET_IOMMU (EINVAL,
+vfio_ioctl_set_iommu()). EAGAIN as above."""
 
 UNMAPPED = (errno.ENOENT, errno.EOPNOTSUPP)
-"""GET_PA without a mapping, or without a page table."""
+"""The errnos of GET_PA without a mapping and without a page table."""
 
 
 @contextlib.contextmanager
 def _no_trace(t: Test, bdf: str) -> Iterator[None]:
-    """See that the block leaves no pin, table or file, a silent kernel, and a device that works."""
+    """Fail unless the block leaves no pin, table, file or kernel complaint, and a device that works."""
     before = _level()
     yield
     t.check_no_complaint()
-    t.wait_until(lambda: _level() == before, f"return to {before} pins, table pages and files", 5)
+    t.wait_until(lambda: _level() == before, f"the return to {before} pins, table pages and files", 5)
     with opened(t, bdf) as device, device.bar() as bar:
-        t.equal(edu.Edu(bar).factorial(5), 120, "5! by the device afterwards")
-        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "its vendor")
+        t.equal(edu.Edu(bar).factorial(5), 120, "5! computed by the device afterwards")
+        t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "the device's vendor afterwards")
 
 
 def _level() -> tuple[int, int, int]:
@@ -67,7 +66,7 @@ def _level() -> tuple[int, int, int]:
 
 
 def _session(bdf: str) -> Callable[[racing.Tally], racing.Act]:
-    """Make a user that opens *bdf*, goes as far as it is let, and closes, at any point."""
+    """Return a maker of users that open *bdf*, use it as far as they are allowed, and close at any point."""
 
     def make(tally: racing.Tally) -> racing.Act:
         buffer = memory.anonymous(PLACES * AREA)
@@ -97,19 +96,21 @@ def _use_once(tally: racing.Tally, choices: random.Random, bdf: str, buffer: mem
 
 
 def _use(choices: random.Random, user: CdevUser, buffer: memory.Buffer) -> None:
-    """Map, unmap, and look at the device, which nobody else has: nothing here may be refused."""
+    """Map, unmap and read the device, of which this is the only user: nothing here may be refused."""
     for place in choices.sample(range(PLACES), choices.randint(0, PLACES)):
         user.iommufd.map(user.ioas, buffer.address + place * AREA, AREA, BASE + place * AREA)
         if choices.random() < 0.3:
             user.iommufd.unmap(user.ioas, BASE + place * AREA, AREA)
     if choices.random() < 0.3:
-        assert user.device.read_config(vfio.PCI_VENDOR_ID, 2) == edu.VENDOR_ID, "another vendor"
+        assert user.device.read_config(vfio.PCI_VENDOR_ID, 2) == edu.VENDOR_ID, (
+            "the device reads another vendor"
+        )
     if choices.random() < 0.2:
         user.device.detach()
 
 
 def _rebinder(bdf: str) -> racing.Act:
-    """Unbind the device and bind it again, and leave its users a moment."""
+    """Return an act that unbinds the device, binds it again, and leaves its users a moment."""
 
     def rebind(choices: random.Random) -> None:
         pci.unbind(bdf)
@@ -121,7 +122,8 @@ def _rebinder(bdf: str) -> racing.Act:
 
 @case(needs=SMP, timeout=60, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); device_cdev.c")
 def users_against_unbinding(t: Test) -> None:
-    """Users that come and go while the device is unbound and bound again lose cleanly or use it fully."""
+    """While the device is unbound and bound again, each user that opens it gets an errno of a lost race or
+    can use it fully."""
     bdf = t.device("edu")
     with _no_trace(t, bdf), pci.bound(bdf):
         racing.race(t, [_session(bdf)] * 2, "open ok", "bind ok", meanwhile=_rebinder(bdf))
@@ -129,7 +131,8 @@ def users_against_unbinding(t: Test) -> None:
 
 @case(needs=SMP, timeout=60, cites="drivers/pci/pci-sysfs.c remove_store(), dev_rescan_store(); vfio_main.c")
 def users_against_removal(t: Test) -> None:
-    """Users that come and go while the device is removed and found again lose cleanly or use it fully."""
+    """While the device is removed and found again, each user that opens it gets an errno of a lost race or
+    can use it fully."""
     bdf = t.device("edu")
 
     def replug(choices: random.Random) -> None:
@@ -144,7 +147,8 @@ def users_against_removal(t: Test) -> None:
 
 @case(needs=SMP, timeout=60, cites="drivers/vfio/vfio_main.c vfio_device_set_noiommu_and_name(); group.c")
 def users_against_the_parameter(t: Test) -> None:
-    """While the unsafe mode is toggled a new bind works or is EINVAL, and whoever opens has all of it."""
+    """While the unsafe mode is toggled, a bind works or is EINVAL, and every user that opens the device can
+    use it fully."""
     bdf = t.device("edu")
 
     def toggle(choices: random.Random) -> None:
@@ -170,7 +174,8 @@ def _rebind_if_allowed(tally: racing.Tally, choices: random.Random, bdf: str) ->
 
 @case(needs=SMP, timeout=60, cites="drivers/vfio/vfio_main.c vfio_df_open() (open_count); device_cdev.c")
 def one_binder_wins(t: Test) -> None:
-    """Of processes that bind one device at once one has it, alone, until it closes; the others get EINVAL."""
+    """Of several processes that bind one device at once, exactly one has it until it closes; the others get
+    EINVAL."""
     bdf = t.device("edu")
     with memory.shared_file(memory.memfd(), PAGE) as owner, _no_trace(t, bdf), pci.bound(bdf):
 
@@ -181,7 +186,7 @@ def one_binder_wins(t: Test) -> None:
 
 
 def _bind_alone(tally: racing.Tally, bdf: str, owner: memory.Buffer) -> None:
-    """Bind, and hold the device for a moment under one's own name, which must stay there."""
+    """Bind, and for a moment mark the device with this process's own name, which must stay there."""
     with vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
         if tally.attempt("bind", (errno.EINVAL,), lambda: device.bind_iommufd(iommufd.fd)) is None:
             return
@@ -189,8 +194,8 @@ def _bind_alone(tally: racing.Tally, bdf: str, owner: memory.Buffer) -> None:
         other = owner.read(0, 4)
         owner.write(mine)
         time.sleep(0.002)
-        assert other == bytes(4), f"bound although {int.from_bytes(other, 'little')} has it"
-        assert owner.read(0, 4) == mine, "another process bound the device meanwhile"
+        assert other == bytes(4), f"bound although process {int.from_bytes(other, 'little')} has the device"
+        assert owner.read(0, 4) == mine, "another process bound the device at the same time"
         owner.write(bytes(4))
 
 
@@ -200,7 +205,8 @@ def _bind_alone(tally: racing.Tally, bdf: str, owner: memory.Buffer) -> None:
     cites="drivers/vfio/group.c vfio_group_fops_open(), vfio_device_block_group() (group_lock)",
 )
 def group_and_cdev_exclude_each_other(t: Test) -> None:
-    """Whoever has the group open bars binding (EBUSY), whoever has bound bars the group: never both."""
+    """While the group is open binding the cdev is EBUSY, and while the cdev is bound opening the group is
+    EBUSY."""
     bdf = t.device("edu")
     with memory.shared_file(memory.memfd(), PAGE) as owner, _no_trace(t, bdf), pci.bound(bdf):
 
@@ -227,17 +233,18 @@ def _hold_group(tally: racing.Tally, bdf: str, flags: memory.Buffer) -> None:
 
 
 def _hold(flags: memory.Buffer, mine: int) -> None:
-    """Hold the device, saying so in one byte, and see that the other byte stays clear."""
+    """Hold the device, mark that in one byte, and check that the other byte stays zero."""
     flags.write(b"\1", mine)
     time.sleep(0.003)
     other = flags.read(1 - mine, 1)
     flags.write(b"\0", mine)
-    assert other == b"\0", "group and device file both have the device"
+    assert other == b"\0", "group and cdev both have the device"
 
 
 @case(needs=GROUP_SMP, timeout=60, cites="drivers/vfio/group.c vfio_group_ioctl_get_device_fd(); container.c")
 def group_users_against_unbinding(t: Test) -> None:
-    """Users of the group come and go while the device is unbound and bound again, and lose cleanly."""
+    """While the device is unbound and bound again, each user of its group gets an errno of a lost race or can
+    use it."""
     bdf = t.device("edu")
     with _no_trace(t, bdf), pci.bound(bdf):
 
@@ -260,7 +267,9 @@ def _use_group_once(tally: racing.Tally, choices: random.Random, bdf: str) -> No
             lambda: stack.enter_context(_device_of(group, container, bdf)),
         )
         if device is not None:
-            assert device.read_config(vfio.PCI_VENDOR_ID, 2) == edu.VENDOR_ID, "another vendor"
+            assert device.read_config(vfio.PCI_VENDOR_ID, 2) == edu.VENDOR_ID, (
+                "the device reads another vendor"
+            )
             if choices.random() < 0.5:
                 device.bar(length=PAGE).close()
 
@@ -277,7 +286,8 @@ def _device_of(group: vfio.Group, container: vfio.Container, bdf: str) -> vfio.D
     cites="drivers/iommu/iommufd/main.c iommufd_fops_release(); vfio_main.c vfio_device_fops_release()",
 )
 def killed_users_leave_nothing(t: Test) -> None:
-    """Users killed at any moment of opening, mapping and closing free device and memory; an unbind ends."""
+    """Users killed at any moment while opening, mapping and closing free the device and their memory, and an
+    unbind ends."""
     bdf = t.device("edu")
     t.log(f"seed {t.seed}")
     with _no_trace(t, bdf), pci.bound(bdf):
@@ -289,10 +299,10 @@ def killed_users_leave_nothing(t: Test) -> None:
                 users = [stack.enter_context(_endless(_session(bdf), seed)) for seed in seeds]
                 time.sleep(t.random.random() * PAUSE)
                 for user in users:
-                    t.check(not user.ended(), "a user ended by himself")
+                    t.check(not user.ended(), "a user ended before it was killed")
                     user.kill()
                 rebind(t.random)
-        t.log(f"{turn} times two users killed")
+        t.log(f"killed two users, {turn} times")
 
 
 def _endless(make: Callable[[racing.Tally], racing.Act], seed: int) -> forked.Child:
@@ -305,9 +315,10 @@ def _endless(make: Callable[[racing.Tally], racing.Act], seed: int) -> forked.Ch
     cites="drivers/iommu/iommufd/io_pagetable.c (iova_rwsem, domains_rwsem), device.c",
 )
 def changes_of_one_space_race_cleanly(t: Test) -> None:
-    """Maps, copies, unmaps, questions, replacements and page tables at once on two IOAS keep to the rules."""
+    """Concurrent maps, copies, unmaps, GET_PAs, replacements and page tables on two IOASes give correct
+    answers and only the expected errnos."""
     bdf = t.device("edu")
-    # A file: its pages can be pinned anew after the process that mapped them has ended its part.
+    # A file, since its pages can be pinned again after the process that mapped them has finished.
     fd = memory.memfd(PLACES * AREA)
     with memory.shared_file(fd, PLACES * AREA) as buffer, _no_trace(t, bdf), through_cdev(bdf) as user:
         buffer.touch()
@@ -330,7 +341,7 @@ def changes_of_one_space_race_cleanly(t: Test) -> None:
 def _change(
     tally: racing.Tally, choices: random.Random, iommufd: Iommufd, spaces: Sequence[int], fd: int
 ) -> None:
-    """Map, copy or unmap a place, which always holds the same pages."""
+    """Map, copy or unmap one area, which always has the same pages."""
     one, other = choices.sample(spaces, 2)
     start = choices.randrange(PLACES) * AREA
     iova = BASE + start
@@ -349,14 +360,16 @@ def _change(
 def _ask(
     tally: racing.Tally, choices: random.Random, user: CdevUser, spaces: Sequence[int], frames: Sequence[int]
 ) -> None:
-    """Ask for a page: an answer must be the page's frame, whatever goes on."""
+    """Call GET_PA for a page: an answer must be the page's frame at any time."""
     page, ioas = choices.randrange(len(frames)), choices.choice(spaces)
     got = tally.attempt("ask", UNMAPPED, lambda: user.iommufd.get_pa(ioas, BASE + page * PAGE, PAGE))
-    assert got in (None, (frames[page], PAGE)), f"page {page} is said to be at {got}, not {frames[page]:#x}"
+    assert got in (None, (frames[page], PAGE)), (
+        f"GET_PA says that page {page} is at {got}, not {frames[page]:#x}"
+    )
 
 
 def _replace(tally: racing.Tally, choices: random.Random, user: CdevUser, spaces: Sequence[int]) -> None:
-    """Move the device to another IOAS, or make a page table by hand and destroy it."""
+    """Move the device to another IOAS, or allocate a page table and destroy it."""
     ioas = choices.choice(spaces)
     kind = choices.choice(("attach", "attach", "attach", "detach", "table", "table"))
     if kind == "attach":
@@ -375,7 +388,8 @@ def _replace(tally: racing.Tally, choices: random.Random, user: CdevUser, spaces
     cites="drivers/iommu/iommufd/main.c iommufd_object_remove(), iommufd_destroy(), iommufd_get_object()",
 )
 def destroying_races_with_use(t: Test) -> None:
-    """An IOAS destroyed under its users is EBUSY for the destroyer or ENOENT for them, nothing between."""
+    """Destroying an IOAS in use by other tasks is EBUSY for the destroyer, or succeeds and is ENOENT for the
+    others."""
     bdf = t.device("edu")
     fd = memory.memfd()
     with _no_trace(t, bdf), through_cdev(bdf) as user:
@@ -392,7 +406,7 @@ def destroying_races_with_use(t: Test) -> None:
 
 
 def _use_any(tally: racing.Tally, choices: random.Random, user: CdevUser, first: int, fd: int) -> None:
-    """Use an id that may be an IOAS, a page table, or nothing at all by now."""
+    """Use an ID that is an IOAS, a page table, or already destroyed."""
     some = choices.randrange(first, first + IDS)
     none = (errno.ENOENT,)
     kind = choices.choice(("alloc", "map", "map", "ask", "ask", "attach", "attach", "detach"))
@@ -420,7 +434,8 @@ def _destroy_any(tally: racing.Tally, choices: random.Random, user: CdevUser, fi
     cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin(); mm/gup.c (against munmap and madvise)",
 )
 def pinning_races_with_the_address_space(t: Test) -> None:
-    """Memory that is unmapped, dropped and mapped anew while it is pinned is pinned whole or EFAULT."""
+    """Memory that is unmapped, dropped and mapped again while it is pinned is either pinned completely or
+    EFAULT."""
     bdf = t.device("edu")
     t.log(f"seed {t.seed}")
     with _no_trace(t, bdf), through_cdev(bdf) as user, memory.anonymous(PLACES * AREA) as buffer:
@@ -438,8 +453,8 @@ def pinning_races_with_the_address_space(t: Test) -> None:
             stop.set()
             upheaval.join()
         t.log(tally.counts)
-        t.equal(memory.pinned_kib(), 0, "KiB pinned in the end")
-        t.equal(sorted(tally.counts), ["map EFAULT", "map ok"], "what happened")
+        t.equal(memory.pinned_pages(), 0, "pages pinned afterwards")
+        t.equal(sorted(tally.counts), ["map EFAULT", "map ok"], "the outcomes seen")
 
 
 def _pin(tally: racing.Tally, choices: random.Random, user: CdevUser, buffer: memory.Buffer) -> None:
@@ -448,19 +463,19 @@ def _pin(tally: racing.Tally, choices: random.Random, user: CdevUser, buffer: me
     if tally.attempt("map", (errno.EFAULT,), lambda: user.iommufd.map(user.ioas, start, AREA, iova)) is None:
         return
     frames = [user.physical(iova + page * PAGE, PAGE) for page in range(AREA // PAGE)]
-    assert len(set(frames)) == len(frames), f"one frame twice: {frames}"
-    assert 0 not in frames, f"no frame: {frames}"
+    assert len(set(frames)) == len(frames), f"the same frame twice: {frames}"
+    assert 0 not in frames, f"a page without a frame: {frames}"
     user.iommufd.unmap(user.ioas, iova, AREA)
 
 
 def _upheave(choices: random.Random, buffer: memory.Buffer, stop: threading.Event) -> None:
-    """Take away pages, drop them and put new ones there."""
+    """Unmap pages, drop them and map new ones in their place."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | memory.MAP_FIXED
     while not stop.is_set():
         address = buffer.address + choices.randrange(buffer.length // PAGE) * PAGE
         kind = choices.randrange(4)
         if kind == 0:
-            # Nothing may come to lie in the hole: inaccessible instead of unmapped.
+            # Inaccessible instead of unmapped, so that no other mapping gets their place.
             libc.mmap(PAGE, memory.PROT_NONE, flags, address=address)
         elif kind == 1:
             libc.mmap(PAGE, memory.READ_WRITE, flags, address=address)

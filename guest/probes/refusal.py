@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a configuration leaves out is really out: the same calls, refused where the variant says so."""
+"""Configurations without a feature: the kernel refuses the calls that the missing feature would serve."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from guest.opened import through_cdev, usable
 @case(
     needs=("!noiommu",),
     cites="drivers/vfio/vfio_main.c module_param_named() under CONFIG_VFIO_NOIOMMU",
-    alongside=True,
 )
 def without_noiommu_there_is_no_parameter(t: Test) -> None:
-    """Without CONFIG_VFIO_NOIOMMU the unsafe mode has no switch."""
+    """Without CONFIG_VFIO_NOIOMMU there is no enable_unsafe_noiommu_mode parameter."""
     t.check(not pci.PARAMETER.exists(), f"{pci.PARAMETER} exists")
 
 
@@ -29,7 +28,8 @@ def without_noiommu_there_is_no_parameter(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_find_or_alloc(); vfio_main.c __vfio_register_dev()",
 )
 def without_noiommu_nothing_binds(t: Test) -> None:
-    """Without CONFIG_VFIO_NOIOMMU a device that has no IOMMU does not bind (EINVAL) and taints nothing."""
+    """Without CONFIG_VFIO_NOIOMMU binding a device without an IOMMU is EINVAL and does not taint the
+    kernel."""
     bdf = t.device("edu", iommu=False)
     before = taint.mask()
     t.errno(errno.EINVAL, pci.bind, bdf)
@@ -43,10 +43,9 @@ def without_noiommu_nothing_binds(t: Test) -> None:
 @case(
     needs=("!noiommu-group", "container"),
     cites="drivers/vfio/container.c vfio_container_ioctl_check_extension()",
-    alongside=True,
 )
 def without_noiommu_containers_do_not_offer_it(t: Test) -> None:
-    """Without no-IOMMU mode for groups a native container does not know VFIO_NOIOMMU_IOMMU, but type1."""
+    """Without no-IOMMU mode for groups a native container supports type1 but not VFIO_NOIOMMU_IOMMU."""
     with vfio.open_container() as container:
         t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 0, "CHECK_EXTENSION(VFIO_NOIOMMU_IOMMU)")
         t.equal(container.check_extension(vfio.TYPE1V2_IOMMU), 1, "CHECK_EXTENSION(VFIO_TYPE1v2_IOMMU)")
@@ -55,10 +54,9 @@ def without_noiommu_containers_do_not_offer_it(t: Test) -> None:
 @case(
     needs=("iommufd", "!noiommu-cdev"),
     cites="drivers/iommu/iommufd/iommufd_private.h iommufd_ioas_noiommu_get_pa() (CONFIG_IOMMUFD_NOIOMMU)",
-    alongside=True,
 )
 def without_cdev_get_pa_is_compiled_out(t: Test) -> None:
-    """Without CONFIG_IOMMUFD_NOIOMMU every GET_PA is EOPNOTSUPP, whoever asks and whatever the arguments."""
+    """Without CONFIG_IOMMUFD_NOIOMMU every GET_PA is EOPNOTSUPP, for any caller and any arguments."""
     with Iommufd() as iommufd:
         ioas = iommufd.ioas_alloc()
         for arguments in ((ioas, 0, 1), (ioas, 0, 0), (NO_SUCH_ID, 0, 1), (ioas, api.LAST_IOVA, 1)):
@@ -71,9 +69,7 @@ def without_cdev_get_pa_is_compiled_out(t: Test) -> None:
         t.in_child(without_rawio)
 
 
-@case(
-    needs=("!iommufd",), cites="drivers/iommu/iommufd/Kconfig IOMMUFD; main.c iommu_misc_dev", alongside=True
-)
+@case(needs=("!iommufd",), cites="drivers/iommu/iommufd/Kconfig IOMMUFD; main.c iommu_misc_dev")
 def without_iommufd_there_is_no_node(t: Test) -> None:
     """Without CONFIG_IOMMUFD there is no /dev/iommu."""
     t.errno(errno.ENOENT, Iommufd)
@@ -82,17 +78,16 @@ def without_iommufd_there_is_no_node(t: Test) -> None:
 @case(
     needs=("!group",),
     cites="drivers/vfio/Kconfig VFIO_GROUP, VFIO_CONTAINER; Documentation/driver-api/vfio.rst",
-    alongside=True,
 )
 def without_group_there_is_no_container(t: Test) -> None:
-    """Without CONFIG_VFIO_GROUP /dev/vfio/vfio does not exist, and no group class either."""
+    """Without CONFIG_VFIO_GROUP there is no /dev/vfio/vfio and no group class."""
     t.errno(errno.ENOENT, vfio.open_container)
     t.check(not Path("/sys/class/vfio").exists(), "/sys/class/vfio exists")
 
 
 @case(needs=("!cdev", "edu"), cites="drivers/vfio/vfio.h without CONFIG_VFIO_DEVICE_CDEV")
 def without_cdev_nothing_opens_by_node(t: Test) -> None:
-    """Without VFIO_DEVICE_CDEV a bound device has no device number, and /dev/vfio/devices is not there."""
+    """Without VFIO_DEVICE_CDEV a bound device has no device number, and there is no /dev/vfio/devices."""
     bdf = usable(t)
     with pci.bound(bdf):
         t.errno(errno.ENOENT, vfio.open_cdev, bdf)
@@ -104,7 +99,7 @@ def without_cdev_nothing_opens_by_node(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c vfio_init(); fs/char_dev.c chrdev_open()",
 )
 def nodes_do_not_open_without_a_device(t: Test) -> None:
-    """A device number kept from an earlier binding opens nothing once the device is unbound (ENXIO)."""
+    """Opening a device number kept from an earlier bind is ENXIO after the device is unbound."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
         assert nodes.cdev is not None
@@ -114,35 +109,34 @@ def nodes_do_not_open_without_a_device(t: Test) -> None:
 
 
 def _symbols(*prefixes: str) -> list[str]:
-    """The kernel's functions whose names begin so, without what the compiler hangs on to them."""
+    """Return the kernel's functions whose names begin with *prefixes*, without suffixes added by the
+    compiler."""
     text = Path("/proc/kallsyms").read_text(encoding="ascii")
     names = {line.split()[2].partition(".")[0] for line in text.splitlines()}
     return sorted(name for name in names if name.startswith(prefixes))
 
 
-# The group that mediated devices get without an IOMMU is made by a function of this name in every kernel.
+# Every kernel has a function of this name: it makes the group of mediated devices without an IOMMU.
 MEDIATED = "vfio_noiommu_group_alloc"
 
 
 @case(
     needs=("!noiommu-cdev",),
     cites="drivers/iommu/iommufd/Makefile hwpt_noiommu.o; Kconfig IOMMUFD_NOIOMMU",
-    alongside=True,
 )
 def without_cdev_there_is_no_software_page_table(t: Test) -> None:
     """Without CONFIG_IOMMUFD_NOIOMMU the kernel has no page table for devices without an IOMMU."""
-    t.check(_symbols("vfio_pci_"), "/proc/kallsyms does not know VFIO at all")
+    t.check(_symbols("vfio_pci_"), "/proc/kallsyms has no function of vfio-pci")
     t.equal(_symbols("noiommu_", "iommufd_bind_noiommu"), [], "functions of the software page table")
 
 
 @case(
     needs=("!noiommu",),
     cites="drivers/vfio/container.c vfio_noiommu_ops (IS_ENABLED(CONFIG_VFIO_NOIOMMU))",
-    alongside=True,
 )
 def without_noiommu_the_code_is_gone(t: Test) -> None:
-    """Without CONFIG_VFIO_NOIOMMU the kernel has no IOMMU driver for containers that could do without one."""
-    t.check(_symbols("vfio_pci_"), "/proc/kallsyms does not know VFIO at all")
+    """Without CONFIG_VFIO_NOIOMMU the kernel has no no-IOMMU driver for containers."""
+    t.check(_symbols("vfio_pci_"), "/proc/kallsyms has no function of vfio-pci")
     found = [name for name in _symbols("vfio_noiommu_") if name != MEDIATED]
     t.equal(found, [], "functions of VFIO's no-IOMMU driver")
 
@@ -150,10 +144,10 @@ def without_noiommu_the_code_is_gone(t: Test) -> None:
 @case(
     needs=("!noiommu", "iommufd"),
     cites="drivers/iommu/iommufd/vfio_compat.c iommufd_vfio_check_extension(), iommufd_vfio_set_iommu()",
-    alongside=True,
 )
 def without_noiommu_iommufds_do_not_offer_it(t: Test) -> None:
-    """Without CONFIG_VFIO_NOIOMMU an iommufd used as a container offers type1 alone and takes no other."""
+    """Without CONFIG_VFIO_NOIOMMU an iommufd used as a container offers type1 only and refuses any other
+    type."""
     with vfio.open_container(api.PATH) as container:
         t.equal(container.check_extension(vfio.NOIOMMU_IOMMU), 0, "CHECK_EXTENSION(VFIO_NOIOMMU_IOMMU)")
         t.equal(container.check_extension(vfio.TYPE1V2_IOMMU), 1, "CHECK_EXTENSION(VFIO_TYPE1v2_IOMMU)")
@@ -165,8 +159,8 @@ def without_noiommu_iommufds_do_not_offer_it(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c __vfio_register_dev(); drivers/base/dd.c",
 )
 def without_noiommu_nothing_is_made_of_a_refusal(t: Test) -> None:
-    """Without CONFIG_VFIO_NOIOMMU a refused device leaves no node, no class device and no word about noiommu,
-    and is refused as often as one tries."""
+    """Without CONFIG_VFIO_NOIOMMU every bind of a device without an IOMMU is refused and leaves no node, no
+    class device and no log line about noiommu."""
     bdf = t.device("edu", iommu=False)
     before = sorted(os.listdir("/dev/vfio"))
     for _ in range(3):
@@ -184,11 +178,11 @@ def without_noiommu_nothing_is_made_of_a_refusal(t: Test) -> None:
 )
 def without_noiommu_a_real_iommu_does_everything(t: Test) -> None:
     """Without CONFIG_VFIO_NOIOMMU a device behind an IOMMU opens by its plain name, attaches and maps, and
-    GET_PA is not there."""
+    GET_PA is refused."""
     with through_cdev(t.device("edu", iommu=True)) as user, memory.anonymous() as page:
         page.touch()
         user.map(page, 0x4000_0000)
         name = os.path.basename(os.readlink(f"/proc/self/fd/{user.device.fd}"))
-        t.check(name.startswith("vfio"), f"the device node is called {name}")
-        t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor id")
+        t.check(name.startswith("vfio"), f"the device node's name is {name}")
+        t.equal(user.device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor ID")
         t.errno(errno.EOPNOTSUPP, user.iommufd.get_pa, user.ioas, 0x4000_0000, 1)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Resets: of the function and of its bus, by ioctl and by configuration space, and what survives them."""
+"""Resets: of the function and of its bus, by ioctl and by configuration space, and what state survives
+them."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ GOES = 10.0
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset()",
 )
 def no_reset_where_none_exists(t: Test) -> None:
-    """edu on the root bus has no way to be reset: RESET, HOT_RESET and its information are refused, and the
+    """edu on the root bus supports no reset: RESET, HOT_RESET and GET_PCI_HOT_RESET_INFO are refused, and the
     device keeps its state."""
     with opened(t, t.device("edu")) as device, device.bar() as bar:
         t.check(not device.info().flags & vfio.DEVICE_FLAGS_RESET, "edu claims that it can be reset")
@@ -62,8 +63,8 @@ def no_reset_where_none_exists(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset()", timeout=45)
 def reset_switches_no_memory_on(t: Test) -> None:
-    """After a reset with memory decoding off it is still off, for file and mapping; then switched on, old and
-    new mappings show the reset device."""
+    """After a reset with memory decoding off, decoding stays off for file and mapping; after it is turned on,
+    old and new mappings show the reset device."""
     with opened(t, t.device("igb")) as device, device.bar() as bar:
         offset = device.region(BAR0).offset
         command = device.read_config(PCI_COMMAND, 2)
@@ -75,14 +76,15 @@ def reset_switches_no_memory_on(t: Test) -> None:
         sigbus(t, lambda: bar.read32(8), "a load after the reset")
         device.write_config(PCI_COMMAND, 2, command)
         with device.bar() as fresh:
-            t.equal(fresh.read32(8), bar.read32(8), "the status register by the new and the old mapping")
+            t.equal(fresh.read32(8), bar.read32(8), "the status register through the new and the old mapping")
             t.equal(fresh.read32(8) & 0xF, status & 0xF, "duplex, link and function id after the reset")
         t.equal(len(os.pread(device.fd, 4, offset)), 4, "bytes read from the BAR")
 
 
 @case(needs=EDU, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_pci_hot_reset()")
 def hot_reset_checks_its_arguments(t: Test) -> None:
-    """HOT_RESET and its information refuse a short argsz and any flag before they look at the topology."""
+    """HOT_RESET and GET_PCI_HOT_RESET_INFO refuse a short argsz and any flag before they look at the
+    topology."""
     with opened(t, t.device("edu")) as device, Brink() as edge:
         count = 0 if "noiommu-cdev" in t.features else 1
         for data in (
@@ -104,8 +106,9 @@ def hot_reset_checks_its_arguments(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_get_pci_hot_reset_info() (ENOSPC)",
 )
 def hot_reset_info_counts_what_it_cannot_tell(t: Test) -> None:
-    """Without room for the devices that a hot reset hits, their number is told with ENOSPC and nothing is
-    written behind the header; with just enough room, all of them are."""
+    """If the buffer is too small for the devices that a hot reset affects, GET_PCI_HOT_RESET_INFO returns
+    their number with ENOSPC and writes nothing after the header; with just enough room it returns all of
+    them."""
     with opened(t, t.device("edu")) as device, Brink() as edge:
         request = vfio.DEVICE_GET_PCI_HOT_RESET_INFO
         for size in (12, 13, 19):
@@ -113,19 +116,19 @@ def hot_reset_info_counts_what_it_cannot_tell(t: Test) -> None:
             t.errno(errno.ENOSPC, libc.ioctl, device.fd, request, where)
             told = edge.tail(size)
             t.equal(struct.unpack_from("<II", told, 4), (0, 1), f"flags and count with {size} bytes")
-            t.equal(told[12:], b"\xa5" * (size - 12), "what lies behind the header")
+            t.equal(told[12:], b"\xa5" * (size - 12), "the bytes after the header")
         libc.ioctl(device.fd, request, edge.put(struct.pack("<III", 20, 0, 0) + bytes(8)))
         told = edge.tail(20)
-        t.equal(struct.unpack_from("<I", told, 8)[0], 1, "the devices told")
+        t.equal(struct.unpack_from("<I", told, 8)[0], 1, "the number of devices returned")
         _owner, segment, bus, devfn = struct.unpack_from("<IHBB", told, 12)
         name = f"{segment:04x}:{bus:02x}:{devfn >> 3:02x}.{devfn & 7}"
-        t.equal(name, t.device("edu"), "the device told")
+        t.equal(name, t.device("edu"), "the device returned")
 
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset()", timeout=45)
 def reset_clears_the_device_not_its_user(t: Test) -> None:
-    """RESET brings the device's registers back to their defaults and leaves its user's bus mastering,
-    memory decoding, mappings and interrupts in place."""
+    """RESET returns the device's registers to their defaults and keeps its user's bus mastering, memory
+    decoding, mappings and interrupts."""
     with opened(t, t.device("igb")) as device, device.bar() as bar:
         t.check(device.info().flags & vfio.DEVICE_FLAGS_RESET, "igb does not claim that it can be reset")
         card, event = igb.Igb(bar), Event()
@@ -136,7 +139,9 @@ def reset_clears_the_device_not_its_user(t: Test) -> None:
         bar.write32(igb.RDLEN, 4096)
         t.equal(bar.read32(igb.RDLEN), 4096, "a register before the reset")
         device.reset()
-        t.equal(bar.read32(igb.RDLEN), default, "the register after the reset, by the mapping made before")
+        t.equal(
+            bar.read32(igb.RDLEN), default, "the register after the reset, through the mapping made before"
+        )
         t.equal(device.read_config(PCI_COMMAND, 2), command, "the command register after the reset")
         card.enable_vectors(1)
         card.raise_causes(1)
@@ -145,8 +150,8 @@ def reset_clears_the_device_not_its_user(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_config.c vfio_exp_config_write()", timeout=45)
 def function_level_reset_by_config_space(t: Test) -> None:
-    """Writing the function level reset bit of the PCI Express capability resets the device, and the bit
-    reads as zero."""
+    """Writing the function level reset bit of the PCI Express capability resets the device, and the bit reads
+    as zero."""
     with opened(t, t.device("igb")) as device, device.bar() as bar:
         cap = pci.capability(t.device("igb"), pci.CAP_EXPRESS)
         default = bar.read32(igb.RDLEN)
@@ -161,7 +166,7 @@ def function_level_reset_by_config_space(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable(), vfio_pci_core_disable()")
 def next_user_finds_a_reset_device(t: Test) -> None:
-    """Nothing that one user leaves in a device that can be reset is there for the next one."""
+    """If a device can be reset, nothing that one user leaves in it remains for the next."""
     bdf = t.device("igb")
     with pci.bound(bdf):
         with reopened(t, bdf) as device, device.bar() as bar:
@@ -174,8 +179,8 @@ def next_user_finds_a_reset_device(t: Test) -> None:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable() (reset_works)")
 def closing_resets_the_device(t: Test) -> None:
-    """What a user leaves in a device that can be reset is gone as soon as he closes it, also for who looks
-    past VFIO, and although the device is kept awake."""
+    """If a device can be reset, closing it clears what its user left in it at once, visible without VFIO too,
+    even if the device is kept active."""
     bdf = t.device("igb")
     with pci.bound(bdf):
         pci.write(pci.path_of(bdf) / "power" / "control", "on")
@@ -191,8 +196,8 @@ def closing_resets_the_device(t: Test) -> None:
 
 
 def _hot_reset_info(device: vfio.Device, room: int) -> tuple[int, list[tuple[int, str]]]:
-    """Flags, and (id, BDF) of each device that a hot reset would hit; OSError with ENOSPC when *room* is
-    small."""
+    """Return flags, and (ID, BDF) of each device that a hot reset affects; raise OSError with ENOSPC if
+    *room* is too small."""
     argument = bytearray(struct.pack("<III", HOT_RESET_HEADER + 8 * room, 0, 0) + bytes(8 * room))
     device.call(vfio.DEVICE_GET_PCI_HOT_RESET_INFO, argument)
     _size, flags, count = struct.unpack_from("<III", argument)
@@ -204,17 +209,15 @@ def _hot_reset_info(device: vfio.Device, room: int) -> tuple[int, list[tuple[int
 
 
 def _port_that_comes_back(t: Test) -> str:
-    """Return the card's BDF; skip the case when QEMU's port would report no link after a reset of its bus.
+    """Return the card's BDF; skip the case if QEMU's port would report no link after a reset of its bus.
 
     Above 5 GT/s Linux waits for the data link layer to report active (pci_bridge_wait_for_secondary_bus()),
-    and QEMU's pcie-root-port, 16 GT/s unless told x-speed=5, never does after such a reset.
+    and QEMU's pcie-root-port, which runs at 16 GT/s unless x-speed=5 is set, never does after such a reset.
     """
     bdf = t.device("igb")
     speed = pci.read(pci.path_of(bdf).resolve().parent / "max_link_speed")
     if float(speed.split()[0]) > 5:
-        t.skip(
-            f"the port above {bdf} runs at {speed}; QEMU brings it back after a bus reset only with x-speed=5"
-        )
+        t.skip(f"the port above {bdf} runs at {speed}; in QEMU it survives a bus reset only with x-speed=5")
     return bdf
 
 
@@ -230,14 +233,14 @@ def _hot_reset(device: vfio.Device, *groups: vfio.Group) -> None:
     timeout=60,
 )
 def hot_reset_by_iommufd(t: Test) -> None:
-    """The user of the only device behind a port owns what a hot reset would hit, by its iommufd id, and may
-    do it without naming groups: the device's registers are back at their defaults."""
+    """The user of the only device behind a port owns, by its iommufd ID, all devices that a hot reset
+    affects, and may hot reset without naming groups: the device's registers return to their defaults."""
     bdf = _port_that_comes_back(t)
     with through_cdev(bdf) as user, user.device.bar() as bar:
         t.errno(errno.ENOSPC, _hot_reset_info, user.device, 0)
         flags, hit = _hot_reset_info(user.device, 8)
         t.equal(flags, HOT_RESET_DEV_ID | HOT_RESET_OWNED, "flags of the hot reset information")
-        t.equal(hit, [(user.devid, bdf)], "devices that a hot reset hits")
+        t.equal(hit, [(user.devid, bdf)], "devices that a hot reset affects")
         default = bar.read32(igb.RDLEN)
         bar.write32(igb.RDLEN, 4096)
         request = bytearray(struct.pack("<IIIi", HOT_RESET_HEADER + 4, 0, 1, user.iommufd.fd))
@@ -253,12 +256,13 @@ def hot_reset_by_iommufd(t: Test) -> None:
     timeout=60,
 )
 def hot_reset_by_group(t: Test) -> None:
-    """A user who came by the group proves with the group's file that he owns what a hot reset hits, and
-    only with that."""
+    """A user that opened the device through its group can hot reset it only by passing the group's file."""
     bdf = _port_that_comes_back(t)
     with through_group(bdf) as user, user.device.bar() as bar:
         flags, hit = _hot_reset_info(user.device, 8)
-        t.equal((flags, hit), (0, [(pci.iommu_group(bdf), bdf)]), "flags and devices that a hot reset hits")
+        t.equal(
+            (flags, hit), (0, [(pci.iommu_group(bdf), bdf)]), "flags and devices that a hot reset affects"
+        )
         default = bar.read32(igb.RDLEN)
         bar.write32(igb.RDLEN, 4096)
         t.errno(errno.EINVAL, _hot_reset, user.device)
@@ -276,17 +280,21 @@ def hot_reset_by_group(t: Test) -> None:
     timeout=60,
 )
 def hot_reset_goes_by_the_door_of_the_moment(t: Test) -> None:
-    """What a hot reset would hit is told by iommufd ids to who came by the device node and by groups to who
-    came by the group, whichever door the user before him took."""
+    """GET_PCI_HOT_RESET_INFO returns iommufd IDs to a user that opened the device through its cdev and group
+    IDs to one that opened it through its group, whichever the user before it used."""
     bdf = _port_that_comes_back(t)
     with pci.bound(bdf):
         for turn in ("first", "second"):
             with reopened_by_cdev(bdf) as device:
                 flags, _hit = _hot_reset_info(device, 8)
-                t.equal(flags, HOT_RESET_DEV_ID | HOT_RESET_OWNED, f"flags for the {turn} user of the node")
+                t.equal(flags, HOT_RESET_DEV_ID | HOT_RESET_OWNED, f"flags for the {turn} user of the cdev")
             with reopened_by_group(bdf) as device:
                 told = _hot_reset_info(device, 8)
-                t.equal(told, (0, [(pci.iommu_group(bdf), bdf)]), f"what the {turn} user of the group hears")
+                t.equal(
+                    told,
+                    (0, [(pci.iommu_group(bdf), bdf)]),
+                    f"flags and devices for the {turn} user of the group",
+                )
 
 
 @case(
@@ -295,8 +303,9 @@ def hot_reset_goes_by_the_door_of_the_moment(t: Test) -> None:
     timeout=60,
 )
 def hot_reset_wants_the_neighbour_as_well(t: Test) -> None:
-    """The user of one of two devices behind a port may reset their bus when both are bound to his iommufd,
-    and neither while the other has no driver, nor no user, nor another one; the information tells which."""
+    """The user of one of two devices behind a port may reset their bus if both are bound to that user's
+    iommufd, and not while the other has no driver, no user, or another user; GET_PCI_HOT_RESET_INFO reports
+    which."""
     bdf, other = _port_that_comes_back(t), t.device("edu")
     with through_cdev(bdf) as user, user.device.bar() as bar:
         default = bar.read32(igb.RDLEN)
@@ -304,8 +313,12 @@ def hot_reset_wants_the_neighbour_as_well(t: Test) -> None:
 
         def refused(neighbour: str) -> None:
             flags, hit = _hot_reset_info(user.device, 8)
-            t.equal(flags, HOT_RESET_DEV_ID, f"flags of the information {neighbour}")
-            t.equal(sorted(hit), [(user.devid, bdf), (NOT_OWNED, other)], f"what it would hit {neighbour}")
+            t.equal(flags, HOT_RESET_DEV_ID, f"flags of the hot reset information {neighbour}")
+            t.equal(
+                sorted(hit),
+                [(user.devid, bdf), (NOT_OWNED, other)],
+                f"devices that a hot reset affects {neighbour}",
+            )
             t.errno(errno.EINVAL, _hot_reset, user.device)
             t.equal(bar.read32(igb.RDLEN), 4096, f"the register after a hot reset refused {neighbour}")
 
@@ -313,12 +326,14 @@ def hot_reset_wants_the_neighbour_as_well(t: Test) -> None:
         with pci.bound(other):
             refused("beside an idle device")
             with reopened_by_cdev(other):
-                refused("beside another's device")
+                refused("beside a device of another user")
             with vfio.open_cdev(other) as second:
                 devid = second.bind_iommufd(user.iommufd.fd)
                 flags, hit = _hot_reset_info(user.device, 8)
-                t.equal(flags, HOT_RESET_DEV_ID | HOT_RESET_OWNED, "flags when both are one user's")
-                t.equal(sorted(hit), sorted([(user.devid, bdf), (devid, other)]), "both devices of one user")
+                t.equal(flags, HOT_RESET_DEV_ID | HOT_RESET_OWNED, "flags when one user has both devices")
+                t.equal(
+                    sorted(hit), sorted([(user.devid, bdf), (devid, other)]), "devices when one user has both"
+                )
                 _hot_reset(user.device)
                 t.equal(bar.read32(igb.RDLEN), default, "the register after the hot reset")
 
@@ -329,8 +344,9 @@ def hot_reset_wants_the_neighbour_as_well(t: Test) -> None:
     timeout=60,
 )
 def hot_reset_wants_every_group(t: Test) -> None:
-    """Who came by the group resets a bus with two devices with the files of both groups, in any order, and
-    not with one; nothing is told of the bus (EPERM) while one of its devices has no group."""
+    """A user that opened a device through its group may reset a bus with two devices only by passing the
+    files of both groups, in any order; GET_PCI_HOT_RESET_INFO is EPERM while one of the devices has no
+    group."""
     bdf, other = _port_that_comes_back(t), t.device("edu")
     with through_group(bdf) as user, user.device.bar() as bar:
         default = bar.read32(igb.RDLEN)
@@ -340,7 +356,7 @@ def hot_reset_wants_every_group(t: Test) -> None:
         with pci.bound(other), vfio.open_group(other) as second:
             flags, hit = _hot_reset_info(user.device, 8)
             want = [(pci.iommu_group(other), other), (pci.iommu_group(bdf), bdf)]
-            t.equal((flags, sorted(hit)), (0, sorted(want)), "flags and devices that a hot reset hits")
+            t.equal((flags, sorted(hit)), (0, sorted(want)), "flags and devices that a hot reset affects")
             t.errno(errno.EINVAL, _hot_reset, user.device, user.group)
             t.errno(errno.EINVAL, _hot_reset, user.device, second)
             t.equal(bar.read32(igb.RDLEN), 4096, "the register after refused hot resets")
@@ -360,16 +376,21 @@ def _no_reset(bdf: str) -> Iterator[None]:
 
 @case(needs=IGB, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable() (reset_works)")
 def reset_is_offered_where_it_works(t: Test) -> None:
-    """Whether a device can be reset is found out when it is opened: the flag and the ioctl (EINVAL) agree."""
+    """Whether a device can be reset is determined when it is opened: the RESET flag and the ioctl (EINVAL)
+    agree."""
     bdf = t.device("igb")
     with pci.bound(bdf):
         with _no_reset(bdf), reopened(t, bdf) as device:
             t.check(
-                not device.info().flags & vfio.DEVICE_FLAGS_RESET, "a reset that nobody can do is offered"
+                not device.info().flags & vfio.DEVICE_FLAGS_RESET,
+                "the flag says that the device can be reset, but it cannot",
             )
             t.errno(errno.EINVAL, device.reset)
         with reopened(t, bdf) as device:
-            t.check(device.info().flags & vfio.DEVICE_FLAGS_RESET, "no reset is offered where there is one")
+            t.check(
+                device.info().flags & vfio.DEVICE_FLAGS_RESET,
+                "the flag says that the device cannot be reset, but it can",
+            )
             device.reset()
 
 
@@ -379,8 +400,8 @@ def reset_is_offered_where_it_works(t: Test) -> None:
     timeout=60,
 )
 def bus_is_reset_where_the_device_cannot_be(t: Test) -> None:
-    """A device that cannot be reset itself is reset with its bus when its user closes it, whether or not it
-    sleeps in between, and sleeps again afterwards."""
+    """If a device itself cannot be reset, its bus is reset when its user closes the device, whether or not it
+    suspends in between, and the device suspends again afterwards."""
     bdf = _port_that_comes_back(t)
     power = pci.path_of(bdf) / "power"
     with pci.bound(bdf), _no_reset(bdf):
@@ -404,7 +425,7 @@ def bus_is_reset_where_the_device_cannot_be(t: Test) -> None:
 )
 def bus_is_not_reset_under_a_neighbour(t: Test) -> None:
     """While one of two devices behind a port is in use, closing the other does not reset their bus, although
-    that one cannot be reset otherwise; closing the last of them does."""
+    the other cannot be reset in any other way; closing the last one does."""
     bdf, other = _port_that_comes_back(t), t.device("edu")
     with pci.bound(bdf), pci.bound(other), _no_reset(bdf):
         pci.write(pci.path_of(bdf) / "power" / "control", "on")
@@ -414,11 +435,13 @@ def bus_is_not_reset_under_a_neighbour(t: Test) -> None:
                 default = bar.read32(igb.RDLEN)
                 bar.write32(igb.RDLEN, 4096)
             with reopened(t, bdf) as device, device.bar() as bar:
-                t.equal(bar.read32(igb.RDLEN), 4096, "the register of a device closed beside one in use")
+                t.equal(
+                    bar.read32(igb.RDLEN), 4096, "the register of a device closed while the other was in use"
+                )
                 neighbour.close()
-                t.equal(bar.read32(igb.RDLEN), 4096, "the register of a device whose neighbour was closed")
+                t.equal(bar.read32(igb.RDLEN), 4096, "the register of a device after the other was closed")
         with reopened(t, bdf) as device, device.bar() as bar:
-            t.equal(bar.read32(igb.RDLEN), default, "the register once both were closed")
+            t.equal(bar.read32(igb.RDLEN), default, "the register after both were closed")
 
 
 @case(
@@ -426,8 +449,8 @@ def bus_is_not_reset_under_a_neighbour(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset(); pci.c pci_try_reset_function()",
 )
 def reset_does_not_wait_for_an_unbind(t: Test) -> None:
-    """While an unbind waits for the device's user, that user's RESET is refused with EAGAIN at once, and
-    closing the device ends the unbind all the same."""
+    """While an unbind waits for the device's user, that user's RESET is EAGAIN at once, and closing the
+    device still ends the unbind."""
     bdf = t.device("igb")
     with opened(t, bdf) as device:
         event = Event()
@@ -438,18 +461,18 @@ def reset_does_not_wait_for_an_unbind(t: Test) -> None:
         t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the device does not answer")
         device.close()
         writer.wait(GOES)
-    t.equal(pci.driver(bdf), None, "the driver afterwards")
+    t.equal(pci.driver(bdf), None, "the driver after the unbind")
 
 
 @case(needs=(*IGB, "noiommu-cdev"), cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_enable() (-EAGAIN)")
 def nobody_begins_to_use_a_device_that_leaves(t: Test) -> None:
-    """A file opened before an unbind cannot bind a device that has to be reset for it (EAGAIN) while the
-    unbind waits, and the attempt holds nothing."""
+    """While an unbind waits, a file opened before it cannot bind a device that needs a reset at open
+    (EAGAIN), and the attempt does not block the unbind."""
     bdf = t.device("igb")
     with pci.bound(bdf), vfio.open_cdev(bdf) as device, Iommufd() as iommufd:
         writer = pci.start_unbind(bdf)
-        node = pci.vfio_nodes(bdf).cdev
-        t.wait_until(lambda: pci.vfio_dev_name(bdf) is None, f"the end of {node}", GOES)
+        node = pci.cdev_node(bdf)
+        t.wait_until(lambda: pci.vfio_dev_name(bdf) is None, f"the removal of {node}", GOES)
         t.errno(errno.EAGAIN, device.bind_iommufd, iommufd.fd)
         t.check(not writer.done, "the unbind did not wait for the open file")
         device.close()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Virtual functions that vfio-pci itself creates, without an IOMMU: their capture, their token, their end."""
+"""Virtual functions that vfio-pci creates, without an IOMMU: their driver, their VF token, and their
+removal."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def _allowed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _functions(pf: str, count: int) -> Iterator[list[str]]:
-    """Have *pf* bound to vfio-pci with *count* virtual functions, whose BDFs are yielded."""
+    """Bind *pf* to vfio-pci with *count* virtual functions, and yield their BDFs."""
     with _allowed(), pci.bound(pf):
         pci.set_virtual_functions(pf, count)
         yield _found(pf, count)
@@ -72,19 +73,19 @@ def _try_group(bdf: str, token: str) -> None:
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci.c vfio_pci_sriov_configure()")
 def functions_need_permission(t: Test) -> None:
-    """vfio-pci creates virtual functions only while its parameter enable_sriov is on (ENOENT otherwise), and
-    takes away no more than it creates while it is off."""
+    """vfio-pci creates and removes virtual functions through sriov_numvfs only while its parameter
+    enable_sriov is on (ENOENT otherwise)."""
     pf = t.device("igb")
     with pci.bound(pf):
-        t.equal(pci.read(ALLOWED), "N", "enable_sriov at first")
+        t.equal(pci.read(ALLOWED), "N", "enable_sriov at the start")
         t.errno(errno.ENOENT, pci.set_virtual_functions, pf, 1)
-        t.equal((_number(pf), pci.find("igb-vf")), ("0", []), "functions after the refusal")
+        t.equal((_number(pf), pci.find("igb-vf")), ("0", []), "VFs after the refused call")
         with _allowed():
             pci.set_virtual_functions(pf, 1)
         t.errno(errno.ENOENT, pci.set_virtual_functions, pf, 0)
-        t.equal((_number(pf), len(pci.find("igb-vf"))), ("1", 1), "functions after permission has gone")
+        t.equal((_number(pf), len(pci.find("igb-vf"))), ("1", 1), "VFs after enable_sriov was turned off")
         pci.unbind(pf)
-        t.equal((_number(pf), pci.find("igb-vf")), ("0", []), "functions after their PF was unbound")
+        t.equal((_number(pf), pci.find("igb-vf")), ("0", []), "VFs after their PF was unbound")
 
 
 @case(
@@ -92,41 +93,45 @@ def functions_need_permission(t: Test) -> None:
     cites="drivers/pci/iov.c sriov_numvfs_store(); vfio/pci/vfio_pci_core.c vfio_pci_core_sriov_configure()",
 )
 def number_of_functions_is_bounded(t: Test) -> None:
-    """More functions than the card has are ERANGE, another number than there are is EBUSY; both change
-    nothing, the same number again is no error, and none and all can be had in turn."""
+    """Asking for more VFs than the card has is ERANGE, and for a number other than the current one EBUSY;
+    both change nothing, the current number is accepted, and zero and the maximum can be set in turn."""
     pf = t.device("igb")
     total = int(pci.read(pci.path_of(pf) / "sriov_totalvfs"))
     with _functions(pf, 1) as functions:
         t.errno(errno.ERANGE, pci.set_virtual_functions, pf, total + 1)
         t.errno(errno.EBUSY, pci.set_virtual_functions, pf, 2)
         pci.set_virtual_functions(pf, 1)
-        t.equal(pci.find("igb-vf"), functions, "functions after the refusals")
+        t.equal(pci.find("igb-vf"), functions, "VFs after the refused calls")
         pci.set_virtual_functions(pf, 0)
-        t.equal(pci.find("igb-vf"), [], "functions after all were taken away")
+        t.equal(pci.find("igb-vf"), [], "VFs after setting zero")
         pci.set_virtual_functions(pf, total)
-        t.equal(len(pci.find("igb-vf")), total, "functions when all are wanted")
+        t.equal(len(pci.find("igb-vf")), total, "VFs after setting the maximum")
         t.equal({pci.driver(vf) for vf in _found(pf, total)}, {pci.VFIO_PCI}, "their drivers")
 
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_bus_notifier(), vfio_pci_vf_init()")
 def functions_are_captured(t: Test) -> None:
-    """A function that vfio-pci creates is overridden to vfio-pci and bound by it at once, under a no-IOMMU
-    name and a group of its own, which go when it is taken away."""
+    """A VF that vfio-pci creates is overridden to vfio-pci and bound by it at once, with a no-IOMMU name and
+    its own group, which are removed with the VF."""
     pf = t.device("igb")
     with _functions(pf, 2) as functions:
         nodes = [pci.vfio_nodes(bdf) for bdf in (pf, *functions)]
         for bdf in functions:
-            t.equal((pci.override(bdf), pci.driver(bdf)), (pci.VFIO_PCI, pci.VFIO_PCI), f"capture of {bdf}")
+            t.equal(
+                (pci.override(bdf), pci.driver(bdf)),
+                (pci.VFIO_PCI, pci.VFIO_PCI),
+                f"override and driver of {bdf}",
+            )
             want = f"Captured SR-IOV VF {bdf} driver_override"
             t.check(any(want in line for line in t.dmesg()), f"no line {want!r}")
         made = [node for both in nodes for node in both.made]
-        t.equal(len(set(made)), len(made), "different nodes of a PF and its functions")
+        t.equal(len(set(made)), len(made), "number of different nodes of a PF and its VFs")
         t.check(made, "there are no nodes")
         t.check(all(node.name.startswith("noiommu-") for node in made), f"names of the nodes: {made}")
         t.check(all(node.exists() for node in made), f"not all of {made} exist")
         pci.set_virtual_functions(pf, 0)
         own = nodes[0].made
-        t.equal([node for node in made if node.exists()], own, "nodes left when the functions are gone")
+        t.equal([node for node in made if node.exists()], own, "nodes left after removing the VFs")
 
 
 @case(
@@ -135,7 +140,7 @@ def functions_are_captured(t: Test) -> None:
     "vfio_pci_core_register_device()",
 )
 def functions_obey_the_mode(t: Test) -> None:
-    """Functions created with no-IOMMU mode off are captured but get no driver, until the mode is on."""
+    """VFs created with no-IOMMU mode off are overridden to vfio-pci but not bound until the mode is on."""
     pf = t.device("igb")
     with _allowed(), pci.bound(pf):
         pci.set_parameter(False)
@@ -153,8 +158,8 @@ def functions_obey_the_mode(t: Test) -> None:
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_match_token_uuid()")
 def function_opens_with_the_token_alone(t: Test) -> None:
-    """A function is opened only with the token that its PF's user has set (EACCES without one, or with
-    another), which nobody knows before, and which outlives that user."""
+    """A VF opens only with the token that its PF's user has set (EACCES with none or another); before it is
+    set no token opens the VF, and it stays valid after that user closes the PF."""
     pf, token, other = t.device("igb"), _token(t), _token(t)
     with _functions(pf, 1) as (vf,):
         t.errno(errno.EACCES, _try, t, vf)
@@ -165,7 +170,7 @@ def function_opens_with_the_token_alone(t: Test) -> None:
             t.errno(errno.EACCES, _try, t, vf, other)
             t.errno(errno.EACCES, _try, t, vf, uuid.UUID(int=token.int ^ 1))
             with reopened(t, vf, token) as device:
-                t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "device and vendor of the function")
+                t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "vendor and device ID of the VF")
         with reopened(t, vf, token):
             pass
         t.errno(errno.EACCES, _try, t, vf, other)
@@ -173,8 +178,8 @@ def function_opens_with_the_token_alone(t: Test) -> None:
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_match_token_uuid() (users)")
 def pf_opens_beside_its_functions_with_the_token(t: Test) -> None:
-    """While a function is in use its PF is opened only with the token (EACCES otherwise), and such an
-    attempt does not change it; once no function is in use, anybody opens the PF and sets another."""
+    """While a VF is in use, its PF opens only with the token (EACCES otherwise), and a refused attempt does
+    not change the token; while no VF is in use, the PF opens without the token and a new token can be set."""
     pf, token, other = t.device("igb"), _token(t), _token(t)
     with _functions(pf, 2) as (vf, second):
         with reopened(t, pf, token):
@@ -198,8 +203,8 @@ def pf_opens_beside_its_functions_with_the_token(t: Test) -> None:
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_feature_token()")
 def token_is_a_feature_of_the_pf(t: Test) -> None:
-    """The user of a PF replaces the token by a feature that can be set and not read, in use or not; a
-    function does not have that feature (ENOTTY)."""
+    """The user of a PF replaces the token with a feature that can be set but not read, whether or not a VF is
+    in use; a VF does not have that feature (ENOTTY)."""
     pf, token, other = t.device("igb"), _token(t), _token(t)
     with _functions(pf, 1) as (vf,), reopened(t, pf, token) as device:
         device.feature(vfio.FEATURE_PROBE | vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN)
@@ -209,9 +214,7 @@ def token_is_a_feature_of_the_pf(t: Test) -> None:
             device.feature(vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN, other.bytes)
             attempt = vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN
             t.errno(errno.ENOTTY, function.feature, attempt, token.bytes)
-            t.equal(
-                function.read_config(0, 4), igb.FUNCTION_IDS, "the function of one who came by the old token"
-            )
+            t.equal(function.read_config(0, 4), igb.FUNCTION_IDS, "the VF opened with the old token")
         t.errno(errno.EACCES, _try, t, vf, token)
         with reopened(t, vf, other):
             pass
@@ -222,8 +225,9 @@ def token_is_a_feature_of_the_pf(t: Test) -> None:
     cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_match()",
 )
 def token_in_a_device_name_is_parsed(t: Test) -> None:
-    """The name given to a group may carry one whole UUID as vf_token= after spaces; a short one, a bad one,
-    two, or another option is EINVAL, and a name that goes on without a space is ENODEV."""
+    """The device name given to a group may have one complete UUID as vf_token= after spaces; a short or
+    invalid UUID, two of them, or another option is EINVAL, and text after the name without a space is
+    ENODEV."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 1) as (vf,):
         with reopened_by_group(pf, token):
@@ -247,7 +251,7 @@ def token_in_a_device_name_is_parsed(t: Test) -> None:
     cites="drivers/vfio/device_cdev.c vfio_df_check_token(); pci/vfio_pci_core.c vfio_pci_core_match()",
 )
 def both_doors_ask_for_one_token(t: Test) -> None:
-    """The token set by either door is the one that the other asks for, byte for byte."""
+    """A token set through the cdev is required through the group and the other way round, byte for byte."""
     pf = t.device("igb")
     with _functions(pf, 1) as (vf,):
         for first, second in ((reopened_by_cdev, reopened_by_group), (reopened_by_group, reopened_by_cdev)):
@@ -255,19 +259,19 @@ def both_doors_ask_for_one_token(t: Test) -> None:
             with first(pf, token):
                 pass
             with second(vf, token) as device:
-                t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "the function by the other door")
+                t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "the VF opened the other way")
             swapped = uuid.UUID(bytes=token.bytes_le)
             t.errno(errno.EACCES, _try, t, vf, swapped)
 
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_config.c vfio_config_init() (is_virtfn); QEMU igbvf.c")
 def function_looks_like_a_device(t: Test) -> None:
-    """What a function lacks in configuration space VFIO makes up: its ids, memory decoding that is on; it
-    has no INTx and the vectors of its own table."""
+    """VFIO emulates what a VF lacks in configuration space, its IDs and enabled memory decoding; the VF has
+    no INTx and the number of vectors of its own MSI-X table."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 1) as (vf,), reopened(t, pf, token), reopened(t, vf, token) as device:
-        t.equal(pci.config_number(vf, 0, 4), 0xFFFFFFFF, "the ids without VFIO")
-        t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "the ids by VFIO")
+        t.equal(pci.config_number(vf, 0, 4), 0xFFFFFFFF, "vendor and device ID without VFIO")
+        t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "vendor and device ID through VFIO")
         t.equal(device.irq_info(vfio.INTX).count, 0, "INTx interrupts")
         t.equal(device.irq_info(vfio.MSIX).count, 3, "MSI-X vectors")
         t.errno(errno.EINVAL, device.set_eventfds, vfio.INTX, Event().fd)
@@ -280,17 +284,17 @@ def function_looks_like_a_device(t: Test) -> None:
     needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_ioctl_reset(); drivers/pci/pci.c pcie_flr()"
 )
 def function_can_be_reset(t: Test) -> None:
-    """A function can be reset on its own: it keeps its user's bus mastering, and its PF and the other
-    functions answer as before."""
+    """A VF can be reset on its own: it keeps its user's bus mastering, and its PF and the other VFs work as
+    before."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 2) as (vf, other), reopened(t, pf, token), reopened(t, vf, token) as device:
-        t.check(device.info().flags & vfio.DEVICE_FLAGS_RESET, "the function does not claim that it can be")
+        t.check(device.info().flags & vfio.DEVICE_FLAGS_RESET, "the VF does not claim that it can be reset")
         device.set_bus_master()
         device.reset()
         t.equal(
             pci.config_number(vf, vfio.PCI_COMMAND, 2) & vfio.PCI_COMMAND_MASTER,
             vfio.PCI_COMMAND_MASTER,
-            "bus master",
+            "bus mastering",
         )
         t.equal(
             [pci.config_number(bdf, CLASS, 2) for bdf in (pf, vf, other)], [0x0200] * 3, "classes on the bus"
@@ -299,91 +303,94 @@ def function_can_be_reset(t: Test) -> None:
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_disable(); drivers/pci/iov.c")
 def functions_outlive_the_user_of_their_pf(t: Test) -> None:
-    """When a PF's user closes, which resets it, its functions are on the bus as before and answer their
+    """When a PF's user closes it, which resets it, its VFs stay on the bus and keep working for their
     users."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 1) as (vf,):
         with reopened(t, pf, token) as master, reopened(t, vf, token) as device:
             master.close()
-            t.equal((_number(pf), pci.find("igb-vf")), ("1", [vf]), "functions after the close")
-            t.equal(pci.config_number(vf, CLASS, 2), 0x0200, "class of the function on the bus")
-            t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the function does not answer")
+            t.equal((_number(pf), pci.find("igb-vf")), ("1", [vf]), "VFs after the close")
+            t.equal(pci.config_number(vf, CLASS, 2), 0x0200, "class of the VF on the bus")
+            t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "the VF does not answer")
             device.reset()
         with reopened(t, vf, token) as device:
-            t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "the function for its next user")
+            t.equal(
+                device.read_config(0, 4), igb.FUNCTION_IDS, "vendor and device ID of the VF for its next user"
+            )
 
 
 @case(needs=SRIOV, cites="drivers/vfio/vfio_main.c vfio_unregister_group_dev(); drivers/pci/iov.c")
 def functions_in_use_are_waited_for(t: Test) -> None:
-    """Taking functions away asks the user of one through its REQ eventfd and waits for it; the PF's user is
-    not asked."""
+    """Removing VFs signals the REQ eventfd of a VF's user and waits for that user; the PF's user is not
+    signalled."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 1) as (vf,), reopened(t, pf, token) as master, reopened(t, vf, token) as device:
         asked, unasked = Event(), Event()
         device.set_eventfds(vfio.REQ, asked.fd)
         master.set_eventfds(vfio.REQ, unasked.fd)
         writer = pci.PendingWrite(pci.path_of(pf) / "sriov_numvfs", "0")
-        t.equal(asked.arrives(), 1, "requests to the function's user")
-        t.check(not writer.done and pci.exists(vf), "the function went while it was in use")
-        t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "the function during the wait")
+        t.equal(asked.arrives(), 1, "requests to the VF's user")
+        t.check(not writer.done and pci.exists(vf), "the VF was removed while in use")
+        t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "vendor and device ID of the VF during the wait")
         device.close()
         writer.wait(GOES)
-        t.check(not pci.exists(vf), "the function is still there")
+        t.check(not pci.exists(vf), "the VF still exists")
         t.equal(libc.eventfd_count(unasked.fd), 0, "requests to the PF's user")
 
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_unregister_device()")
 def unbinding_a_pf_takes_its_functions_first(t: Test) -> None:
-    """Unbinding a PF waits for the user of a function before it asks the PF's own, and ends with neither."""
+    """Unbinding a PF waits for the user of a VF first, then asks the PF's own user, and ends when both have
+    closed."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 1) as (vf,), reopened(t, pf, token) as master, reopened(t, vf, token) as device:
         first, second = Event(), Event()
         device.set_eventfds(vfio.REQ, first.fd)
         master.set_eventfds(vfio.REQ, second.fd)
         writer = pci.start_unbind(pf)
-        t.equal(first.arrives(), 1, "requests to the function's user")
-        t.equal(libc.eventfd_count(second.fd), 0, "requests to the PF's user while a function is in use")
+        t.equal(first.arrives(), 1, "requests to the VF's user")
+        t.equal(libc.eventfd_count(second.fd), 0, "requests to the PF's user while a VF is in use")
         device.close()
-        t.equal(second.arrives(), 1, "requests to the PF's user once the function is free")
-        t.check(not pci.exists(vf), "the function is still there")
+        t.equal(second.arrives(), 1, "requests to the PF's user after the VF was closed")
+        t.check(not pci.exists(vf), "the VF still exists")
         t.check(not writer.done, "the unbind did not wait for the PF's user")
         master.close()
         writer.wait(GOES)
-        t.equal((pci.driver(pf), _number(pf)), (None, "0"), "driver and functions afterwards")
+        t.equal((pci.driver(pf), _number(pf)), (None, "0"), "driver and number of VFs afterwards")
 
 
 def _power_state(bdf: str) -> int:
-    """The power state of *bdf*, past VFIO."""
+    """Return the power state of *bdf*, read without VFIO."""
     return pci.config_number(bdf, pci.capability(bdf, pci.CAP_POWER) + POWER_CONTROL, 1) & POWER_STATE
 
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_set_power_state() (sriov_active)")
 def pf_with_functions_stays_awake(t: Test) -> None:
-    """A PF that has functions cannot be put to sleep by its user, and creating functions wakes it up."""
+    """The user of a PF with VFs cannot put it in D3, and creating VFs wakes a PF in D3."""
     pf, token = t.device("igb"), _token(t)
     with _functions(pf, 1), reopened(t, pf, token) as device:
         control = pci.capability(pf, pci.CAP_POWER) + POWER_CONTROL
-        t.equal(_power_state(pf), 0, "power state at first")
+        t.equal(_power_state(pf), 0, "power state at the start")
         device.write_config(control, 2, 3)
-        t.equal(_power_state(pf), 0, "power state after D3 was asked for")
+        t.equal(_power_state(pf), 0, "power state after writing D3")
         with device.bar() as bar:
-            t.check(bar.read32(igb.STATUS) != 0xFFFFFFFF, "the registers are out of reach")
+            t.check(bar.read32(igb.STATUS) != 0xFFFFFFFF, "the registers read as ones")
         pci.set_virtual_functions(pf, 0)
         device.write_config(control, 2, 3)
-        t.equal(_power_state(pf), 3, "power state once there are no functions")
+        t.equal(_power_state(pf), 3, "power state after writing D3 without VFs")
         pci.set_virtual_functions(pf, 1)
-        t.equal(_power_state(pf), 0, "power state after functions were created")
+        t.equal(_power_state(pf), 0, "power state after VFs were created")
 
 
 @case(needs=SRIOV, cites="drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_sriov_configure() (pm_runtime)")
 def idle_pf_sleeps_only_without_functions(t: Test) -> None:
-    """A PF that nobody uses is suspended, except as long as it has functions."""
+    """An idle PF is suspended only while it has no VFs."""
     pf = t.device("igb")
     status = pci.path_of(pf) / "power" / "runtime_status"
     with _allowed(), pci.bound(pf):
         for _ in range(2):
             t.wait_until(lambda: pci.read(status) == "suspended", "the suspend of an idle PF", GOES)
             pci.set_virtual_functions(pf, 1)
-            t.equal(pci.read(status), "active", "its state with a function")
+            t.equal(pci.read(status), "active", "runtime status of the PF with a VF")
             pci.set_virtual_functions(pf, 0)
-        t.wait_until(lambda: pci.read(status) == "suspended", "the suspend without functions", GOES)
+        t.wait_until(lambda: pci.read(status) == "suspended", "the suspend of the PF without VFs", GOES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What needs no CAP_SYS_RAWIO, or nothing besides: users whom a node's mode lets in, or who got a file."""
+"""What works without CAP_SYS_RAWIO, and what works with CAP_SYS_RAWIO and no other privilege."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from guest.opened import Event, opened, through_cdev
     cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(): no-IOMMU devices only",
 )
 def real_iommu_cdev_needs_no_rawio(t: Test) -> None:
-    """Behind an IOMMU the cdev opens for an ordinary user whom the node's mode lets in."""
+    """Behind an IOMMU, an ordinary user permitted by the node's mode can open the cdev."""
     with pci.bound(t.device("edu", iommu=True), noiommu="noiommu" in t.features) as nodes:
         node = nodes.cdev
         assert node is not None
@@ -35,7 +35,7 @@ def real_iommu_cdev_needs_no_rawio(t: Test) -> None:
     cites="drivers/vfio/group.c vfio_group_fops_open(): VFIO_NO_IOMMU groups only",
 )
 def real_iommu_group_needs_no_rawio(t: Test) -> None:
-    """Behind an IOMMU the group opens for an ordinary user whom the node's mode lets in."""
+    """Behind an IOMMU, an ordinary user permitted by the node's mode can open the group."""
     with pci.bound(t.device("edu", iommu=True), noiommu="noiommu" in t.features) as nodes:
         node = nodes.group
         assert node is not None
@@ -53,8 +53,8 @@ def real_iommu_group_needs_no_rawio(t: Test) -> None:
     cites="drivers/vfio/container.c, group.c: VFIO_NO_IOMMU groups only; iommufd/vfio_compat.c",
 )
 def real_iommu_group_path_needs_no_privilege(t: Test) -> None:
-    """Behind an IOMMU an ordinary user whom the node lets in goes the whole way through group and type1
-    container, maps memory and uses the device."""
+    """Behind an IOMMU, an ordinary user permitted by the node's mode can set up group and type1 container,
+    map memory and use the device."""
     bdf = t.device("edu", iommu=True)
     with pci.bound(bdf, noiommu="noiommu" in t.features) as nodes:
         assert nodes.group is not None
@@ -68,7 +68,7 @@ def real_iommu_group_path_needs_no_privilege(t: Test) -> None:
                 with group.device(bdf) as device, memory.anonymous() as page:
                     page.touch()
                     container.map_dma(page.address, 0x4000_0000, page.length)
-                    t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor id")
+                    t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor ID")
                     t.equal(container.unmap_dma(0x4000_0000, page.length), page.length, "bytes unmapped")
 
         t.in_child(user)
@@ -79,8 +79,8 @@ def real_iommu_group_path_needs_no_privilege(t: Test) -> None:
     cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(); iommufd/ioas.c: CAP_SYS_RAWIO alone",
 )
 def rawio_alone_is_enough_for_the_cdev(t: Test) -> None:
-    """An ordinary user with CAP_SYS_RAWIO and nothing else is stopped by the node's mode, and past it opens,
-    binds, attaches, maps and learns addresses."""
+    """An ordinary user with only CAP_SYS_RAWIO is subject to the node's mode, and if it permits, can open,
+    bind, attach, map and call GET_PA."""
     with pci.bound(t.device("edu", iommu=False)) as nodes, Iommufd() as iommufd:
         node = nodes.cdev
         assert node is not None
@@ -110,8 +110,8 @@ def rawio_alone_is_enough_for_the_cdev(t: Test) -> None:
     cites="drivers/vfio/group.c, container.c; iommufd/vfio_compat.c: CAP_SYS_RAWIO alone",
 )
 def rawio_alone_is_enough_for_the_group(t: Test) -> None:
-    """An ordinary user with CAP_SYS_RAWIO and nothing else whom the node's mode lets in goes the whole way
-    through group and container to the device."""
+    """CAP_SYS_RAWIO and the node's mode are enough for an ordinary user to set up group and container and use
+    the device."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf) as nodes:
         assert nodes.group is not None
@@ -123,7 +123,7 @@ def rawio_alone_is_enough_for_the_group(t: Test) -> None:
                 group.set_container(container)
                 container.set_iommu(vfio.NOIOMMU_IOMMU)
                 with group.device(bdf) as device:
-                    t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor id")
+                    t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor ID")
 
         t.in_child(user)
 
@@ -133,15 +133,15 @@ def rawio_alone_is_enough_for_the_group(t: Test) -> None:
     cites="drivers/vfio/vfio_main.c vfio_device_fops_unl_ioctl() (access_granted)",
 )
 def device_in_hand_needs_no_rawio(t: Test) -> None:
-    """The capability guards the door: whoever was handed a device file that is in use reads, maps and sets
-    interrupts by it without."""
+    """CAP_SYS_RAWIO is checked at open only: a task without it that was passed the file of a device in use
+    can read, map and set up interrupts."""
     with opened(t, t.device("edu", iommu=False)) as device:
         event = Event()
 
         def holder() -> None:
             caps.become()
             t.equal(device.info().num_regions, 9, "regions")
-            t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor id")
+            t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor ID")
             device.set_bus_master()
             with device.bar(length=memory.PAGE) as bar:
                 t.equal(bar.read32(0), edu.IDENTIFIES, "edu's identification register")
@@ -149,9 +149,9 @@ def device_in_hand_needs_no_rawio(t: Test) -> None:
 
         t.in_child(holder)
         device.trigger(vfio.REQ)
-        t.equal(event.arrives(), 1, "events by the eventfd that the holder set")
+        t.equal(event.arrives(), 1, "events at the eventfd that the holder set")
         command = device.read_config(vfio.PCI_COMMAND, 2)
-        t.check(command & vfio.PCI_COMMAND_MASTER, "what the holder wrote is lost")
+        t.check(command & vfio.PCI_COMMAND_MASTER, "the bus mastering bit that the holder set is clear")
 
 
 @case(
@@ -159,8 +159,8 @@ def device_in_hand_needs_no_rawio(t: Test) -> None:
     cites="drivers/iommu/iommufd/ioas.c: iommufd_ioas_noiommu_get_pa() alone asks for a capability",
 )
 def mapping_needs_no_rawio(t: Test) -> None:
-    """Whoever was handed an iommufd and its device maps, copies, unmaps, detaches and attaches without the
-    capability; the address alone is withheld."""
+    """A task without CAP_SYS_RAWIO that was passed an iommufd and its device can map, copy, unmap, detach and
+    attach; only GET_PA is refused."""
     with through_cdev(t.device("edu", iommu=False)) as user:
         iommufd, ioas, device = user.iommufd, user.ioas, user.device
 
@@ -187,8 +187,8 @@ def mapping_needs_no_rawio(t: Test) -> None:
     cites="drivers/vfio/container.c vfio_noiommu_open(), vfio_container_attach_group(): caller, not opener",
 )
 def container_opened_without_rawio_serves_who_has_it(t: Test) -> None:
-    """It is the caller's capability that counts, not the opener's: a container that an ordinary user opened
-    takes group and type from a privileged one."""
+    """The caller's CAP_SYS_RAWIO counts, not the opener's: a container that an ordinary user opened accepts
+    group and IOMMU type from a privileged task."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), vfio.open_group(bdf) as group:
         os.seteuid(caps.NOBODY)
@@ -199,7 +199,7 @@ def container_opened_without_rawio_serves_who_has_it(t: Test) -> None:
             group.set_container(container)
             container.set_iommu(vfio.NOIOMMU_IOMMU)
             with group.device(bdf) as device:
-                t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor id")
+                t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), 0x1234, "vendor ID")
 
 
 @case(
@@ -207,8 +207,8 @@ def container_opened_without_rawio_serves_who_has_it(t: Test) -> None:
     cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(), group.c vfio_group_fops_open()",
 )
 def rawio_is_asked_of_the_bare_device_only(t: Test) -> None:
-    """In a mixed machine a task without CAP_SYS_RAWIO opens the nodes of the device behind the IOMMU and none
-    of the other's."""
+    """In a machine with both kinds, a task without CAP_SYS_RAWIO can open the nodes of the device behind the
+    IOMMU and none of the other device."""
     with pci.bound(t.device("edu", iommu=True)) as real, pci.bound(t.device("edu", iommu=False)) as bare:
 
         def without() -> None:
