@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Reports: pure functions from a Run to text, one module each, and `files`, which writes them.
 
-Nothing is imported here: a plan is shown with words of `view`, and must not load what makes pages.
+Nothing is imported here: showing a plan needs only `view`, and must not load the HTML templates.
 """

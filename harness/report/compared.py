@@ -1,37 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Two Runs side by side, and one case over many: as text and as plain values."""
+"""Two Runs compared, and the history of one case: as text and as plain values for JSON."""
 
 from __future__ import annotations
 
-import collections
 import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.text import Text
 
+from harness.base.words import count_of
 from harness.report import console, names, view
 from harness.report.json import comparison_to_plain
-from harness.results import FLAKY, Comparison, Outcome, Past, Run, State, codec
-from harness.words import count_of
+from harness.report.looks import SYMBOLS
+from harness.results import Comparison, Past, Run, RunState, codec
 
 _MOST = 100
-"""Changes of one kind that are told one by one."""
+"""How many changes of one kind are listed one by one."""
 
 _EVENTS = 5
-"""Runs of a case that are told one by one: the last in which it did not pass."""
-
-_SYMBOLS: Mapping[str, str] = {**{outcome.value: outcome.symbol for outcome in Outcome}, FLAKY: "~"}
+"""How many of the last Runs in which a case did not pass are listed one by one."""
 
 
 def render(before: Run, after: Run, comparison: Comparison, *, width: int = 100, color: bool = False) -> str:
-    """What changed from *before* to *after*, the conclusion last."""
+    """Render what changed from *before* to *after*, the conclusion last."""
     out = io.StringIO()
     terminal = console.make_console(out, width, color)
     for name, run in (("before", before), ("after", after)):
         tree = names.name(run.info.inputs.tree) if run.info.inputs.tree else "unknown tree"
-        state = "" if run.state is State.FINISHED else f" ({run.state.value}, not finished)"
+        state = "" if run.state is RunState.FINISHED else f" ({run.state.value}, not finished)"
         counts = view.told(view.count(run.cases)) or "nothing"
         terminal.print(Text(f"{name:6} {names.name(run.info.id)}{state}: {counts}"))
         terminal.print(Text(f"       {tree}", style="dim"), overflow="fold")
@@ -56,7 +54,7 @@ def conclusion(after: Run, comparison: Comparison) -> str:
 
 
 def to_plain(before: Run, after: Run, comparison: Comparison) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the same as plain values for JSON."""
     plain = comparison_to_plain(after, comparison) or {}
     return {
         **plain,
@@ -67,7 +65,7 @@ def to_plain(before: Run, after: Run, comparison: Comparison) -> dict[str, Any]:
 
 
 def by_series(past: Iterable[Past]) -> dict[str, list[Past]]:
-    """The *past* of one case, apart for every series of Jobs."""
+    """Group the *past* of one case by series of Jobs."""
     found: dict[str, list[Past]] = {}
     for one in past:
         found.setdefault(one.series, []).append(one)
@@ -75,30 +73,26 @@ def by_series(past: Iterable[Past]) -> dict[str, list[Past]]:
 
 
 def render_history(address: str, past: Sequence[Past], *, detailed: bool) -> str:
-    """What the case at *address* came to: a line per series, oldest run first; *detailed* with events."""
+    """Render the outcomes of a case: a line per series, oldest run first; *detailed* adds events."""
     lines = [names.name(address)]
     for series, found in by_series(past).items():
-        symbols = "".join(_SYMBOLS[one.case.label] for one in found)
+        symbols = "".join(SYMBOLS[one.case.label] for one in found)
         runs = count_of(len(found), "run")
-        lines.append(f"  {names.name(series)}: {symbols}  ({runs}: {_labels(found)})")
-        lines += [f"    {told}" for told in _durations(found)]
-        if detailed:
-            lines += [f"    {told}" for told in (*_fingerprints(found), *_events(found))]
+        lines.append(
+            f"  {names.name(series)}: {symbols}  ({runs}: {view.told(view.count(one.case for one in found))})"
+        )
+        more = (*_durations(found), *((*_fingerprints(found), *_events(found)) if detailed else ()))
+        lines += [f"    {line}" for line in more]
     return "\n".join(lines)
 
 
 def legend() -> str:
-    """What the symbols mean."""
-    meanings = [f"{outcome.symbol} {outcome.value}" for outcome in Outcome]
-    return "  ".join([*meanings, f"~ {FLAKY}"])
-
-
-def _labels(found: Sequence[Past]) -> str:
-    return view.told(collections.Counter(one.case.label for one in found))
+    """The symbols and their labels."""
+    return "  ".join(f"{symbol} {label}" for label, symbol in SYMBOLS.items())
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """The median of *values* and their median deviation from it."""
+    """The median of *values* and the median deviation from it."""
     median = statistics.median(values)
     return median, statistics.median(abs(one - median) for one in values)
 
@@ -107,7 +101,7 @@ def _seconds(found: Iterable[Past]) -> dict[str, list[float]]:
     """Durations of the runs that passed, by accelerator."""
     seconds: dict[str, list[float]] = {}
     for one in found:
-        if one.case.outcome in (Outcome.PASS, Outcome.XFAIL):
+        if one.case.outcome.is_expected:
             seconds.setdefault(one.accel, []).append(one.case.duration)
     return seconds
 
@@ -135,7 +129,7 @@ def _fingerprints(found: Iterable[Past]) -> list[str]:
 
 
 def _events(found: Sequence[Past]) -> list[str]:
-    events = [one for one in found if one.case.label not in (Outcome.PASS.value, Outcome.XFAIL.value)]
+    events = [one for one in found if not one.case.outcome.is_expected]
     return [
         f"{one.run} {names.name(one.kernel) if one.kernel else names.name(one.job)}: {one.case.label}: "
         f"{view.reason(one.case)}"
@@ -144,7 +138,7 @@ def _events(found: Sequence[Past]) -> list[str]:
 
 
 def history_to_plain(address: str, past: Sequence[Past]) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the same as plain values for JSON."""
     series = {}
     for name, found in by_series(past).items():
         seconds = {accel: spread(values) for accel, values in _seconds(found).items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A Run on a terminal: failures first, then what changed, then one row per Job, the verdict last."""
+"""A Run on a terminal: failures, then changes, then one row per Job, the verdict last."""
 
 from __future__ import annotations
 
@@ -14,30 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.base.words import duration
 from harness.report import names, view
-from harness.results import FLAKY, Background, Outcome, Result, Run, Verdict
-from harness.words import count_of, duration
+from harness.report.looks import LABELS, verdict_look
+from harness.report.splats import essence_of
+from harness.results import FLAKY, Address, Background, Result, Run, reach_verdict
 
-_STYLES = {
-    Outcome.PASS.value: "green",
-    Outcome.SKIP.value: "yellow",
-    Outcome.XFAIL.value: "yellow",
-    FLAKY: "bold yellow",
-    Outcome.NOT_RUN.value: "magenta",
-    Outcome.LOST.value: "magenta",
-    Outcome.XPASS.value: "red",
-    Outcome.ERROR.value: "red",
-    Outcome.FAIL.value: "red",
-    Outcome.TIMEOUT.value: "red",
-    Outcome.CRASH.value: "bold red",
-}
-_VERDICT_STYLES = {
-    Verdict.GOOD: "bold green",
-    Verdict.BAD: "bold red",
-    Verdict.UNTESTABLE: "bold yellow",
-    Verdict.OUR_FAULT: "bold magenta",
-}
-_SPLAT_LINES = 3
+_MEMORY_LINES = 8
+"""How much of what drgn found is shown for one case."""
+
 _TIME_WIDTH = len(" 59 min 59 s ")
 # A line under the head and nothing else.
 _HEAD = box.Box("    \n    \n \u2500\u2500 \n    \n    \n    \n    \n    \n")
@@ -51,41 +36,42 @@ def render(
     color: bool = False,
     most: int = 50,
 ) -> str:
-    """*run* as text of *width* columns, with at most *most* failures told in full.
+    """Render *run* as text of *width* columns, with at most *most* failures in full.
 
-    Paths and commands are never broken, so that they can be copied; all else keeps within the width.
+    Paths and commands are never broken, so that they can be copied; everything else is wrapped.
     """
     out = io.StringIO()
     console = make_console(out, width, color)
-    console.print(Text(view.acceleration(run), style="bold yellow" if _emulated(run) else ""))
-    bad = view.failures(run)
+    emulated = run.info.inputs.accel == "tcg"
+    console.print(Text(view.acceleration(run), style="bold yellow" if emulated else ""))
+    if trees := view.trees(run):
+        console.print(Text(f"tree: {trees}"), overflow="fold")
     news = view.newly(background.comparison)
-    for case in bad[:most]:
-        _print_case(console, run, case, new=(case.job, case.address) in news)
-    if len(bad) > most:
-        console.print(Text(f"\n... and {len(bad) - most} more, in the other reports"))
-    for group in view.chanceless(run)[:most]:
-        _print_case(console, run, group.cases[0], new=False)
-        if len(group.cases) > 1:
-            console.print(Text(f"  and {len(group.cases) - 1} more of this job for the same reason"))
+    _print_failures(console, run, news, most)
+    for group in view.not_carried_out(run)[:most]:
+        _print_case(console, run, group[0], new=False)
+        if len(group) > 1:
+            console.print(Text(f"  and {len(group) - 1} more of this job for the same reason"))
     for case in view.flaky_cases(run)[:most]:
         _print_case(console, run, case, new=(case.job, case.address) in news)
     _print_stopped_jobs(console, run)
     _print_changes(console, run, background, most)
     _print_jobs(console, run)
-    judged = view.judge(run, background)
+    reached = reach_verdict(run, background.comparison)
     console.print()
     if retries := view.retries(run):
         console.print(Text(retries), overflow="fold")
     if spent := view.processor_time(run):
-        console.print(Text(f"processor time: {spent}"))
+        console.print(Text(f"CPU time: {spent}"))
     if background.comparison is not None and background.comparison.loses and not run.accepted:
         accept = f"vfio-harness report {names.name(run.info.id)} --accept REASON"
-        console.print(Text(f"if what is gone or skipped is meant to be: {accept}"), overflow="fold")
-    console.print(Text(_totals(run)))
+        console.print(Text(f"to accept the lost coverage: {accept}"), overflow="fold")
+    console.print(Text(view.totals(run)))
     console.print(
         Text.assemble(
-            (judged.verdict.value.upper(), _VERDICT_STYLES[judged.verdict]), ": ", names.name(judged.why)
+            (reached.verdict.value.upper(), verdict_look(reached.verdict).style),
+            ": ",
+            names.name(reached.why),
         )
     )
     return out.getvalue()
@@ -98,20 +84,17 @@ def show(
     *,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Write *run* to *stream*, as wide as it is, in colour when it is a terminal and NO_COLOR is not set.
-
-    See no-color.org: any value but the empty one forbids colour.
-    """
+    """Write *run* to *stream*: in its width, in colour on a terminal without NO_COLOR (no-color.org)."""
     write(lambda width, color: render(run, background, width=width, color=color), stream, environ=environ)
 
 
 def write(
     text_for: Callable[[int, bool], str], stream: TextIO, *, environ: Mapping[str, str] = os.environ
 ) -> None:
-    """Write what *text_for* makes of a width, and whether there is colour, to *stream*."""
+    """Write what *text_for* returns for a width and whether to use colour to *stream*."""
     terminal = stream.isatty()
     given = environ.get("COLUMNS", "")
-    fallback = max(40, int(given)) if given.isdecimal() else 100
+    fallback = max(40, int(given)) if given.isdecimal() and int(given) else 100
     width = shutil.get_terminal_size((fallback, 40)).columns if terminal else fallback
     color = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
     text = text_for(width, bool(color))
@@ -121,8 +104,15 @@ def write(
     stream.write(text.encode(encoding, "replace").decode(encoding))
 
 
-def _emulated(run: Run) -> bool:
-    return run.info.inputs.accel == "tcg"
+def _print_failures(console: Console, run: Run, news: frozenset[tuple[str, Address]], most: int) -> None:
+    """Print one block per cause."""
+    groups = view.failure_groups(run, news)
+    for group in groups[:most]:
+        _print_case(console, run, group[0], new=(group[0].job, group[0].address) in news)
+        if more := view.same_cause(group):
+            console.print(Text(f"  {more}"), overflow="fold")
+    if left := sum(map(len, groups[most:])):
+        console.print(Text(f"\n... and {left} more, in the other reports"))
 
 
 def _print_case(console: Console, run: Run, case: Result, *, new: bool) -> None:
@@ -130,16 +120,23 @@ def _print_case(console: Console, run: Run, case: Result, *, new: bool) -> None:
     tries = f" (attempt {case.attempt})" if case.attempt > 1 else ""
     console.print(
         Text.assemble(
-            (case.label, _STYLES[case.label]),
+            (case.label, LABELS[case.label].style),
             f" {names.name(str(case.address))} [{names.name(case.job)}]{tries}",
             (" new", "bold") if new else "",
         )
     )
     said = f"{case.outcome.value}: {view.reason(case)}" if case.label == FLAKY else view.reason(case)
     console.print(Text(f"  {said}"), overflow="fold")
-    splat = [line.strip() for line in names.text(case.splat).splitlines() if line.strip()]
-    for line in splat[:_SPLAT_LINES]:
+    if declared := view.declaration(case):
+        console.print(Text(f"  promise: {declared.promise}"), overflow="fold")
+        console.print(Text(f"  cites: {declared.cites}"), overflow="fold")
+        console.print(Text(f"  probe: {declared.where}"), soft_wrap=True)
+    for line in essence_of(run, case):
         console.print(Text(f"  | {line}"), overflow="ellipsis", no_wrap=True)
+    if memory := view.memory_of(run, case):
+        console.print(Text(f"  memory: {memory.what}"), soft_wrap=True)
+        for line in memory.summary[:_MEMORY_LINES]:
+            console.print(Text(f"  | {line}"), overflow="ellipsis", no_wrap=True)
     path = view.log_path(run, case)
     if path:
         console.print(Text(f"  log: {path}"), soft_wrap=True)
@@ -162,6 +159,9 @@ def _print_changes(console: Console, run: Run, background: Background, most: int
         console.print()
         console.print(Text(f"{view.against(comparison)}: {numbers}"))
         print_headings(console, view.changes(run, comparison), most)
+    if alone := view.no_baseline(run, comparison):
+        console.print()
+        console.print(Text(alone), overflow="fold")
     for note in background.notes:
         console.print(Text(f"note: {names.name(note)}", style="yellow"))
 
@@ -169,11 +169,11 @@ def _print_changes(console: Console, run: Run, background: Background, most: int
 def print_headings(
     console: Console, headings: Iterable[view.Heading], most: int, *, all_of: bool = False
 ) -> None:
-    """The changes one by one; failures only if *all_of* them are wanted, for a Run's report tells them."""
+    """Print the changes one by one; failures only with *all_of*, because the report of a Run has them."""
     for heading in headings:
-        if not all_of and heading.title in ("new failures", "still failing", "other changes"):
+        if not all_of and heading.kind in ("new_failures", "still_failing", "other"):
             continue
-        console.print(Text(f"{heading.title}:", style="bold red" if heading.bad else "bold"))
+        console.print(Text(f"{heading.title}:", style="bold red" if heading.tone == "bad" else "bold"))
         for line in heading.lines[:most]:
             console.print(Text(f"  {line.address} [{line.job}]: {line.how}"), overflow="fold")
         if len(heading.lines) > most:
@@ -181,7 +181,7 @@ def print_headings(
 
 
 def make_console(out: TextIO, width: int, color: bool) -> Console:
-    """A rich Console that only does what it is told."""
+    """Return a rich Console that does not look at its environment."""
     return Console(
         file=out,
         width=width,
@@ -195,7 +195,7 @@ def make_console(out: TextIO, width: int, color: bool) -> Console:
 
 
 def _print_jobs(console: Console, run: Run) -> None:
-    # One that does not apply has no figures, and was told above.
+    # A Job that does not apply has no figures and was listed above.
     jobs = tuple(job for job in view.by_job(run) if job.cases or job.job.applicable)
     if not jobs:
         return
@@ -206,7 +206,7 @@ def _print_jobs(console: Console, run: Run) -> None:
     table.add_column("job", overflow="fold")
     if wide:
         for label in shown:
-            table.add_column(label, justify="right", style=_STYLES[label], no_wrap=True)
+            table.add_column(label, justify="right", style=LABELS[label].style, no_wrap=True)
     else:
         table.add_column("cases", overflow="fold")
     table.add_column("time", justify="right", no_wrap=True)
@@ -216,10 +216,3 @@ def _print_jobs(console: Console, run: Run) -> None:
         table.add_row(*cells, duration(job.seconds))
     console.print()
     console.print(table)
-
-
-def _totals(run: Run) -> str:
-    counts = view.count(run.cases)
-    total = sum(counts.values())
-    took = f" in {duration(run.seconds)}" if run.seconds else ""
-    return f"{count_of(total, 'case')}{took}" + (f": {view.told(counts)}" if total else "")

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reports as files: which formats there are, and writing one so that a reader never sees half of it."""
+"""The report formats, and writing one to a file.
+
+A new format is a module with a render() and one line in FORMATS.
+"""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from harness.errors import InfraError, UsageError, nearest
+from harness.base.errors import InfraError, UsageError, nearest
+from harness.base.files import write_atomic
 from harness.report import console, html, json, junit, kcidb, markdown, view
 from harness.results import Background, Run
 
@@ -20,35 +22,26 @@ FORMATS: Mapping[str, Callable[[Run, Background], str]] = {
     "markdown": markdown.render,
     "kcidb": kcidb.render,
 }
-"""Format name -> its renderer."""
+
+
+def check_place(option: str, path: Path) -> None:
+    """Raise UsageError when the directory of *path*, which *option* named, does not exist."""
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{option}: there is no directory {path.absolute().parent}")
 
 
 def write(run: Run, form: str, path: Path, background: Background = view.NOTHING) -> None:
-    """Write *run* to *path* in the format *form*, replacing what is there in one step.
+    """Write *run* to *path* in the format *form*, atomically.
 
     Raises UsageError for an unknown format, InfraError when the file cannot be written.
     """
     if form not in FORMATS:
         raise UsageError(f"there is no report format {form!r}", hint=nearest(form, FORMATS))
-    # What a guest printed may not be encodable; a report is never lost for it.
+    # A guest may print what cannot be encoded; that must not cost the report.
     content = FORMATS[form](run, background).encode("utf-8", "backslashreplace")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
+        write_atomic(path, content)
     except OSError as error:
         raise InfraError(
             f"the {form} report cannot be written to {path}: {error.strerror or error}"
         ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp() makes files only their owner can read; a report is for others.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

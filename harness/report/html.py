@@ -1,28 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A Run as one HTML page that needs nothing else: no network, no second file, and no script to be read."""
+"""A Run as one HTML page: no network, no second file, and readable without its script.
+
+A column is a cell in templates/report.html.j2 and, where it needs a value, one name in render().
+"""
 
 from __future__ import annotations
 
 import collections
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
+from harness.base.words import count_of, duration
 from harness.report import names, spark, view
-from harness.results import FLAKY, Address, Background, Outcome, Result, Run
-from harness.words import count_of, duration
+from harness.report.looks import LABELS, verdict_look
+from harness.report.splats import essence_of
+from harness.results import FLAKY, Background, Outcome, Result, Run, reach_verdict
+from harness.results.decoded import decoded_splat, places_of
 
 _LOG_MOST = 30_000
-"""Characters of log shown for one case; the whole is a file in the run directory."""
+"""How many characters of log are shown for one case; the run directory has the whole log."""
 
 _OPEN_MOST = 3
-"""Up to so many failures are shown unfolded; of more one wants to see the list first."""
+"""How many failures are shown unfolded; more would hide the list."""
 
 _SHOWN_MOST = 12
-"""Failures beyond that are folded away together, so that the matrix stays near."""
+"""How many failures are listed; the rest are folded together, so that the matrix stays near the top."""
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -32,38 +37,26 @@ _ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters.update(
-    name=names.name, text=names.text, count_of=count_of, duration=duration, kind=spark.kind
+    name=names.name, count_of=count_of, duration=duration, tone=lambda label: LABELS[label].tone
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _CaseView:
-    """A case that is told in full."""
-
-    case: Result
-    number: int
-    new: bool
-    attempts: Sequence[Result]
-    """Every attempt, where there was more than one."""
-    history: Markup
-    durations: Markup
-    recent: str
-
-
 def render(run: Run, background: Background = view.NOTHING) -> str:
-    """*run* as an HTML document."""
+    """Render *run* as an HTML document."""
+    reached = reach_verdict(run, background.comparison)
     jobs = view.by_job(run)
     counts = view.count(run.cases)
-    bad, flaky = view.failures(run), view.flaky_cases(run)
     numbers = {job.job.name: number for number, job in enumerate(jobs)}
     comparison = background.comparison
+    news, attempts = view.newly(comparison), view.attempts(run)
     lost: collections.Counter[str] = collections.Counter()
     if comparison is not None and not run.accepted:
         lost.update(change.job for change in comparison.lost)
         lost.update(job.job for job in comparison.lost_jobs)
     return _ENVIRONMENT.get_template("report.html.j2").render(
         run=run,
-        judged=view.judge(run, background),
+        reached=reached,
+        verdict_tone=verdict_look(reached.verdict).tone,
         acceleration=view.acceleration(run),
         emulated=run.info.inputs.accel == "tcg",
         facts=view.facts(run),
@@ -73,9 +66,14 @@ def render(run: Run, background: Background = view.NOTHING) -> str:
         cell=lambda job: _cell(job, lost),
         columns=[label for label in view.COLUMNS if counts.get(label)],
         counts=counts,
-        bad=_told(run, background, bad, 0),
-        flaky=_told(run, background, flaky, len(bad)),
-        chanceless=view.chanceless(run),
+        bad=view.failures(run),
+        groups=view.failure_groups(run, news),
+        declaration=view.declaration,
+        trees=view.trees(run),
+        took=view.took(run),
+        no_baseline=view.no_baseline(run, comparison),
+        flaky=view.flaky_cases(run),
+        not_carried_out=view.not_carried_out(run),
         stopped=view.stopped_jobs(run),
         open_most=_OPEN_MOST,
         shown_most=_SHOWN_MOST,
@@ -85,53 +83,32 @@ def render(run: Run, background: Background = view.NOTHING) -> str:
         retries=view.retries(run),
         notes=background.notes,
         job_spark=lambda job: _job_spark(background, job),
+        is_new=lambda case: (case.job, case.address) in news,
+        attempts=lambda case: attempts.get((case.job, case.address), ()),
+        history=lambda case: _history(background, case),
         row_history=lambda case: _row_history(background, case),
-        tone=_tone,
+        durations=lambda case: _durations(run, background, case),
+        recent=lambda case: view.recent(background.past.get((case.job, case.address), ())),
         told_counts=lambda job: view.told(job.counts),
         reason=view.reason,
         log_path=lambda case: view.log_path(run, case),
+        memory_of=lambda case: view.memory_of(run, case),
         excerpt=lambda raw: names.excerpt(raw, _LOG_MOST),
+        essence=lambda case: essence_of(run, case) if places_of(run, case) else (),
+        splat=lambda case: decoded_splat(run, case),
     )
 
 
-def _tone(heading: view.Heading) -> str:
-    """The colour of a kind of change."""
-    if heading.bad:
-        return "bad"
-    return {"fixed": "good", "newly flaky": "flaky", "slower than before": "flaky"}.get(
-        heading.title, "known"
-    )
-
-
-def _told(run: Run, background: Background, cases: Iterable[Result], first: int) -> tuple[_CaseView, ...]:
-    news, attempts = view.newly(background.comparison), view.attempts(run)
-    found = []
-    for number, case in enumerate(cases, start=first):
-        key = (case.job, case.address)
-        found.append(
-            _CaseView(
-                case=case,
-                number=number,
-                new=key in news,
-                attempts=attempts.get(key, ()),
-                history=_history(background, key, case.label),
-                durations=_durations(run, background, case),
-                recent=view.recent(background.past.get(key, ())),
-            )
-        )
-    return tuple(found)
-
-
-def _history(background: Background, key: tuple[str, Address], label: str) -> Markup:
-    past = background.past.get(key, ())
-    return spark.outcomes([*(one.case.label for one in past), label], view.recent(past)) if past else Markup()
+def _history(background: Background, case: Result) -> Markup:
+    past = background.past.get((case.job, case.address), ())
+    labels = [*(one.case.label for one in past), case.label]
+    return spark.outcomes(labels, view.recent(past)) if past else Markup()
 
 
 def _row_history(background: Background, case: Result) -> Markup:
-    """The history of a case in the long table: only where it was ever something else."""
-    key = (case.job, case.address)
-    dull = {one.case.label for one in background.past.get(key, ())} <= {case.label}
-    return Markup() if dull else _history(background, key, case.label)
+    """Return the history of a case for the long table; empty if its label never changed."""
+    labels = {one.case.label for one in background.past.get((case.job, case.address), ())}
+    return Markup() if labels <= {case.label} else _history(background, case)
 
 
 def _durations(run: Run, background: Background, case: Result) -> Markup:
@@ -146,7 +123,7 @@ def _job_spark(background: Background, job: view.JobView) -> Markup:
 
 
 def _cell(job: view.JobView | None, lost: Mapping[str, int]) -> tuple[str, str]:
-    """A cell of the heat map: the kind that colours it, and what stands in it; *lost* is coverage by Job."""
+    """The tone and the text of a cell of the heat map; *lost* is lost coverage by Job."""
     if job is None:
         return "empty", ""
     if not job.job.applicable and lost.get(job.job.name):
@@ -159,9 +136,8 @@ def _cell(job: view.JobView | None, lost: Mapping[str, int]) -> tuple[str, str]:
         return "bad", f"✕ {failures}"
     if lost.get(job.job.name):
         return "bad", f"↓ {lost[job.job.name]}"
-    chances = sum(case.is_bad for case in job.cases)
-    if chances:
-        return "infra", f"? {chances}"
+    if infra := sum(case.is_bad for case in job.cases):
+        return "infra", f"? {infra}"
     if counts.get(FLAKY):
         return "flaky", f"≈ {counts[FLAKY]}"
     passes = counts.get(Outcome.PASS.value, 0)

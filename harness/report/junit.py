@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A Run as JUnit XML, one testcase per Case, in the dialect that Jenkins, GitLab and xunit2 consumers share.
+"""A Run as JUnit XML, one testcase per case, in the dialect that Jenkins, GitLab and xunit2 readers share.
 
-There is no standard; this keeps to the attributes and the order of the schema Jenkins' xUnit plugin checks
-against (junit-10.xsd): testsuites > testsuite > properties, testcase..., system-out, system-err.
+There is no standard; this has the attributes and the order of the schema of Jenkins' xUnit plugin
+(junit-10.xsd): testsuites > testsuite > properties, testcase..., system-out, system-err.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import datetime
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
+from harness.base.cause import Cause
 from harness.report import names, view
+from harness.report.looks import LABELS
+from harness.report.splats import evidence
 from harness.results import (
     FLAKY,
     Address,
@@ -20,46 +23,33 @@ from harness.results import (
     Comparison,
     JobRecord,
     LostJob,
-    Outcome,
     Result,
     Run,
 )
 
 _LOG_MOST = 20_000
-"""Characters of log in a testcase: GitLab drops a report beyond a size limit, and the whole log is a file."""
-
-_FAILURES = frozenset({Outcome.FAIL, Outcome.TIMEOUT, Outcome.XPASS})
-_ERRORS = frozenset({Outcome.ERROR, Outcome.CRASH, Outcome.LOST, Outcome.NOT_RUN})
-_SKIPS = frozenset({Outcome.SKIP, Outcome.XFAIL})
+"""How many characters of log are in a testcase: GitLab drops a report beyond a size limit; the log is a file
+as well.
+"""
 
 
 def render(run: Run, background: Background = view.NOTHING) -> str:
-    """*run* as an XML document."""
+    """Render *run* as an XML document."""
     root = ET.Element("testsuites", {"name": "vfio-harness"})
-    gone = _lost_jobs(run, background.comparison)
+    # Lost coverage makes the Run bad, so it must show, unless it was accepted.
+    comparison = (not run.accepted and background.comparison) or Comparison()
+    gone = {one.job: one for one in comparison.lost_jobs}
     jobs = view.by_job(run)
     there = {job.job.name for job in jobs}
     absent = [view.JobView(job=JobRecord(name=name), cases=()) for name in gone if name not in there]
     for number, job in enumerate((*jobs, *absent)):
-        name = job.job.name
-        _suite(root, run, job, number, _lost(run, background.comparison, name), gone.get(name))
+        lost = [change for change in comparison.lost if change.job == job.job.name]
+        _suite(root, run, job, number, lost, gone.get(job.job.name))
     _total(root)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=False).join(
         ("<?xml version='1.0' encoding='utf-8'?>\n", "\n")
     )
-
-
-def _lost(run: Run, comparison: Comparison | None, job: str) -> tuple[Change, ...]:
-    """What *job* no longer covers, unless that was accepted: it makes the Run bad, so it must show."""
-    if comparison is None or run.accepted:
-        return ()
-    return tuple(change for change in comparison.lost if change.job == job)
-
-
-def _lost_jobs(run: Run, comparison: Comparison | None) -> dict[str, LostJob]:
-    """The Jobs that are no longer tested, as _lost()."""
-    return {one.job: one for one in comparison.lost_jobs} if comparison and not run.accepted else {}
 
 
 def _suite(
@@ -101,7 +91,7 @@ def _suite(
 
 
 def _about_job(suite: ET.Element, job: view.JobView) -> ET.Element:
-    """A testcase that stands for the Job as a whole."""
+    """Add a testcase for the Job as a whole."""
     identity = {"classname": names.dotless(job.job.name), "name": "(job)", "time": "0.000"}
     return ET.SubElement(suite, "testcase", identity)
 
@@ -109,7 +99,7 @@ def _about_job(suite: ET.Element, job: view.JobView) -> ET.Element:
 def _vanished(suite: ET.Element, job: str, change: Change) -> None:
     element = ET.SubElement(suite, "testcase", {**_identity(job, change.address), "time": "0.000"})
     was = change.before.label if change.before is not None else "there"
-    _mark(element, "failure", "VANISHED", f"it was {was} in an earlier run and is not there any more")
+    _mark(element, "failure", "VANISHED", f"it was {was} in an earlier run and is missing now")
 
 
 def _properties(suite: ET.Element, run: Run, job: view.JobView) -> None:
@@ -138,23 +128,19 @@ def _case(suite: ET.Element, run: Run, case: Result, *, lost: bool) -> None:
     element = ET.SubElement(
         suite, "testcase", {**_identity(case.job, case.address), "time": _seconds(case.duration)}
     )
-    reason = view.reason(case)
-    if case.label == FLAKY:
-        # A testcase without failure or error counts as passed; Surefire's element tells those who look.
-        _mark(element, "flakyFailure", case.outcome.value, reason, _evidence(run, case))
-    elif lost:
+    reason, tag = view.reason(case), LABELS[case.label].junit
+    tag = "skipped" if case.cause is Cause.BY_WISH else tag
+    if lost:
         _mark(element, "failure", "NEW_SKIP", f"it ran before and is skipped: {reason}")
-    elif case.outcome in _SKIPS:
-        ET.SubElement(element, "skipped", {"type": case.outcome.value, "message": reason})
-    elif case.outcome in _FAILURES:
-        _mark(element, "failure", case.outcome.value, reason, _evidence(run, case))
-    elif case.outcome in _ERRORS:
-        _mark(element, "error", case.outcome.value, reason, _evidence(run, case))
+    elif tag == "skipped":
+        ET.SubElement(element, tag, {"type": case.outcome.value, "message": reason})
+    elif tag:
+        _mark(element, tag, case.outcome.value, reason, _evidence(run, case))
+    log = names.excerpt(case.log, _LOG_MOST) if case.log else ""
     if case.label == FLAKY:
-        log = names.excerpt(case.log, _LOG_MOST) if case.log else ""
         ET.SubElement(element, "system-out").text = f"FLAKY: {case.outcome.value}: {reason}\n{log}"
-    elif case.is_bad and case.log:
-        ET.SubElement(element, "system-out").text = names.excerpt(case.log, _LOG_MOST)
+    elif case.is_bad and log:
+        ET.SubElement(element, "system-out").text = log
 
 
 def _mark(element: ET.Element, tag: str, kind: str, message: str, body: str = "") -> None:
@@ -163,14 +149,16 @@ def _mark(element: ET.Element, tag: str, kind: str, message: str, body: str = ""
 
 
 def _evidence(run: Run, case: Result) -> str:
-    """What a reader of the CI page needs without opening an artifact."""
-    path = view.log_path(run, case)
+    """Reason, job, log directory, rerun command and splat, for the CI page."""
+    path, memory = view.log_path(run, case), view.memory_of(run, case)
     lines = (
         view.reason(case),
         f"job: {names.name(case.job)}",
         f"log: {path}" if path else "",
         f"rerun: {names.name(case.rerun)}" if case.rerun else "",
-        names.excerpt(case.splat, _LOG_MOST),
+        f"memory: {memory.what}" if memory else "",
+        *(f"  {line}" for line in (memory.summary if memory else ())),
+        evidence(run, case, _LOG_MOST) if case.splat else "",
     )
     return "\n".join(line for line in lines if line)
 
@@ -190,7 +178,7 @@ def _counts(suite: ET.Element) -> dict[str, str]:
 
 
 def _total(root: ET.Element) -> None:
-    """The sums over all suites; the schema has no `skipped` at the top."""
+    """Set the sums over all suites; the schema has no `skipped` at the top."""
     for key in ("tests", "failures", "errors"):
         root.set(key, str(sum(int(suite.attrib[key]) for suite in root)))
     root.set("time", _seconds(sum(float(suite.attrib["time"]) for suite in root)))

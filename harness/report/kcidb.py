@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A Run for KernelCI's common database: checkouts, builds, and a test for every attempt at every case.
 
-A documented failure (XFAIL) is a FAIL there with an incident that ties it to an issue, which is how KCIDB
-says that a failure is known; attempts are kept apart, so that a flaky case is one FAIL and one PASS.
+A documented failure (XFAIL) is a FAIL with an incident that ties it to an issue, as KCIDB wants it.  Attempts
+are separate tests, so that a flaky case is one FAIL and one PASS.
 """
 
 from __future__ import annotations
@@ -13,29 +13,18 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from harness.base.values import dumps
 from harness.report import names, view
-from harness.report.json import dumps
+from harness.report.looks import look
+from harness.report.splats import evidence
 from harness.results import Background, JobRecord, Outcome, Result, Run, codec
 from harness.results.fingerprint import fingerprint
 
 ORIGIN = "vfio_harness"
-"""The name of the CI system that submits; a submitter replaces it by the name KernelCI gave them."""
+"""The name of the CI system that submits; KernelCI gives each submitter its own."""
 
 _EXCERPT_MOST = 16_000
-"""The schema's maximum is 16384 characters."""
-
-_STATUS = {
-    Outcome.PASS: "PASS",
-    Outcome.SKIP: "SKIP",
-    Outcome.XFAIL: "FAIL",
-    Outcome.XPASS: "PASS",
-    Outcome.FAIL: "FAIL",
-    Outcome.TIMEOUT: "FAIL",
-    Outcome.CRASH: "FAIL",
-    Outcome.ERROR: "ERROR",
-    Outcome.LOST: "MISS",
-    Outcome.NOT_RUN: "MISS",
-}
+"""How many characters of a log are submitted; the schema's maximum is 16384."""
 
 _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
@@ -43,13 +32,13 @@ Plain = dict[str, Any]
 
 
 def render(run: Run, background: Background = view.NOTHING) -> str:
-    """*run* as KCIDB JSON of the newest schema, validated."""
+    """Render *run* as KCIDB JSON of the newest schema, validated."""
     return dumps(to_plain(run))
 
 
 def to_plain(run: Run) -> Plain:
-    """*run* as KCIDB's objects; ValidationError of jsonschema if they were not: our own fault."""
-    # A third of a second that only this format needs.
+    """Return *run* as KCIDB's objects.  Raises jsonschema's ValidationError for a bug of ours."""
+    # The import takes a third of a second, which only this format needs.
     import kcidb_io
 
     jobs = {job.job.name: job.job for job in view.by_job(run)}
@@ -67,16 +56,12 @@ def to_plain(run: Run) -> Plain:
 
 
 def _id(*parts: str) -> str:
-    """An identifier of an object: the same parts always give the same."""
+    """An identifier that depends on *parts* only."""
     return f"{ORIGIN}:{hashlib.sha256(chr(0).join(parts).encode('utf-8', 'replace')).hexdigest()[:32]}"
 
 
 def _unique(objects: Iterable[Plain]) -> list[Plain]:
     return list({one["id"]: one for one in objects}.values())
-
-
-def _text(raw: str) -> str:
-    return names.name(raw)
 
 
 def _excerpt(raw: str) -> str:
@@ -97,7 +82,7 @@ def _checkout(run: Run, job: JobRecord) -> Plain:
     return {
         "id": _checkout_id(run, job),
         "origin": ORIGIN,
-        "comment": _text(tree),
+        "comment": names.name(tree),
         "start_time": codec.time_to_text(run.info.started),
         "valid": True,
         **({"git_commit_hash": commit[0]} if commit else {}),
@@ -106,21 +91,21 @@ def _checkout(run: Run, job: JobRecord) -> Plain:
 
 
 def _build_id(run: Run, job: JobRecord) -> str:
-    return _id(
-        "build", _checkout_id(run, job), job.kernel or job.variant or job.name, job.variant, *job.addons
-    )
+    kernel, toolchain = job.kernel or job.variant or job.name, [job.toolchain] if job.toolchain else []
+    return _id("build", _checkout_id(run, job), kernel, job.variant, *job.addons, *toolchain)
 
 
 def _build(run: Run, job: JobRecord) -> Plain:
     status = "PASS" if not job.problem else "FAIL" if job.applicable else "SKIP"
-    config = "+".join((job.variant, *job.addons)) or job.name
+    config = job.config or job.name
     return {
         "id": _build_id(run, job),
         "checkout_id": _checkout_id(run, job),
         "origin": ORIGIN,
-        "architecture": "x86_64",
-        "config_name": _text(config),
-        "comment": _text(f"{job.kernel or 'no kernel'}, VFIO no-IOMMU variant {config}"),
+        **({"architecture": job.arch} if job.arch else {}),
+        "config_name": names.name(config),
+        **({"compiler": job.compiler} if job.compiler else {}),
+        "comment": names.name(f"{job.kernel or 'no kernel'}, VFIO no-IOMMU variant {config}"),
         "status": status,
         **({"log_excerpt": _excerpt(job.problem)} if job.problem else {}),
         "misc": {"kernel": job.kernel, "features": list(job.features)},
@@ -128,7 +113,7 @@ def _build(run: Run, job: JobRecord) -> Plain:
 
 
 def _path(result: Result) -> str:
-    """The case as KCIDB spells it: dots between the parts, letters, digits, - and _ within."""
+    """The case as KCIDB wants it: dots between the parts, letters, digits, - and _ within."""
     address = result.address
     parts = ("vfio_noiommu", address.suite, address.program, *address.case.split("."))
     words = (re.sub(r"[^A-Za-z0-9_-]+", "_", part).strip("_") for part in parts)
@@ -138,7 +123,7 @@ def _path(result: Result) -> str:
 def _numbered(run: Run) -> list[tuple[Result, int]]:
     """Every attempt with its number among those at its case.
 
-    Result.attempt begins anew when a Run goes on, so that two attempts may bear the same.
+    Result.attempt restarts at 1 when a Run is resumed, so that two attempts may have the same.
     """
     tries: collections.Counter[tuple[str, str]] = collections.Counter()
     found = []
@@ -154,22 +139,24 @@ def _test_id(run: Run, result: Result, number: int) -> str:
 
 
 def _test(run: Run, job: JobRecord, result: Result, number: int) -> Plain:
-    evidence = result.splat or result.log
+    shown = evidence(run, result, _EXCERPT_MOST - 100)
     topology = job.topology or "no topology"
     return {
         "id": _test_id(run, result, number),
         "build_id": _build_id(run, job),
         "origin": ORIGIN,
         "path": _path(result),
-        "status": _STATUS[result.outcome],
-        "comment": _text(f"{result.address} on {topology}: {result.outcome.value}: {view.reason(result)}"),
+        "status": look(result.outcome).kcidb,
+        "comment": names.name(
+            f"{result.address} on {topology}: {result.outcome.value}: {view.reason(result)}"
+        ),
         "start_time": codec.time_to_text(run.info.started),
         "duration": max(0.0, result.duration),
         "environment": {
-            "comment": _text(f"QEMU {run.info.inputs.qemu} q35, {topology}, {run.info.inputs.accel}"),
+            "comment": names.name(f"QEMU {run.info.inputs.qemu}, {topology}, {run.info.inputs.accel}"),
             "misc": {"topology": job.topology, "accelerator": run.info.inputs.accel},
         },
-        **({"log_excerpt": _excerpt(evidence)} if evidence else {}),
+        **({"log_excerpt": shown} if shown else {}),
         "misc": {
             "job": names.text(result.job),
             "outcome": result.outcome.value,
@@ -182,7 +169,7 @@ def _test(run: Run, job: JobRecord, result: Result, number: int) -> Plain:
 
 
 def _known(run: Run) -> tuple[list[Plain], list[Plain]]:
-    """The documented failures as issues, and where each of them showed."""
+    """The documented failures as issues, and every test that showed one as an incident."""
     issues: dict[str, Plain] = {}
     incidents = []
     for result, number in _numbered(run):
@@ -194,7 +181,7 @@ def _known(run: Run) -> tuple[list[Plain], list[Plain]]:
             "id": issue,
             "version": 1,
             "origin": ORIGIN,
-            "comment": _text(f"{result.address}: {view.reason(result)}"),
+            "comment": names.name(f"{result.address}: {view.reason(result)}"),
         }
         incidents.append(
             {

@@ -1,52 +1,53 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A Run as Markdown, for the summary of a CI step: short, worst first, details folded away."""
+"""A Run as Markdown, for the summary of a CI step: short, worst first, details folded."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from harness.report import names, view
-from harness.results import FLAKY, Background, Outcome, Result, Run, Verdict
-from harness.words import count_of, duration
+from harness.report.looks import verdict_look
+from harness.report.splats import essence_of
+from harness.results import FLAKY, Background, Outcome, Result, Run, reach_verdict
+from harness.results.decoded import decoded_splat
 
 _LOG_MOST = 3_000
-"""Characters of splat or log for one case: GitHub cuts a step's summary at 1 MiB."""
+"""How many characters of splat or log are shown for one case: GitHub cuts a step's summary at 1 MiB."""
 
 _MOST = 50
-"""Cases told one by one; the other reports have all."""
-
-_SIGNS = {Verdict.GOOD: "✅", Verdict.BAD: "❌", Verdict.UNTESTABLE: "⚠️", Verdict.OUR_FAULT: "🛠️"}
+"""How many cases are listed one by one; the other reports have all."""
 
 
 def render(run: Run, background: Background = view.NOTHING) -> str:
     """*run* as GitHub-flavoured Markdown."""
-    judged = view.judge(run, background)
-    counts = view.count(run.cases)
-    took = f" in {duration(run.seconds)}" if run.seconds else ""
-    totals = f"{count_of(sum(counts.values()), 'case')}{took}: {view.told(counts) or 'none'}"
+    reached = reach_verdict(run, background.comparison)
     parts = [
-        f"## {_SIGNS[judged.verdict]} {judged.verdict.value.upper()}: {_text(judged.why)}",
-        f"{totals}  \n{_text(view.acceleration(run))}",
+        f"## {verdict_look(reached.verdict).sign} {reached.verdict.value.upper()}: {_text(reached.why)}",
+        "  \n".join(filter(None, (view.totals(run), _text(view.acceleration(run)), _tree(run)))),
         _changes(run, background),
         _matrix(run),
-        _cases("Failures", run, background, view.failures(run)),
-        _chanceless(run),
-        _cases("Flaky", run, background, view.flaky_cases(run)),
-        *(_text(told) for told in (view.retries(run),) if told),
+        _cases("Failures", run, background, view.failure_groups(run, view.newly(background.comparison))),
+        _not_carried_out(run),
+        _cases("Flaky", run, background, [[case] for case in view.flaky_cases(run)]),
+        *(_text(told) for told in (view.no_baseline(run, background.comparison), view.retries(run)) if told),
         *(f"> {_text(note)}" for note in background.notes),
         _folded("This run", "\n".join(f"- {key}: {_code(value)}" for key, value in view.facts(run))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _tree(run: Run) -> str:
+    return f"tree: {_text(view.trees(run))}" if view.trees(run) else ""
+
+
 def _text(raw: str) -> str:
-    """*raw* as plain text: whatever a guest prints is no markup, no link and no mention."""
+    """*raw* as plain text, without markup, links or mentions."""
     return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", names.name(raw)).replace("\\<", "&lt;")
 
 
 def _code(raw: str) -> str:
-    """*raw* as a code span; a longer fence than any in it."""
+    """*raw* as a code span, with a longer fence than any in it."""
     clean = names.name(raw)
     fence = "`" * (max((len(run) for run in re.findall("`+", clean)), default=0) + 1)
     pad = " " if "`" in clean else ""
@@ -78,7 +79,7 @@ def _changes(run: Run, background: Background) -> str:
 
 
 def _matrix(run: Run) -> str:
-    """A table per line, variant by topology; Jobs that have no place in one are listed below."""
+    """A table per line, variant by topology; other Jobs are listed below."""
     jobs = view.by_job(run)
     parts = []
     placed: set[str] = set()
@@ -106,30 +107,38 @@ def _cell(job: view.JobView | None) -> str:
     return f"{sign} {view.told(job.counts)}"
 
 
-def _chanceless(run: Run) -> str:
+def _not_carried_out(run: Run) -> str:
     lines = [
-        f"- **{group.outcome.value}** {_code(str(group.cases[0].address))}"
-        + (f" and {len(group.cases) - 1} more" if len(group.cases) > 1 else "")
-        + f" {_text(group.job)}: {_text(group.reason)}"
-        for group in view.chanceless(run)
+        f"- **{case.outcome.value}** {_code(str(case.address))}"
+        + (f" and {len(others)} more" if others else "")
+        + f" {_text(case.job)}: {_text(view.reason(case))}"
+        for case, *others in view.not_carried_out(run)
     ]
-    return "\n".join(["### Had no chance", "", *lines[:_MOST]]) if lines else ""
+    return "\n".join(["### Could not be run", "", *lines[:_MOST]]) if lines else ""
 
 
-def _cases(title: str, run: Run, background: Background, cases: Iterable[Result]) -> str:
+def _cases(title: str, run: Run, background: Background, groups: Sequence[Sequence[Result]]) -> str:
     news = view.newly(background.comparison)
-    found = list(cases)
     parts = []
-    for case in found[:_MOST]:
+    for group in groups[:_MOST]:
+        case = group[0]
         new = " **new**" if (case.job, case.address) in news else ""
         parts.append(f"- **{case.label}** {_code(str(case.address))} {_text(case.job)}{new}  \n"
                      f"  {_text(view.reason(case))}")  # fmt: skip
+        if more := view.same_cause(group):
+            parts[-1] += f"  \n  {_text(more)}"
+        if declared := view.declaration(case):
+            parts[-1] += f"  \n  {_text(declared.promise)} ({_code(declared.cites)}; {_code(declared.where)})"
         if case.rerun:
             parts[-1] += f"  \n  rerun: {_code(case.rerun)}"
-        evidence = case.splat or case.log
-        if evidence:
-            block = _folded("kernel splat" if case.splat else "output", _block(evidence))
+        shown = [_block("\n".join(essence))] if (essence := essence_of(run, case)) else []
+        if memory := view.memory_of(run, case):
+            parts[-1] += f"  \n  memory: {_code(memory.what)}"
+            shown += [_folded("the dead kernel", _block("\n".join(memory.summary)))] if memory.summary else []
+        if text := decoded_splat(run, case) or case.log:
+            shown.append(_folded("kernel splat" if case.splat else "output", _block(text)))
+        for block in shown:
             parts[-1] += "\n\n" + "\n".join(f"  {line}" for line in block.splitlines())
-    if len(found) > _MOST:
-        parts.append(f"- ... and {len(found) - _MOST} more, in the other reports")
+    if left := sum(map(len, groups[_MOST:])):
+        parts.append(f"- ... and {left} more, in the other reports")
     return "\n".join([f"### {title}", "", *parts]) if parts else ""

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Text from a guest made fit for a report: what a test prints is not to be trusted with anybody's parser."""
+"""Text from a guest made safe for reports: a test may print anything."""
 
 from __future__ import annotations
 
 import re
 
-# Everything XML 1.0 has no place for (section 2.2, "Char"), which covers terminals and HTML as well.
+# Everything that XML 1.0 does not allow (section 2.2, "Char"), which covers terminals and HTML as well.
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
-# Marks that turn the reading direction or hide: they make a name look like another one.
+# Marks that turn the reading direction or are invisible: they make a name look like another one.
 _INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 def text(raw: str) -> str:
-    """*raw* without terminal escapes, and with a replacement mark for every character XML cannot hold."""
+    """*raw* without terminal escapes, and with U+FFFD for every character that XML does not allow."""
     return _ILLEGAL.sub("\ufffd", _ESCAPES.sub("", raw).replace("\r\n", "\n").replace("\r", "\n"))
 
 
@@ -23,12 +23,12 @@ def name(raw: str) -> str:
 
 
 def dotless(raw: str) -> str:
-    """*raw* as one component of a JUnit class name, where a dot would open a package."""
+    """*raw* as one component of a JUnit class name, where a dot would start a package."""
     return name(raw).replace(".", "_")
 
 
 def excerpt(raw: str, most: int) -> str:
-    """The last *most* characters of *raw*, from a line's beginning, with a word about what was left out."""
+    """The last *most* characters of *raw*, from the start of a line, with a note about what was left out."""
     clean = text(raw)
     if len(clean) <= most:
         return clean

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Small pictures in a line of text, as SVG: how long something took over Runs, and what it came to."""
+"""Sparklines as SVG: durations over Runs, and outcomes over Runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
+from harness.report.looks import LABELS
+
 _HEIGHT, _STEP, _BAR = 20, 6, 4
+_TOP = {"good": 13, "none": 17, "known": 13, "flaky": 6, "infra": 9, "bad": 0}
 
 
 def durations(values: Sequence[float], label: str) -> Markup:
@@ -29,34 +32,18 @@ def durations(values: Sequence[float], label: str) -> Markup:
 
 
 def outcomes(labels: Sequence[str], label: str) -> Markup:
-    """A bar for each of *labels*, oldest first, in the colour of its kind: low for good, high for bad."""
+    """A bar for each of *labels*, oldest first, in the colour of its tone: low for good, high for bad."""
     if not labels:
         return Markup()
     width = len(labels) * _STEP
+    tones = [LABELS[one].tone for one in labels]
     bars = Markup("").join(
-        Markup('<rect class="{kind}" x="{x}" y="{y}" width="{bar}" height="{height}"/>').format(
-            kind=kind(one), x=number * _STEP, y=_TOP[kind(one)], bar=_BAR, height=_HEIGHT - _TOP[kind(one)]
+        Markup('<rect class="{tone}" x="{x}" y="{y}" width="{bar}" height="{height}"/>').format(
+            tone=tone, x=number * _STEP, y=_TOP[tone], bar=_BAR, height=_HEIGHT - _TOP[tone]
         )
-        for number, one in enumerate(labels)
+        for number, tone in enumerate(tones)
     )
     return Markup(
         '<svg class="spark" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
         "<title>{label}</title>{bars}</svg>"
     ).format(width=width, height=_HEIGHT, label=escape(label), bars=bars)
-
-
-_KINDS = {
-    "PASS": "good",
-    "SKIP": "none",
-    "XFAIL": "known",
-    "FLAKY": "flaky",
-    "LOST": "infra",
-    "NOT_RUN": "infra",
-}
-
-_TOP = {"good": 13, "none": 17, "known": 13, "flaky": 6, "infra": 9, "bad": 0}
-
-
-def kind(label: str) -> str:
-    """The colour of a label: good, none, known, flaky, infra or bad."""
-    return _KINDS.get(label, "bad")

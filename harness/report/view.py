@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What every report says of a Run, in one place: order, counts, and the sentences they share."""
+"""What several reports say of a Run, in one place: order, counts, and shared sentences."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
+import functools
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
+from harness.base.words import count_of, duration
+from harness.machine.interrogation import summary_of
 from harness.report import names
 from harness.results import (
     FLAKY,
@@ -19,26 +21,27 @@ from harness.results import (
     Change,
     Comparison,
     JobRecord,
-    Judgement,
     LostJob,
     Outcome,
     Past,
     Result,
     Run,
     Slower,
-    judgement,
+    cases_by_job,
 )
-from harness.words import count_of, duration
+from harness.results.fingerprint import fingerprint
+from harness.suites.model import DeclaredCase
+from harness.suites.registry import declared_cases
 
 COLUMNS = (
     *(outcome.value for outcome in reversed(Outcome) if outcome.is_failure),
     FLAKY,
     *(outcome.value for outcome in reversed(Outcome) if not outcome.is_failure),
 )
-"""The labels of cases in the order they are shown: worst first."""
+"""The labels of cases in the order in which they are shown: worst first."""
 
 NOTHING = Background()
-"""The Background of a Run that is seen by itself."""
+"""The Background of a Run that is reported without history."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,21 +53,18 @@ class JobView:
 
     @property
     def counts(self) -> Mapping[str, int]:
+        """Label -> number of cases."""
         return count(self.cases)
 
     @property
-    def worst(self) -> str:
-        """The worst label of its cases."""
-        return min((case.label for case in self.cases), key=COLUMNS.index, default=Outcome.NOT_RUN.value)
-
-    @property
     def seconds(self) -> float:
+        """The time its cases took."""
         return sum(case.duration for case in self.cases)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One thing that changed, in words: the case, its Job, and how."""
+    """One change in words: the case, its Job, and how it changed."""
 
     address: str
     job: str
@@ -73,46 +73,49 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Heading:
-    """A kind of change, and everything of that kind."""
+    """A kind of change with all changes of that kind."""
 
+    kind: str
+    """Its field in Comparison, which is its key in JSON."""
     title: str
-    bad: bool
-    """Whether it makes a Run bad."""
+    tone: str
+    """See Look.tone; bad makes a Run bad."""
     lines: tuple[Line, ...]
 
     @property
     def counted(self) -> str:
         """`1 new failure`, `2 new failures`."""
-        title = self.title if len(self.lines) != 1 else re.sub(r"(failure|change|job)s$", r"\1", self.title)
+        title = _SINGULAR.get(self.title, self.title) if len(self.lines) == 1 else self.title
         return f"{len(self.lines)} {title}"
 
 
-def judge(run: Run, background: Background) -> Judgement:
-    """The Verdict on *run* in the light of *background*."""
-    return judgement(run, background.comparison)
+_SINGULAR = {"new failures": "new failure", "lost jobs": "lost job", "other changes": "other change"}
 
 
 def changes(run: Run, comparison: Comparison | None) -> tuple[Heading, ...]:
-    """What changed, by kind, what is bad first; kinds without any change are left out."""
+    """What changed, by kind, bad kinds first; kinds without any change are left out."""
     if comparison is None:
         return ()
-    lost = not run.accepted
+    lost = "known" if run.accepted else "bad"
     found = (
-        Heading(title="new failures", bad=True, lines=_lines(comparison.new_failures)),
-        Heading(title="still failing", bad=True, lines=_lines(comparison.still_failing)),
-        Heading(title="lost jobs", bad=lost, lines=tuple(map(_lost_job, comparison.lost_jobs))),
-        Heading(title="vanished", bad=lost, lines=_lines(comparison.vanished)),
-        Heading(title="skipped now, ran before", bad=lost, lines=_lines(comparison.new_skips)),
-        Heading(title="newly flaky", bad=False, lines=_lines(comparison.newly_flaky)),
-        Heading(title="slower than before", bad=False, lines=tuple(map(_slower, comparison.slower))),
-        Heading(title="fixed", bad=False, lines=_lines(comparison.fixed)),
-        Heading(title="other changes", bad=False, lines=_lines(comparison.other)),
+        ("new_failures", "new failures", "bad", map(_line, comparison.new_failures)),
+        ("still_failing", "still failing", "bad", map(_line, comparison.still_failing)),
+        ("lost_jobs", "lost jobs", lost, map(_lost_job, comparison.lost_jobs)),
+        ("vanished", "vanished", lost, map(_line, comparison.vanished)),
+        ("new_skips", "skipped now, ran before", lost, map(_line, comparison.new_skips)),
+        ("newly_flaky", "newly flaky", "flaky", map(_line, comparison.newly_flaky)),
+        ("slower", "slower than before", "flaky", map(_slower, comparison.slower)),
+        ("fixed", "fixed", "good", map(_line, comparison.fixed)),
+        ("other", "other changes", "known", map(_line, comparison.other)),
     )
-    return tuple(heading for heading in found if heading.lines)
+    headings = (
+        Heading(kind=kind, title=title, tone=tone, lines=tuple(lines)) for kind, title, tone, lines in found
+    )
+    return tuple(heading for heading in headings if heading.lines)
 
 
 def against(comparison: Comparison | None) -> str:
-    """What the Run is held against: `compared with X` or why it is not."""
+    """`compared with X`, or why the Run is not compared."""
     if comparison is None:
         return "not compared with earlier runs"
     runs = sorted(set(comparison.against.values()), reverse=True)
@@ -122,25 +125,35 @@ def against(comparison: Comparison | None) -> str:
     return f"compared with {shown}"
 
 
-def summary(run: Run, comparison: Comparison | None) -> str:
-    """The changes as numbers: `1 new failure...`; empty when nothing changed."""
-    headings = changes(run, comparison)
-    return ", ".join(heading.counted for heading in headings)
-
-
-def _lines(found: Sequence[Change]) -> tuple[Line, ...]:
-    return tuple(
-        Line(address=names.name(str(one.address)), job=names.name(one.job), how=_how(one)) for one in found
+def no_baseline(run: Run, comparison: Comparison | None) -> str:
+    """Name the Jobs without an earlier run, whose failures are neither new nor old; empty for none."""
+    if comparison is None:
+        return ""
+    tested = dict.fromkeys(case.job for case in run.cases)
+    alone = [names.name(job) for job in tested if job not in comparison.against]
+    if not alone:
+        return ""
+    which = (
+        f"job {alone[0]} has" if len(alone) == 1 else f"{len(alone)} of {count_of(len(tested), 'job')} have"
     )
+    first = f", first {alone[0]}" if len(alone) > 1 else ""
+    return f"no baseline: {which} no earlier run to compare with{first}"
 
 
-def _how(change: Change) -> str:
+def summary(run: Run, comparison: Comparison | None) -> str:
+    """The changes as numbers: `1 new failure, ...`; empty when nothing changed."""
+    return ", ".join(heading.counted for heading in changes(run, comparison))
+
+
+def _line(change: Change) -> Line:
     before = change.before.label if change.before is not None else "new"
     if change.after is None:
-        return f"{before}, now absent"
-    told = f"{before} -> {change.after.label}" if before != change.after.label else before
-    said = change.after.reason if change.after.label not in (Outcome.PASS.value, Outcome.XFAIL.value) else ""
-    return f"{told}: {names.name(said)}" if said else told
+        how = f"{before}, now absent"
+    else:
+        how = f"{before} -> {change.after.label}" if before != change.after.label else before
+        if change.after.reason and not change.after.outcome.is_expected:
+            how += f": {names.name(change.after.reason)}"
+    return Line(address=names.name(str(change.address)), job=names.name(change.job), how=how)
 
 
 def _lost_job(one: LostJob) -> Line:
@@ -154,7 +167,7 @@ def _slower(one: Slower) -> Line:
 
 
 def count(cases: Iterable[Result]) -> Mapping[str, int]:
-    """How many cases came to each label."""
+    """Label -> number of *cases* with it."""
     return collections.Counter(case.label for case in cases)
 
 
@@ -163,48 +176,92 @@ def told(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[label]} {label}" for label in COLUMNS if counts.get(label))
 
 
+def totals(run: Run) -> str:
+    """The number of cases, the counts and the time: `8 cases: 1 CRASH, 7 PASS; tests took 2.0 s`."""
+    counts = count(run.cases)
+    shown = f": {told(counts)}" if counts else ""
+    times = f"; {took(run)}" if took(run) else ""
+    return f"{count_of(sum(counts.values()), 'case')}{shown}{times}"
+
+
+def took(run: Run) -> str:
+    """How long the tests took, and the run with its builds; empty when not known."""
+    tests = f"tests took {duration(run.tested)}" if run.tested else ""
+    whole = f"the whole run {'' if tests else 'took '}{duration(run.seconds)}" if run.seconds else ""
+    return ", ".join(filter(None, (tests, whole)))
+
+
+def trees(run: Run) -> str:
+    """The source trees of the Run as people call them, each with its commit or release."""
+    found = dict.fromkeys(job.tree for job in run.jobs if job.tree) or [run.info.inputs.tree]
+    return ", ".join(tree_name(tree) for tree in found if tree)
+
+
+def tree_name(identity: str) -> str:
+    """Return the name for people of the tree, or trees, of *identity*: without the digest of all files."""
+    return names.name(_DIGEST.sub("", identity or "tree not recorded"))
+
+
+_DIGEST = re.compile(r" [0-9a-f]{64}\b")
+"""The digest of all files that a build can see, which follows a tree's name."""
+
+
 def by_job(run: Run) -> tuple[JobView, ...]:
-    """Every Job in plan order; results of a Job nobody announced get one of that name."""
-    cases: dict[str, list[Result]] = {job.name: [] for job in run.jobs}
-    for case in run.cases:
-        cases.setdefault(case.job, []).append(case)
+    """Every Job in plan order; results of a Job that was not recorded get a JobRecord of that name."""
     records = {job.name: job for job in run.jobs}
+    cases = {**dict.fromkeys(records, ()), **cases_by_job(run)}
     return tuple(
         JobView(job=records.get(job, JobRecord(name=job)), cases=tuple(found)) for job, found in cases.items()
     )
 
 
-def bad_cases(run: Run) -> tuple[Result, ...]:
-    """What needs a human, worst first, in plan order among equals."""
-    bad = [case for case in run.cases if case.is_bad]
-    return tuple(sorted(bad, key=lambda case: -case.outcome.severity))
+def _worst_first(cases: Iterable[Result]) -> list[Result]:
+    return sorted(cases, key=lambda case: -case.outcome.severity)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Chanceless:
-    """Cases of one Job that had no chance for one reason."""
-
-    job: str
-    outcome: Outcome
-    reason: str
-    cases: tuple[Result, ...]
+def failures(run: Run) -> Sequence[Result]:
+    """The cases that failed, worst first, in plan order among equals."""
+    return _worst_first(case for case in run.cases if case.is_failure)
 
 
-def failures(run: Run) -> tuple[Result, ...]:
-    """What speaks against the kernel, worst first."""
-    return tuple(case for case in bad_cases(run) if case.is_failure)
+def failure_groups(
+    run: Run, news: frozenset[tuple[str, Address]] = frozenset()
+) -> Sequence[Sequence[Result]]:
+    """Group the failures by cause, worst first; no group mixes *news* with other failures.
+
+    A cause is a fingerprint of a splat, or else an outcome and its reason.
+    """
+    found: dict[tuple[object, ...], list[Result]] = {}
+    for case in failures(run):
+        where = case.job, case.address
+        cause = fingerprint(case.splat) or case.reason or where
+        found.setdefault((case.outcome, where in news, cause), []).append(case)
+    return list(found.values())
 
 
-def chanceless(run: Run) -> tuple[Chanceless, ...]:
-    """What had no chance, by Job and reason: a guest that dies takes many cases with it."""
+def same_cause(group: Sequence[Result], most: int = 3) -> str:
+    """Say how many more cases of *group* there are than the first, and name *most*; empty for no more."""
+    others = [f"{names.name(str(case.address))} [{names.name(case.job)}]" for case in group[1:]]
+    left = f" and {len(others) - most} more" if len(others) > most else ""
+    return f"{len(group)} times for this cause; also {', '.join(others[:most])}{left}" if others else ""
+
+
+def declaration(case: Result) -> DeclaredCase | None:
+    """Return the declaration of *case*: its promise, the kernel source it cites, its file and line."""
+    return _declared().get(str(case.address))
+
+
+@functools.cache
+def _declared() -> Mapping[str, DeclaredCase]:
+    return {case.address: case for case in declared_cases()}
+
+
+def not_carried_out(run: Run) -> Sequence[Sequence[Result]]:
+    """The cases that were not carried out, grouped by Job, outcome and reason, worst first."""
     found: dict[tuple[str, Outcome, str], list[Result]] = {}
-    for case in bad_cases(run):
-        if case.outcome.is_infra:
-            found.setdefault((case.job, case.outcome, reason(case)), []).append(case)
-    return tuple(
-        Chanceless(job=job, outcome=outcome, reason=why, cases=tuple(cases))
-        for (job, outcome, why), cases in found.items()
-    )
+    for case in _worst_first(case for case in run.cases if case.outcome.is_infra and case.is_bad):
+        found.setdefault((case.job, case.outcome, reason(case)), []).append(case)
+    return list(found.values())
 
 
 def stopped_jobs(run: Run) -> Mapping[tuple[bool, str], Sequence[JobRecord]]:
@@ -217,12 +274,12 @@ def stopped_jobs(run: Run) -> Mapping[tuple[bool, str], Sequence[JobRecord]]:
 
 
 def flaky_cases(run: Run) -> tuple[Result, ...]:
-    """What failed and then passed in a fresh VM, in plan order."""
+    """The cases that failed and then passed in a fresh VM, in plan order."""
     return tuple(case for case in run.cases if case.label == FLAKY)
 
 
 def attempts(run: Run) -> Mapping[tuple[str, Address], Sequence[Result]]:
-    """Every attempt at each case that was tried more than once."""
+    """Every attempt at each case that has more than one."""
     found: dict[tuple[str, Address], list[Result]] = {}
     for result in run.results:
         found.setdefault((result.job, result.address), []).append(result)
@@ -230,7 +287,7 @@ def attempts(run: Run) -> Mapping[tuple[str, Address], Sequence[Result]]:
 
 
 def retries(run: Run, job: str | None = None) -> str:
-    """What was tried again because a guest was lost, in one sentence, of *job* or of all; else empty."""
+    """Say which cases, of *job* or all, were retried after a lost guest; empty without any."""
     lost = [
         next(one for one in tries if one.outcome is Outcome.LOST)
         for (where, _), tries in attempts(run).items()
@@ -238,31 +295,26 @@ def retries(run: Run, job: str | None = None) -> str:
     ]
     if not lost:
         return ""
-    many = len(lost) > 1
-    did = (
-        "were tried again after their guests were lost, first"
-        if many
-        else "was tried again after its guest was lost:"
-    )
+    did = "was lost and tried again:"
+    if len(lost) > 1:
+        did = "were lost and tried again, first"
     first = f"{names.name(str(lost[0].address))} ({names.name(lost[0].job)})"
     return f"{count_of(len(lost), 'case')} {did} {first}: {reason(lost[0])}"
 
 
 def recent(past: Sequence[Past], most: int = 10) -> str:
-    """What a case came to in its last *most* Runs: `failed in 2 of the last 10 runs`; empty without any."""
+    """The outcomes of a case in its last *most* Runs: `in the last 10 runs: 2 FAIL, 8 PASS`."""
     if not past:
         return ""
     shown = past[-most:]
-    labels = collections.Counter(one.case.label for one in shown if one.case.label != Outcome.PASS.value)
-    if not labels:
+    counts = count(one.case for one in shown)
+    if counts.keys() == {Outcome.PASS.value}:
         return f"passed in the last {count_of(len(shown), 'run') if len(shown) > 1 else 'run'}"
-    return f"in the last {len(shown)} runs: " + told(
-        {**labels, Outcome.PASS.value: len(shown) - sum(labels.values())}
-    )
+    return f"in the last {count_of(len(shown), 'run')}: {told(counts)}"
 
 
 def acceleration(run: Run) -> str:
-    """The first line of every report: whether the figures below are those of emulation."""
+    """The first line of every report: whether the run was emulated."""
     inputs = run.info.inputs
     match inputs.accel:
         case "tcg":
@@ -275,7 +327,7 @@ def acceleration(run: Run) -> str:
 
 
 def facts(run: Run) -> tuple[tuple[str, str], ...]:
-    """The identity of the Run as name and value, without those that are unknown."""
+    """The identity of the Run as name and value, without unknown values."""
     info, inputs = run.info, run.info.inputs
     kernels = ", ".join(f"{variant} {digest}" for variant, digest in sorted(inputs.kernels.items()))
     trees = dict.fromkeys(job.tree for job in run.jobs if job.tree)
@@ -293,7 +345,7 @@ def facts(run: Run) -> tuple[tuple[str, str], ...]:
         ("suites", ", ".join(inputs.suites)),
         ("cases", ", ".join(inputs.cases)),
         ("seed", "" if inputs.seed is None else str(inputs.seed)),
-        ("processor time", processor_time(run)),
+        ("CPU time", processor_time(run)),
         ("accepted", run.accepted),
         *sorted(inputs.extra.items()),
         ("command", shlex.join(info.command)),
@@ -302,19 +354,45 @@ def facts(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 def processor_time(run: Run) -> str:
-    """What processor time the Run cost, by what took it: `builds 0 s, boots 4 s`; empty when not known."""
+    """The CPU time of the Run by use: `builds 0 s, boots 4 s`; empty when not recorded."""
     return ", ".join(f"{names.name(what)} {seconds:.0f} s" for what, seconds in run.spent.items())
 
 
 def log_path(run: Run, case: Result) -> str:
-    """Where the case's VM left its logs, from the run directory on; empty without a VM."""
+    """The directory of the VM's logs; empty without a VM."""
     if not case.vm_dir:
         return ""
     return names.name(str(PurePosixPath(run.directory, case.vm_dir)))
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The memory of the guest that a case was lost in, or that crashed under it."""
+
+    what: str
+    """Where its dump is and how large, and the command that opens it; or why there is none."""
+    summary: tuple[str, ...]
+    """What drgn found, in a few lines; else why it found nothing."""
+    answers: str
+    """What drgn found, whole."""
+
+
+def memory_of(run: Run, case: Result) -> Memory | None:
+    """Return the memory of the guest of *case*; None if it did not die of it."""
+    dump = run.dumps.get(case.vm_dir)
+    if dump is None or case.outcome not in (Outcome.CRASH, Outcome.TIMEOUT, Outcome.LOST):
+        return None
+    if not dump.file:
+        return Memory(what=f"not dumped: {names.name(dump.reason)}", summary=(), answers="")
+    command = shlex.join(["vfio-harness", "debug", run.info.id, str(case.address)])
+    what = f"{PurePosixPath(run.directory, dump.file)} ({dump.bytes / 2**20:.0f} MiB); {command}"
+    found = tuple(map(names.name, summary_of(dump.answers)))
+    unread = (f"not read: {names.name(dump.reason)}",) if dump.reason else ()
+    return Memory(what=names.name(what), summary=found or unread, answers=names.text(dump.answers))
+
+
 def reason(case: Result) -> str:
-    """The case's reason, or what its outcome means when it gave none."""
+    """The case's reason, or the meaning of its outcome without one."""
     said = names.name(case.reason) if case.reason else case.outcome.meaning
     return f"{said} (not again in a fresh VM)" if case.flaky else said
 
@@ -327,11 +405,11 @@ class Grid:
     variants: tuple[str, ...]
     topologies: tuple[str, ...]
     cells: Mapping[tuple[str, str], JobView]
-    """Variant and topology -> the Job there, where there is one."""
+    """Variant and topology -> the Job there."""
 
 
 def grids(jobs: Iterable[JobView]) -> tuple[Grid, ...]:
-    """The *jobs* as one matrix per line, in plan order; Jobs without variant or topology are in none."""
+    """The *jobs* as one matrix per line, in plan order, without Jobs that have no variant or topology."""
     placed = [job for job in jobs if job.job.variant and job.job.topology]
     found = []
     for line in dict.fromkeys(job.job.line for job in placed):
@@ -339,21 +417,17 @@ def grids(jobs: Iterable[JobView]) -> tuple[Grid, ...]:
         found.append(
             Grid(
                 line=line,
-                variants=tuple(dict.fromkeys(_variant(job.job) for job in mine)),
+                variants=tuple(dict.fromkeys(job.job.config for job in mine)),
                 topologies=tuple(dict.fromkeys(job.job.topology for job in mine)),
-                cells={(_variant(job.job), job.job.topology): job for job in mine},
+                cells={(job.job.config, job.job.topology): job for job in mine},
             )
         )
     return tuple(found)
 
 
-def _variant(job: JobRecord) -> str:
-    return "+".join((job.variant, *job.addons))
-
-
 def newly(comparison: Comparison | None) -> frozenset[tuple[str, Address]]:
-    """The cases that fail, or are flaky, and were not before."""
+    """Job and address of the cases that newly fail or are newly flaky."""
     if comparison is None or not comparison.against:
         return frozenset()
-    found = itertools.chain(comparison.new_failures, comparison.newly_flaky)
+    found = (*comparison.new_failures, *comparison.newly_flaky)
     return frozenset((change.job, change.address) for change in found if change.job in comparison.against)

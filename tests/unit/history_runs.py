@@ -16,11 +16,10 @@ from harness.results import (
     Result,
     Run,
     RunInfo,
-    RunStore,
-    State,
-    judge,
-    load,
+    RunState,
+    reach_verdict,
 )
+from harness.results.store import RunStore, load
 
 STARTED = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 JOB = JobRecord(
@@ -53,7 +52,7 @@ def make_run(
     results: tuple[Result, ...] = (),
     job: JobRecord = JOB,
     inputs: Inputs = INPUTS,
-    state: State | None = State.FINISHED,
+    state: RunState | None = RunState.FINISHED,
 ) -> Path:
     """A run directory below *root*; without a *state* it was killed."""
     directory = root / f"run{day:02}"
@@ -68,7 +67,7 @@ def make_run(
         for one in (*(case(name, outcome) for name, outcome in outcomes.items()), *results):
             store.add(dataclasses.replace(one, job=job.name))
         if state is not None:
-            store.finish(judge(dataclasses.replace(store.read(), state=state)), state)
+            store.finish(reach_verdict(dataclasses.replace(store.read(), state=state)).verdict, state)
     return directory
 
 

@@ -8,7 +8,7 @@ import datetime
 import random
 from pathlib import Path
 
-from harness.errors import ExitCode
+from harness.base.errors import ExitCode
 from harness.results import (
     Address,
     Background,
@@ -18,12 +18,11 @@ from harness.results import (
     Result,
     Run,
     RunInfo,
-    RunStore,
-    State,
-    consult,
-    judge,
-    load,
+    RunState,
+    reach_verdict,
 )
+from harness.results.historyfile import consult
+from harness.results.store import RunStore, load
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STARTED = datetime.datetime(2030, 3, 1, 21, 0, tzinfo=datetime.UTC)
@@ -80,7 +79,7 @@ def _make(root: Path, number: int) -> None:
             for variant in VARIANTS:
                 for topology in TOPOLOGIES:
                     _add_job(store, number, line, releases[last], variant, topology)
-        store.finish(judge(dataclasses.replace(store.read(), state=State.FINISHED)))
+        store.finish(reach_verdict(dataclasses.replace(store.read(), state=RunState.FINISHED)).verdict)
 
 
 def _add_job(store: RunStore, number: int, line: str, release: str, variant: str, topology: str) -> None:
@@ -145,7 +144,9 @@ def _special(number: int, where: tuple[str, ...], result: Result) -> list[Result
             log = "# map 0x10000 at 0x1000\n# GET_PA 0x12000: EINVAL\nnot ok 1 gap_ends_the_length\n"
             return [dataclasses.replace(result, outcome=Outcome.FAIL, reason=reason, log=log)]
         case ("debian:7.2", "group", "nvme", "dma", "pages_are_pinned") if number >= NIGHTS - 4:
-            return [dataclasses.replace(result, outcome=Outcome.TIMEOUT, reason="did not end in its time")]
+            return [
+                dataclasses.replace(result, outcome=Outcome.TIMEOUT, reason="did not end before its timeout")
+            ]
         case ("debian:7.2", "compat", "mixed", "interrupts", "mask_keeps_the_line_low") if last:
             return []
         case ("debian:7.3", "compat", "nvme", "lifecycle", "reset_restores_the_config_space") if last:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 
-from harness.errors import ExitCode
-from harness.results import Address, Inputs, JobRecord, Outcome, Result, Run, RunInfo, State, Verdict
+from harness.base.errors import ExitCode
+from harness.results import Address, Inputs, JobRecord, Outcome, Result, Run, RunInfo, RunState, Verdict
 
 STARTED = datetime.datetime(2030, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 HOSTILE = 'a<b>&"c" [red]x[/red] \x1b[31m\x00\x0b\udc80 </script><script>alert(1)</script> ]]>'
@@ -68,7 +68,7 @@ RUN = Run(
         ),
     ),
     results=RESULTS,
-    state=State.FINISHED,
+    state=RunState.FINISHED,
     finished=STARTED + datetime.timedelta(seconds=83),
     verdict=Verdict.BAD,
     directory="runs/20300102-030405-1",

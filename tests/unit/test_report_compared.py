@@ -10,7 +10,8 @@ import pytest
 from history_runs import GOOD, INPUTS, JOB, case, flaky, made_run, make_run
 
 from harness.report import compared
-from harness.results import Outcome, compare, consult
+from harness.results import Outcome, compare
+from harness.results.historyfile import consult
 
 SPLAT = "BUG: unable to handle page fault\n vfio_x+0x1/0x2\n"
 
@@ -52,6 +53,14 @@ def test_two_lines_can_be_compared(tmp_path: Path) -> None:
     assert "in one of them only: 7.3.4-cdev-igb, 7.3.4-cdev-edu" in compared.render(
         before, other, compare(before, other)
     )
+
+
+def test_two_toolchains_can_be_compared(tmp_path: Path) -> None:
+    """Runs of one toolchain each pair their jobs too."""
+    llvm = dataclasses.replace(JOB, toolchain="llvm", name="7.3.4-cdev-llvm-edu")
+    before, after = made_run(tmp_path, 1), made_run(tmp_path, 2, job=llvm)
+    assert compare(before, after).against == {"7.3.4-cdev-llvm-edu": "run01"}
+    assert compare(after, before).against == {JOB.name: "run02"}
 
 
 def test_what_still_fails_is_no_worse(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_the_worst_comes_first_and_the_verdict_last() -> None:
     heads = [line.split()[0] for line in lines if "[7.3.4-" in line]
     assert heads == ["CRASH", "TIMEOUT", "FAIL", "FAIL", "ERROR", "XPASS", "LOST", "NOT_RUN"]
     assert lines[-1] == "BAD: 6 cases failed, the worst: CRASH probes/hotplug/unplug_while_open"
-    assert "11 cases in 1 min 23 s" in lines[-3] + lines[-2]
+    assert "11 cases: 1 CRASH" in lines[-3] + lines[-2]
+    assert "the whole run took 1 min 23 s" in lines[-3] + lines[-2]
     assert lines.index(next(line for line in lines if line.startswith("job"))) > 20
 
 
@@ -86,6 +87,11 @@ def test_no_color_and_pipes_are_respected() -> None:
     assert "\x1b[" not in shown(io.StringIO(), TERM="xterm")
 
 
+def test_no_columns_are_no_width() -> None:
+    """A container without a terminal may say so."""
+    assert shown(io.StringIO(), COLUMNS="0") == shown(io.StringIO(), COLUMNS="")
+
+
 def test_an_ascii_stream_gets_ascii() -> None:
     """A console in the C locale gets a readable report, not a UnicodeEncodeError."""
     raw = io.BytesIO()
@@ -98,7 +104,9 @@ def test_an_ascii_stream_gets_ascii() -> None:
 def test_many_failures_are_cut() -> None:
     """A night that went wrong does not fill the screen; the rest is counted."""
     many = tuple(
-        dataclasses.replace(RESULTS[1], address=dataclasses.replace(RESULTS[1].address, case=f"case{n}"))
+        dataclasses.replace(
+            RESULTS[1], reason=f"{n}", address=dataclasses.replace(RESULTS[1].address, case=f"case{n}")
+        )
         for n in range(60)
     )
     told = console.render(dataclasses.replace(RUN, results=many), most=5)
@@ -116,4 +124,4 @@ def test_rendering_is_pure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_run_says_so() -> None:
     """A run without cases is reported, as what it is."""
-    assert console.render(EMPTY).splitlines()[-1] == "OUR FAULT: nothing was run"
+    assert console.render(EMPTY).splitlines()[-1] == "INFRASTRUCTURE: nothing was run"
