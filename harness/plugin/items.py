@@ -1,43 +1,68 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The pytest items: one per probe case, one per selftest program.
+"""The pytest items: one for each piece of work, under the file that declares it.
 
-An item runs its work through the worker's Lab, hands the Results to the controller as a user property of
-its report, and ends the way pytest knows for the worst of their outcomes.
+Node ids read `guest/probes/get_pa.py::unmapped[7.3.4-group-cdev-edu-igb]` and
+`harness/suites/kselftest-vfio.yaml::vfio_pci_device_test@edu0[...]`.  An item runs its work, hands the
+Results to the controller as a user property of its report, and ends with the pytest outcome for the worst of
+them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Generic, Self, TypeVar
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
 
 import pytest
 
-from harness.plugin.lab import LAB
-from harness.plugin.recorder import RESULTS_PROPERTY
+from harness.lab.worker import Worker
 from harness.results import Outcome, Result, result_to_plain, settle
-from harness.suites.catalogue import ProbeWork, ProgramWork
+from harness.suites.model import Work
+
+WORKER = pytest.StashKey[Worker]()
+
+RESULTS_PROPERTY = "vfio_harness_results"
+"""The user property that carries an item's Results from the process that ran it, as JSON."""
+
+LATE_PROPERTY = "vfio_harness_late_results"
+"""The same for what the kernel printed when the item's VM was stopped."""
 
 
 class CaseFailed(Exception):
-    """A piece of work whose results are bad; printed as they are, never with a traceback of ours."""
+    """A piece of work whose results are bad; shown without a traceback."""
 
     def __init__(self, results: Sequence[Result]) -> None:
         super().__init__(results[0].reason if results else "no result")
         self.results = tuple(results)
 
 
-W = TypeVar("W", ProbeWork, ProgramWork)
+class WorkFile(pytest.File):
+    """A file that declares work, with the items of the plan from it."""
 
-
-class WorkItem(pytest.Item, Generic[W]):
-    """A piece of work as pytest sees it."""
-
-    work: W
+    work: tuple[Work, ...] = ()
 
     @classmethod
-    def of(cls, parent: pytest.Collector, work: W) -> Self:
-        # Spelt out: pytest 9.2's --lf parses the brackets out of an id, which a bare name keeps.
+    def of(cls, parent: pytest.Collector, path: Path, work: Sequence[Work]) -> Self:
+        # pytest gives files outside its root no name.
+        name = None if path.is_relative_to(parent.config.rootpath) else path.name
+        node: Self = cls.from_parent(parent, path=path, nodeid=name)
+        node.work = tuple(work)
+        return node
+
+    def collect(self) -> Iterator[WorkItem]:
+        for work in self.work:
+            yield WorkItem.of(self, work)
+
+
+class WorkItem(pytest.Item):
+    """A piece of work as pytest sees it."""
+
+    work: Work
+
+    @classmethod
+    def of(cls, parent: pytest.Collector, work: Work) -> Self:
+        # In full: pytest 9.2's --lf cuts the brackets off an id, and keeps them in a name.
         nodeid = f"{parent.nodeid}::{work.title}"
         item: Self = cls.from_parent(parent, name=work.title, nodeid=nodeid)
         item.work = work
@@ -45,7 +70,7 @@ class WorkItem(pytest.Item, Generic[W]):
         return item
 
     def runtest(self) -> None:
-        results = self.config.stash[LAB].perform(self.work)
+        results = self.config.stash[WORKER].perform(self.work)
         carry(self, RESULTS_PROPERTY, results)
         conclude(settle(results))
 
@@ -55,35 +80,22 @@ class WorkItem(pytest.Item, Generic[W]):
         if isinstance(excinfo.value, CaseFailed):
             return "\n".join(_paragraph(result) for result in excinfo.value.results)
         if isinstance(excinfo.value, pytest.xfail.Exception):
-            # pytest would parse our own sources for a traceback that nobody is shown.
+            # pytest would parse our own sources for a traceback that is not shown.
             return str(excinfo.value)
         return str(super().repr_failure(excinfo))
 
     def reportinfo(self) -> tuple[str, int | None, str]:
-        return str(self.path), self.line(), self.name
-
-    def line(self) -> int | None:
-        return None
-
-
-class ProbeItem(WorkItem[ProbeWork]):
-    """One case of ours."""
-
-    def line(self) -> int | None:
-        return self.work.case.lineno - 1
-
-
-class ProgramItem(WorkItem[ProgramWork]):
-    """One of upstream's selftest programs; each KTAP point it prints is a Result."""
+        line = self.work.line - 1 if self.work.line is not None else None
+        return str(self.path), line, self.name
 
 
 def carry(item: pytest.Item, name: str, results: Sequence[Result]) -> None:
-    """Let *item*'s reports carry *results* to the process that records them."""
+    """Add *results* to *item*'s reports as the user property *name*."""
     item.user_properties.append((name, json.dumps([result_to_plain(result) for result in results])))
 
 
 def conclude(results: Sequence[Result]) -> None:
-    """End the running item the way pytest knows for the worst of *results*."""
+    """End the running item with the pytest outcome for the worst of *results*."""
     bad = [result for result in results if result.is_bad]
     if bad or not results:
         raise CaseFailed(bad)
@@ -97,9 +109,9 @@ def conclude(results: Sequence[Result]) -> None:
 def _paragraph(result: Result) -> str:
     lines = [f"{result.outcome.name} {result.address}: {result.reason}"]
     if result.vm_dir:
-        lines.append(f"  everything: {result.vm_dir}")
+        lines.append(f"  logs: {result.vm_dir}")
     if result.splat:
         lines += ["  the kernel said:", *(f"    {line}" for line in result.splat.splitlines())]
     if result.rerun:
-        lines.append(f"  again: {result.rerun}")
+        lines.append(f"  run it again: {result.rerun}")
     return "\n".join(lines)

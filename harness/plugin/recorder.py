@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The Recorder: the one process that writes the run's database, and that knows what should have had a result.
+"""Recorder: writes the results of the run into its database, and accounts for all work that was collected.
 
-Results arrive as a user property of pytest's reports, from this process or from xdist's workers.  What was
-collected and never reported is NOT_RUN: silence is not a pass.
+Results arrive as a user property of pytest's reports, from this process or from xdist's workers.  Work that
+was collected and never reported is NOT_RUN, not a pass.
 """
 
 from __future__ import annotations
@@ -17,43 +17,36 @@ from pathlib import Path
 import pytest
 
 from harness import __version__
-from harness.errors import InfraError
+from harness.base.cause import Cause
+from harness.base.errors import InfraError
+from harness.lab.accel import proven_accel
+from harness.lab.ledger import Ledger
 from harness.plan import PLAN_FILE, Plan
-from harness.plugin.spool import Spool
+from harness.plugin.items import LATE_PROPERTY, RESULTS_PROPERTY
 from harness.results import (
-    FILE_NAME,
-    WHOLE_PROGRAM,
-    Address,
     Inputs,
     JobRecord,
     Outcome,
     Result,
     RunInfo,
-    RunStore,
-    State,
-    judge,
-    new_run_id,
+    RunState,
+    reach_verdict,
     result_from_plain,
 )
-from harness.suites.catalogue import ProbeWork, Work, source_of, work_by_source
-
-RESULTS_PROPERTY = "vfio_harness_results"
-"""The user property that carries an item's Results from the process that ran it, as JSON."""
-
-LATE_PROPERTY = "vfio_harness_late_results"
-"""The same for what was heard when the item's VM was stopped."""
+from harness.results.store import FILE_NAME, RunStore, new_run_id
+from harness.suites.catalogue import to_do
 
 
 def own_run(plan: Plan) -> Plan:
-    """*plan* with a run directory that is ours to write: its own unless a finished run is there already.
+    """Return *plan* with a run directory to write to: its own unless a finished run is there already.
 
-    `vfio-harness run` has made the run; `pytest --plan FILE` alone may be the first, or may come again.
+    `vfio-harness run` has made the run; `pytest --plan FILE` alone may have to make it, or another one.
     """
     directory = Path(plan.run_dir)
     if not (directory / FILE_NAME).exists():
         return _new_run(plan)
     with RunStore.open(directory) as store:
-        started = store.read().state is not State.RUNNING
+        started = store.read().state is not RunState.RUNNING
     if not started:
         return plan
     run_id = new_run_id(datetime.datetime.now(datetime.UTC))
@@ -66,9 +59,9 @@ def _new_run(plan: Plan) -> Plan:
     directory.mkdir(parents=True, exist_ok=True)
     now = datetime.datetime.now(datetime.UTC)
     inputs = Inputs(
-        accel=plan.jobs[0].accel if plan.jobs else "",
+        accel=proven_accel(plan.jobs),
         kernels={job.kernel.variant: job.kernel.digest for job in plan.jobs},
-        topologies=tuple(job.topology for job in plan.jobs),
+        topologies=tuple(job.topology.name for job in plan.jobs),
         seed=plan.seed,
     )
     info = RunInfo(
@@ -81,12 +74,11 @@ def _new_run(plan: Plan) -> Plan:
     return plan
 
 
-Key = tuple[str, str]
-"""File name and item name: what a node id keeps of a piece of work, whatever the root directory."""
+def _key(nodeid: str) -> tuple[str, str]:
+    """Return file name and item name, which do not depend on pytest's root directory.
 
-
-def _key(nodeid: str) -> Key:
-    """The Key in a node id; xdist's loadgroup appends `@group` to it."""
+    xdist's loadgroup appends `@group` to a node id.
+    """
     path, _, name = nodeid.partition("::")
     return Path(path).name, name.partition("]")[0] + "]"
 
@@ -95,30 +87,21 @@ class Recorder:
     """Hooks of the process that talks to the user."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
         self._store = RunStore.open(Path(plan.run_dir))
-        self._work: dict[Key, Work] = {
-            (source_of(work).name, work.title): work
-            for group in work_by_source(plan).values()
-            for work in group
-        }
-        self._waiting: dict[Key, Work] = {}
-        self._heard: set[Key] = set()
-        """Of what there was a result; a worker that takes a dead one's place collects everything anew."""
-        self._collected = self._interrupted = False
+        work = to_do(plan)
+        self._work = {(one.path.name, one.title): one for one in work}
+        self._ledger = Ledger(work, Path(plan.run_dir))
+        self._interrupted = False
         self._session: pytest.Session | None = None
         self._trouble: InfraError | None = None
-        """Why results cannot be kept any more, as on a full disk."""
-        self._spool = Spool(Path(plan.run_dir))
-        for work in self._work.values():
-            if told := self._spool.take(work):  # of an earlier part of the run, which nobody could end
-                self._keep(*told)
+        """Why results cannot be stored any more, as on a full disk."""
+        self._keep(*self._ledger.leftovers())
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self._session = session
 
     def _keep(self, *results: Result) -> None:
-        """Store *results*; where that fails the run ends in order, for what is not kept was run in vain."""
+        """Store *results*; if that fails, end the run, because nothing it still does would be recorded."""
         try:
             self._store.add(*results)
         except InfraError as error:
@@ -126,7 +109,7 @@ class Recorder:
 
     def _stop(self, error: InfraError) -> None:
         if self._trouble is None and self._session is not None:
-            # xdist looks at its own flag only.
+            # xdist checks its own flag only.
             xdist = self._session.config.pluginmanager.get_plugin("dsession")
             for loop in filter(None, (self._session, xdist)):
                 loop.shouldstop = f"results cannot be kept: {error}"
@@ -141,31 +124,26 @@ class Recorder:
         self._expect(ids)
 
     def _expect(self, nodeids: Iterable[str]) -> None:
-        self._collected = True
-        for nodeid in nodeids:
-            work = self._work.get(_key(nodeid))
-            if work is not None and _key(nodeid) not in self._heard:
-                self._waiting[_key(nodeid)] = work
+        self._ledger.expect(self._work[key] for key in map(_key, nodeids) if key in self._work)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        work = self._work.get(_key(report.nodeid))
         name = {"call": RESULTS_PROPERTY, "teardown": LATE_PROPERTY}.get(str(report.when), "")
         carried = dict(report.user_properties).get(name)
         if isinstance(carried, str):
-            self._heard.add(_key(report.nodeid))
-            self._waiting.pop(_key(report.nodeid), None)
             self._keep(*map(result_from_plain, json.loads(carried)))
-            if _key(report.nodeid) in self._work:
-                self._spool.drop(self._work[_key(report.nodeid)])
-        elif report.failed and (work := self._waiting.pop(_key(report.nodeid), None)) is not None:
-            lost = _without_result(work, Outcome.LOST, f"the harness failed: {_last_line(report)}")
-            # What ran alongside it was told by nobody either, and is run anew by another worker.
-            group = [work, *(one for one in self._waiting.values() if one.group == work.group)]
-            self._keep(*(told for one in group for told in self._spool.take(one)), lost)
+            if work is not None:
+                self._ledger.reported(work)
+        elif report.failed and work is not None:
+            # xdist reports a dead worker in no phase of the item.
+            in_phase = report.when in ("setup", "call", "teardown")
+            cause = Cause.HARNESS if in_phase else Cause.WORKER_DIED
+            self._keep(*self._ledger.lost(work, f"the harness failed: {_last_line(report)}", cause))
 
     def pytest_report_teststatus(
         self, report: pytest.TestReport
     ) -> tuple[str, str, tuple[str, Mapping[str, bool]]] | None:
-        """Show work that was never begun, because a deadline had passed, as what it is: it has not failed."""
+        """Show work that could not start, as after the deadline, as not run instead of failed."""
         carried = dict(report.user_properties).get(RESULTS_PROPERTY)
         if report.when != "call" or not report.failed or not isinstance(carried, str):
             return None
@@ -179,34 +157,20 @@ class Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Account for what did not run, and close the run."""
-        if session.config.option.collectonly:
+        """Account for what did not run, and close the run; it stays open if results could not be stored."""
+        if session.config.option.collectonly or self._trouble is not None:
             return
-        if self._trouble is not None:
-            # The run stays unfinished, as it is.
-            return
-        if self._interrupted and not self._collected:
-            # So early that nobody had said what of it was chosen.
-            self._waiting = dict(self._work)
-        for work in self._waiting.values():
-            unknown = _without_result(work, Outcome.NOT_RUN, "the run stopped before it")
-            self._keep(*(self._spool.take(work) or (unknown,)))
-        state = State.INTERRUPTED if self._interrupted else State.FINISHED
+        self._keep(*self._ledger.unreported(interrupted=self._interrupted))
+        state = RunState.INTERRUPTED if self._interrupted else RunState.FINISHED
         try:
-            self._store.finish(judge(dataclasses.replace(self._store.read(), state=state)), state)
+            self._store.finish(
+                reach_verdict(dataclasses.replace(self._store.read(), state=state)).verdict, state
+            )
         except InfraError as error:
             self._stop(error)
 
     def pytest_unconfigure(self) -> None:
         self._store.close()
-
-
-def _without_result(work: Work, outcome: Outcome, reason: str) -> Result:
-    if isinstance(work, ProbeWork):
-        address = Address.parse(work.address)
-    else:
-        address = Address.parse(f"{work.address}/{WHOLE_PROGRAM}")
-    return Result(address=address, job=work.job, outcome=outcome, reason=reason)
 
 
 def _last_line(report: pytest.TestReport) -> str:

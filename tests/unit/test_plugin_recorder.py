@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The Recorder where results cannot be kept: the run ends in order, and stays as it is."""
+"""The Recorder: what it stores when the disk is full, a worker dies or the run is interrupted."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from types import SimpleNamespace
 import pytest
 from plan_jobs import job
 
-from harness.errors import InfraError
+from harness.base.errors import InfraError
+from harness.lab.spool import Spool
 from harness.plan import Plan
-from harness.plugin.recorder import RESULTS_PROPERTY, Recorder
-from harness.plugin.spool import Spool
-from harness.results import Address, Outcome, Result, RunInfo, RunStore, State, load, result_to_plain
-from harness.suites.catalogue import Work, source_of, work_of
+from harness.plugin.items import RESULTS_PROPERTY
+from harness.plugin.recorder import Recorder
+from harness.results import Address, Outcome, Result, RunInfo, RunState, result_to_plain
+from harness.results.store import RunStore, load
+from harness.suites.catalogue import work_of
+from harness.suites.model import Work
 
 
 def report(work: str, outcome: Outcome) -> pytest.TestReport:
@@ -35,7 +38,11 @@ def report(work: str, outcome: Outcome) -> pytest.TestReport:
 def recorder(directory: Path) -> Recorder:
     info = RunInfo(id="r", started=datetime.datetime.now(datetime.UTC), harness_version="test")
     RunStore.create(directory, info).close()
-    return Recorder(Plan(run_id="r", run_dir=str(directory), seed=1, cases=(), jobs=(job(),)))
+    return Recorder(plan(directory))
+
+
+def plan(directory: Path) -> Plan:
+    return Plan(run_id="r", run_dir=str(directory), seed=1, cases=(), jobs=(job(),))
 
 
 @pytest.mark.parametrize("with_workers", [False, True])
@@ -60,7 +67,7 @@ def test_full_disk_ends_the_run_in_order(
     assert session.shouldstop == "results cannot be kept: no space left"
     assert loop.shouldstop == (session.shouldstop if with_workers else False)
     run = load(tmp_path)
-    assert (run.state, len(run.cases)) == (State.RUNNING, 1)
+    assert (run.state, len(run.cases)) == (RunState.RUNNING, 1)
 
 
 def test_only_what_had_no_chance_is_shown_as_not_run(tmp_path: Path) -> None:
@@ -81,74 +88,58 @@ def failed(work: Work) -> Result:
 
 
 def died(work: Work) -> pytest.TestReport:
-    """What xdist reports of an item whose worker was killed."""
+    """Return what xdist reports of an item whose worker was killed."""
     return pytest.TestReport(
-        nodeid=f"{source_of(work).name}::{work.title}", location=("x.py", 1, ""), keywords={},
+        nodeid=f"{work.path.name}::{work.title}", location=("x.py", 1, ""), keywords={},
         outcome="failed", longrepr="worker 'gw0' crashed", when="???",  # type: ignore[arg-type]
     )  # fmt: skip
 
 
-def ended(one: Recorder) -> list[str]:
+def ended(one: Recorder, directory: Path) -> list[str]:
     config = SimpleNamespace(option=SimpleNamespace(collectonly=False))
     one.pytest_sessionfinish(SimpleNamespace(config=config))  # type: ignore[arg-type]
     one.pytest_unconfigure()
-    found = load(Path(one._plan.run_dir)).results
+    found = load(directory).results
     return [result.outcome.value for result in found if str(result.address) == WORK.address]
 
 
 def test_failure_that_was_seen_outlives_the_worker_that_was_to_confirm_it(tmp_path: Path) -> None:
-    """Else it is lost, and passes when another worker tries it anew."""
+    """Otherwise the rerun in another worker would hide it."""
     one = recorder(tmp_path)
-    one._expect([f"{source_of(WORK).name}::{WORK.title}"])
+    one._expect([f"{WORK.path.name}::{WORK.title}"])
     Spool(tmp_path).keep(WORK, [failed(WORK)])
     one.pytest_runtest_logreport(died(WORK))
     passed = report(WORK.address, Outcome.PASS)
     passed.nodeid = died(WORK).nodeid
     one.pytest_runtest_logreport(passed)
-    assert ended(one) == ["FAIL", "LOST", "PASS"]
+    assert ended(one, tmp_path) == ["FAIL", "LOST", "PASS"]
     assert [case.label for case in load(tmp_path).cases if str(case.address) == WORK.address] == ["FAIL"]
-
-
-def test_failure_alongside_outlives_the_worker_that_held_it(tmp_path: Path) -> None:
-    """Nobody had asked for it yet when the worker died at another case; it is not washed clean by a rerun."""
-    features = ("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd")
-    held, running = [w for w in work_of(job("edu", features=features)) if w.group.endswith("/alongside")][:2]
-    one = recorder(tmp_path)
-    one._expect(f"{source_of(work).name}::{work.title}" for work in (held, running))
-    Spool(tmp_path).keep(held, [failed(held)])
-    one.pytest_runtest_logreport(died(running))
-    passed = report(held.address, Outcome.PASS)
-    passed.nodeid = died(held).nodeid
-    one.pytest_runtest_logreport(passed)
-    ended(one)
-    (case,) = (case for case in load(tmp_path).cases if str(case.address) == held.address)
-    assert case.label == "FAIL"
 
 
 def test_interrupted_run_keeps_what_was_seen(tmp_path: Path) -> None:
     one = recorder(tmp_path)
-    one._expect([f"{source_of(WORK).name}::{WORK.title}"])
+    one._expect([f"{WORK.path.name}::{WORK.title}"])
     Spool(tmp_path).keep(WORK, [failed(WORK)])
-    assert ended(one) == ["FAIL"]
+    assert ended(one, tmp_path) == ["FAIL"]
 
 
 def test_interrupt_before_anything_was_collected_names_what_was_planned(tmp_path: Path) -> None:
-    """A night that ends while its workers start has not tried nothing of nothing."""
+    """If it is interrupted while workers start, all planned work is NOT_RUN."""
     one = recorder(tmp_path)
     one._interrupted = True
-    ended(one)
+    ended(one, tmp_path)
     run = load(tmp_path)
     assert {case.outcome for case in run.cases} == {Outcome.NOT_RUN}
     assert len(run.cases) == len(work_of(job()))
 
 
 def test_run_that_goes_on_keeps_what_was_seen(tmp_path: Path) -> None:
-    """By a process that was killed with all of its workers."""
+    """A process that was killed with all of its workers left them in the spool."""
     first = recorder(tmp_path)
     Spool(tmp_path).keep(WORK, [failed(WORK)])
-    again = Recorder(first._plan)
+    again = Recorder(plan(tmp_path))
     first.pytest_unconfigure()
-    assert ended(again) == ["FAIL"]
+    assert ended(again, tmp_path) == ["FAIL"]
     assert not (tmp_path / "spool").exists()
 
 
@@ -158,7 +149,7 @@ def test_what_has_been_told_is_forgotten(tmp_path: Path) -> None:
     told = report(WORK.address, Outcome.FAIL)
     told.nodeid = died(WORK).nodeid
     one.pytest_runtest_logreport(told)
-    assert ended(one) == ["FAIL"]
+    assert ended(one, tmp_path) == ["FAIL"]
     assert not (tmp_path / "spool").exists()
 
 
