@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From options to a Plan: opens the tree, provides the kernels, resolves machines, and keeps what went wrong.
-
-A variant that cannot be built costs its own jobs only; the others go on.
-"""
+"""Open trees, check machines, configure and build one kernel; what goes wrong with it is kept as a value."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import re
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import TextIO
 
-from harness import paths
-from harness.errors import (
+from harness.base import paths
+from harness.base.errors import (
     ExitCode,
     HarnessError,
     InfraError,
@@ -26,135 +25,158 @@ from harness.errors import (
     NotRefused,
     UsageError,
 )
-from harness.kernel.kconfig import Fragment, read_fragment
-from harness.kernel.make import BuildProgress
-from harness.kernel.selftests import failures, list_programs, sources
-from harness.kernel.store import (
-    Built,
-    KernelPlan,
-    build_kernel,
-    has_selftests,
-    plan_kernel,
-    prove_blocked,
-    provide_selftests,
-)
-from harness.kernel.trees import KernelTree, open_tree
+from harness.base.host import total_mib
+from harness.base.output import tell
+from harness.base.words import duration
+from harness.kernel.arch import host_arch
+from harness.kernel.kconfig import read_fragment
+from harness.kernel.make import BuildProgress, Progress
+from harness.kernel.plan import KernelPlan, plan_kernel, prove_blocked
+from harness.kernel.provide import build_kernel, plan_selftests, provide_selftests
+from harness.kernel.ready import UNNAMED, ReadyKernel, hand_in, open_ready
+from harness.kernel.required import require_symbols, unwatched
+from harness.kernel.selftests import failures
+from harness.kernel.store import Built
+from harness.kernel.toolchain import Toolchain, find_toolchain
+from harness.kernel.trees import KernelTree, TreeKind, open_tree
 from harness.kernel.variants import Variant, load_catalogue
 from harness.machine.accel import Choice, choose_accel
 from harness.machine.devices import Topology
-from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.roots import find_root
-from harness.machine.topology import SHIPPED as SHIPPED_TOPOLOGIES
-from harness.machine.topology import load_topology
-from harness.output import tell
-from harness.plan import Job, KernelRef
+from harness.machine.topology import load_topology, topology_in_results
+from harness.plan import Job, Own
 from harness.results import KCONFIG_SUITE, Address, JobRecord, Outcome, Result
-from harness.session.progress import build_progress
-from harness.session.wishes import JobWish, KernelWish, MachineWish, line_of
-from harness.suites.upstream import shipped_suites
-
-DEFAULT_MEMORY_MIB = 1024
-"""Enough for every probe; a selftest that needs more says so in kselftest-*.yaml."""
-
-
-def open_wished_tree(wish: str | None) -> KernelTree:
-    """The tree of `--tree`, or the default one."""
-    return open_tree(wish)
+from harness.session.wishes import JobWish, KernelWish, MachineWish, OwnWish, ReadyWish, line_of
+from harness.suites.registry import all_suites, chosen_suites
 
 
 def open_trees(
     specs: Sequence[str | None], pins: Mapping[str | None, str] = MappingProxyType({})
 ) -> dict[str | None, KernelTree | InfraError]:
-    """Every tree, or why it could not be had: that of one must not cost the night of the others.
+    """Return for each of *specs* its tree, or the InfraError with which opening it failed.
 
-    *pins* say what stands for a spec that may mean another tree by now.
-
-    Raises UsageError for one that is not there to be had, and InfraError when none could be.
+    *pins* maps specs that may have moved to what to open instead.
+    Raises UsageError for a tree that does not exist, and InfraError when none could be opened.
     """
     trees: dict[str | None, KernelTree | InfraError] = {}
     for spec in specs:
         try:
-            tree = open_wished_tree(pins.get(spec, spec))
+            tree = open_tree(pins.get(spec, spec))
         except InfraError as error:
+            if len(specs) == 1:
+                raise
             tell(f"tree: {line_of(spec)}: {error}")
             trees[spec] = error
         else:
-            tell(f"tree: {tree.label} ({tree.path})")
+            place = (spec or Path.cwd()) if tree.checkout else tree.path
+            tell(f"tree: {tree.label} ({place})")
             trees[spec] = tree
     troubles = [tree for tree in trees.values() if isinstance(tree, InfraError)]
-    if len(troubles) == len(trees):
+    if troubles and len(troubles) == len(trees):
         raise troubles[0]
     return trees
 
 
-def wished_variant(name: str) -> Variant:
-    """The variant called *name*; UsageError names the nearest one."""
-    return load_catalogue().variant(name)
+def take_ready(wish: KernelWish) -> KernelWish:
+    """Copy the finished kernel of *wish* into the store; return *wish* with its digest, variant and add-ons.
+
+    Without such a kernel *wish* is unchanged.
+
+    Raises UsageError and InfraError as harness.kernel.ready.hand_in().
+    """
+    if wish.ready is None:
+        return wish
+    path = Path(wish.ready.kernel).expanduser()
+    found = open_ready(hand_in(wish.ready.kernel, wish.ready.modules, wish.ready.config))
+    origin = os.fspath(path.absolute()) if path.exists() else found.label
+    like = f"configured like {found.variant!r}" if found.variant != UNNAMED else "configured like no variant"
+    tell(f"kernel: {origin} is {found.built.release} {found.key[:12]}, {like}")
+    lacks = unwatched(found.config, found.arch)
+    if lacks:
+        more = f" and {len(lacks) - 5} more" if len(lacks) > 5 else ""
+        named = ", ".join(f"CONFIG_{symbol}" for symbol in lacks[:5])
+        tell(f"kernel: it lacks {named}{more}: cases that need them may fail")
+    ready = ReadyWish(kernel=origin, digest=found.key)
+    return dataclasses.replace(wish, variant=found.variant, addons=found.addons, ready=ready)
 
 
-def check_addons(names: Sequence[str]) -> None:
-    """Refuse an add-on that does not exist."""
-    for name in names:
-        load_catalogue().addon(name)
+def runnable(wish: KernelWish, suites: tuple[str, ...], *, strict: bool = False) -> tuple[str, ...]:
+    """Return those of *suites* that can run on the kernel of *wish*, and say which cannot.
+
+    A finished kernel has no source for selftests.  Raises UsageError when none is left, or with *strict* when
+    one cannot.
+    """
+    if wish.ready is None or wish.selftests is not None:
+        return suites
+    left = tuple(name for name in suites if not needs_selftests((name,)))
+    if left != suites:
+        gone = ", ".join(name for name in suites if name not in left)
+        why = f"{gone}: a finished kernel comes without the source of its selftests"
+        hint = "give a source for them: --selftests TREE"
+        if strict or not left:
+            raise UsageError(why, hint=hint)
+        tell(f"{why}, so they are not run ({hint})")
+    return left
 
 
-def read_configs(paths: Sequence[Path]) -> tuple[Fragment, ...]:
-    """The user's own fragments; UsageError names file and line of what is wrong in one."""
-    return tuple(read_fragment(path) for path in paths)
+def check_kernel(wish: KernelWish) -> None:
+    """Refuse a variant or add-on that does not exist, and a fragment of the user's that cannot be read."""
+    if wish.ready is not None:
+        return
+    catalogue = load_catalogue()
+    catalogue.variant(wish.variant)
+    for name in wish.addons:
+        catalogue.addon(name)
+    for path in wish.configs:
+        read_fragment(path)
+    find_toolchain(wish.toolchain)
 
 
-def choose(machine: MachineWish, vmlinux: Path | None = None) -> tuple[Qemu, Choice]:
-    """The QEMU and the accelerator; proven with *vmlinux* once there is one."""
+def choose(machine: MachineWish, image: Path | None = None) -> tuple[Qemu, Choice]:
+    """Return the QEMU and the accelerator, which is proven with *image* if given."""
     qemu = find_qemu(machine.qemu)
-    return qemu, choose_accel(machine.accel, qemu, vmlinux)
+    return qemu, choose_accel(machine.accel, qemu, image)
 
 
 def check_machine(machine: MachineWish, qemu: Qemu) -> Topology:
-    """Refuse an impossible machine before anything is built for it."""
+    """Return the topology of *machine*, after refusing what *qemu* and the topology cannot do."""
     topology = load_topology(machine.topology, qemu)
     find_root(machine.root)
     if machine.memory is not None and machine.memory < topology.min_memory:
         raise UsageError(
             f"topology {topology.name!r} needs {topology.min_memory} MiB of memory, not {machine.memory}"
         )
+    if machine.memory is not None and 0 < total_mib() < machine.memory:
+        raise UsageError(f"--memory {machine.memory}: this host has {total_mib()} MiB of memory")
     return topology
 
 
-def topology_in_results(wish: str) -> str:
-    """What the results call the topology that `--topology` takes as *wish*: one series per content."""
-    topology = load_topology(wish)
-    return _by_content(topology.name, topology.path, SHIPPED_TOPOLOGIES)
-
-
 def config_in_results(path: Path) -> str:
-    """What the results call the fragment of `--config`."""
-    return _by_content(path.name, path, paths.kconfigs_dir())
-
-
-def _by_content(name: str, path: Path, shipped: Path) -> str:
-    """*name*, and a digest of what is in *path* unless it is one of the *shipped*, which are known by name.
-
-    Two files of one name would share their history otherwise.
-    """
-    if path.resolve().parent == shipped.resolve():
-        return name
-    return f"{name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:6]}"
+    """Return the name of the `--config` fragment *path* in the results."""
+    if path.resolve().parent == paths.kconfigs_dir().resolve():
+        return path.name
+    # Otherwise two files of the same name would share their history.
+    return f"{path.name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:6]}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """What became of one wished kernel before it is built: its plan, or why there is none."""
+class PlannedKernel:
+    """A kernel before it is built: its plan, or a proof or problem instead."""
 
     wish: KernelWish
-    tree: KernelTree | None
-    """None when it could not be had, which is the problem then."""
-    plan: KernelPlan | None = None
+    tree: KernelTree | ReadyKernel | None
+    """The tree, or what stands for it; None when it could not be opened, and `problem` says why."""
+    plan: KernelPlan | ReadyKernel | None = None
     selftests: Path | None = None
     uncounted: bool = False
-    """Whether its tree's selftests are wanted but not built, so that nobody knows which there are."""
+    """Whether the selftests of its tree are wanted but not built, so that they cannot be counted."""
+    tests: KernelTree | None = None
+    """The tree of `--selftests`."""
+    own: Mapping[OwnWish, Own] = dataclasses.field(default_factory=dict)
+    """What the user brought along for its jobs."""
     proof: Result | None = None
-    """For a blocked variant: that Kconfig refuses no-IOMMU mode, or does not."""
+    """The result of a blocked variant's one case: that Kconfig refuses no-IOMMU mode."""
     problem: HarnessError | None = None
 
     @property
@@ -165,22 +187,31 @@ class Planned:
     @property
     def is_never_built(self) -> bool:
         """Whether its variant is one that Kconfig must refuse."""
-        return wished_variant(self.wish.variant).blocked
+        return is_blocked(self.wish)
 
     @property
     def broken_suites(self) -> dict[str, str]:
         """Suite of the tree's own selftests -> why it does not compile."""
         found = failures(self.selftests) if self.selftests is not None else {}
-        return {f"kselftest:{collection}": reason for collection, reason in found.items()}
+        return {suite.name: found[suite.selftests] for suite in all_suites() if suite.selftests in found}
 
     @property
     def tree_label(self) -> str:
-        """What the tree is called, had or not."""
-        return self.tree.label if self.tree is not None else line_of(self.wish.tree)
+        """The name of the tree, for people."""
+        return self.tree.label if self.tree is not None else self.wish.line
+
+    @property
+    def pinned(self) -> KernelWish:
+        """Return this wish with trees that always open these sources, even if a ref moves."""
+        wish = self.wish
+        if isinstance(self.tree, KernelTree):
+            wish = wish.of_tree(pinned_spec(self.tree, wish.tree))
+        tests = pinned_spec(self.tests, wish.selftests) if self.tests is not None else wish.selftests
+        return dataclasses.replace(wish, selftests=tests)
 
     @property
     def tree_identity(self) -> str:
-        """Label and identity, as results tell of the tree."""
+        """Label and identity of the tree, as in the results."""
         return f"{self.tree_label} {self.tree.identity}" if self.tree is not None else self.tree_label
 
     def record(
@@ -190,179 +221,189 @@ class Planned:
         problem: HarnessError | None = None,
         suites: tuple[str, ...] = (),
     ) -> JobRecord:
-        """How this kernel's job of *suites* on *topology* goes into the results.
-
-        *problem* is one of its build.
-        """
+        """Return the results' record of its job of *suites* on *topology*; *problem* is one of its build."""
         problem = problem or self.problem
         tree = self.tree.version if self.tree is not None else slug(self.tree_label)
-        name = "-".join(word for word in (tree, self.wish.variant, *self.wish.addons, topology) if word)
+        name = "-".join(word for word in (tree, self.wish.name, topology) if word)
         return JobRecord(
             name=job.name if job else name,
             kernel=f"{job.kernel.version} {job.kernel.digest[:12]}" if job else "",
             variant=self.wish.variant,
             topology=topology,
             addons=(*self.wish.addons, *map(config_in_results, self.wish.configs)),
+            toolchain=find_toolchain(self.wish.toolchain).label,
+            compiler=self.plan.built_with.compiler if self.plan is not None else "",
             tree=self.tree_identity,
-            line=line_of(self.wish.tree),
+            exact_tree=self.tree.exact if self.tree is not None else "",
+            commit=self.tree.checkout if isinstance(self.tree, KernelTree) else "",
+            line=self.wish.line,
             features=job.features if job else (),
             suites=suites,
             problem=str(problem) if problem else "",
             problem_code=problem.exit_code if problem else ExitCode.GOOD,
+            cause=problem.cause if problem else None,
+            arch=(self.plan.arch if self.plan is not None else host_arch()).name,
             applicable=not isinstance(problem, NotApplicable),
         )
 
 
-def seat_of(wish: JobWish) -> str:
-    """What the results will call the place of the job of *wish*, see JobRecord.seat; no tree is opened."""
-    # That of a blocked variant is had without a machine.
-    has_machine = not wished_variant(wish.kernel.variant).blocked
-    topology = topology_in_results(wish.machine.topology) if has_machine else ""
-    return Planned(wish=wish.kernel, tree=None).record(topology, None).seat
+def pinned_spec(tree: KernelTree, spec: str | None) -> str | None:
+    """Return a spec that always opens the source of *tree*, which *spec* opened."""
+    if tree.kind is TreeKind.REF and not tree.exact:
+        return f"{tree.repository}@{tree.commit}"
+    return tree.exact or spec
+
+
+def is_blocked(wish: KernelWish) -> bool:
+    """Whether the kernel of *wish* is never built, because its variant is one that Kconfig must refuse."""
+    return wish.ready is None and load_catalogue().variant(wish.variant).blocked
+
+
+def cell_of(wish: JobWish) -> str:
+    """Return JobRecord.cell of the job of *wish*, without opening a tree."""
+    # The job of a blocked variant has no machine.
+    topology = "" if is_blocked(wish.kernel) else topology_in_results(load_topology(wish.machine.topology))
+    return PlannedKernel(wish=wish.kernel, tree=None).record(topology, None).cell
 
 
 def slug(text: str) -> str:
-    """*text* as part of a file's or a job's name."""
+    """Return *text* as part of the name of a file or a job."""
     return re.sub(r"[^\w.+~-]+", "-", text)
 
 
-def kernel_ref(plan: KernelPlan, selftests: Path | None) -> KernelRef:
-    """The Kernel of *plan* as a Job carries it."""
-    programs = tuple(f"{p.collection}/{p.name}" for p in list_programs(selftests)) if selftests else ()
-    tree = plan.tree
-    return KernelRef(
-        digest=plan.key,
-        version=tree.version,
-        variant=plan.variant.name,
-        tree=tree.label,
-        selftests_dir=os.fspath(selftests) if selftests else None,
-        programs=programs,
-        sources=sources(selftests) if selftests else {},
-    )
-
-
-def _memory(
-    machine: MachineWish, topology: Topology, suites: Sequence[str], ref: KernelRef, features: frozenset[str]
-) -> int:
-    """MiB: what the user said, else the most that topology and suites ask for."""
-    if machine.memory is not None:
-        return machine.memory
-    wanted = [DEFAULT_MEMORY_MIB, topology.min_memory]
-    known = (shipped_suites()[name] for name in suites if name in shipped_suites())
-    return max(*wanted, *(suite.memory_for(ref.programs, features) for suite in known))
-
-
 def needs_selftests(suites: Iterable[str]) -> bool:
-    """Whether one of *suites* consists of the tree's own selftests."""
-    return any(suite in shipped_suites() and shipped_suites()[suite].is_compiled for suite in suites)
-
-
-def make_job(planned: Planned, wish: JobWish, accel: Choice) -> Job:
-    """The Job of *wish*, whose kernel is built or will be."""
-    plan, machine = planned.plan, wish.machine
-    assert plan is not None
-    topology = load_topology(machine.topology)
-    ref = kernel_ref(plan, planned.selftests)
-    memory = _memory(machine, topology, wish.suites, ref, plan.features | topology.features)
-    # A processor that the kernel does not know of would look like one that is lost.
-    cpus = 1 if plan.config_plan.has_one_processor else machine.cpus
-    value = Machine(
-        vmlinux=plan.vmlinux,
-        topology=topology,
-        cpus=cpus,
-        memory_mib=memory,
-        accel=accel.accel,
-        root=find_root(machine.root),
-    )
-    return Job(
-        name="-".join([ref.version, wish.kernel.name, topology.name]),
-        kernel=ref,
-        topology=os.fspath(topology.path.absolute()) if topology.name != machine.topology else topology.name,
-        root=machine.root,
-        snapshots=machine.snapshots,
-        accel=accel.accel.value,
-        qemu=os.fspath(find_qemu(machine.qemu).path) if machine.qemu else None,
-        cpus=cpus,
-        memory_mib=memory,
-        suites=wish.suites,
-        features=tuple(sorted(plan.features | value.features)),
-        rerun=shlex.join(["vfio-harness", "run", *wish.options()]),
-    )
+    """Return whether one of *suites* needs selftests to be built from the tree."""
+    return any(suite.selftests for suite in chosen_suites(tuple(suites)))
 
 
 def plan_wished_kernel(
-    tree: KernelTree, wish: KernelWish, *, with_selftests: bool, build: bool = True
-) -> Planned:
-    """Resolve and prove the configuration of *wish*, and build its tree's selftests, but not the kernel.
+    tree: KernelTree | None,
+    wish: KernelWish,
+    *,
+    tests: KernelTree | None = None,
+    with_selftests: bool,
+    build: bool = True,
+) -> PlannedKernel:
+    """Resolve and prove the configuration of *wish*, and build the selftests, but not the kernel.
 
-    Without *build* only selftests that are there already are taken.  KernelError and InfraError are kept, not
-    raised: neither is about other kernels.
+    *tree* is None for a finished kernel; *tests* is the tree of `--selftests`.  Without *build* selftests
+    that are not built yet are left out.  KernelError and InfraError are returned as the problem, because
+    neither is about other kernels.
     """
-    variant = wished_variant(wish.variant)
+    source: KernelTree | ReadyKernel | None = tree
+    plan: KernelPlan | ReadyKernel
+    toolchain = find_toolchain(wish.toolchain)
     try:
-        if variant.blocked:
-            return Planned(wish=wish, tree=tree, proof=_proof(tree, variant))
-        plan = plan_kernel(tree, variant, wish.addons, read_configs(wish.configs))
-        selftests = None
-        uncounted = with_selftests and not build and not has_selftests(plan)
-        if with_selftests and not uncounted:
-            with build_progress(variant.name, sys.stderr) as progress:
-                selftests = provide_selftests(plan, jobs=wish.compilers, progress=progress)
+        if wish.ready is not None:
+            plan = source = open_ready(wish.ready.digest, wish.ready.kernel)
+        else:
+            assert tree is not None
+            variant = load_catalogue().variant(wish.variant)
+            if variant.blocked:
+                return PlannedKernel(wish=wish, tree=tree, proof=_proof(tree, variant, toolchain))
+            fragments = tuple(map(read_fragment, wish.configs))
+            plan = plan_kernel(tree, variant, wish.addons, fragments, toolchain=toolchain)
+        selftests, uncounted = None, False
+        if with_selftests and (of := tests or tree) is not None:
+            wanted = plan_selftests(plan, of, headers=tree or of, toolchain=toolchain)
+            uncounted = not build and not wanted.cached
+            if not uncounted:
+                with build_progress(wish.name, sys.stderr) as progress:
+                    selftests = provide_selftests(wanted, compilers=wish.compilers, progress=progress)
     except (KernelError, InfraError) as error:
-        return Planned(wish=wish, tree=tree, problem=error)
-    return Planned(wish=wish, tree=tree, plan=plan, selftests=selftests, uncounted=uncounted)
+        return PlannedKernel(wish=wish, tree=source, tests=tests, problem=error)
+    return PlannedKernel(
+        wish=wish, tree=source, tests=tests, plan=plan, selftests=selftests, uncounted=uncounted
+    )
 
 
-def tell_broken_suites(kernels: Iterable[Planned]) -> None:
-    """Say which selftests do not compile, once for all of *kernels* that share them."""
+def check_job(planned: PlannedKernel, root: str, topology: Topology) -> None:
+    """Refuse a finished kernel that lacks what a guest with *root* or *topology* cannot do without.
+
+    A kernel that the harness configures has it.  Raises KernelError, NotApplicable when only this topology is
+    out of its reach.
+    """
+    if isinstance(planned.plan, ReadyKernel):
+        require_symbols(
+            planned.plan.config,
+            planned.plan.arch,
+            has_modules=planned.plan.built.modules_dir is not None,
+            root=root,
+            features=topology.features,
+            iommu=topology.iommu.driver if topology.iommu is not None else None,
+        )
+
+
+def tell_broken_suites(kernels: Iterable[PlannedKernel]) -> None:
+    """Print which selftests do not compile, once for all of *kernels* that share them."""
     broken = dict.fromkeys(pair for planned in kernels for pair in planned.broken_suites.items())
     for suite, reason in broken:
         tell(f"{suite}: {reason}")
 
 
-def build_planned(planned: Planned, check: Callable[[], None] = lambda: None) -> Built:
-    """Get a planned kernel from the store or build it, for all to see; *check* may raise to end the build.
+def build_planned(planned: PlannedKernel, check: Callable[[], None] = lambda: None) -> Built:
+    """Return a kernel from the store, or build it and show the progress; *check* may raise to stop the build.
 
     Raises KernelError and InfraError.
     """
-    assert planned.plan is not None
-    with build_progress(planned.wish.variant, sys.stderr) as progress:
+    plan = planned.plan
+    assert plan is not None
+    if isinstance(plan, ReadyKernel):
+        return plan.built
+    with build_progress(planned.wish.name, sys.stderr) as progress:
 
         def check_and_show(how_far: BuildProgress) -> None:
             check()
             progress(how_far)
 
-        return build_kernel(planned.plan, jobs=planned.wish.compilers, progress=check_and_show)
+        return build_kernel(plan, compilers=planned.wish.compilers, progress=check_and_show)
 
 
-def provide_job(wish: KernelWish, machine: MachineWish) -> Job:
-    """One kernel on one machine, announced and ready to boot, for a verb that runs no suite.
-
-    Raises UsageError for a variant that is never built, and whatever keeps the kernel or machine from being.
-    """
-    if wished_variant(wish.variant).blocked:
-        raise UsageError(f"variant {wish.variant!r} is never built, so there is nothing to boot")
-    qemu, choice = choose(machine)
-    tell(f"accelerator: {choice.reason}")
-    check_machine(machine, qemu)
-    planned = plan_wished_kernel(open_wished_tree(wish.tree), wish, with_selftests=True)
-    if planned.plan is None:
-        assert planned.problem is not None
-        raise planned.problem
-    tell_broken_suites([planned])
-    built = build_planned(planned)
-    _, choice = choose(machine, built.vmlinux)
-    return make_job(planned, JobWish(kernel=wish, machine=machine), choice)
-
-
-def _proof(tree: KernelTree, variant: Variant) -> Result:
-    """A blocked variant's one case: olddefconfig must leave no-IOMMU mode off, and say why."""
+def _proof(tree: KernelTree, variant: Variant, toolchain: Toolchain) -> Result:
+    """Return the one case of a blocked variant: olddefconfig must leave no-IOMMU mode off."""
     address = Address(suite=KCONFIG_SUITE, program=variant.name, case="noiommu_is_refused")
     try:
-        proof = prove_blocked(tree, variant)
+        proof = prove_blocked(tree, variant, toolchain)
     except NotRefused as error:
         return Result(address=address, job=variant.name, outcome=Outcome.FAIL, reason=str(error))
     asked = ", ".join(proof.asked)
     return Result(
         address=address, job=variant.name, outcome=Outcome.PASS, reason=f"{asked} stays off: {proof.reason}"
     )
+
+
+_SHOW_SECONDS = 0.5
+"""How often the line on a terminal changes."""
+
+_PLAIN_SECONDS = 30.0
+"""How often a build without a terminal prints a line."""
+
+
+@contextlib.contextmanager
+def build_progress(name: str, stream: TextIO) -> Iterator[Progress]:
+    """Yield a Progress that shows how far the build of *name* is, with an ETA.
+
+    On a terminal one line changes; elsewhere a line is printed now and then.
+    """
+    begin, end, pause = ("\r", "\x1b[K", _SHOW_SECONDS) if stream.isatty() else ("", "\n", _PLAIN_SECONDS)
+    shown = began = time.monotonic()
+
+    def update(state: BuildProgress) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= pause:
+            shown = now
+            print(f"{begin}{_progress_line(name, state, now - began)}", end=end, file=stream, flush=True)
+
+    try:
+        yield update
+    finally:
+        if begin and shown > began:
+            print(begin, end=end, file=stream, flush=True)
+
+
+def _progress_line(name: str, state: BuildProgress, seconds: float) -> str:
+    total = f"/{state.total}" if state.total else ""
+    steps = f": {state.done}{total}" if state.done or state.total else ""
+    left = f", about {duration(state.eta)} left" if state.eta is not None else ""
+    return f"{name}: {state.phase}{steps}, {duration(seconds)}{left}"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is left of a plan after a run, or a part of one: for who resumes it, and for a second chance.
+"""What is left of a plan after a run or a part of one, and whether the run can be resumed unchanged.
 
-A run can only go on as what it began as: results of two kernels, or of two emulators, are not one run.
+Results of two kernels, or of two QEMUs, are not one run.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from harness.errors import ExitCode, UsageError
-from harness.kernel.debian import request_in
+from harness.base.errors import ExitCode, UsageError
+from harness.lab.retries import is_lost_for_good
 from harness.plan import Job, Plan
-from harness.results import BOOTS, Outcome, Result, Run, State
-from harness.retries import LOST_TRIES
-from harness.session.wishes import line_of
+from harness.results import BOOTS, Outcome, Result, Run, RunState
+from harness.session.wishes import KernelWish
 from harness.suites.catalogue import to_do
-from harness.suites.probes import SUITE as PROBES
+from harness.suites.registry import work_address
+
+SELFTESTS = "selftests"
+"""The name in Inputs.extra of the tree of `--selftests`: what always opens it, and its identity."""
 
 
 def jobs_with_a_chance(plan: Plan, run: Run) -> tuple[Job, ...]:
-    """The jobs whose kernel was built and boots, if not every time."""
+    """Return the jobs of *plan* whose kernel was built and did not crash at every boot."""
     unbuilt = {job.name for job in run.jobs if job.problem}
     crashed = {case.job for case in run.cases if case.address == BOOTS and case.outcome.is_failure}
     tried = {case.job for case in run.cases if case.address != BOOTS and not _is_untried(case)}
@@ -29,22 +31,22 @@ def jobs_with_a_chance(plan: Plan, run: Run) -> tuple[Job, ...]:
 
 
 def _is_untried(case: Result) -> bool:
-    """Whether *case* says nothing of what the kernel can do."""
+    """Return whether *case* says nothing about the kernel."""
     return case.outcome.is_infra or case.outcome is Outcome.SKIP
 
 
 def left_to_try(plan: Plan, run: Run) -> Plan | None:
-    """What of *plan* had no chance in *run*, which was to carry it out; None when nothing.
+    """Return the work of *plan* that *run*, which was to carry it out, could not try; None if there is none.
 
-    Work that was lost LOST_TRIES times is left out.
+    Work that is lost for good is left out.
     """
     done = (*done_in(run), *_lost_for_good(run))
     again = dataclasses.replace(plan, done=done, jobs=jobs_with_a_chance(plan, run))
-    return again if run.state is State.FINISHED and to_do(again) and not plan.too_late else None
+    return again if run.state is RunState.FINISHED and to_do(again) and not plan.too_late else None
 
 
 def done_in(run: Run) -> tuple[str, ...]:
-    """What of its plan *run* has finished, as Plan.done names it: what had its chance."""
+    """Return the work that *run* has finished, as Plan.done names it."""
     done: dict[str, bool] = {}
     for case in run.cases:
         done[_name(case)] = done.get(_name(case), True) and not case.outcome.is_infra
@@ -52,53 +54,61 @@ def done_in(run: Run) -> tuple[str, ...]:
 
 
 def _lost_for_good(run: Run) -> tuple[str, ...]:
-    """The work in *run* whose attempts were lost LOST_TRIES times or more."""
+    """Return the work in *run* whose guest was lost too often."""
     attempts = {(_name(one), one.attempt) for one in run.results if one.outcome is Outcome.LOST}
     losses = collections.Counter(name for name, _ in attempts)
-    return tuple(name for name, count in losses.items() if count >= LOST_TRIES)
+    return tuple(name for name, count in losses.items() if is_lost_for_good(count))
 
 
 def _name(result: Result) -> str:
-    """The piece of work that *result* is of, as Plan.done names it."""
-    probe = result.address.suite == PROBES
-    return f"{result.job} {result.address if probe else result.address.program_path}"
+    """Return the piece of work that *result* belongs to, as Plan.done names it."""
+    return f"{result.job} {work_address(result.address)}"
 
 
-def pins(before: Run, specs: Iterable[str | None]) -> dict[str | None, str]:
-    """What of *specs* is to be opened in its place for a run that goes on with *before*.
+def pins(before: Run | None, kernels: Iterable[KernelWish]) -> dict[str | None, str]:
+    """Return what to open for the trees of *kernels* that may have changed since *before*, the run to resume.
 
-    Debian may have uploaded the next release meanwhile; the run began with the one before.
+    Debian may have uploaded a new release since; the resumed run uses the one that it began with.
     """
-    trees = {job.line: job.tree for job in before.jobs}
-    found = {spec: request_in(trees.get(line_of(spec), "")) for spec in specs}
-    return {spec: f"debian:{request}" for spec, request in found.items() if request is not None}
+    if before is None:
+        return {}
+    exact = {job.line: job.exact_tree for job in before.jobs}
+    found: dict[str | None, str] = {}
+    for wish in kernels:
+        if wish.selftests is not None:
+            found[wish.selftests] = before.info.inputs.extra.get(SELFTESTS, "").rpartition(" ")[0]
+        if wish.ready is None:
+            found[wish.tree] = exact.get(wish.line, "")
+    return {spec: tree for spec, tree in found.items() if tree}
 
 
 def check_trees(before: Run, trees: Mapping[str, str]) -> None:
-    """Refuse to go on with *before* when a line of development in *trees* has another identity now.
+    """Refuse to resume *before* if a line of development in *trees* has changed since.
 
-    A source that could not be had then is no other one when it can be had now.
+    A source that could not be fetched then may be fetched now.
     """
-    unheard = {job.line for job in before.jobs if job.problem_code is ExitCode.INFRA and not job.kernel}
+    unfetched = {job.line for job in before.jobs if job.problem_code is ExitCode.INFRA and not job.kernel}
     was = {job.line: job.tree for job in before.jobs}
     for line, tree in trees.items():
-        if line not in unheard and tree != was.get(line):
-            raise UsageError(
-                f"the tree {line} has changed since run {before.info.id} began",
-                hint=f"it is {tree} and was {was.get(line, 'not in it')}: begin a new run",
-            )
+        if line not in unfetched:
+            _refuse_change(before, f"the tree {line}", tree, was.get(line, "not in it"))
 
 
 def check_inputs(before: Run, inputs: Mapping[str, str]) -> None:
-    """Refuse to go on with *before* when one of *inputs*, each by its name, is not what it was then.
+    """Refuse to resume *before* if one of *inputs* has changed since.
 
-    Names are those of kernels, whose digests hold compiler and configuration, `QEMU` and `the accelerator`.
+    Names are those of kernels, whose digests cover compiler and configuration, those of Inputs.extra, `QEMU`
+    and `the accelerator`.
     """
     then = before.info.inputs
-    was = {**then.kernels, "QEMU": then.qemu, "the accelerator": then.accel}
+    was = {**then.kernels, **then.extra, "QEMU": then.qemu, "the accelerator": then.accel}
     for name, value in inputs.items():
-        if was.get(name, value) != value:
-            raise UsageError(
-                f"{name} has changed since run {before.info.id} began",
-                hint=f"it is {value} and was {was[name]}: begin a new run",
-            )
+        _refuse_change(before, name, value, was.get(name, value))
+
+
+def _refuse_change(before: Run, name: str, now: str, then: str) -> None:
+    if now != then:
+        raise UsageError(
+            f"{name} has changed since run {before.info.id} began",
+            hint=f"it is {now} and was {then}: begin a new run",
+        )

@@ -8,17 +8,31 @@ import queue
 import shutil
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from kernel_fake_tree import make_fake_tree
 
-from harness.builder import Builder, wait_for_kernel
-from harness.errors import BuildError, DeadlinePassed, HarnessError, InfraError, KernelError
-from harness.kernel.store import Built, KernelPlan, build_kernel, build_place, plan_kernel
+from harness.base.cause import Cause
+from harness.base.errors import (
+    BuildError,
+    DeadlinePassed,
+    HarnessError,
+    InfraError,
+    KernelError,
+    NotApplicable,
+    SourceError,
+    UsageError,
+)
+from harness.base.locks import locked
+from harness.kernel.pending import note_failure, notes_in, wait_for_kernel
+from harness.kernel.plan import KernelPlan, plan_kernel
+from harness.kernel.provide import build_kernel
+from harness.kernel.store import Built, source_lock
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
-from harness.locks import locked
+from harness.session.builder import building
 
 TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
 pytestmark = pytest.mark.skipif(
@@ -38,12 +52,12 @@ def plan(source: Path, name: str = "group-cdev") -> KernelPlan:
     return plan_kernel(open_tree(str(source)), load_catalogue().variant(name))
 
 
-def builder(told: Told, run_dir: Path, *plans: KernelPlan) -> Builder:
+def builder(told: Told, run_dir: Path, *plans: KernelPlan) -> AbstractContextManager[None]:
     def note(plan: KernelPlan, came_of_it: Built | HarnessError, seconds: float) -> None:
         assert seconds >= 0
         told.put((plan.variant.name, came_of_it))
 
-    return Builder(plans, run_dir, jobs=1, finished=note)
+    return building(plans, run_dir, compilers=1, finished=note)
 
 
 def test_who_waits_gets_the_kernel(source: Path, tmp_path: Path) -> None:
@@ -65,8 +79,9 @@ def test_failure_reaches_who_waits(source: Path, tmp_path: Path) -> None:
     bad = plan(source)
     with builder(told, tmp_path, bad):
         for _ in range(2):
-            with pytest.raises(KernelError, match="'wrong' undeclared"):
+            with pytest.raises(BuildError, match="'wrong' undeclared") as caught:
                 wait_for_kernel(bad.key, tmp_path)
+            assert caught.value.cause is Cause.COMPILER
     assert isinstance(told.get_nowait()[1], BuildError)
     assert good.key != bad.key
 
@@ -81,17 +96,41 @@ def test_a_failure_of_an_earlier_part_of_the_run_is_forgotten(
 
     wanted = plan(source)
     with monkeypatch.context() as once:
-        once.setattr("harness.builder.build_kernel", killed)
+        once.setattr("harness.session.builder.build_kernel", killed)
         with builder(queue.Queue(), tmp_path, wanted), pytest.raises(InfraError, match="was killed"):
             wait_for_kernel(wanted.key, tmp_path)
     with builder(queue.Queue(), tmp_path, wanted):
         assert wait_for_kernel(wanted.key, tmp_path).digest == wanted.key
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "cause"),
+    [
+        (BuildError("x", log="whole"), BuildError, Cause.COMPILER),
+        (NotApplicable("x"), NotApplicable, Cause.KCONFIG),
+        (KernelError("x", hint="h"), KernelError, None),
+        (SourceError("x"), SourceError, Cause.SOURCE),
+        (InfraError("x", cause=Cause.HOST), InfraError, Cause.HOST),
+        (UsageError("x"), InfraError, None),
+    ],
+)
+def test_failure_keeps_its_class_and_cause(
+    error: HarnessError, kind: type[HarnessError], cause: Cause | None, tmp_path: Path
+) -> None:
+    """A waiting process raises what the build raised; anything unexpected is the host's trouble."""
+    notes = notes_in(tmp_path)
+    notes.mkdir()
+    note_failure(notes, "digest", error)
+    with pytest.raises(kind) as caught:
+        wait_for_kernel("digest", tmp_path)
+    assert type(caught.value) is kind
+    assert (caught.value.message, caught.value.hint, caught.value.cause) == ("x", error.hint, cause)
+
+
 def test_a_wait_can_be_given_up(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for a kernel past the deadline of the run does not wait for the end of its build."""
     done = threading.Event()
-    monkeypatch.setattr("harness.builder.build_kernel", lambda *_, **__: done.wait(20))
+    monkeypatch.setattr("harness.session.builder.build_kernel", lambda *_, **__: done.wait(20))
 
     def check() -> None:
         raise DeadlinePassed("too late")
@@ -111,20 +150,20 @@ def test_builder_that_cannot_even_note_its_failure_lets_nobody_wait(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("harness.builder.build_kernel", full)
-    monkeypatch.setattr("harness.builder._note_failure", full)
+    monkeypatch.setattr("harness.session.builder.build_kernel", full)
+    monkeypatch.setattr("harness.kernel.pending.note_failure", full)
     with builder(queue.Queue(), tmp_path, plan(source), plan(source, "cdev")):
         for name in ("group-cdev", "cdev"):
-            with pytest.raises(InfraError, match="nobody is building it"):
+            with pytest.raises(InfraError, match="is not being built"):
                 wait_for_kernel(plan(source, name).key, tmp_path)
 
 
 def test_nobody_waits_for_ever(source: Path, tmp_path: Path) -> None:
     """Without a builder at work a kernel that is not there is trouble, and one that is there is had."""
     wanted = plan(source)
-    with pytest.raises(InfraError, match="nobody is building it"):
+    with pytest.raises(InfraError, match="is not being built"):
         wait_for_kernel(wanted.key, tmp_path)
-    build_kernel(wanted, jobs=1)
+    build_kernel(wanted, compilers=1)
     assert wait_for_kernel(wanted.key, tmp_path).digest == wanted.key
 
 
@@ -148,7 +187,7 @@ def test_what_another_process_built_costs_nothing(source: Path, tmp_path: Path) 
 def test_end_of_the_block_stops_waiting_for_another_builder(source: Path, tmp_path: Path, held: str) -> None:
     """Another process may be half an hour at the kernel that nobody here waits for any more."""
     wanted = plan(source)
-    name = wanted.key if held == "kernel" else build_place(wanted.tree).name
+    name = wanted.key if held == "kernel" else source_lock(wanted.tree.path)
     ended = threading.Event()
 
     def begin_and_end() -> None:
@@ -168,7 +207,7 @@ def test_end_of_the_block_stops_the_build(source: Path, tmp_path: Path) -> None:
     (source / "hook.mk").write_text("HOOK := sleep 60\n", encoding="utf-8")
     began = time.monotonic()
     with builder(told, tmp_path, plan(source)):
-        while not list((tmp_path / "cache" / "objects").glob("*/*/mark*")) and time.monotonic() < began + 2:
+        while not list((tmp_path / "cache").rglob("mark*")) and time.monotonic() < began + 2:
             time.sleep(0.05)
     assert time.monotonic() - began < 20
     assert told.empty()

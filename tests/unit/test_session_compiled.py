@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A tree's own selftests that do not compile are in the results where they were asked for."""
+"""Selftests of a tree that do not compile are in the results if they were selected."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from harness.results import Address, Outcome, Result
-from harness.session.background import exists
-from harness.session.compiled import Asked, compile_results
-from harness.session.planning import Planned
-from harness.session.wishes import JobWish, KernelWish, MachineWish
+from harness.session.planning import PlannedKernel
+from harness.session.records import compile_results, may_select
+from harness.session.wishes import KernelWish
 from harness.suites.known import KnownIssue, shipped_issues
+from harness.suites.registry import may_exist
 
 BOTH = ("probes", "kselftest:vfio")
 ADDRESS = "kselftest:vfio/build/compiles"
@@ -30,10 +30,10 @@ def found(
     issues: tuple[KnownIssue, ...] = shipped_issues(),
 ) -> list[Result]:
     kernel = KernelWish(tree=None, variant="group")
-    wish = JobWish(kernel=kernel, machine=MachineWish(topology="edu"), suites=suites)
     tree = SimpleNamespace(version=version)
-    planned = Planned(wish=kernel, tree=tree, selftests=selftests)  # type: ignore[arg-type]
-    return list(compile_results("j", wish, planned, issues, Asked(cases=cases, keyword=keyword)))
+    planned = PlannedKernel(wish=kernel, tree=tree, selftests=selftests)  # type: ignore[arg-type]
+    asked = [suite for suite in suites if may_select(suite, cases, keyword)]
+    return list(compile_results("j", asked, planned, issues))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def broken(tmp_path: Path) -> Path:
 
 
 def test_suite_that_does_not_compile_is_an_error(broken: Path) -> None:
-    """The probes run all the same, and alone they do not mind."""
+    """The probes still run; without the suite there is no result about it."""
     (result,) = found(broken)
     assert (str(result.address), result.outcome) == (ADDRESS, Outcome.ERROR)
     assert "calloc_assert" in result.reason
@@ -58,17 +58,19 @@ def test_suite_that_does_not_compile_is_an_error(broken: Path) -> None:
         (("*/nodes/*",), "", True),
         ((), "get_pa", False),
         ((), "VFIO", True),
+        ((), "VFIO or nodes", True),
+        ((), "(iommu and not nodes)", False),
     ],
 )
 def test_suite_that_was_left_out_is_no_news(
     broken: Path, cases: tuple[str, ...], keyword: str, asked: bool
 ) -> None:
-    """Who asks for a few probes gets their verdict, not that of programs that were never to run."""
+    """A selection of probes does not get the error of a suite that it left out."""
     assert bool(found(broken, cases=cases, keyword=keyword)) is asked
 
 
 def test_known_not_to_compile(broken: Path, tmp_path: Path) -> None:
-    """On released kernels with that defect it is no news, and loudly mended once they compile."""
+    """A kernel with that known issue is XFAIL, and XPASS once its suite compiles."""
     (result,) = found(broken, version="7.2.13")
     assert result.outcome is Outcome.XFAIL
     assert "calloc_assert" in result.log
@@ -79,7 +81,7 @@ def test_known_not_to_compile(broken: Path, tmp_path: Path) -> None:
 
 
 def test_issue_about_a_whole_suite_is_not_mended_by_its_compiling(broken: Path, tmp_path: Path) -> None:
-    """A list of one's own may excuse all that a suite says; only an entry about this case can be refuted."""
+    """An entry for a whole suite makes the error XFAIL, but never makes a success XPASS."""
     kernels = SpecifierSet(">=7.3")
     own = (KnownIssue(case="kselftest:vfio/*", kernels=kernels, reason="x", link="y"),)
     (result,) = found(broken, issues=own)
@@ -89,6 +91,6 @@ def test_issue_about_a_whole_suite_is_not_mended_by_its_compiling(broken: Path, 
 
 
 def test_a_suite_that_compiles_again_has_lost_no_case() -> None:
-    """The case is there only for as long as the suite does not compile."""
-    assert not exists(Address.parse(ADDRESS))
-    assert exists(Address.parse("kselftest:vfio/vfio_dma_mapping_test@edu0/all"))
+    """The case exists only while the suite does not compile."""
+    assert not may_exist(Address.parse(ADDRESS))
+    assert may_exist(Address.parse("kselftest:vfio/vfio_dma_mapping_test@edu0/all"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a run says it was made with."""
+"""What a run records that it was made with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import paths, process
-from harness.errors import InfraError
+from harness.base import paths, process
+from harness.base.errors import InfraError
+from harness.kernel.toolchain import ToolchainIdentity
 from harness.machine import image
 from harness.machine.roots import ROOT_NAMES, find_root
-from harness.session.identity import harness_commit, identity
+from harness.session.records import harness_commit, made_with
 
 
 def git(directory: Path, *words: str) -> str:
@@ -22,7 +23,7 @@ def git(directory: Path, *words: str) -> str:
 
 
 def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
-    """Of the top of a checkout only: an installed package in somebody's repository is not that repository."""
+    """Only the top of a checkout has one: a package installed inside another repository has none."""
     assert harness_commit(tmp_path) == ""
     git(tmp_path, "init", "-q")
     assert harness_commit(tmp_path) == ""
@@ -37,23 +38,24 @@ def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
     assert harness_commit(tmp_path) == f"{commit} with local changes"
 
 
-def test_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Host, compiler and image; what cannot be learned is left out."""
-    found = identity("virtme", ["gcc 12", "gcc 12"])
-    assert (found["host"], found["compiler"]) == (socket.gethostname(), "gcc 12")
+def test_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host, toolchain and image are recorded; what is unknown is left out."""
+    found = made_with("virtme", [ToolchainIdentity(compiler="gcc 12", linker="ld 2")] * 2)
+    assert (found["host"], found["compiler"], found["linker"]) == (socket.gethostname(), "gcc 12", "ld 2")
     assert "root image" not in found
     monkeypatch.setattr(image, "_root_digest", lambda *_: "d1")
-    assert identity("image", ())["root image"] == "d1"
+    assert made_with("image", ())["root image"] == "d1"
 
     def refuse(*_: object) -> str:
         raise InfraError("no sshd here")
 
     monkeypatch.setattr(image, "_root_digest", refuse)
-    assert set(identity("image", ())) <= {"host", "harness commit"}
+    assert set(made_with("image", ())) <= {"host", "harness commit"}
 
 
 def test_every_root_has_an_identity() -> None:
-    """An image's is a digest, the live host has none."""
-    found = {name: find_root(name).identity(paths.guest_dir()) for name in ROOT_NAMES}
-    assert found["virtme"] == ""
-    assert re.fullmatch("[0-9a-f]{24}", found["image"])
+    """Image disks have digests; virtme has none."""
+    found = {name: find_root(name).disks(paths.guest_dir()) for name in ROOT_NAMES}
+    assert found["virtme"] == {}
+    assert set(found["image"]) == {"root", "guest"}
+    assert all(re.fullmatch("[0-9a-f]{24}", digest) for digest in found["image"].values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""harness.session.session and what it keeps for a run that goes on: no VM, no kernel."""
+"""Plans, and what a run keeps to go on with: no VM, no kernel."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import session_values as values
 from plan_jobs import job
 
-from harness.errors import InfraError, NotApplicable, SourceError, UsageError
+from harness.base.errors import InfraError, NotApplicable, SourceError, UsageError
 from harness.plan import Plan
-from harness.results import RunInfo, RunStore
-from harness.session import outputs, planning
-from harness.session.plan_table import PlannedKernel, plan_as_json, plan_of_job
-from harness.session.planning import Planned
-from harness.session.session import Session
+from harness.results import RunInfo
+from harness.results.store import RunStore
+from harness.session import pipeline, planning, reporting
+from harness.session.forecast import KernelRow, job_row, rows_as_json
+from harness.session.pipeline import BuiltRun
+from harness.session.planning import PlannedKernel
+from harness.session.records import record_jobs
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes, save_wishes
 from harness.suites.catalogue import work_of
 
@@ -28,7 +31,7 @@ def wish(tree: str | None) -> JobWish:
 
 
 def linux(directory: Path) -> Path:
-    """Just enough of a tree to be taken for one."""
+    """Make just enough of a kernel tree to be recognised."""
     for name in ("drivers", "scripts"):
         (directory / name).mkdir(parents=True)
     for name in ("Kbuild", "Kconfig", "MAINTAINERS"):
@@ -40,7 +43,7 @@ def linux(directory: Path) -> Path:
 def test_a_run_goes_on_with_its_tree_from_anywhere(
     spec: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was meant by no --tree, or by a relative one, does not change with the working directory."""
+    """No --tree, or a relative one, is saved as an absolute path."""
     first = linux(tmp_path / "one")
     monkeypatch.chdir(first)
     save_wishes(tmp_path, [wish(spec)], Conduct())
@@ -51,29 +54,51 @@ def test_a_run_goes_on_with_its_tree_from_anywhere(
 
 
 def opened(trees: dict[str, str | Exception], monkeypatch: pytest.MonkeyPatch) -> dict[str | None, object]:
-    """What a Session has after opening *trees*, each of which is there or is trouble."""
+    """Open *trees*, each of which exists or raises."""
 
     def open_tree(spec: str) -> object:
         found = trees[spec]
         if isinstance(found, Exception):
             raise found
-        return SimpleNamespace(label=found, path="/")
+        return SimpleNamespace(label=found, path="/", checkout="")
 
-    monkeypatch.setattr(planning, "open_wished_tree", open_tree)
+    monkeypatch.setattr(planning, "open_tree", open_tree)
     return dict(planning.open_trees(tuple(trees)))
 
 
 def test_trouble_with_one_tree_costs_only_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mirror that is away for an older kernel must not cost the night of the newer one."""
+    """An unreachable mirror of one kernel does not stop the others."""
     away = SourceError("the mirror does not answer")
     found = opened({"debian:7.3": "7.3.4", "debian:7.2": away}, monkeypatch)
     assert found["debian:7.2"] is away
     assert not isinstance(found["debian:7.3"], Exception)
 
 
-def test_trouble_with_every_tree_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trouble_with_every_tree_ends_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of a single one is the error, and not told before."""
     with pytest.raises(SourceError):
         opened({"debian:7.3": SourceError("away")}, monkeypatch)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SourceError, match="one"):
+        opened({"debian:7.3": SourceError("one"), "debian:7.2": SourceError("two")}, monkeypatch)
+    assert "tree: debian:7.2: two" in capsys.readouterr().err
+
+
+def test_infrastructure_problem_of_a_single_kernel_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan_wished_kernel(_tree: object, kernel: KernelWish, **_: object) -> PlannedKernel:
+        return PlannedKernel(wish=kernel, tree=None, problem=InfraError("no compiler"))
+
+    monkeypatch.setattr(planning, "plan_wished_kernel", plan_wished_kernel)
+    opened({"/a": "7.3.4"}, monkeypatch)
+    one, other = (values.wish(name, tree="/a") for name in ("cdev", "group"))
+    for wishes, told in (((one,), 0), ((one, other), 2)):
+        with pytest.raises(InfraError, match="no compiler"):
+            pipeline.plan(values.checked(tmp_path, values.request(*wishes)))
+        assert capsys.readouterr().err.count("no compiler") == told
 
 
 def test_tree_that_nobody_has_is_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,60 +107,61 @@ def test_tree_that_nobody_has_is_wrong_use(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_job_without_its_tree_is_in_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says why it had no chance, and is no other job of the run."""
+    """Its record has the problem, and a name that no other job has."""
     kernel = wish("debian:7.2").kernel
     records = [
-        Planned(wish=kernel, tree=tree, problem=InfraError("away")).record("edu", None)  # type: ignore[arg-type]
-        for tree in (None, SimpleNamespace(label="x", identity="i", version="6.12.1"))
+        PlannedKernel(wish=kernel, tree=tree, problem=InfraError("away")).record("edu", None)  # type: ignore[arg-type]
+        for tree in (None, SimpleNamespace(label="x", identity="i", version="6.12.1", exact=""))
     ]
     assert [record.name for record in records] == ["debian-7.2-cdev-edu", "6.12.1-cdev-edu"]
     assert records[0].problem == "away"
     assert (records[0].tree, records[0].line) == ("debian:7.2", "debian:7.2")
 
 
-def test_order_of_jobs() -> None:
-    """Kernels that are there first, whatever they are called; then what may take longest."""
-    session = Session([], Conduct())
+def test_order_of_jobs(tmp_path: Path) -> None:
+    """Jobs of built kernels come first; among them those that may take longest."""
     there, built_late = (KernelWish(tree="t", variant=name) for name in ("group", "cdev"))
-    for kernel, is_built in ((there, True), (built_late, False)):
-        session._planned[kernel] = SimpleNamespace(wish=kernel, is_built=is_built)  # type: ignore[assignment]
-    for kernel, name in ((built_late, "a"), (there, "short"), (there, "unknown"), (there, "long")):
-        wished = JobWish(kernel=kernel, machine=MachineWish(topology=name))
-        session._jobs[wished] = dataclasses.replace(job(name), name=name)
-    session._seconds = {"short/x": 3.0, "long/x": 2.0, "long/y": 2.0, "a/x": 90.0}
-    assert [one.name for one in session._jobs_in_order()] == ["unknown", "long", "short", "a"]
+    kernels = {
+        kernel: SimpleNamespace(wish=kernel, pinned=kernel, is_built=is_built)
+        for kernel, is_built in ((there, True), (built_late, False))
+    }
+    jobs = {
+        JobWish(kernel=kernel, machine=MachineWish(topology=name)): dataclasses.replace(job(), name=name)
+        for kernel, name in ((built_late, "a"), (there, "short"), (there, "unknown"), (there, "long"))
+    }
+    seconds = {"short/x": 3.0, "long/x": 2.0, "long/y": 2.0, "a/x": 90.0}
+    run = values.planned(tmp_path, kernels=kernels, jobs=jobs, seconds=seconds)  # type: ignore[arg-type]
+    assert [one.name for one in run.plan().jobs] == ["unknown", "long", "short", "a"]
 
 
 def test_blocked_variant_is_one_job_whatever_became_of_it(tmp_path: Path) -> None:
-    """Not applicable as well as proved: no machine is part of it, and it stays in one series."""
-    wishes = [
-        JobWish(kernel=KernelWish(tree=None, variant="blocked-group"), machine=MachineWish(topology=topology))
-        for topology in ("edu", "igb")
-    ]
-    session = Session(wishes, Conduct())
-    refusal = NotApplicable("its rules are other ones")
-    session._planned = {wishes[0].kernel: Planned(wish=wishes[0].kernel, tree=None, problem=refusal)}
+    """It is one job without a topology, also when it is not applicable."""
+    wishes = [values.wish("blocked-group", topology) for topology in ("edu", "igb")]
+    kernel = wishes[0].kernel
+    refused = PlannedKernel(wish=kernel, tree=None, problem=NotApplicable("its rules are other ones"))
+    run = values.planned(tmp_path, values.request(*wishes), kernels={kernel: refused})
     info = RunInfo(id="r", started=datetime.datetime.now(datetime.UTC), harness_version="test")
     with RunStore.create(tmp_path, info) as store:
-        session._record_jobs(store)
+        record_jobs(BuiltRun(planned=run), store)
         (found,) = store.read().jobs
     assert (found.topology, found.applicable) == ("", False)
     assert found.name.endswith("blocked-group")
 
 
 def test_full_disk_is_told_before_anything_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """QEMU and SQLite would each tell in their own way, minutes later."""
-    monkeypatch.setattr(outputs, "free_mib", lambda _: 3)
+    """A nearly full disk is refused before QEMU or SQLite fail on it."""
+    monkeypatch.setattr(reporting, "free_mib", lambda _: 3)
     with pytest.raises(InfraError, match="only 3 MiB are free"):
-        outputs.check_outputs(tmp_path, None)
+        reporting.check_outputs(tmp_path, None)
 
 
 def test_plan_for_other_programs() -> None:
-    """Every field under its own name; seconds are null where no run tells."""
+    """Fields have names; seconds are null without history."""
     plan = Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(job(),))
-    kernel = PlannedKernel(name="cdev", tree="7.3", fate="to be built", seconds=54.0)
-    plain = json.loads(plan_as_json([kernel], [plan_of_job(plan.jobs[0], plan)], 2))
-    assert plain["kernels"] == [{"name": "cdev", "tree": "7.3", "fate": "to be built", "seconds": 54.0}]
+    kernel = KernelRow(name="cdev", tree="7.3", fate="to be built", to_build=True, seconds=54.0)
+    plain = json.loads(rows_as_json([kernel], [job_row(plan.jobs[0], plan)], 2))
+    (built,) = plain["kernels"]
+    assert built == {"name": "cdev", "tree": "7.3", "fate": "to be built", "to_build": True, "seconds": 54.0}
     (found,) = plain["jobs"]
     assert (found["name"], found["seconds"], found["done"]) == (job().name, None, 0)
     assert found["applicable"] + found["not_applicable"] == len(work_of(job()))

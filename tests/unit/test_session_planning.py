@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How kernels and jobs are planned, and what the results call what a user brings along."""
+"""How kernels are planned, and the names of a user's files in the results."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 from kernel_fake_tree import make_fake_tree
 
-from harness import paths
-from harness.errors import NotApplicable
+from harness.base import paths
+from harness.base.errors import NotApplicable
 from harness.kernel.trees import open_tree
-from harness.machine.topology import SHIPPED
+from harness.machine.topology import SHIPPED, load_topology, topology_in_results
 from harness.results import Outcome
 from harness.session.planning import (
-    Planned,
+    PlannedKernel,
     config_in_results,
     plan_wished_kernel,
     tell_broken_suites,
-    topology_in_results,
 )
 from harness.session.wishes import KernelWish
 
@@ -32,7 +31,7 @@ needs_make = pytest.mark.skipif(
 
 @needs_make
 def test_plan_that_is_only_shown_starts_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Selftests that are not built yet are not counted, and it says so."""
+    """Selftests that are not built yet are marked as not counted."""
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
     source = make_fake_tree(tmp_path / "linux")
 
@@ -53,7 +52,7 @@ def test_plan_that_is_only_shown_starts_no_compiler(tmp_path: Path, monkeypatch:
 def test_blocked_variant_fails_only_where_there_is_a_rule(
     ruled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """7.3's symbol without a container is a promise broken; in an older tree it is how things are."""
+    """A tree with the rule of 7.3 must refuse; to an older tree the variant is not applicable."""
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
     source = make_fake_tree(tmp_path / "linux")
     if not ruled:
@@ -72,28 +71,28 @@ def test_blocked_variant_fails_only_where_there_is_a_rule(
 
 
 def test_suites_that_do_not_compile_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The kernels of one tree have the same selftests, and the compiler's words are long."""
+    """Kernels of one tree share their selftests: the error is printed once."""
     (tmp_path / "vfio.failed").write_text("x.c:36: error: calloc_assert", encoding="utf-8")
     wishes = [KernelWish(tree=None, variant=name) for name in ("group", "off")]
-    tell_broken_suites(Planned(wish=wish, tree=None, selftests=tmp_path) for wish in wishes)
+    tell_broken_suites(PlannedKernel(wish=wish, tree=None, selftests=tmp_path) for wish in wishes)
     assert capsys.readouterr().err == "kselftest:vfio: x.c:36: error: calloc_assert\n"
 
 
 def test_a_topology_of_the_same_name_has_a_series_of_its_own(tmp_path: Path) -> None:
-    """A user's file is known by its content, a shipped one by its name, by whatever path it is reached."""
+    """The name of a user's file has a digest of its content; a shipped one has none, by any path."""
     mine = tmp_path / "edu-igb.yaml"
     shipped = SHIPPED / "edu-igb.yaml"
     mine.write_text(f"# mine\n{shipped.read_text()}")
-    name = topology_in_results(str(mine))
+    name = topology_in_results(load_topology(mine))
     assert re.fullmatch(r"edu-igb@[0-9a-f]{6}", name)
-    assert topology_in_results(str(mine)) == name
-    assert {topology_in_results(word) for word in ("edu-igb", str(shipped))} == {"edu-igb"}
+    assert topology_in_results(load_topology(mine)) == name
+    assert {topology_in_results(load_topology(word)) for word in ("edu-igb", shipped)} == {"edu-igb"}
     mine.write_text(f"# yours\n{shipped.read_text()}")
-    assert topology_in_results(str(mine)) != name
+    assert topology_in_results(load_topology(mine)) != name
 
 
 def test_configs_of_one_name(tmp_path: Path) -> None:
-    """a/x.config is not b/x.config; a fragment that ships is known by its name."""
+    """Two fragments of one name get different names; a shipped one keeps its own."""
     for place in ("a", "b"):
         (tmp_path / place).mkdir()
         (tmp_path / place / "x.config").write_text(f"CONFIG_{place.upper()}=y\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is left to do after a run."""
+"""What is left of a plan after a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from plan_jobs import job
 from report_sample import RUN, result
 
-from harness.errors import ExitCode, UsageError
+from harness.base.errors import ExitCode, UsageError
 from harness.plan import Plan
 from harness.results import BOOTS, JobRecord, Outcome
 from harness.session.remaining import (
@@ -20,13 +20,14 @@ from harness.session.remaining import (
     left_to_try,
     pins,
 )
+from harness.session.wishes import KernelWish
 from harness.suites.catalogue import to_do, work_of
 
 JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
 
 
 def test_what_had_its_chance_is_done() -> None:
-    """A program is done when all of its points had their chance; silence about one is an answer."""
+    """A program is done when all its test points ran or are missing from its output."""
     results = (
         result("probes/get_pa/a", Outcome.PASS, job="j"),
         result("probes/get_pa/b", Outcome.LOST, job="j"),
@@ -41,7 +42,7 @@ def test_what_had_its_chance_is_done() -> None:
 
 @pytest.mark.parametrize(("outcome", "hopeless"), [(Outcome.SKIP, True), (Outcome.PASS, False)])
 def test_kernel_that_died_at_one_boot_has_its_chance(outcome: Outcome, hopeless: bool) -> None:
-    """One that died at all of them, so that nothing ran on it, has had it."""
+    """A kernel that crashed at every boot is not tried again."""
     plan = Plan(run_id="r", run_dir="/", seed=1, cases=(), jobs=(JOB,))
     results = (
         dataclasses.replace(result(str(BOOTS), Outcome.CRASH), job=JOB.name),
@@ -52,7 +53,7 @@ def test_kernel_that_died_at_one_boot_has_its_chance(outcome: Outcome, hopeless:
 
 
 def test_what_was_lost_twice_is_not_tried_for_ever() -> None:
-    """One more chance is for what was lost once, as with the worker that ran it, or never began."""
+    """Work that was lost once, or never started, is tried again."""
     twice, once, never = [work for work in work_of(JOB) if work.refusal is None][:3]
     lost = Outcome.LOST
     had = ((twice, lost, 1), (twice, lost, 2), (once, lost, 1), (never, Outcome.NOT_RUN, 1))
@@ -78,7 +79,7 @@ BEFORE = dataclasses.replace(
     [("/src/one", "7.3 abc", False), ("/src/one", "7.3 def", True), ("/src/two", "7.3 abc", True)],
 )
 def test_a_run_goes_on_with_the_sources_it_began_with(line: str, tree: str, refused: bool) -> None:
-    """Another state of a tree would make one run of two kernels, and so would another tree."""
+    """A changed tree, or another one, is refused."""
     if refused:
         with pytest.raises(UsageError, match=f"has changed since run {RUN.info.id} began"):
             check_trees(BEFORE, {line: tree})
@@ -87,26 +88,38 @@ def test_a_run_goes_on_with_the_sources_it_began_with(line: str, tree: str, refu
 
 
 def test_a_run_goes_on_with_the_upload_it_began_with() -> None:
-    """A newer one of Debian's is another kernel, also where the run asked for the latest."""
+    """debian:latest stays the release that the run started with."""
     jobs = (
-        JobRecord(name="a", line="debian:latest", tree="Debian linux-source-7.3 7.3.4-1~bpo13+1 0f9b"),
+        JobRecord(name="a", line="debian:latest", exact_tree="debian:7.3=7.3.4-1~bpo13+1"),
         JobRecord(name="b", line="debian:7.2", tree="debian:7.2"),
         JobRecord(name="c", line="/src/one", tree="master 1a2b"),
     )
-    found = pins(
-        dataclasses.replace(RUN, jobs=jobs), ["debian:latest", "debian:7.2", "/src/one", "debian:6.1"]
-    )
+    specs = ("debian:latest", "debian:7.2", "/src/one", "debian:6.1")
+    wishes = [KernelWish(tree=spec, variant="cdev") for spec in specs]
+    found = pins(dataclasses.replace(RUN, jobs=jobs), wishes)
     assert found == {"debian:latest": "debian:7.3=7.3.4-1~bpo13+1"}
+    assert pins(None, wishes) == {}
+
+
+def test_a_resumed_run_has_the_same_selftests() -> None:
+    """Those of another tree are opened as they were when the run began."""
+    kernel = KernelWish(tree="debian:latest", variant="cdev", selftests="/src@topic")
+    jobs = (JobRecord(name="a", line=kernel.line, exact_tree="debian:7.3=7.3.4-1"),)
+    inputs = dataclasses.replace(RUN.info.inputs, extra={"selftests": "/src@fedcba 0123456789ab"})
+    before = dataclasses.replace(RUN, jobs=jobs, info=dataclasses.replace(RUN.info, inputs=inputs))
+    assert pins(before, [kernel]) == {"debian:latest": "debian:7.3=7.3.4-1", "/src@topic": "/src@fedcba"}
+    with pytest.raises(UsageError, match="selftests has changed since run"):
+        check_inputs(before, {"selftests": "/src@fedcba ba9876543210"})
 
 
 def test_a_source_that_could_not_be_had_may_come_later() -> None:
-    """What stood in for it then is no identity that it could differ from."""
+    """A tree that could not be fetched then may be fetched now."""
     away = JobRecord(name="k", line="debian:7.2", tree="debian:7.2", problem_code=ExitCode.INFRA)
     check_trees(dataclasses.replace(BEFORE, jobs=(*BEFORE.jobs, away)), {"debian:7.2": "7.2.13 5f3a"})
 
 
 def test_a_run_goes_on_with_the_machine_it_began_with() -> None:
-    """After an upgrade of the compiler or of QEMU its results would be of two kernels, or of two machines."""
+    """Another kernel, QEMU or accelerator is refused."""
     then = dataclasses.replace(RUN.info.inputs, kernels={"cdev": "aa"}, qemu="10.0.2", accel="tcg")
     before = dataclasses.replace(RUN, info=dataclasses.replace(RUN.info, inputs=then))
     check_inputs(before, {"cdev": "aa", "QEMU": "10.0.2", "the accelerator": "tcg", "group": "bb"})

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a run's time went, also where its VMs left no account."""
+"""Where a run's time went, also when VMs left no figures."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from history_runs import make_run
 
-from harness import boot
-from harness.errors import InfraError
+from harness.base.errors import InfraError
+from harness.lab import boot
 from harness.report.files import FORMATS
 from harness.report.view import NOTHING
-from harness.results import RunStore, load
-from harness.session.timing import account, phase_line
+from harness.results.store import RunStore, load
+from harness.session.reporting import account, phase_line
 
 
 def leave(run_dir: Path, vm: str, text: str) -> None:
@@ -27,7 +28,7 @@ def timing(cpu: float | None) -> str:
 
 
 def test_the_account_is_kept(tmp_path: Path) -> None:
-    """Builds of every part of a run add up; a VM that was lost is in none; every report tells it."""
+    """Builds of all parts of a run add up, lost VMs are left out, and every report shows it."""
     run = make_run(tmp_path, 1)
     account(run, 0.0)
     assert load(run).spent == {}
@@ -42,7 +43,7 @@ def test_the_account_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_run_that_stays_as_it_is_is_not_written(tmp_path: Path) -> None:
-    """Nothing new: not a byte of the file changes."""
+    """Without new figures the results file is not written."""
     run = make_run(tmp_path, 1)
     leave(run, "a", timing(10.0))
     account(run, 1.0)
@@ -52,7 +53,7 @@ def test_a_run_that_stays_as_it_is_is_not_written(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_costs_the_figures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be recorded does not keep a report from being shown."""
+    """The report is shown even if its figures cannot be recorded."""
     run = make_run(tmp_path, 1)
 
     def full(*_: object) -> None:
@@ -65,7 +66,7 @@ def test_a_full_disk_costs_the_figures_only(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("rubbish", ["", "{", "[]", "{}", "\x00\x00"])
 def test_an_account_that_cannot_be_read(tmp_path: Path, rubbish: str) -> None:
-    """A VM that was killed while it wrote, or a full disk, costs its own figures only."""
+    """A broken file of one VM costs only that VM's figures."""
     run = make_run(tmp_path, 1)
     leave(run, "a", timing(10.0))
     leave(run, "b", rubbish)
@@ -75,23 +76,22 @@ def test_an_account_that_cannot_be_read(tmp_path: Path, rubbish: str) -> None:
 
 
 def test_waiting_for_others_is_told(tmp_path: Path) -> None:
-    """Time in which a VM waited for room is the host's: it is told where the time is, once it is worth it."""
+    """The time that VMs waited for other VMs is shown, if it is long enough."""
     run = make_run(tmp_path, 1)
     for vm, waited in (("a", 80.2), ("b", 4.0), ("c", 0.0)):
         leave(run, vm, json.dumps({"to_proof": 2.0, "waited": waited}))
     told = phase_line({"test": 99.0}, run)
-    assert told.endswith("(3 VMs, ready in 2.0 s, after 84 s of waiting for room on this host)")
+    assert told.endswith("(3 VMs, ready in 2.0 s, after waiting 84 s for other VMs of this host)")
 
 
 def test_an_account_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was there stays when its successor cannot be written."""
+    """The old file stays when the new one cannot be written."""
     boot._write_timing(tmp_path, {"to_proof": 1.0})
 
-    def full(self: Path, *_: object, **__: object) -> int:
-        self.touch()
+    def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space"):
         boot._write_timing(tmp_path, {"to_proof": 2.0})
     assert json.loads((tmp_path / "timing.json").read_text()) == {"to_proof": 1.0}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What was asked for can be asked for again, from any directory."""
+"""What a verb asked for is saved and loaded, from any directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.session.wishes import (
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with a directory `linux` in it, which is the current one."""
+    """Make a home directory with `linux` in it the current directory."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "linux").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -42,14 +42,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_tree_is_said_so_that_it_is_found(home: Path, spec: str | None, line: str) -> None:
-    """In the line of development, and in the command that does it again."""
+    """The line of development and the repeated command have absolute paths."""
     said = line.format(home=home)
     assert line_of(spec) == said
     assert KernelWish(tree=spec, variant="cdev").options() == ["--tree", said, "--variant", "cdev"]
 
 
+def test_a_toolchain_is_repeated_unless_it_is_the_default() -> None:
+    wish = KernelWish(tree="/", variant="cdev", toolchain="llvm-19")
+    assert wish.options() == ["--tree", "/", "--variant", "cdev", "--toolchain", "llvm-19"]
+    assert (wish.name, KernelWish(tree="/", variant="cdev").name) == ("cdev-llvm-19", "cdev")
+
+
 def test_what_is_kept_is_found_from_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run goes on with the same files, wherever it is gone on with."""
+    """A resumed run uses the same files from another directory."""
     kernel = KernelWish(tree="linux", variant="cdev", configs=(Path("my.config"),))
     wish = JobWish(kernel=kernel, machine=MachineWish(topology="./my.yaml"))
     conduct = Conduct(cases=("probes/*",), elsewhere=("debian:7.3 cdev edu",))

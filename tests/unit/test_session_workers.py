@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How many workers a run gets by itself."""
+"""The default number of workers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import dataclasses
 import pytest
 from plan_jobs import job
 
-from harness import admission
+from harness.lab import admission
 from harness.plan import Plan
-from harness.session import workers
-from harness.suites.catalogue import key_of, to_do
+from harness.session import forecast
+from harness.suites.catalogue import to_do
 
 BUSY = ("edu", "noiommu", "noiommu-cdev", "noiommu-group", "group", "cdev", "container")
 
 
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processors and 16 GiB."""
+    """Pretend that this host has 2 CPUs and 16 GiB."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(admission, "available_mib", lambda: 16 * 1024)
 
@@ -28,27 +28,27 @@ def plan(*cases: str) -> Plan:
 
 
 def test_all_probes_use_the_host() -> None:
-    assert workers.default_workers(plan()) == 2 * admission.PER_PROCESSOR
+    assert forecast.default_workers(plan()) == 2 * admission.PER_PROCESSOR
 
 
 def test_few_cases_need_none() -> None:
-    assert workers.default_workers(plan("probes/taint/*")) == 0
+    assert forecast.default_workers(plan("probes/taint/*")) == 0
 
 
 def test_what_is_done_needs_none() -> None:
-    """A second chance, or a run that goes on, with three cases left: no matter how many there were."""
+    """Three cases that are left get no workers, however many the plan had."""
     whole = plan()
-    done = tuple(key_of(work) for work in to_do(whole)[3:])
-    assert workers.default_workers(dataclasses.replace(whole, done=done)) == 0
+    done = tuple(work.key for work in to_do(whole)[3:])
+    assert forecast.default_workers(dataclasses.replace(whole, done=done)) == 0
 
 
 def test_one_group_needs_none() -> None:
-    """One group is one worker's, however many cases it has."""
-    assert workers.default_workers(plan("probes/cdev/*")) == 0
+    """One group goes to one worker, however many cases it has."""
+    assert forecast.default_workers(plan("probes/cdev/*")) == 0
 
 
 @pytest.mark.parametrize(("mib", "number"), [(3 * 1024, 3), (1500, 0), (100, 0)])
 def test_memory_bounds_them(monkeypatch: pytest.MonkeyPatch, mib: int, number: int) -> None:
     """Each has a VM of 1 GiB."""
     monkeypatch.setattr(admission, "available_mib", lambda: mib)
-    assert workers.default_workers(plan()) == number
+    assert forecast.default_workers(plan()) == number

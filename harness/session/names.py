@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The names that a command line or a matrix may use; each look-up raises UsageError with the nearest name."""
+
+from __future__ import annotations
+
+from harness.kernel.variants import Variant, load_catalogue
+from harness.machine.topology import load_topology
+from harness.suites.registry import suite_named
+
+
+def variant(name: str) -> Variant:
+    """Return the variant *name*."""
+    return load_catalogue().variant(name)
+
+
+def check_addon(name: str) -> None:
+    """Refuse an add-on that does not exist."""
+    load_catalogue().addon(name)
+
+
+def check_topology(name: str) -> None:
+    """Refuse a topology that does not exist or is wrong; *name* is that of a shipped one or a path."""
+    load_topology(name)
+
+
+def check_suite(name: str) -> None:
+    """Refuse a suite that does not exist."""
+    suite_named(name)
