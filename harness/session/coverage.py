@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The coverage of a run: decode what its guests sent, and find it again."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from harness.base import paths
+from harness.base.errors import HarnessError, InfraError, UsageError
+from harness.base.host import default_compilers
+from harness.base.output import tell
+from harness.base.values import dumps
+from harness.base.words import count_of
+from harness.kernel import gittree
+from harness.kernel.changes import find_changes, has_commit
+from harness.kernel.store import Built, find_built, kernel_entry, read_facts
+from harness.plan import PLAN_FILE, Job, load_plan
+from harness.results import KCONFIG_SUITE, KERNEL_SUITE, Outcome, Run
+from harness.results.coverage import model
+from harness.results.coverage.decode import Decoder
+from harness.results.coverage.model import Coverage, FileCoverage, Reach, ranges
+from harness.results.coverage.reports import write_reports
+from harness.results.coverage.show import render_diff, render_missing, render_table
+from harness.results.store import list_runs, load
+from harness.session.reporting import ask, find_run
+from harness.suites.registry import work_address
+
+__all__ = ["render_missing", "render_table", "write_reports"]
+
+HOW = "vfio-harness run --with gcov"
+"""The command that makes a run with coverage."""
+
+
+def keep_coverage(directory: Path) -> None:
+    """Decode the counters of the run in *directory*, if its kernels have any, and write its coverage there.
+
+    What goes wrong is said; the run does not suffer.
+    """
+    try:
+        counted = [job for job in load_plan(directory / PLAN_FILE).jobs if "gcov" in job.features]
+        if not counted:
+            return
+        for coverage in decode(load(directory), counted):
+            coverage.save(directory)
+            place = directory / model.DIRECTORY
+            name = model.file_name(coverage.tree)
+            write_reports(coverage, html=place / name, lcov=place / f"{name}.info")
+            tell_summary(coverage, place / name)
+        run = load(directory)
+        ask(lambda history: history.map.learn(run))
+    except (HarnessError, OSError) as error:
+        tell(f"coverage: {error}")
+
+
+def tell_summary(coverage: Coverage, html: Path) -> None:
+    """Say how much of the no-IOMMU code ran, and what was lost."""
+    row = next(coverage.rows())
+    tell(
+        f"coverage: {row.lines_run} of {row.lines} lines and {row.branches_taken} of {row.branches} branches"
+        f" of the {row.name} ran; {html / 'index.html'}"
+    )
+    tell_lost(coverage)
+
+
+def tell_lost(coverage: Coverage) -> None:
+    """Say which cases ran and left no counters."""
+    if coverage.lost:
+        more = f" and {len(coverage.lost) - 3} more" if len(coverage.lost) > 3 else ""
+        named = ", ".join(coverage.lost[:3])
+        tell(f"coverage: {count_of(len(coverage.lost), 'case')} left no counters: {named}{more}")
+
+
+def decode(run: Run, jobs: Iterable[Job]) -> list[Coverage]:
+    """Return the coverage of each source tree of *run*, as *jobs* counted it.
+
+    Raises InfraError when a kernel is no longer in the store, or gcov is missing or fails.
+    """
+    trees: dict[str, list[tuple[Job, Built]]] = {}
+    for job in jobs:
+        built = find_built(job.kernel.digest)
+        if built is None or not built.gcov:
+            raise InfraError(
+                f"kernel {job.kernel.digest[:12]} of job {job.name} is not in the store any more",
+                hint=f"build and run it again: {HOW}",
+            )
+        identity = str(read_facts(kernel_entry(built.digest)).get("tree_identity", ""))
+        trees.setdefault(identity, []).append((job, built))
+    return [_decode_tree(run, found) for found in trees.values()]
+
+
+def _decode_tree(run: Run, jobs: Sequence[tuple[Job, Built]]) -> Coverage:
+    files: dict[str, FileCoverage] = {}
+    cases: list[Reach] = []
+    lost: list[str] = []
+    for built in {built.digest: built for _, built in jobs}.values():
+        sent: list[tuple[str, str, Path]] = []
+        for job in (job for job, kernel in jobs if kernel.digest == built.digest):
+            for case, found in _counters(run, job.name).items():
+                sent += [(job.name, case, path) for path in found]
+                lost += [] if found else [f"{job.name} {case}"]
+        decoder = Decoder(gcov=built.gcov, notes=built.notes)
+        reached, counted = decoder.decode([path for _, _, path in sent], processes=default_compilers())
+        for name, one in counted.items():
+            files.setdefault(name, FileCoverage()).add(one)
+        cases += [Reach(job, case, lines) for (job, case, _), lines in zip(sent, reached, strict=True)]
+    return Coverage(
+        tree=jobs[0][0].kernel.tree,
+        line=line_of_kernels(jobs[0][0].kernel.version),
+        sources={name: text for _, built in jobs for name, text in _sources(built.notes, files).items()},
+        files=files,
+        cases=tuple(cases),
+        lost=tuple(lost),
+    )
+
+
+def _sources(notes: Path, names: Iterable[str]) -> dict[str, str]:
+    found = {name: notes / name for name in names}
+    return {
+        name: path.read_text(encoding="utf-8", errors="replace")
+        for name, path in found.items()
+        if path.is_file()
+    }
+
+
+def _counters(run: Run, job: str) -> Mapping[str, list[Path]]:
+    """Return the files with the counters of each piece of work of *job* that ran; empty where none came."""
+    found: dict[str, list[Path]] = collections.defaultdict(list)
+    for result in run.results:
+        if result.job != job or not result.vm_dir or result.address.suite in (KERNEL_SUITE, KCONFIG_SUITE):
+            continue
+        case = work_address(result.address)
+        path = Path(run.directory, result.vm_dir, paths.COUNTERS, quote(case, safe=""))
+        if path.is_file():
+            found[case] += [path] if path not in found[case] else []
+        elif result.outcome not in (Outcome.SKIP, Outcome.NOT_RUN):
+            found[case] += []
+    return found
+
+
+def line_of_kernels(version: str) -> str:
+    """Return the line of kernels of a release: `7.3` of `7.3.4` or `7.3.0-rc2`."""
+    return ".".join(version.split(".")[:2])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """A run and the coverage of each of its source trees."""
+
+    run: Run
+    trees: tuple[Coverage, ...]
+
+
+def find_coverage(run: str | None, *, again: bool = False) -> Found:
+    """Return the coverage of the run called *run*, by default of the newest that has any.
+
+    It is decoded if it was not yet, or *again*.  Raises UsageError for a run without.
+    """
+    found = find_run(run) if run is not None else _newest()
+    directory = Path(found.directory)
+    if again or not (trees := model.load(directory)):
+        keep_coverage(directory)
+        trees = model.load(directory)
+    if not trees:
+        raise UsageError(f"run {found.info.id} has no coverage", hint=f"make a run that has: {HOW}")
+    return Found(found, trees)
+
+
+def _newest() -> Run:
+    """Return the newest run with counters in a VM's directory.  Raises UsageError without one."""
+    for summary in list_runs(paths.runs_dir()):
+        if summary.info is not None and any(summary.directory.glob(f"vm/*/{paths.COUNTERS}")):
+            return load(summary.directory)
+    raise UsageError(f"no run in {paths.runs_dir()} has coverage", hint=f"make a run that has: {HOW}")
+
+
+def show_cases(coverage: Coverage, place: str) -> str:
+    """Return which cases reach *place*, FILE:LINE or FILE:FUNCTION.  Raises UsageError."""
+    name, lines = coverage.find(place)
+    cases = coverage.reached(name, lines)
+    counted = coverage.files[name].lines
+    code = [line for line in lines if line in counted]
+    if not code:
+        return f"{name}:{ranges(lines)} has no code"
+    head = f"{name}:{ranges(code)}: {sum(1 for line in code if counted[line])} of {len(code)} lines ran"
+    return "\n".join([f"{head}; {count_of(len(cases), 'case')}", *(f"  {case}" for case in sorted(cases))])
+
+
+def show_diff(run: Run, coverage: Coverage, revision: str) -> str:
+    """Return which lines that the source of *coverage* has changed since *revision* ran, and by which cases.
+
+    Raises UsageError when the source is not from git or *revision* does not exist.
+    """
+    job = next((one for one in run.jobs if one.commit and one.tree.startswith(f"{coverage.tree} ")), None)
+    if job is None:
+        raise UsageError(f"the source of run {run.info.id}, {coverage.tree}, is not from a git repository")
+    path = Path(job.line)
+    directory = path if path.is_dir() else Path(job.line.rpartition("@")[0])
+    before = gittree.resolve(directory, revision).commit
+    mirror = gittree.provide_mirror(gittree.repository_root(directory))
+    if not has_commit(mirror, job.commit):
+        raise UsageError(f"the source of run {run.info.id} is not in the cache any more", hint="run it again")
+    changes = find_changes(mirror, before, job.commit)
+    outside = [change.name for change in changes if change.name not in coverage.files]
+    return render_diff(coverage, {c.name: c.after for c in changes if c.name in coverage.files}, outside)
+
+
+def to_json(coverage: Coverage) -> str:
+    """Return the table as JSON."""
+    rows = [dataclasses.asdict(row) for row in coverage.rows()]
+    return dumps({"tree": coverage.tree, "rows": rows, "lost": list(coverage.lost)}).rstrip("\n")

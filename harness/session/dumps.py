@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Ask drgn about the guests of a run that died, once its tests are over."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from harness.base.cause import Cause
+from harness.base.deadline import Deadline
+from harness.base.errors import HarnessError
+from harness.base.files import write_atomic
+from harness.base.output import tell
+from harness.base.words import count_of
+from harness.kernel.debugfile import provide_debug_information
+from harness.kernel.plan import KernelPlan
+from harness.kernel.ready import ReadyKernel
+from harness.machine.dump import FILE, read_dump_note
+from harness.machine.interrogation import ANSWERS, interrogate, refuse_without_drgn
+from harness.machine.vm import PANIC
+from harness.results import Dump, Outcome, Result, Run, RunState
+from harness.results.store import record_dumps
+from harness.session.pipeline import PlannedRun
+
+BUDGET_SECONDS = 600.0
+"""For the debug information of all kernels of a run: 45 CPU seconds for each."""
+
+_ASK_SECONDS = 60.0
+"""For one dump, which takes drgn two seconds."""
+
+_MOST_ASKED = 8
+"""Dumps of one run that are asked; a kernel that crashes in every case says much the same in each."""
+
+_NO_EVENT = (
+    "QEMU ended before it could be dumped: the kernel did not report its panic through pvpanic"
+    " (CONFIG_PVPANIC_PCI)"
+)
+
+
+def question_dumps(planned: PlannedRun, run: Run) -> bool:
+    """Record what became of the memory of the guests that died in *run*, and what drgn finds in it.
+
+    Return whether there is anything new.  A run in which no guest died costs nothing.  Trouble is said in the
+    report and changes no result.
+    """
+    dead: dict[str, Result] = {}
+    for one in _of_interest(run):
+        if one.vm_dir and one.vm_dir not in run.dumps:
+            dead.setdefault(one.vm_dir, one)
+    found = {vm_dir: dump for vm_dir, one in dead.items() if (dump := find_dump(run, one)) is not None}
+    if not found or run.state is RunState.OVERTAKEN:
+        return False
+    _read_dumps(planned, run, found, {vm_dir: dead[vm_dir].job for vm_dir in found})
+    try:
+        record_dumps(Path(run.directory), found)
+    except HarnessError as error:
+        tell(f"what became of the memory of dead guests is not recorded: {error}")
+        return False
+    return True
+
+
+def _read_dumps(planned: PlannedRun, run: Run, found: dict[str, Dump], jobs: Mapping[str, str]) -> None:
+    """Read those of *found* that are there; *jobs* has the name of each one's Job."""
+    plans = {job.name: planned.kernels[wish.kernel].plan for wish, job in planned.jobs.items()}
+    deadline = Deadline.after(BUDGET_SECONDS)
+    there = [vm_dir for vm_dir, dump in found.items() if dump.file]
+    if there:
+        # Debug information takes a while the first time; nobody should wait for the verdict.
+        so_far = f"{run.verdict.value.upper()} so far; " if run.verdict is not None else ""
+        tell(f"{so_far}asking drgn what {count_of(len(there), 'dead guest')} did")
+    for number, vm_dir in enumerate(there):
+        if run.state.is_cut_off:
+            found[vm_dir] = _unread(found[vm_dir], "the run was interrupted")
+        elif number >= _MOST_ASKED:
+            found[vm_dir] = _unread(found[vm_dir], f"only {_MOST_ASKED} dumps of a run are read at its end")
+        else:
+            found[vm_dir] = read_dump(run, found[vm_dir], plans.get(jobs[vm_dir]), deadline)
+
+
+def find_dump(run: Run, result: Result) -> Dump | None:
+    """Return what became of the memory of the guest of *result*; None if the guest did not die."""
+    directory = Path(run.directory, result.vm_dir)
+    note = read_dump_note(directory)
+    if note is None:
+        panicked = result.cause is Cause.PANICKED or PANIC in result.splat
+        return Dump(reason=_NO_EVENT) if panicked else None
+    if note.reason:
+        return Dump(reason=note.reason)
+    if not (directory / FILE).is_file():
+        return Dump(reason=f"{directory / FILE} was removed")
+    file = os.fspath(Path(result.vm_dir, FILE))
+    return Dump(file=file, bytes=note.bytes, seconds=note.seconds)
+
+
+def read_dump(run: Run, dump: Dump, plan: KernelPlan | ReadyKernel | None, deadline: Deadline) -> Dump:
+    """Return *dump* with what drgn finds in it, which is also written beside it, or with why it finds
+    nothing.
+    """
+    path = Path(run.directory, dump.file)
+    try:
+        refuse_without_drgn()
+        if plan is None:
+            return _unread(dump, "how its kernel was built is not known")
+        information = provide_debug_information(plan, deadline)
+        answers = interrogate(path, information, interrogation_limit())
+    except HarnessError as error:
+        return _unread(dump, str(error))
+    with contextlib.suppress(OSError):
+        write_atomic(path.with_name(ANSWERS), answers)
+    return dataclasses.replace(dump, answers=answers)
+
+
+def interrogation_limit() -> Deadline:
+    """Return the deadline of one dump that is read now."""
+    return Deadline.after(_ASK_SECONDS)
+
+
+def _of_interest(run: Run) -> Iterator[Result]:
+    """Yield the results whose guest may have died, those that the report shows first."""
+    dying = (Outcome.CRASH, Outcome.TIMEOUT, Outcome.LOST)
+    yield from (case for case in run.cases if case.outcome in dying)
+    yield from (result for result in run.results if result.outcome in dying)
+
+
+def _unread(dump: Dump, reason: str) -> Dump:
+    return dataclasses.replace(dump, reason=reason)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which work runs first, or alone, because it reaches what changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import session_values as values
+from plan_jobs import job
+
+from harness.base.errors import NoCase, UsageError
+from harness.kernel import gittree
+from harness.plan import Plan
+from harness.results.coverage.affected import Map, Touched
+from harness.session import affected
+from harness.session.planning import PlannedKernel
+from harness.session.wishes import Conduct, PytestOptions
+from harness.suites.catalogue import to_do
+
+JOB = job()
+PLAN = Plan(run_id="r", seed=1, cases=(), jobs=(JOB,))
+WORK = [work for work in to_do(PLAN) if not work.refusal]
+F, G = "drivers/vfio/a.c:f", "drivers/vfio/a.c:g"
+REACHED = {work.address: frozenset({G}) for work in WORK} | {WORK[2].address: frozenset({F, G})}
+
+
+def choose(
+    monkeypatch: pytest.MonkeyPatch,
+    change: affected._Change | affected._Unknown,
+    plan: Plan = PLAN,
+    *,
+    alone: bool = False,
+) -> tuple[str, ...]:
+    def change_in(kernel: PlannedKernel) -> affected._Change:
+        if isinstance(change, affected._Unknown):
+            raise change
+        return change
+
+    monkeypatch.setattr(affected, "_change_in", change_in)
+    wish = values.wish()
+    kernels = {wish.kernel: PlannedKernel(wish=wish.kernel, tree=None)}
+    return affected.choose_affected(kernels, {wish: JOB}, plan, Conduct(), PytestOptions(affected=alone))
+
+
+def changed(touched: Touched, reached: Map = REACHED) -> affected._Change:
+    return affected._Change(touched, reached, "the good run r0")
+
+
+def test_what_reaches_the_change_goes_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert choose(monkeypatch, changed(Touched(functions=frozenset({F})))) == (WORK[2].key,)
+    said = f"1 of {len(WORK)} cases reach your change since the good run r0: first"
+    assert said in capsys.readouterr().err
+
+
+def test_a_case_that_the_map_does_not_know_goes_first_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {address: functions for address, functions in REACHED.items() if address != WORK[0].address}
+    assert set(choose(monkeypatch, changed(Touched(functions=frozenset({F})), known))) == {
+        WORK[0].key,
+        WORK[2].key,
+    }
+    assert "(1 of them are not in the map)" in capsys.readouterr().err
+
+
+def test_everything_has_no_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert choose(monkeypatch, changed(Touched(everything="vfio.h may matter to all"))) == ()
+    assert "all cases, because vfio.h may matter to all" in capsys.readouterr().err
+
+
+def test_alone_needs_a_map_and_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = affected._Unknown("there is no coverage map for kernels of the line 7.2, only for 7.3")
+    assert choose(monkeypatch, why) == ()
+    with pytest.raises(UsageError, match=r"no coverage map .* 7\.2, only for 7\.3"):
+        choose(monkeypatch, why, alone=True)
+    with pytest.raises(NoCase, match=f"0 of {len(WORK)} cases reach your change"):
+        choose(monkeypatch, changed(Touched(functions=frozenset({"drivers/vfio/b.c:f"}))), alone=True)
+
+
+def test_chosen_cases_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = dataclasses.replace(PLAN, cases=("probes/*",))
+    assert choose(monkeypatch, changed(Touched(functions=frozenset({F}))), plan) == ()
+
+
+def test_a_bisect_without_a_case_takes_what_its_ends_differ_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\n"
+    monkeypatch.setattr(gittree, "show", lambda repository, commit, path: text)
+    monkeypatch.setattr(affected, "ask", lambda question: ({"probes/a/b": {F}, "probes/a/c": {G}}, ("7.3",)))
+    touched = Touched(functions=frozenset({F}))
+    monkeypatch.setattr(affected, "find_touched", lambda edits, is_profiled: touched)
+    assert affected.affected_between(Path(), "one", "two") == ("probes/a/b",)
+    touched = Touched(functions=frozenset({"x.c:y"}))
+    with pytest.raises(NoCase, match="0 of 2 cases reach what changed"):
+        affected.affected_between(Path(), "one", "two")
+    touched = Touched(everything="vfio.h")
+    assert affected.affected_between(Path(), "one", "two") == ("probes/a/b", "probes/a/c")
+    monkeypatch.setattr(affected, "ask", lambda question: ({}, ("7.2",)))
+    with pytest.raises(UsageError, match=r"no coverage map for kernels of the line 7\.3, only for 7\.2"):
+        affected.affected_between(Path(), "one", "two")
