@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Matrix files: reading them, and what is wrong with them in one sentence."""
+"""Matrix files: read a matrix as a value; an error is one sentence with file and line."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from harness import yamlfile
-from harness.errors import UsageError, nearest
-from harness.kernel.variants import load_catalogue
-from harness.machine.topology import load_topology
-from harness.suites.catalogue import suite_names
+from harness.base import yamlfile
+from harness.base.errors import UsageError, nearest
+from harness.kernel.toolchain import DEFAULT as DEFAULT_TOOLCHAIN
+from harness.kernel.toolchain import find_toolchain
+from harness.session import names
+from harness.session.wishes import KernelWish
 
-T = TypeVar("T")
+COVERAGE = "gcov"
+"""The add-on with coverage counters."""
 
 SHIPPED = Path(__file__).resolve().parent / "matrix.yaml"
 
@@ -26,16 +27,25 @@ class Entry:
     """One job of a matrix, in the words of the command line."""
 
     tree: str | None
-    """As `--tree` takes it; None: the default tree."""
+    """The tree as `--tree` takes it; None: the default tree."""
     variant: str
     addons: tuple[str, ...]
+    toolchain: str = DEFAULT_TOOLCHAIN
+    """As `--toolchain` takes it."""
     topology: str
-    """A shipped one by name, another one by absolute path."""
+    """The name of a shipped one, or an absolute path."""
     suites: tuple[str, ...]
 
+    def kernel(self, like: KernelWish) -> KernelWish:
+        """Return its kernel, *like* another in all that the matrix does not say."""
+        return dataclasses.replace(
+            like, tree=self.tree, variant=self.variant, addons=self.addons, toolchain=self.toolchain
+        )
+
     def __str__(self) -> str:
-        words = ("-".join([self.variant, *self.addons]), self.topology, *([self.tree] if self.tree else []))
-        return " ".join(words)
+        return " ".join(
+            [self.kernel(KernelWish(variant="")).name, self.topology, *([self.tree] if self.tree else [])]
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,41 +57,85 @@ class Matrix:
     entries: tuple[Entry, ...]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """The lists whose product are the jobs of a matrix, or of one of its includes."""
+
+    trees: tuple[str, ...]
+    variants: tuple[str, ...]
+    addons: tuple[str, ...]
+    toolchains: tuple[str, ...]
+    topologies: tuple[str, ...]
+    suites: tuple[str, ...]
+
+    def product(self, trees: Sequence[str], toolchains: Sequence[str]) -> list[Entry]:
+        """Return the jobs on *trees* with *toolchains*, by default its own.
+
+        A blocked variant, which is never booted, is one job per tree and toolchain.
+        """
+        blocked = {name for name in self.variants if names.variant(name).blocked}
+        kernels = itertools.product(trees or (None,), self.variants, toolchains or self.toolchains)
+        return [
+            Entry(
+                tree=tree,
+                variant=variant,
+                addons=self.addons,
+                toolchain=toolchain,
+                topology=topology,
+                suites=self.suites,
+            )
+            for tree, variant, toolchain in kernels
+            for topology in self.topologies
+            if variant not in blocked or topology == self.topologies[0]
+        ]
+
+
 def matrix_names(path: Path = SHIPPED) -> dict[str, str]:
-    """Every matrix in the file *path*, with its summary.  Raises UsageError as load_matrix() does."""
+    """Return the summary of every matrix in the file *path*.  Raises UsageError as load_matrix() does."""
     matrices = _matrices(path)
     return {name: matrices.section(name).text("summary") for name in matrices}
 
 
-def load_matrix(name: str, path: Path = SHIPPED, trees: Sequence[str] = ()) -> Matrix:
-    """The matrix *name* of the file *path*; *trees*, when given, take the place of its own.
+def load_matrix(
+    name: str, path: Path = SHIPPED, trees: Sequence[str] = (), toolchains: Sequence[str] = ()
+) -> Matrix:
+    """Return the matrix *name* of the file *path*; *trees* and *toolchains*, if any, replace its own.
 
-    Raises UsageError, with file and line, for whatever is wrong with it.
+    Raises UsageError, with file and line, for what is wrong with it.
     """
     matrices = _matrices(path)
     if name not in matrices:
         raise UsageError(f"{path} has no matrix {name!r}", hint=nearest(name, list(matrices)))
     section = matrices.section(name)
     summary = section.text("summary")
-    said = section.texts("trees", ())
-    own = tuple(trees) or said
-    suites = _suites(section, None)
-    product = list(_product(section, path, trees=own, suites=suites))
-    as_defined = list(_product(section, path, trees=said, suites=suites))
+    block = _block(section, path)
+    product, as_defined = block.product(trees or block.trees, toolchains), block.product(block.trees, ())
     for exclude in section.sections("exclude"):
         patterns = _patterns(exclude)
         _check_exclude(exclude, as_defined, patterns)
         as_defined, product = _without(as_defined, patterns), _without(product, patterns)
-    included = [
-        entry
-        for block in section.sections("include")
-        for entry in _included(block, path, trees=own, forced=bool(trees), suites=suites)
-    ]
+    for include in section.sections("include"):
+        added = _block(include, path, trees=tuple(trees) or block.trees, suites=block.suites)
+        product += added.product(trees or added.trees, toolchains)
+        include.done()
     section.done()
-    entries = tuple(dict.fromkeys([*product, *included]))
+    entries = tuple(dict.fromkeys(product))
     if not entries:
         raise UsageError(f"{section.where()}: the matrix {name!r} has no jobs left")
     return Matrix(name=name, summary=summary, entries=entries)
+
+
+def with_coverage(matrix: Matrix) -> Matrix:
+    """Return *matrix* with the add-on for coverage in each job, without those whose compiler has no counters.
+
+    Another name keeps it from being compared with the matrix without: the jobs are others.
+    """
+    counted = tuple(
+        dataclasses.replace(entry, addons=tuple(dict.fromkeys((*entry.addons, COVERAGE))))
+        for entry in matrix.entries
+        if find_toolchain(entry.toolchain).gcov
+    )
+    return dataclasses.replace(matrix, name=f"{matrix.name}+{COVERAGE}", entries=counted)
 
 
 def _matrices(path: Path) -> yamlfile.Section:
@@ -91,105 +145,89 @@ def _matrices(path: Path) -> yamlfile.Section:
     return matrices
 
 
-def _included(
-    block: yamlfile.Section, path: Path, *, trees: tuple[str, ...], forced: bool, suites: tuple[str, ...]
-) -> Iterator[Entry]:
-    own = block.texts("trees", trees)
-    yield from _product(block, path, trees=trees if forced else own, suites=_suites(block, suites))
-    block.done()
+def _block(
+    section: yamlfile.Section,
+    path: Path,
+    *,
+    trees: tuple[str, ...] = (),
+    suites: tuple[str, ...] | None = None,
+) -> _Block:
+    """Read the keys of a product; *trees* and *suites* are what an include inherits."""
 
+    def known(key: str, words: Iterable[str], look_up: Callable[[str], object]) -> tuple[str, ...]:
+        return tuple(_checked(section, key, word, look_up) for word in words)
 
-def _product(
-    section: yamlfile.Section, path: Path, *, trees: tuple[str, ...], suites: tuple[str, ...]
-) -> Iterator[Entry]:
-    variants = [_known_variant(section, name) for name in section.texts("variants")]
-    topologies = [_topology(section, name, path) for name in section.texts("topologies")]
-    addons = tuple(_known_addon(section, name) for name in section.texts("with", ()))
-    for key, values in (("variants", variants), ("topologies", topologies)):
+    block = _Block(
+        trees=section.texts("trees", trees),
+        variants=known("variants", section.texts("variants"), names.variant),
+        addons=known("with", section.texts("with", ()), names.check_addon),
+        toolchains=known("toolchains", section.texts("toolchains", (DEFAULT_TOOLCHAIN,)), find_toolchain),
+        topologies=known(
+            "topologies", (_beside(path, name) for name in section.texts("topologies")), names.check_topology
+        ),
+        suites=known("suites", section.texts("suites", suites), names.check_suite),
+    )
+    lists = {"variants": block.variants, "toolchains": block.toolchains, "topologies": block.topologies}
+    for key, values in lists.items():
         if not values:
             raise UsageError(f"{section.where(key)}: {key!r} is empty, so there is no job")
-    for tree, variant, topology in itertools.product(trees or (None,), variants, topologies):
-        # A blocked variant is proved by its configuration alone, once.
-        if not load_catalogue().variant(variant).blocked or topology == topologies[0]:
-            yield Entry(tree=tree, variant=variant, addons=addons, topology=topology, suites=suites)
+    return block
 
 
-def _known_variant(section: yamlfile.Section, name: str) -> str:
-    return _at(section, "variants", lambda: load_catalogue().variant(name).name)
-
-
-def _known_addon(section: yamlfile.Section, name: str) -> str:
-    return _at(section, "with", lambda: load_catalogue().addon(name).name)
-
-
-def _topology(section: yamlfile.Section, name: str, path: Path) -> str:
-    """*name* as the command line takes it: a file is looked for beside the matrix file."""
-    beside = (path.absolute().parent / name).resolve()
-    is_file = "/" in name or name.endswith((".yaml", ".yml"))
-    word = str(beside) if is_file else name
-    _at(section, "topologies", lambda: load_topology(word))
-    return word
-
-
-def _suites(section: yamlfile.Section, inherited: tuple[str, ...] | None) -> tuple[str, ...]:
-    names = section.texts("suites", inherited)
-    for name in names:
-        if name not in suite_names():
-            raise UsageError(
-                f"{section.where('suites')}: there is no suite {name!r}", hint=nearest(name, suite_names())
-            )
-    return names
-
-
-def _at(section: yamlfile.Section, key: str, look: Callable[[], T]) -> T:
-    """What *look* finds; what it has against it is said with the place in the file."""
+def _checked(section: yamlfile.Section, key: str, name: str, look_up: Callable[[str], object]) -> str:
+    """Return *name* after looking it up; a UsageError gets file and line of *key*."""
     try:
-        return look()
+        look_up(name)
     except UsageError as error:
         raise UsageError(f"{section.where(key)}: {error.message}", hint=error.hint) from error
+    return name
 
 
-_EXCLUDABLE = ("tree", "variant", "topology")
+def _beside(path: Path, topology: str) -> str:
+    """Return *topology* as the command line takes it; a file is relative to the matrix file *path*."""
+    is_file = "/" in topology or topology.endswith((".yaml", ".yml"))
+    return str((path.absolute().parent / topology).resolve()) if is_file else topology
+
+
+_EXCLUDABLE = ("tree", "variant", "toolchain", "topology")
 
 
 def _patterns(exclude: yamlfile.Section) -> dict[str, str]:
     patterns = {key: exclude.text(key) for key in _EXCLUDABLE if key in exclude}
     exclude.done()
     if not patterns:
-        raise UsageError(f"{exclude.where()}: an exclude says {', '.join(_EXCLUDABLE[:-1])} or topology")
+        raise UsageError(
+            f"{exclude.where()}: an exclude needs {', '.join(_EXCLUDABLE[:-1])} or {_EXCLUDABLE[-1]}"
+        )
     return patterns
 
 
-def _without(entries: list[Entry], patterns: dict[str, str]) -> list[Entry]:
-    """*entries* less those that all of *patterns* match."""
+def _without(entries: Iterable[Entry], patterns: Mapping[str, str]) -> list[Entry]:
+    """Return the *entries* that do not match all of *patterns*."""
     return [entry for entry in entries if not _matches(entry, patterns)]
 
 
-def _check_exclude(exclude: yamlfile.Section, entries: list[Entry], patterns: dict[str, str]) -> None:
-    """Refuse an exclude that none of the matrix's own *entries* can ever match.
+def _check_exclude(exclude: yamlfile.Section, entries: Sequence[Entry], patterns: Mapping[str, str]) -> None:
+    """Refuse an exclude that matches none of the matrix's own *entries*.
 
-    A matrix without trees takes any, so that only its variants and topologies are known.
+    A matrix without trees takes any tree, so that only variants and topologies can be checked.
     """
     treeless = all(entry.tree is None for entry in entries)
     telling = {key: pattern for key, pattern in patterns.items() if not (treeless and key == "tree")}
-    if not any(_matches(entry, telling) for entry in entries):
-        raise UsageError(
-            f"{exclude.where()}: this exclude matches no job of its matrix",
-            hint=_nearest_exclude(entries, telling),
-        )
+    if any(_matches(entry, telling) for entry in entries):
+        return
+    hint = "each pattern matches some job, but no job matches all of them"
+    for key, pattern in telling.items():
+        words = {_word(entry, key) for entry in entries}
+        if not fnmatch.filter(words, pattern):
+            hint = f"{key} {pattern!r}: {nearest(pattern, words)}"
+            break
+    raise UsageError(f"{exclude.where()}: this exclude matches no job of its matrix", hint=hint)
 
 
-def _matches(entry: Entry, patterns: dict[str, str]) -> bool:
+def _matches(entry: Entry, patterns: Mapping[str, str]) -> bool:
     return all(fnmatch.fnmatchcase(_word(entry, key), pattern) for key, pattern in patterns.items())
 
 
 def _word(entry: Entry, key: str) -> str:
     return str(getattr(entry, key) or "")
-
-
-def _nearest_exclude(entries: list[Entry], patterns: dict[str, str]) -> str:
-    for key, pattern in patterns.items():
-        words = {_word(entry, key) for entry in entries}
-        if not any(fnmatch.fnmatchcase(word, pattern) for word in words):
-            return f"{key} {pattern!r}: {nearest(pattern, words)}"
-    return "each of its patterns matches, but never in one job"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""CI files that run a matrix, for the checkout of this project they are put into."""
+"""CI files that run a matrix in a checkout of this project."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from collections.abc import Sequence
 
 import jinja2
 
-from harness.errors import UsageError
+from harness.base.errors import UsageError
+from harness.kernel.toolchain import DEFAULT
 from harness.matrix.definition import Matrix
 
 SERVICES = ("github", "gitlab")
-"""CI services a recipe can be made for: GitHub Actions and GitLab CI/CD."""
+"""CI services: GitHub Actions and GitLab CI/CD."""
 
 _DEADLINES = {"github": "5h", "gitlab": "2h30m"}
-"""When a run ends by itself, so that the rest of its job's time (see the templates) is for what it leaves: a
-job that is out of time leaves nothing.  GitHub gives one 6 hours, GitLab's own runners 3."""
+"""The deadline of a run, which leaves time to upload its results: a job that times out uploads nothing.
+A job on GitHub has 6 hours, one on GitLab's own runners 3."""
 
 _CACHE_MIB = 8 * 1024
-"""What all shards together may keep: GitHub gives a repository 10 GB of cache and then drops the oldest."""
+"""Cache of all shards together: GitHub gives a repository 10 GB and then drops the oldest."""
 
 
 def recipe(service: str, matrix: Matrix, options: Sequence[str], shards: int) -> str:
-    """The file for *service* that runs *matrix*, with more *options* of the verb, on *shards* machines.
+    """Return the file for *service* that runs *matrix*, with *options* of the verb, on *shards* machines.
 
-    Raises UsageError where there are fewer jobs than shards.
+    Raises UsageError when there are fewer jobs than shards.
     """
     if shards > len(matrix.entries):
         raise UsageError(
             f"the matrix {matrix.name!r} has {len(matrix.entries)} jobs, too few for {shards} shards",
-            hint="give a smaller --shards",
+            hint="use fewer --shards",
         )
+    toolchains = dict.fromkeys(entry.toolchain for entry in matrix.entries if entry.toolchain != DEFAULT)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("harness.matrix"), undefined=jinja2.StrictUndefined, autoescape=False
     )
@@ -39,6 +41,7 @@ def recipe(service: str, matrix: Matrix, options: Sequence[str], shards: int) ->
     return template.render(
         matrix=matrix,
         words=shlex.join([matrix.name, *options]),
+        setup=shlex.join([word for name in toolchains for word in ("--toolchain", name)]),
         deadline="" if "--deadline" in options else _DEADLINES[service],
         shards=shards,
         key=f"vfio-harness-{matrix.name}",

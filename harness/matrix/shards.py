@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Cutting a matrix into shards that machines without a word to each other can run."""
+"""Split a matrix into shards, the same on every machine, without communication."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.base.errors import UsageError
+from harness.kernel.toolchain import find_toolchain
 from harness.matrix.definition import Entry
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """`3/8` as (3, 8).  Raises UsageError for anything else, and for a shard that is not there."""
+    """Return `3/8` as (3, 8).  Raises UsageError for anything else, and for a shard that does not exist."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None:
         raise UsageError(f"--shard takes K/N, not {text!r}", hint="such as 1/8, the first of eight")
@@ -26,30 +27,30 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def shard(entries: Sequence[Entry], number: int, count: int) -> tuple[Entry, ...]:
-    """The entries of shard *number* (from 1) of *count*: the same on every machine.
+    """Return the entries of shard *number* (from 1) of *count*.
 
-    Shards are as big as one another, to one entry.  Entries of one kernel stay together as far as that goes,
-    for each shard builds what it needs.  An entry more or less moves few of the others, for a shard that gets
-    another shard's entry knows nothing of its earlier nights.
-    Raises UsageError where there are fewer entries than shards.
+    The sizes of shards differ by at most one.  Entries of one kernel stay together as far as possible: each
+    shard builds its own kernels.  One entry more or less moves few others, because a shard has no history of
+    entries that another shard had.
+    Raises UsageError when there are fewer entries than shards.
     """
     if count > len(entries):
-        raise UsageError(f"{len(entries)} jobs cannot be cut into {count} shards", hint="use fewer shards")
+        raise UsageError(f"{len(entries)} jobs cannot be split into {count} shards", hint="use fewer shards")
     places = _places(entries, count)
     return tuple(entry for entry, place in zip(entries, places, strict=True) if place == number)
 
 
 def _places(entries: Sequence[Entry], count: int) -> list[int]:
-    """The shard of each of *entries*: the one of those with room that its kernel likes best.
+    """Return the shard of each of *entries*: of the shards with room, the one that its kernel prefers most.
 
-    What a kernel likes is drawn by hashing it with each shard (rendezvous hashing), and who comes first by
-    hashing alone, so that neither depends on what else there is; only the room does.
+    Preferences come from hashing the kernel with each shard (rendezvous hashing), and the order of entries
+    from hashing them, so that only the room depends on the other entries.
     """
     smallest, bigger = divmod(len(entries), count)
     sizes = dict.fromkeys(range(1, count + 1), 0)
     places = [0] * len(entries)
     for index in sorted(range(len(entries)), key=lambda index: _turn(entries[index])):
-        # As many may grow beyond the smallest as need to.
+        # Only as many shards as necessary get one entry more.
         limit = smallest + (sum(size > smallest for size in sizes.values()) < bigger)
         roomy = (place for place, size in sizes.items() if size < limit)
         kernel = _kernel(entries[index])
@@ -59,14 +60,15 @@ def _places(entries: Sequence[Entry], count: int) -> list[int]:
 
 
 def _turn(entry: Entry) -> tuple[bytes, bytes]:
-    # A file's directory is the machine's own matter.
+    # The directory of a file may differ between machines.
     return _draw(*_kernel(entry)), _draw(Path(entry.topology).name)
 
 
 def _kernel(entry: Entry) -> tuple[str, ...]:
-    return entry.tree or "", entry.variant, *entry.addons
+    toolchain = find_toolchain(entry.toolchain).label
+    return entry.tree or "", entry.variant, *entry.addons, *([toolchain] if toolchain else [])
 
 
 def _draw(*words: str) -> bytes:
-    """A number drawn for *words*, the same everywhere and always."""
+    """Return a number that depends on *words* alone."""
     return hashlib.sha256("\0".join(words).encode()).digest()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Matrix files: what they mean, and what is wrong with them in one sentence with its place."""
+"""Matrix files: their jobs, and their errors with file and line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
+from harness.base.errors import UsageError
 from harness.kernel.variants import load_catalogue
-from harness.matrix import load_matrix, matrix_names
+from harness.matrix import load_matrix, matrix_names, with_coverage
 
 GOOD = """\
 matrices:
@@ -51,12 +51,12 @@ def test_product_less_excludes_plus_includes(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nightly", "full"])
 def test_shipped_matrix_has_every_variant(name: str) -> None:
-    """What a tree cannot express is told there; a variant that no matrix has is never tried."""
+    """Every variant is in a matrix; a variant that none has would never be tested."""
     assert {entry.variant for entry in load_matrix(name).entries} == set(load_catalogue().variants)
 
 
 def test_trees_of_the_command_line_take_the_place_of_its_own(file: Path) -> None:
-    """Every job is made for every tree, those of an include too."""
+    """Every job, also of an include, is made for every tree."""
     entries = load_matrix("mine", file, ["debian:7.2", "a@b"]).entries
     assert collections.Counter(entry.tree for entry in entries) == {"debian:7.2": 4, "a@b": 4}
 
@@ -74,10 +74,29 @@ def test_trees_of_the_command_line_take_the_place_of_its_own(file: Path) -> None
 def test_exclude_of_a_tree_that_was_not_chosen(
     file: Path, own: str | None, chosen: list[str], jobs: int
 ) -> None:
-    """Right as the matrix is defined, or on a tree that it may be given: it has nothing to do today."""
+    """An exclude of a tree that --tree left out is valid."""
     text = GOOD.replace('{variant: cdev, topology: "i*"}', '{tree: "debian:7.2"}')
     file.write_text(text.replace("    trees: [debian:7.3]\n", f"    trees: {own}\n" if own else ""))
     assert len(load_matrix("mine", file, chosen).entries) == jobs
+
+
+def test_toolchains_are_a_list_like_the_others(file: Path) -> None:
+    """They are named in the job when they are not the default; --toolchain takes the place of all."""
+    both = "    topologies: [edu, igb]\n    toolchains: [gcc, llvm-19]\n"
+    excluded = GOOD.replace('topology: "i*"', "toolchain: gcc")
+    file.write_text(excluded.replace("    topologies: [edu, igb]\n", both))
+    assert [str(entry) for entry in load_matrix("mine", file).entries] == [
+        "group-cdev edu debian:7.3",
+        "group-cdev igb debian:7.3",
+        "group-cdev-llvm-19 edu debian:7.3",
+        "group-cdev-llvm-19 igb debian:7.3",
+        "cdev-llvm-19 edu debian:7.3",
+        "cdev-llvm-19 igb debian:7.3",
+        "group-cdev-debug edu debian:7.3",
+    ]
+    chosen = load_matrix("mine", file, toolchains=["llvm"]).entries
+    assert {entry.toolchain for entry in chosen} == {"llvm"}
+    assert len(chosen) == 5
 
 
 def test_exclude_of_a_tree_that_can_never_be(file: Path) -> None:
@@ -87,14 +106,14 @@ def test_exclude_of_a_tree_that_can_never_be(file: Path) -> None:
 
 
 def test_blocked_variant_is_proved_once(file: Path) -> None:
-    """However many topologies there are, a configuration is one."""
+    """A blocked variant is one job, however many topologies there are."""
     file.write_text(GOOD.replace("[group-cdev, cdev]", "[blocked-group, cdev]"))
     entries = load_matrix("mine", file).entries
     assert sum(entry.variant == "blocked-group" for entry in entries) == 1
 
 
 def test_topology_file_is_looked_for_beside_the_matrix(file: Path) -> None:
-    """A matrix and its topologies travel together."""
+    """A topology file is relative to the matrix file."""
     (file.parent / "mine.yaml").write_text(
         'summary: x\ndevices:\n - {id: edu0, driver: edu, addr: "0x5", pci: "1234:11e8"}\n'
     )
@@ -116,13 +135,14 @@ def test_topology_file_is_looked_for_beside_the_matrix(file: Path) -> None:
         ),
         ('variant: cdev, topology: "i*"', "variants: cdev", "matrix.yaml:9: .*has no key 'variants'"),
         ("    suites:", "    suits:", "matrix.yaml:.*lacks the key 'suites'"),
+        ("[probes]", "[probes]\n    toolchains: [clang]", "yaml:8: there is no toolchain.*mean 'llvm'"),
         ("[edu, igb]", "[]", "matrix.yaml:6: 'topologies' is empty"),
         ('variant: cdev, topology: "i*"', 'variant: "*"', None),
         ("matrices:", "matrixes:", "lacks the key 'matrices'"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(file: Path, old: str, new: str, told: str | None) -> None:
-    """File, line, the nearest right spelling."""
+    """The error has file, line and the closest name."""
     assert old in GOOD
     file.write_text(GOOD.replace(old, new))
     if told is None:
@@ -140,6 +160,16 @@ def test_unknown_matrix(file: Path) -> None:
 
 
 def test_shipped_ones_are_sound() -> None:
-    """Each loads, and a bigger one is bigger."""
+    """Every shipped matrix loads, and their sizes are in order."""
     sizes = {name: len(load_matrix(name).entries) for name in matrix_names()}
     assert sizes["smoke"] < sizes["nightly"] < sizes["full"]
+
+
+def test_coverage_counts_in_every_job_of_gcc(file: Path) -> None:
+    """The add-on comes to those of the job; under the name of another matrix nothing is lost."""
+    both = "    topologies: [edu, igb]\n    toolchains: [gcc, llvm-19]\n"
+    file.write_text(GOOD.replace("    topologies: [edu, igb]\n", both))
+    counted = with_coverage(load_matrix("mine", file))
+    assert counted.name == "mine+gcov"
+    assert {entry.toolchain for entry in counted.entries} == {"gcc"}
+    assert {entry.addons for entry in counted.entries} == {("gcov",), ("debug", "gcov")}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import process, yamlfile
+from harness.base import process, yamlfile
+from harness.base.errors import UsageError
 from harness.cli.moment import parse_moment
-from harness.errors import UsageError
 from harness.matrix import load_matrix
 from harness.matrix.recipes import SERVICES, recipe
 
@@ -33,13 +33,21 @@ def test_recipe_is_valid(service: str, tmp_path: Path) -> None:
     assert "junit.xml" in text
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_toolchains_are_installed_first(service: str) -> None:
+    text = recipe(service, load_matrix("nightly"), [], 4)
+    installed = text.index("vfio-harness doctor --toolchain llvm --fix --quiet")
+    assert text.index("make setup") < installed < text.index("vfio-harness matrix nightly", 200)
+    assert "doctor" not in recipe(service, load_matrix("smoke"), [], 1)
+
+
 def test_github_has_every_shard() -> None:
     assert "shard: [1, 2, 3]" in recipe("github", load_matrix("nightly"), [], 3)
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_history_is_kept_whatever_the_night_came_to(service: str, tmp_path: Path) -> None:
-    """Each night is compared with those before, and a failed one is one of those."""
+    """The history is kept also when a run fails."""
     text = recipe(service, load_matrix("nightly"), [], 4)
     kept = text.count("runs/history.sqlite")
     if service == "gitlab":
@@ -60,7 +68,7 @@ def test_history_is_kept_whatever_the_night_came_to(service: str, tmp_path: Path
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_run_ends_before_its_job(service: str) -> None:
-    """A job that is out of time keeps nothing; the deadline is one that the verb takes."""
+    """The default deadline is valid and shorter than the job's time limit."""
     text = recipe(service, load_matrix("nightly"), [], 4)
     now = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
     (deadline,) = re.findall(r"--junit-xml junit.xml --deadline (\S+)", text)
@@ -86,7 +94,7 @@ ACCEPTING = {"github": "ACCEPT", "gitlab": "VFIO_HARNESS_ACCEPT"}
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("reason", ["", 'it "is"  $(meant); *'])
 def test_lost_coverage_can_be_accepted(service: str, reason: str, tmp_path: Path) -> None:
-    """Who starts a run by hand says why, in one word whatever is in it; every other run says nothing."""
+    """--accept of a manual run is quoted as one word; a scheduled run has none."""
     text = recipe(service, load_matrix("nightly"), [], 2)
     (words,) = re.findall(r"\$\{\w*ACCEPT:\+.*", text)
     script = f"printf '<%s>' {words}"
@@ -99,7 +107,7 @@ def test_lost_coverage_can_be_accepted(service: str, reason: str, tmp_path: Path
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("shards", [1, 3, 8])
 def test_caches_of_all_shards_fit(service: str, shards: int) -> None:
-    """GitHub has 10 GB for the whole repository; what the job itself has used just now counts as well."""
+    """The cache of all shards fits into GitHub's 10 GB."""
     (size,) = re.findall(
         r"gc --max-size (\d+)M --no-snapshots --spare 0", recipe(service, load_matrix("nightly"), [], shards)
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from harness.errors import UsageError
+from harness.base.errors import UsageError
 from harness.matrix import Entry, load_matrix
 from harness.matrix.shards import parse_shard, shard
 
@@ -16,14 +16,14 @@ ENTRIES = load_matrix("full").entries
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, len(ENTRIES)])
 def test_shards_are_the_matrix(count: int) -> None:
-    """Every entry is in one shard, and they are about as big."""
+    """Every entry is in one shard, and sizes differ by at most one."""
     cut = [shard(ENTRIES, number, count) for number in range(1, count + 1)]
     assert sorted(map(str, ENTRIES)) == sorted(str(entry) for part in cut for entry in part)
     assert max(map(len, cut)) - min(map(len, cut)) <= 1
 
 
 def test_kernels_stay_together() -> None:
-    """Two shards share one kernel at most, so that hardly anything is built twice."""
+    """Few kernels are built by more than one shard."""
     first, second = (shard(ENTRIES, number, 2) for number in (1, 2))
     kernels = [{(entry.variant, entry.addons) for entry in part} for part in (first, second)]
     assert len(kernels[0] & kernels[1]) <= 1
@@ -32,7 +32,7 @@ def test_kernels_stay_together() -> None:
 @pytest.mark.parametrize("name", ["nightly", "full"])
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_an_edit_moves_few_jobs(name: str, count: int) -> None:
-    """Whichever entry goes, or comes: those that another shard has then are no more than there are shards."""
+    """Adding or removing an entry moves no more entries than there are shards."""
     entries = load_matrix(name).entries
     before = places(entries, count)
     for gone in entries:
@@ -64,5 +64,5 @@ def test_wrong_shards(text: str, told: str) -> None:
 
 
 def test_more_shards_than_jobs() -> None:
-    with pytest.raises(UsageError, match="3 jobs cannot be cut into 4 shards"):
+    with pytest.raises(UsageError, match="3 jobs cannot be split into 4 shards"):
         shard(ENTRIES[:3], 1, 4)
