@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Find the commit that changed what a case comes to: git chooses the commits, real VMs judge them."""
+"""Find the commit that broke, or fixed, a case: git bisect chooses the commits, VMs test them."""

@@ -1,5 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a hunt came to, for the terminal and for a mailing list: pure functions over a Finding."""
+"""The result of a bisect for the terminal, a mailing list and other programs: pure functions over a Report.
+
+The keys of `bisect --json` (schema 2; keys are only added, and the schema number grows when one changes):
+
+  schema, generator, id, repository, exit_code   which bisect, and how it ended
+  find_fix, boot, terms, ends, paths             what was asked for; terms and ends have the keys old and new
+  cases                 the cases that every step ran; empty with boot
+  found                 the first new commit: commit, author, date, subject, parents, files; or null
+  suspects the commits that may be the first new one, each like found, if no more can be tested.
+                        With neither found nor suspects, it touches none of the paths.
+  confidence, grounds   high, medium or low, and why
+  failing, passing      the commit on either side: commit, subject, reason, log, splat, run, rerun; or null
+  tested                every commit, the ends first: commit, subject, verdict (git's word), status, why,
+                        flaky, same_as, vms, seconds, build_seconds, runs
+  host                  QEMU and accelerator
+  config, bisect_log    the path of the .config, and `git bisect log`
+"""
 
 from __future__ import annotations
 
@@ -9,18 +25,23 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from harness.bisect.gitbisect import CommitFacts
-from harness.bisect.model import Aim, Mark, Sight, Step
-from harness.bisect.state import HuntState
-from harness.words import count_of
+from harness.base.errors import ExitCode
+from harness.base.values import dumps
+from harness.base.words import count_of
+from harness.bisect.git import CommitFacts
+from harness.bisect.state import BisectState, GitVerdict, Rules, Status, Step
+
+SCHEMA = 2
+"""Version of the JSON document: raise it when a key changes its meaning or goes away."""
 
 _OUTPUT_LINES = 40
-"""Of a case's output and of a splat, in a mail."""
+"""How many lines of a case's output, and of a splat, a mail shows."""
 
 
 class Confidence(enum.Enum):
-    """How much a result can be relied on."""
+    """How reliable a result is."""
 
     HIGH = "high"
     MEDIUM = "medium"
@@ -29,208 +50,203 @@ class Confidence(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What one side of the culprit left."""
+    """The evidence that one step left."""
 
     step: Step
     reason: str = ""
     log: str = ""
     splat: str = ""
     machine: tuple[str, ...] = ()
-    """What of QEMU's command line makes the machine."""
+    """The options of QEMU that describe the machine."""
     run_dir: str = ""
-    rerun: str = ""
-    """The command that does it again, up to the directory of the repository."""
+    command: str = ""
+    """The command that runs it again, without the tree."""
 
-    def again(self, repository: str) -> str:
-        """The command that does it again."""
-        return f"{self.rerun}{shlex.quote(f'{repository}@{self.step.commit[:12]}')}"
+    def rerun(self, repository: str) -> str:
+        """Return the command that runs it again."""
+        return f"{self.command} --tree {shlex.quote(f'{repository}@{self.step.commit[:12]}')}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What a hunt came to."""
+class Report:
+    """The result of a bisect and everything that its reports show."""
 
-    state: HuntState
+    state: BisectState
     found: CommitFacts | None = None
+    """The first new commit."""
     suspects: tuple[CommitFacts, ...] = ()
-    """When it could not be narrowed down further."""
+    """The commits that may be the first new one, if no more of them can be tested."""
     parent_tested: bool = False
-    """Whether the commit before it, among those that touch the paths, was judged itself."""
+    """Whether the commit before it, among those that touch the paths, was tested."""
     failing: Evidence | None = None
-    """The first failing commit; in a hunt for a fix the last."""
+    """The first failing commit; with --find-fix the last."""
     passing: Evidence | None = None
-    """The last passing commit; in a hunt for a fix the first."""
+    """The last passing commit; with --find-fix the first."""
     symbols: tuple[str, ...] = ()
-    """The lines of the configuration that are about VFIO and IOMMUs."""
+    """The lines of .config about VFIO and IOMMUs."""
     config: str = ""
-    """The whole configuration, as a file."""
+    """The path of the .config."""
     host: str = ""
     """QEMU and accelerator."""
     user: str = ""
+    to: tuple[str, ...] = ()
+    """The author of the commit and the maintainers of its files, as the tree's get_maintainer.pl has them."""
+    cc: tuple[str, ...] = ()
+    """Their mailing lists."""
     promises: tuple[str, ...] = ()
-    """What the hunted cases promise."""
+    """What the cases promise."""
     bisect_log: str = ""
 
     @property
-    def aim(self) -> Aim:
-        return self.state.aim
+    def rules(self) -> Rules:
+        return self.state.rules
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0 if the commit was found, else a code for what hid it: the paths, the host or the kernels."""
+        if self.found is not None:
+            return ExitCode.GOOD
+        if not self.suspects:
+            return ExitCode.USAGE
+        suspects = {suspect.commit for suspect in self.suspects}
+        untested = [s for s in self.state.steps if s.commit in suspects and s.status is Status.UNTESTED]
+        return ExitCode.INFRA if untested else ExitCode.KERNEL
 
 
-def judge_confidence(finding: Finding) -> tuple[Confidence, tuple[str, ...]]:
-    """How sure the finding is, and the grounds."""
-    tested = finding.state.tested
+def confidence(report: Report) -> tuple[Confidence, tuple[str, ...]]:
+    """Return how reliable the result is, and why."""
+    tested, rules = report.state.tested, report.rules
     fails = [
         step
         for step in tested
-        if step.sight is Sight.FAILS or (step.sight is Sight.DIES and finding.aim.boot)
+        if not step.same_as
+        and (step.status is Status.FAILS or (step.status is Status.NO_BOOT and rules.boot))
     ]
-    confirmed = sum(1 for step in fails if not step.same_as and step.vms >= 2)
-    judged = sum(1 for step in fails if not step.same_as)
     flaky = [step for step in tested if step.flaky]
-    skipped = [step for step in tested if finding.aim.mark(step.sight) is Mark.SKIP]
-    grounds = [f"{confirmed} of {judged} failing commits failed on a second VM too"] if judged else []
-    if finding.passing is not None:
-        grounds.append(_neighbours(finding, finding.passing.step))
+    skipped = [step for step in tested if rules.verdict(step.status) is GitVerdict.SKIP]
+    grounds = []
+    if fails:
+        confirmed = sum(1 for step in fails if step.vms >= 2)
+        grounds.append(f"{confirmed} of {len(fails)} failing commits failed on a second VM too")
+    if report.passing is not None:
+        grounds.append(_neighbour(report, report.passing.step))
     if flaky:
-        names = ", ".join(step.commit[:12] for step in flaky)
-        grounds.append(f"flaky: VMs disagreed about {names}")
+        grounds.append(f"flaky: VMs disagreed about {', '.join(step.commit[:12] for step in flaky)}")
     if skipped:
         grounds.append(f"{count_of(len(skipped), 'commit')} could not be tested")
-    near = [s for s in (finding.failing, finding.passing) if s is not None and s.step.flaky]
-    if near or not finding.found:
+    sides = (report.failing, report.passing)
+    if not report.found or any(side is not None and side.step.flaky for side in sides):
         return Confidence.LOW, tuple(grounds)
-    if flaky or not finding.parent_tested:
-        return Confidence.MEDIUM, tuple(grounds)
-    return Confidence.HIGH, tuple(grounds)
+    level = Confidence.MEDIUM if flaky or not report.parent_tested else Confidence.HIGH
+    return level, tuple(grounds)
 
 
-def _neighbours(finding: Finding, passing: Step) -> str:
-    """What is known of the culprit and of the commit before it, on the side that passes."""
-    times = (
-        f"as the same image at {passing.same_as[:12]}"
-        if passing.same_as
-        else f"on {count_of(passing.vms, 'VM')}"
-    )
-    failing = finding.failing.step.commit[:12] if finding.failing else ""
-    if finding.aim.find_fix:
-        before = "the commit before it" if finding.parent_tested else f"{failing}, not the commit before it,"
-        return f"it passed {times}, and {before} did not"
-    before = (
-        "the commit before it"
-        if finding.parent_tested
-        else f"{passing.commit[:12]}, not the commit before it,"
-    )
-    return f"{before} passed {times}"
+def _neighbour(report: Report, passing: Step) -> str:
+    """How well the passing side was tested, and whether it is next to the first new commit."""
+    how = f"on {count_of(passing.vms, 'VM')}"
+    if passing.same_as:
+        how = f"as the same image at {passing.same_as[:12]}"
+    old = report.failing.step if report.rules.find_fix and report.failing else passing
+    before = "the commit before it"
+    if not report.parent_tested:
+        before = f"{old.commit[:12]}, not the commit before it,"
+    return f"it passed {how}, and {before} did not" if report.rules.find_fix else f"{before} passed {how}"
 
 
-def summary(finding: Finding) -> str:
-    """What the terminal shows at the end."""
+def summary(report: Report) -> str:
+    """Return what the terminal shows at the end."""
     lines: list[str] = []
-    old, new = finding.aim.terms
-    if finding.found is not None:
-        lines += [f"first {new} commit: {_title(finding.found)}", *_commit(finding.found)]
-    elif finding.suspects:
-        lines.append(f"the first {new} commit is one of these, the rest of which cannot be tested:")
-        lines += [f"  {_title(suspect)}" for suspect in finding.suspects]
+    old, new = report.rules.terms
+    if report.found is not None:
+        found = report.found
+        lines += [f"first {new} commit: {_title(found)}", f"  author: {found.author}"]
+        lines += [f"  date:   {found.date}", *_indented(found.files)]
+    elif report.suspects:
+        lines.append(f"the first {new} commit is one of these; the others cannot be tested:")
+        lines += [f"  {_title(suspect)}" for suspect in report.suspects]
     else:
         lines.append(
-            f"the last commit that touches {' '.join(finding.state.quarry.paths)} is still {old}: "
-            "the culprit touches none of these paths; leave them out"
+            f"the last commit that touches {' '.join(report.state.request.paths)} is still {old}: "
+            f"the first {new} commit touches none of these paths; leave them out"
         )
-    for title, evidence in (("fails", finding.failing), ("passes", finding.passing)):
-        if evidence is not None:
-            lines += ["", f"{title} at {evidence.step.commit[:12]} {evidence.step.subject}"]
-            lines += _indented([evidence.reason or evidence.step.why, *_said_by(evidence)])
-            lines += _indented(_first(evidence.splat))
-            lines += [f"  again: {evidence.again(finding.state.quarry.repository)}"]
-    level, grounds = judge_confidence(finding)
-    lines += ["", f"confidence: {level.value}: {'; '.join(grounds)}"]
-    return "\n".join(lines)
+    for title, side in (("fails", report.failing), ("passes", report.passing)):
+        if side is not None:
+            lines += ["", f"{title} at {side.step.commit[:12]} {side.step.subject}"]
+            lines += _indented([side.reason or side.step.why, *_output(side), *_first_lines(side.splat)])
+            lines += [f"  rerun: {side.rerun(report.state.request.repository)}"]
+    return "\n".join([*lines, "", f"confidence: {_grounds(report)}"])
 
 
-def mail(finding: Finding) -> str:
-    """A report for the mailing list, to be pasted; empty when no commit was found."""
-    if finding.found is None or finding.failing is None:
+def _grounds(report: Report) -> str:
+    level, grounds = confidence(report)
+    return f"{level.value}: {'; '.join(grounds)}"
+
+
+def mail(report: Report) -> str:
+    """Return a mail for the mailing list; empty when no commit was found."""
+    if report.found is None or report.failing is None:
         return ""
-    parts = [_opening(finding), _details(finding), _evidence(finding), _trailers(finding), finding.bisect_log]
-    return "\n".join(part.rstrip("\n") + "\n" for part in parts if part)
+    parts = [
+        *_opening(report, report.found),
+        "",
+        *_proof(report, report.failing),
+        "",
+        *_reproducer(report, report.failing),
+        "",
+        *_trailers(report, report.found),
+        "",
+        report.bisect_log.rstrip("\n"),
+    ]
+    return "\n".join(parts) + "\n"
 
 
-def _opening(finding: Finding) -> str:
-    assert finding.found is not None
-    quarry, what = finding.state.quarry, _what(finding)
-    commit = f'{finding.found.commit[:12]} ("{finding.found.subject}")'
-    works = "works" if finding.aim.boot else "passes"
-    if finding.aim.find_fix:
-        head = f"Subject: {what} works since {commit}"
-        body = f"{what} fails at {quarry.old.label} and {works} at {quarry.new.label}. git bisect names"
-    else:
-        head = f"Subject: [REGRESSION] {what} fails since {commit}"
-        body = f"{what} {works} at {quarry.old.label} and fails at {quarry.new.label}. git bisect names"
-    return "\n".join(
-        [head, "", "Hi,", "", *textwrap.wrap(body, 72), "", f"  {commit}", f"  by {finding.found.author}", ""]
-    )
+def _opening(report: Report, found: CommitFacts) -> list[str]:
+    request, rules, cases = report.state.request, report.rules, report.state.cases
+    works = "works" if rules.boot else "passes"
+    what = "booting"
+    if not rules.boot:
+        what = cases[0] + (f" and {len(cases) - 1} more" if len(cases) > 1 else "")
+    commit = f'{found.commit[:12]} ("{found.subject}")'
+    subject = f"[REGRESSION] {what} fails since {commit}"
+    body = f"{what} {works} at {request.old.public} and fails at {request.new.public}."
+    if rules.find_fix:
+        subject = f"{what} works since {commit}"
+        body = f"{what} fails at {request.old.public} and {works} at {request.new.public}."
+    body = f"{body} git bisect names"
+    heads = [f"{head}: {', '.join(names)}" for head, names in (("To", report.to), ("Cc", report.cc)) if names]
+    lines = [*heads, f"Subject: {subject}", "", "Hi,", "", *textwrap.wrap(body, 72), ""]
+    return [*lines, f"  {commit}", f"  by {found.author}"]
 
 
-def _what(finding: Finding) -> str:
-    if finding.aim.boot:
-        return "booting"
-    cases = finding.state.hunted
-    return cases[0] + (f" and {len(cases) - 1} more" if len(cases) > 1 else "")
-
-
-def _details(finding: Finding) -> str:
-    level, grounds = judge_confidence(finding)
-    lines = [line for promise in finding.promises for line in textwrap.wrap(promise, 72)]
+def _proof(report: Report, failing: Evidence) -> list[str]:
+    lines = [line for promise in report.promises for line in textwrap.wrap(promise, 72)]
     lines += [""] if lines else []
-    lines += ["What it says there:", "", *_indented(_proof(finding)), ""]
-    lines += textwrap.wrap(f"Confidence: {level.value}: {'; '.join(grounds)}.", 72)
-    return "\n".join([*lines, ""])
+    # A splat tells more than the output around it.
+    output = ["", *_first_lines(failing.splat)] if failing.splat else _output(failing)[-_OUTPUT_LINES:]
+    lines += ["Output at this commit:", "", *_indented([failing.reason or failing.step.why, *output]), ""]
+    return [*lines, *textwrap.wrap(f"Confidence: {_grounds(report)}.", 72)]
 
 
-def _proof(finding: Finding) -> list[str]:
-    failing = finding.failing
-    assert failing is not None
-    # A splat says it all.
-    log = [] if failing.splat else _said_by(failing)
-    said = log[-_OUTPUT_LINES:]
-    splat = ["", *_first(failing.splat)] if failing.splat else []
-    return [failing.reason or failing.step.why, *said, *splat]
-
-
-def _evidence(finding: Finding) -> str:
-    failing, passing = finding.failing, finding.passing
-    assert failing is not None
-    lines = [f"How to see it ({finding.host}):" if finding.host else "How to see it:", ""]
-    name = Path(finding.state.quarry.repository).name
-    lines += [f"  {failing.again(name)}    # fails"]
-    lines += [f"  {passing.again(name)}    # passes"] if passing is not None else []
+def _reproducer(report: Report, failing: Evidence) -> list[str]:
+    name = Path(report.state.request.repository).name
+    lines = [f"To reproduce ({report.host}):" if report.host else "To reproduce:", ""]
+    lines += [f"  {failing.rerun(name)}    # fails"]
+    lines += [f"  {report.passing.rerun(name)}    # passes"] if report.passing is not None else []
     if failing.machine:
         lines += ["", "The machine:", "", *_indented(failing.machine)]
-    if finding.symbols:
-        lines += ["", "The configuration is tinyconfig and more; of VFIO and IOMMUs it has:", ""]
-        lines += _indented(finding.symbols)
-    lines += ["", "The whole .config is attached, git bisect log is below." if finding.config else ""]
-    return "\n".join([*lines, ""])
+    if report.symbols:
+        lines += ["", "The configuration is based on tinyconfig. Its VFIO and IOMMU options:", ""]
+        lines += _indented(report.symbols)
+    attached = "The whole .config is attached, git bisect log is below."
+    return [*lines, "", attached] if report.config else lines
 
 
-def _trailers(finding: Finding) -> str:
-    assert finding.found is not None
-    commit = finding.found
-    lines = [f"Reported-by: {finding.user}"] if finding.user and not finding.aim.find_fix else []
-    if finding.aim.find_fix:
-        lines += [f"#regzbot fix: {commit.subject}"]
-    else:
-        lines += [
-            f'Fixes: {commit.commit[:12]} ("{commit.subject}")',
-            "",
-            f"#regzbot introduced: {commit.commit}",
-        ]
-    return "\n".join([*lines, ""])
-
-
-def _commit(facts: CommitFacts) -> list[str]:
-    return [f"  author: {facts.author}", f"  date:   {facts.date}", *(f"  {line}" for line in facts.files)]
+def _trailers(report: Report, found: CommitFacts) -> list[str]:
+    if report.rules.find_fix:
+        return [f"#regzbot fix: {found.subject}"]
+    lines = [f"Reported-by: {report.user}"] if report.user else []
+    lines.append(f'Fixes: {found.commit[:12]} ("{found.subject}")')
+    return [*lines, "", f"#regzbot introduced: {found.commit}"]
 
 
 def _title(facts: CommitFacts) -> str:
@@ -241,20 +257,85 @@ def _indented(lines: Sequence[str]) -> list[str]:
     return [f"  {line}".rstrip() for line in lines]
 
 
-def _said_by(evidence: Evidence) -> list[str]:
-    """What a case printed, less Python's tracebacks (its log has them) and what its reason says already."""
+def _output(side: Evidence) -> list[str]:
+    """Return the case's output without its reason, and without Python's tracebacks, which are in its log."""
     kept: list[str] = []
     inside = False
-    for line in evidence.log.splitlines():
+    for line in side.log.splitlines():
         if line.startswith(("Traceback (most recent call last)", "The above exception was")):
             inside = True
-        elif not inside and line.strip() and line.removeprefix("why: ") not in evidence.reason:
+        elif not inside and line.strip() and line.removeprefix("why: ") not in side.reason:
             kept.append(line)
         elif inside and line.strip() and not line.startswith(" "):
-            inside = False  # the exception itself, which is the last line
+            inside = False  # the exception itself is the last line of a traceback
     return kept
 
 
-def _first(splat: str) -> list[str]:
-    """The beginning of a splat, which tells most; others may follow it."""
+def _first_lines(splat: str) -> list[str]:
+    """The beginning of a splat; others may follow it."""
     return splat.strip().splitlines()[:_OUTPUT_LINES]
+
+
+def render_json(report: Report) -> str:
+    """Return the JSON document of `bisect --json`."""
+    return dumps(to_plain(report))
+
+
+def to_plain(report: Report) -> dict[str, Any]:
+    """Return *report* as plain values; see the head of this module."""
+    state, request = report.state, report.state.request
+    level, grounds = confidence(report)
+    old, new = report.rules.terms
+    return {
+        "schema": SCHEMA,
+        "generator": "vfio-harness",
+        "id": state.id,
+        "repository": request.repository,
+        "exit_code": int(report.exit_code),
+        "find_fix": report.rules.find_fix,
+        "boot": report.rules.boot,
+        "terms": {"old": old, "new": new},
+        "ends": {"old": dataclasses.asdict(request.old), "new": dataclasses.asdict(request.new)},
+        "paths": list(request.paths),
+        "cases": list(state.cases),
+        "found": dataclasses.asdict(report.found) if report.found else None,
+        "suspects": [dataclasses.asdict(suspect) for suspect in report.suspects],
+        "confidence": level.value,
+        "grounds": list(grounds),
+        "failing": _evidence(report, report.failing),
+        "passing": _evidence(report, report.passing),
+        "tested": [_step(report, step) for step in state.tested],
+        "host": report.host,
+        "config": report.config or None,
+        "bisect_log": report.bisect_log,
+    }
+
+
+def _evidence(report: Report, side: Evidence | None) -> dict[str, Any] | None:
+    if side is None:
+        return None
+    return {
+        "commit": side.step.commit,
+        "subject": side.step.subject,
+        "reason": side.reason or side.step.why,
+        "log": side.log,
+        "splat": side.splat,
+        "run": side.run_dir or None,
+        "rerun": side.rerun(report.state.request.repository),
+    }
+
+
+def _step(report: Report, step: Step) -> dict[str, Any]:
+    return {
+        "commit": step.commit,
+        "subject": step.subject,
+        "verdict": report.rules.word(report.rules.verdict(step.status)),
+        "status": step.status.value,
+        "why": step.why,
+        "flaky": step.flaky,
+        "same_as": step.same_as or None,
+        "vms": step.vms,
+        "seconds": round(step.seconds, 3),
+        "build_seconds": round(step.build_seconds, 3),
+        "runs": [run.run_dir for run in step.runs if run.run_dir],
+    }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`bisect` and `bisect-step` answer wrong input in a sentence, and speak git's exit codes to git."""
+"""`bisect` and `bisect-step` refuse wrong input in one sentence, and use git's exit codes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 from kernel_fake_tree import make_fake_tree
 
-from harness import process
-from harness.bisect import campaign, gitbisect
-from harness.bisect.model import Aim
-from harness.bisect.state import Quarry
+from harness.base import process
+from harness.base.errors import GIT_ABORT, GIT_SKIP, ExitCode, Interrupted, UsageError, for_git_bisect
+from harness.base.locks import try_locked
+from harness.bisect import git as bisect_git
+from harness.bisect import start
+from harness.bisect.state import BisectRequest, Rules
+from harness.cli import bisect_verb, main
 from harness.cli.main import app
-from harness.errors import GIT_ABORT, GIT_SKIP, ExitCode, UsageError, for_git_bisect
-from harness.kernel.trees import worktree_lock
-from harness.locks import try_locked
+from harness.kernel.store import source_lock
 
 CASE = "probes/get_pa/refusals_come_in_order"
 needs_qemu = pytest.mark.skipif(
@@ -37,7 +39,7 @@ def git(directory: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three commits, v1 to v3, of what looks like Linux; no cache and no runs."""
+    """Three commits, v1 to v3, of a tree like Linux; no cache and no runs."""
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path / "runs"))
     for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
@@ -60,16 +62,14 @@ def harness(verb: str, *words: str, cwd: Path) -> process.Completed:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((*ENDS,), "say what to look at: --case ADDRESS, -k EXPR or --boot"),
-        (("--case", CASE), "say where it passes and where it fails: --good REV --bad REV"),
+        ((*ENDS,), "say what to bisect: --case ADDRESS, -k EXPR or --boot"),
+        (("--case", CASE), "give a commit that passes and one that fails: --good REV --bad REV"),
         ((*ENDS, "--case", "probes/get_pa/refusals_come_in_odrer"), f"did you mean '{CASE}'?"),
-        ((*ENDS, "-k", "refusals_come_in_odrer"), "did you mean 'refusals_come_in_order'?"),
-        ((*ENDS, "-k", "get_pa and nonsenseword"), "'nonsenseword' is in no name"),
         (("--good", "v1", "--bad", "mian", "--boot"), "has no ref 'mian'\n  did you mean 'main'?"),
         (("--good", "v3", "--bad", "v1", "--boot"), "is older than the good end v3"),
         (("--good", "v1", "--bad", "v1", "--boot"), "are the same commit"),
         (("--good", "v1", "--bad", "v3", "--find-fix", "--boot"), "is older than the broken end v3"),
-        ((*ENDS, "--boot", "--good", "v2"), "both of which are tested: --good is given 2 times"),
+        ((*ENDS, "--boot", "--good", "v2"), "one good end and one bad end: --good is given 2 times"),
         ((*ENDS, "--boot", "--term-old", "new"), "--term-old: 'new' means the opposite to git"),
         (("--good", "v3", "--bad", "v1", "--boot", "--term-new", "slow"), "the slow end v1"),
         ((*ENDS, "--boot", "--variant", "group-cedv"), "did you mean 'group-cdev'?"),
@@ -89,7 +89,7 @@ def harness(verb: str, *words: str, cwd: Path) -> process.Completed:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_wrong_words(repository: Path, words: tuple[str, ...], said: str) -> None:
-    """What is wrong, the nearest right spelling, what to do; nothing is built and nothing is left behind."""
+    """The message has the closest spelling or what to do; nothing is built and nothing is left behind."""
     done = harness("bisect", *words, cwd=repository)
     assert said in done.stderr
     assert done.status == ExitCode.USAGE
@@ -100,21 +100,24 @@ def test_wrong_words(repository: Path, words: tuple[str, ...], said: str) -> Non
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--continue",), "no bisect of"),
-        (("--continue", "--json"), "no bisect of"),
-        (("--continue", "--variant", "cdev"), "--continue goes on with what was asked for then: leave"),
+        (("--continue",), "has no unfinished bisect"),
+        (("--continue", "--json"), "has no unfinished bisect"),
+        (
+            ("--continue", "--variant", "cdev"),
+            "--continue uses the options that the bisect was started with",
+        ),
         (("--continue", "--topology", "nvme"), "leave --topology out"),
         (("--continue", "--memory", "4096"), "leave --memory out"),
         (("--continue", "--repeat", "3"), "leave --repeat out"),
         (("--continue", "-j", "2"), "leave -j out"),
         (("--continue", "--good", "v1"), "leave --good out"),
         (("--continue", "--", "init"), "leave -- PATH... out"),
-        (("--reset", "--boot"), "--reset drops what was asked for then: leave --boot out"),
+        (("--reset", "--boot"), "--reset takes no other options: leave --boot out"),
         (("--reset", "--continue"), "leave --continue out"),
     ],
 )
 def test_what_was_asked_for_stays(repository: Path, words: tuple[str, ...], said: str) -> None:
-    """An option that would be ignored, be it the default, is refused by name."""
+    """An option that would be ignored is refused by name, even with its default."""
     done = harness("bisect", *words, cwd=repository)
     assert said in done.stderr
     assert done.status == ExitCode.USAGE
@@ -125,7 +128,7 @@ def test_what_was_asked_for_stays(repository: Path, words: tuple[str, ...], said
     [("--case", "probes/x/y"), ("--frobnicate",), ("--tree", "/nonexistent", "--boot"), ()],
 )
 def test_a_step_stops_git_when_it_is_used_wrongly(repository: Path, words: tuple[str, ...]) -> None:
-    """git would take 2 for bad: 128 makes it stop."""
+    """Exit code 128 stops git bisect; 2 would mean bad."""
     done = harness("bisect-step", *words, cwd=repository)
     assert done.status == GIT_ABORT
     assert "error: " in done.stderr
@@ -133,7 +136,7 @@ def test_a_step_stops_git_when_it_is_used_wrongly(repository: Path, words: tuple
 
 @needs_qemu
 def test_a_step_that_cannot_be_built_is_skipped(repository: Path) -> None:
-    """125 is what git takes for untestable."""
+    """Exit code 125 makes git skip the commit."""
     (repository / "init" / "main.c").write_text("int broken = ;\n")
     done = harness("bisect-step", "--case", CASE, cwd=repository)
     assert done.status == GIT_SKIP, done.stderr
@@ -141,8 +144,8 @@ def test_a_step_that_cannot_be_built_is_skipped(repository: Path) -> None:
 
 
 @needs_qemu
-def test_what_makes_no_sense_is_no_missing_thing(repository: Path) -> None:
-    """An end that is no Linux, or a setting that the tree does not know, is wrong use, never `not there`."""
+def test_invalid_is_not_missing(repository: Path) -> None:
+    """An end that is not Linux, or an unknown CONFIG_ option, is wrong use and never `not applicable`."""
     config = repository.parent / "my.config"
     config.write_text("CONFIG_NO_SUCH_THING=y\n")
     words = ("--case", CASE, "--config", str(config))
@@ -160,54 +163,54 @@ def test_what_makes_no_sense_is_no_missing_thing(repository: Path) -> None:
     ("code", "status"), [(0, 0), (1, 1), (2, 128), (3, 125), (4, 125), (125, 125), (130, 130)]
 )
 def test_git_words(code: int, status: int) -> None:
-    """The exit codes of the harness as git understands them."""
+    """Exit codes of the harness become exit codes for git."""
     assert for_git_bisect(code) == status
 
 
 @needs_qemu
-def test_an_end_that_cannot_be_built_is_said_at_once(repository: Path) -> None:
-    """With the compiler's words, exit code 4, and nothing to continue."""
+def test_an_end_that_cannot_be_built_is_reported_at_once(repository: Path) -> None:
+    """The error has the compiler's message and exit code 4, and there is nothing to continue."""
     (repository / "init" / "main.c").write_text("int broken = ;\n")
     git(repository, "commit", "--quiet", "--all", "--message=broken")
     done = harness("bisect", "--good", "v1", "--bad", "main", "--case", CASE, cwd=repository)
     assert done.status == ExitCode.KERNEL, done.stderr
     assert "the bad end main" in done.stderr
-    assert "cannot be tested: the kernel failed" in done.stderr
+    assert "cannot be tested: building the kernel failed: " in done.stderr
     assert "error: expected expression" in done.stderr
-    assert "no bisect of" in harness("bisect", "--continue", cwd=repository).stderr
+    assert "has no unfinished bisect" in harness("bisect", "--continue", cwd=repository).stderr
 
 
-def quarry(repository: Path) -> Quarry:
-    old, new = (gitbisect.find_end(repository, name) for name in ("v1", "v3"))
-    root = gitbisect.find_root(repository)
-    return Quarry(repository=str(repository), root=str(root), old=old, new=new)
+def request(repository: Path) -> BisectRequest:
+    old, new = (bisect_git.find_end(repository, name) for name in ("v1", "v3"))
+    root = bisect_git.find_root(repository)
+    return BisectRequest(repository=str(repository), root=str(root), old=old, new=new)
 
 
-def test_two_that_begin_at_once(repository: Path) -> None:
-    """While one looks whether it may begin, another may not: it is told to wait, and leaves nothing."""
-    asked = quarry(repository)
+def test_two_that_start_at_once(repository: Path) -> None:
+    """While one process starts a bisect, another one is refused and leaves nothing behind."""
+    asked = request(repository)
     root = Path(asked.root)
-    with try_locked(worktree_lock(gitbisect.worktree_of(root))) as ours:
+    with try_locked(source_lock(bisect_git.worktree_of(root))) as ours:
         assert ours
         with pytest.raises(UsageError, match="another process is bisecting"):
-            campaign.begin(asked, Aim())
-    assert campaign.find_unfinished(root) is None
+            start.start(asked, Rules())
+    assert start.find_unfinished(root) is None
 
 
 def test_one_bisect_at_a_time(repository: Path) -> None:
-    """What is under way is not forgotten for another one: it is continued, or dropped on purpose."""
-    asked = quarry(repository)
-    state, directory = campaign.begin(asked, Aim())
+    """A second bisect is refused until the first is continued to its end or dropped."""
+    asked = request(repository)
+    state, directory = start.start(asked, Rules())
     assert re.fullmatch(r"bisect-\d{8}-\d{6}-[0-9a-f]{8}", state.id)
-    with pytest.raises(UsageError, match="is under way") as error:
-        campaign.begin(asked, Aim())
+    with pytest.raises(UsageError, match="has an unfinished bisect") as error:
+        start.start(asked, Rules())
     assert "--continue" in str(error.value)
     assert "--reset" in str(error.value)
-    assert campaign.resume(Path(asked.root), "x") == (state, directory)
+    assert start.resume(Path(asked.root), "x") == (state, directory)
     assert harness("bisect", "--reset", cwd=repository).status == 0
-    assert campaign.find_unfinished(Path(asked.root)) is None
+    assert start.find_unfinished(Path(asked.root)) is None
     assert directory.is_dir()
-    campaign.begin(asked, Aim())
+    start.start(asked, Rules())
 
 
 @pytest.mark.parametrize(
@@ -218,8 +221,31 @@ def test_one_bisect_at_a_time(repository: Path) -> None:
     ],
 )
 def test_help_names_the_tree_that_is_taken(verb: str, default: str) -> None:
-    """A step never judges Debian's kernel in place of the commit that git has checked out."""
+    """A step tests the current directory by default, never Debian's kernel."""
     command = app.get_command(click.Context(app), verb)
     assert command is not None
     (tree,) = (one for one in command.params if isinstance(one, click.Option) and one.name == "tree")
     assert (tree.help or "").endswith(f"[default: {default}]")
+
+
+def test_an_interrupt_says_how_to_go_on(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last words of an interrupted bisect name --continue and the repository."""
+    state = SimpleNamespace(request=SimpleNamespace(repository="/src/my linux"))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.bisect.bisect.bisect", interrupted)
+    with pytest.raises(Interrupted) as found:
+        bisect_verb._bisect(state, repository, as_json=False)  # type: ignore[arg-type]
+    assert found.value.hint == "to continue: vfio-harness bisect --continue --tree '/src/my linux'"
+
+    @click.command()
+    def verb() -> None:
+        raise found.value
+
+    monkeypatch.setattr(sys, "argv", ["vfio-harness"])
+    said: list[object] = []
+    monkeypatch.setattr(main, "complain", lambda *words: said.extend(words))
+    assert main._run(verb) == ExitCode.INTERRUPTED
+    assert said == ["interrupted", found.value.hint]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""git chooses the commits, in a worktree of ours; the user's checkout and own bisect stay as they are."""
+"""git chooses the commits in a worktree of its own; the user's checkout and own bisect are not touched."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.bisect import gitbisect
-from harness.bisect.gitbisect import GitBisect, Position
-from harness.bisect.model import Aim, Mark
-from harness.bisect.state import Quarry
-from harness.errors import UsageError
+from harness.base.errors import UsageError
+from harness.bisect import git as bisect_git
+from harness.bisect.git import GitBisect, Position
+from harness.bisect.state import BisectRequest, GitVerdict, Rules
 
 COUNT = 10
 
@@ -52,42 +51,42 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def quarry_of(repository: Path, old: str = "c0", new: str = f"c{COUNT - 1}") -> Quarry:
-    return Quarry(
+def request_of(repository: Path, old: str = "c0", new: str = f"c{COUNT - 1}") -> BisectRequest:
+    return BisectRequest(
         repository=str(repository),
-        root=str(gitbisect.find_root(repository)),
-        old=gitbisect.find_end(repository, old),
-        new=gitbisect.find_end(repository, new),
+        root=str(bisect_git.find_root(repository)),
+        old=bisect_git.find_end(repository, old),
+        new=bisect_git.find_end(repository, new),
     )
 
 
-def hunt(bisect: GitBisect, repository: Path, position: Position, culprit: int) -> Position:
-    """Answer git truthfully until it knows."""
+def drive(bisect: GitBisect, repository: Path, position: Position, culprit: int) -> Position:
+    """Answer git until it has found the commit."""
     while position.commit:
-        number = int(gitbisect.subject_of(repository, position.commit)[1:])
-        position = bisect.mark(Mark.NEW if number >= culprit else Mark.OLD, position.commit)
+        number = int(bisect_git.subject_of(repository, position.commit)[1:])
+        position = bisect.tell(GitVerdict.NEW if number >= culprit else GitVerdict.OLD, position.commit)
     return position
 
 
 @pytest.mark.parametrize("culprit", range(1, COUNT))
 def test_git_finds_it(repository: Path, culprit: int) -> None:
-    """Every commit can be the first one."""
-    quarry = quarry_of(repository)
-    bisect = GitBisect(Path(quarry.root))
-    position = bisect.begin(quarry, Aim(), ())
+    """git finds the first bad commit, whichever it is."""
+    request = request_of(repository)
+    bisect = GitBisect(request, Rules())
+    position = bisect.start()
     assert position.steps >= 2
-    assert hunt(bisect, repository, position, culprit).found == git(repository, "rev-parse", f"c{culprit}")
-    bisect.end()
+    assert drive(bisect, repository, position, culprit).found == git(repository, "rev-parse", f"c{culprit}")
+    bisect_git.reset(Path(request.root))
 
 
 def test_the_log_replays(repository: Path, tmp_path: Path) -> None:
-    """What git said can be replayed in a checkout of anybody's, without our options."""
-    quarry = quarry_of(repository)
-    bisect = GitBisect(Path(quarry.root))
-    hunt(bisect, repository, bisect.begin(quarry, Aim(find_fix=True), ()), 6)
+    """The log can be replayed in any checkout, without the harness's options."""
+    request = request_of(repository)
+    bisect = GitBisect(request, Rules(find_fix=True))
+    drive(bisect, repository, bisect.start(), 6)
     log = tmp_path / "bisect.log"
     log.write_text(bisect.log())
-    bisect.end()
+    bisect_git.reset(Path(request.root))
     assert "no-checkout" not in bisect.log()
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", str(repository), str(clone))
@@ -96,70 +95,70 @@ def test_the_log_replays(repository: Path, tmp_path: Path) -> None:
 
 
 def test_terms_are_passed_on(repository: Path) -> None:
-    """git speaks of commits as the user does, and so does its log."""
-    aim = Aim(term_old="fast", term_new="slow")
-    bisect = GitBisect(Path(quarry_of(repository).root))
-    found = hunt(bisect, repository, bisect.begin(quarry_of(repository), aim, ()), 6).found
+    """git and its log use the user's terms."""
+    rules = Rules(term_old="fast", term_new="slow")
+    request = request_of(repository)
+    bisect = GitBisect(request, rules)
+    found = drive(bisect, repository, bisect.start(), 6).found
     assert found == git(repository, "rev-parse", "c6")
     log = bisect.log()
-    bisect.end()
+    bisect_git.reset(Path(request.root))
     assert "git bisect start '--term-old=fast' '--term-new=slow'" in log
     assert f"# first slow commit: [{found}]" in log
-    assert (aim.other_term("fast"), aim.other_term("slow")) == ("slow", "fast")
 
 
 @pytest.mark.parametrize(
-    ("aim", "said"),
+    ("rules", "said"),
     [
-        (Aim(term_old="same", term_new="same"), "cannot both be called 'same'"),
-        (Aim(term_old="bad", term_new="x"), "--term-old: 'bad' means the opposite"),
-        (Aim(term_new="old"), "--term-new: 'old' means the opposite"),
-        (Aim(term_new="skip"), "--term-new: 'skip' is a command of git bisect"),
-        (Aim(term_old="a b"), "--term-old: 'a b' cannot be part of a ref's name"),
-        (Aim(term_old="a/b"), "--term-old: 'a/b' cannot be part of a ref's name"),
+        (Rules(term_old="same", term_new="same"), "cannot both be called 'same'"),
+        (Rules(term_old="bad", term_new="x"), "--term-old: 'bad' means the opposite"),
+        (Rules(term_new="old"), "--term-new: 'old' means the opposite"),
+        (Rules(term_new="skip"), "--term-new: 'skip' is a command of git bisect"),
+        (Rules(term_old="a b"), "--term-old: 'a b' cannot be part of a ref's name"),
+        (Rules(term_old="a/b"), "--term-old: 'a/b' cannot be part of a ref's name"),
     ],
 )
-def test_terms_that_git_refuses(repository: Path, aim: Aim, said: str) -> None:
-    """They are refused before an end is built; git's own opposites are fine on their own side."""
+def test_terms_that_git_refuses(repository: Path, rules: Rules, said: str) -> None:
+    """Wrong terms are refused before a build; git's own terms are allowed on their own side."""
     with pytest.raises(UsageError, match=re.escape(said)):
-        gitbisect.check_terms(repository, aim)
-    for fine in (Aim(), Aim(find_fix=True), Aim(term_old="old", term_new="new")):
-        gitbisect.check_terms(repository, fine)
+        bisect_git.check_terms(repository, rules)
+    for fine in (Rules(), Rules(find_fix=True), Rules(term_old="old", term_new="new")):
+        bisect_git.check_terms(repository, fine)
 
 
 def test_it_goes_on_from_what_is_known(repository: Path) -> None:
-    """A bisect that is begun with verdicts stands where it was left."""
-    quarry = quarry_of(repository)
-    bisect = GitBisect(Path(quarry.root))
-    first = bisect.begin(quarry, Aim(), ())
-    second = bisect.mark(Mark.OLD, first.commit)
-    third = bisect.mark(Mark.SKIP, second.commit)
+    """A bisect that is started with verdicts continues where it was left."""
+    request = request_of(repository)
+    bisect = GitBisect(request, Rules())
+    first = bisect.start()
+    second = bisect.tell(GitVerdict.OLD, first.commit)
+    third = bisect.tell(GitVerdict.SKIP, second.commit)
     log = bisect.log()
-    marks = [(Mark.OLD, first.commit), (Mark.SKIP, second.commit)]
-    again = GitBisect(Path(quarry.root))
-    assert again.begin(quarry, Aim(), marks) == third
+    verdicts = [(GitVerdict.OLD, first.commit), (GitVerdict.SKIP, second.commit)]
+    again = GitBisect(request, Rules())
+    assert again.start(verdicts) == third
     assert again.log() == log
 
 
 def test_skipped_commits_leave_suspects(repository: Path) -> None:
-    """When all that is left cannot be tested, git names everything that it may be."""
-    quarry = quarry_of(repository, "c4", "c7")
-    bisect = GitBisect(Path(quarry.root))
-    position = bisect.begin(quarry, Aim(), ())
+    """When the remaining commits cannot be tested, all that may be the first bad one are suspects."""
+    request = request_of(repository, "c4", "c7")
+    bisect = GitBisect(request, Rules())
+    position = bisect.start()
     while position.commit:
-        position = bisect.mark(Mark.SKIP, position.commit)
+        position = bisect.tell(GitVerdict.SKIP, position.commit)
     assert not position.found
-    assert {gitbisect.subject_of(repository, commit) for commit in position.suspects} == {"c5", "c6", "c7"}
+    assert {bisect_git.subject_of(repository, commit) for commit in position.suspects} == {"c5", "c6", "c7"}
 
 
 def test_suspects_touch_the_paths(repository: Path) -> None:
-    """Of what is left only those that touch the paths are suspects."""
-    quarry = dataclasses.replace(quarry_of(repository, "c1", "c8"), paths=("drivers/vfio",))
-    bisect = GitBisect(Path(quarry.root))
-    position = bisect.begin(quarry, Aim(), ())
+    """Only commits that touch the paths are suspects."""
+    request = dataclasses.replace(request_of(repository, "c1", "c8"), paths=("drivers/vfio",))
+    bisect = GitBisect(request, Rules())
+    position = bisect.start()
     while position.commit:
-        position = bisect.mark(Mark.SKIP, position.commit)
-    assert {gitbisect.subject_of(repository, commit) for commit in position.suspects} == {
+        position = bisect.tell(GitVerdict.SKIP, position.commit)
+    assert {bisect_git.subject_of(repository, commit) for commit in position.suspects} == {
         "c2",
         "c4",
         "c6",
@@ -168,21 +167,21 @@ def test_suspects_touch_the_paths(repository: Path) -> None:
 
 
 def test_paths_and_skips(repository: Path) -> None:
-    """Only commits that touch the paths are offered, and none that is to be left out."""
-    quarry = dataclasses.replace(quarry_of(repository), paths=("drivers/vfio",), skips=("c3..c4", "c6"))
-    assert gitbisect.count_commits(repository, quarry) == 4
-    bisect = GitBisect(Path(quarry.root))
-    position = bisect.begin(quarry, Aim(), ())
+    """Only commits that touch the paths are offered, and no skipped one."""
+    request = dataclasses.replace(request_of(repository), paths=("drivers/vfio",), skips=("c3..c4", "c6"))
+    assert bisect_git.check(request, Rules()) == 4
+    bisect = GitBisect(request, Rules())
+    position = bisect.start()
     offered = []
     while position.commit:
-        offered.append(gitbisect.subject_of(repository, position.commit))
-        position = bisect.mark(Mark.OLD, position.commit)
+        offered.append(bisect_git.subject_of(repository, position.commit))
+        position = bisect.tell(GitVerdict.OLD, position.commit)
     assert set(offered) <= {"c2", "c8"}
     assert position == Position()  # good up to the last one that touches them: the culprit is another
 
 
 def state_of(repository: Path) -> tuple[str, ...]:
-    """All that a user may care about: HEAD, refs, index, changes, stashes, their own bisect."""
+    """Everything of the user: HEAD, refs, index, changes, stashes, their own bisect."""
     inside = repository / ".git"
     own = sorted(path for path in inside.iterdir() if path.is_file())
     return (
@@ -195,30 +194,30 @@ def state_of(repository: Path) -> tuple[str, ...]:
 
 
 def test_the_users_own_bisect_is_not_disturbed(repository: Path) -> None:
-    """A dirty checkout, staged changes and a bisect under way are the same before, meanwhile and after."""
+    """A dirty checkout, staged changes and the user's bisect stay the same, during and after a bisect."""
     git(repository, "bisect", "start", "--no-checkout", "c9", "c1")
     (repository / "fs" / "file.c").write_text("mine\n")
     (repository / "drivers" / "vfio" / "main.c").write_text("staged\n")
     git(repository, "add", "drivers/vfio/main.c")
     git(repository, "status")
     before = state_of(repository)
-    quarry = quarry_of(repository)
-    bisect = GitBisect(Path(quarry.root))
-    position = bisect.begin(quarry, Aim(), ())
-    bisect.mark(Mark.OLD, position.commit)
+    request = request_of(repository)
+    bisect = GitBisect(request, Rules())
+    position = bisect.start()
+    bisect.tell(GitVerdict.OLD, position.commit)
     assert state_of(repository) == before
-    bisect.end()
+    bisect_git.reset(Path(request.root))
     assert state_of(repository) == before
     assert len(git(repository, "worktree", "list").splitlines()) == 1
 
 
 def test_ends_that_make_no_history(repository: Path) -> None:
-    """Each is refused with what to do."""
+    """Ends without a history between them are refused, with what to do."""
 
-    def said(old: str, new: str, aim: Aim | None = None) -> str:
-        ends = [gitbisect.find_end(repository, name) for name in (old, new)]
+    def said(old: str, new: str, rules: Rules | None = None) -> str:
+        ends = [bisect_git.find_end(repository, name) for name in (old, new)]
         with pytest.raises(UsageError) as error:
-            gitbisect.check_history(repository, ends[0], ends[1], aim or Aim())
+            bisect_git.check_history(repository, ends[0], ends[1], rules or Rules())
         return str(error.value)
 
     assert "the same commit" in said("c3", "c3")
@@ -231,33 +230,33 @@ def test_ends_that_make_no_history(repository: Path) -> None:
 
 
 def test_unknown_names(repository: Path, tmp_path: Path) -> None:
-    """The nearest right spelling is told."""
+    """The hint has the closest name."""
     with pytest.raises(UsageError, match="did you mean 'main'"):
-        gitbisect.find_end(repository, "mian")
-    quarry = quarry_of(repository)
+        bisect_git.find_end(repository, "mian")
+    request = request_of(repository)
     for path, hint in {"drivers/vifo": "'drivers/vfio'", "driver/vfio": "'drivers'"}.items():
         with pytest.raises(UsageError, match=f"did you mean {hint}"):
-            gitbisect.check_paths(repository, quarry.old, quarry.new, [path])
-    gitbisect.check_paths(repository, quarry.old, quarry.new, ["drivers/vfio/", "fs/file.c", "*.c"])
+            bisect_git.check_paths(repository, request.old, request.new, [path])
+    bisect_git.check_paths(repository, request.old, request.new, ["drivers/vfio/", "fs/file.c", "*.c"])
     with pytest.raises(UsageError, match="there is no directory"):
-        gitbisect.find_root(tmp_path / "nowhere")
+        bisect_git.find_root(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="is not a git repository"):
-        gitbisect.find_root(tmp_path)
+        bisect_git.find_root(tmp_path)
 
 
 def test_shallow_clone_is_refused(repository: Path, tmp_path: Path) -> None:
-    """Its history ends somewhere, and git would bisect what is left."""
+    """A shallow clone is refused, with the command that completes it."""
     clone = tmp_path / "shallow"
     git(tmp_path, "clone", "--quiet", "--depth=2", f"file://{repository}", str(clone))
     with pytest.raises(UsageError, match="fetch --unshallow"):
-        gitbisect.find_root(clone)
+        bisect_git.find_root(clone)
 
 
 def test_commit_is_described(repository: Path) -> None:
-    """Author, subject, parent and files, for the report."""
-    facts = gitbisect.read_commit(repository, git(repository, "rev-parse", "c4"))
+    """The report has author, subject, parent and files of a commit."""
+    facts = bisect_git.read_commit(repository, git(repository, "rev-parse", "c4"))
     assert (facts.author, facts.subject) == ("A U Thor <a@example.org>", "c4")
     assert facts.parents == (git(repository, "rev-parse", "c3"),)
     assert any(line.startswith("drivers/vfio/main.c") for line in facts.files)
-    assert gitbisect.distance(repository, "c1", "c4") == 3
-    assert gitbisect.distance(repository, "c4", "c1") is None
+    assert bisect_git.distance(repository, "c1", "c4") == 3
+    assert bisect_git.distance(repository, "c4", "c1") is None
