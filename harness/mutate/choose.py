@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which faults to plant: in the functions that are named, in the lines of a patch, or in a sample of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from harness.base import yamlfile
+from harness.base.errors import UsageError, nearest
+from harness.kernel import gittree
+from harness.kernel.changes import find_changes
+from harness.kernel.trees import KernelTree, open_tree
+from harness.mutate.faults import Fault, find_faults, functions_of
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A kernel tree as a commit in a repository of the cache."""
+
+    root: Path
+    """The repository whose mirror holds it."""
+    commit: str
+
+    @classmethod
+    def of(cls, tree: KernelTree) -> Source:
+        """Return the source of *tree*; one that was unpacked is read as a directory."""
+        if tree.repository is None or not tree.checkout:
+            return cls.of(open_tree(os.fspath(tree.path)))
+        return cls(tree.repository, tree.checkout)
+
+    @property
+    def mirror(self) -> Path:
+        """The repository that holds the commit."""
+        return gittree.provide_mirror(self.root)
+
+    def read(self, file: str) -> str:
+        """Return the text of *file*; UsageError when there is none."""
+        return gittree.show(self.mirror, self.commit, file)
+
+
+def named_faults(source: Source, targets: Sequence[str]) -> list[Fault]:
+    """Return the faults of *targets*, each FILE or FILE:FUNCTION; UsageError for one that does not exist."""
+    files = gittree.list_files(source.mirror, source.commit)
+    wanted: dict[str, set[str]] = {}
+    for target in targets:
+        file, colon, function = target.partition(":")
+        file = os.path.normpath(file)
+        if file not in files or not file.endswith(".c"):
+            known = [name for name in files if name.endswith(".c") and Path(name).name == Path(file).name]
+            known = known or [name for name in files if name.endswith(".c")]
+            hint = nearest(file, known, otherwise="name a C file from the top of the tree")
+            raise UsageError(f"{target}: the tree has no C file {file}", hint=hint)
+        functions = functions_of(source.read(file))
+        if colon and function not in functions:
+            raise UsageError(
+                f"{target}: {file} defines no function {function!r}", hint=nearest(function, functions)
+            )
+        wanted.setdefault(file, set()).update({function} if colon else functions)
+    return _found(source, wanted, lambda file, function, _: function in wanted[file])
+
+
+def changed_faults(source: Source, old: str) -> list[Fault]:
+    """Return the faults in lines of C that *source* has and the commit *old* of its repository has not."""
+    before = gittree.resolve(source.root, old).commit
+    changes = {one.name: one.after for one in find_changes(source.mirror, before, source.commit)}
+    lines = {name: after for name, after in changes.items() if name.endswith(".c") and after}
+    return _found(source, lines, lambda file, _, line: line in lines[file])
+
+
+def _found(
+    source: Source, files: Mapping[str, object], wanted: Callable[[str, str, int], bool]
+) -> list[Fault]:
+    def of(file: str) -> Iterator[Fault]:
+        yield from find_faults(file, source.read(file), lambda function, line: wanted(file, function, line))
+
+    return [fault for file in sorted(files) for fault in of(file)]
+
+
+def sample(faults: Sequence[Fault], limit: int | None, seed: int) -> tuple[Fault, ...]:
+    """Return *limit* of *faults*, in their order: as many of each function as its share, by chance."""
+    if limit is None or limit >= len(faults):
+        return tuple(faults)
+    chance = random.Random(seed)
+    by_function: dict[tuple[str, str], list[Fault]] = {}
+    for fault in faults:
+        by_function.setdefault((fault.file, fault.function), []).append(fault)
+    # The place of each fault within its function, from 0 to 1: the first ones of all functions come first.
+    places = []
+    for group in by_function.values():
+        chance.shuffle(group)
+        places += [((number + chance.random()) / len(group), fault) for number, fault in enumerate(group)]
+    chosen = {fault.id for _, fault in sorted(places, key=lambda place: place[0])[:limit]}
+    return tuple(fault for fault in faults if fault.id in chosen)
+
+
+def read_equivalents(path: Path, faults: Sequence[Fault]) -> dict[str, str]:
+    """Return the reasons in *path*, a YAML mapping of fault id to reason; UsageError for an unknown id."""
+    section = yamlfile.load(path)
+    known = {fault.id for fault in faults}
+    reasons = {name: section.text(name) for name in section}
+    for name in reasons:
+        if name not in known:
+            hint = nearest(name, known, otherwise="ids stand in the report; they change with the code")
+            raise UsageError(
+                f"{section.where(name)}: there is no fault {name!r} in what is mutated", hint=hint
+            )
+    return reasons

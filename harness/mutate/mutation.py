@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Plant one fault after the other, build each, and run the cases that should notice it.
+
+A mutant is a commit in the repository of the cache: nothing is written into the user's tree.  The next one is
+built while one is tested.  What was found is on disk after each, so an interrupted one can go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from harness.base import itself, process, values
+from harness.base.deadline import Deadline
+from harness.base.errors import InfraError, UsageError
+from harness.base.output import tell
+from harness.base.words import count_of, duration
+from harness.bisect.state import CommitRun, Status, StepOptions
+from harness.bisect.step import BuiltCommit, VMTester
+from harness.kernel import gittree
+from harness.mutate.faults import Fault
+
+FORMAT = 1
+"""Raise it when a field changes meaning; a mutation of another format cannot go on."""
+
+STATE_NAME = "mutation.json"
+RUNS_NAME = "runs"
+
+_CONDUCT = ("--no-snapshots",)
+"""Options of `run`: a kernel that is booted once needs no snapshot."""
+
+
+class Fate(enum.Enum):
+    """What became of a mutant."""
+
+    KILLED = "killed"
+    SURVIVED = "survived"
+    SAME_CODE = "same code"
+    """Its kernel is the same as without the fault, byte by byte."""
+    NO_BUILD = "does not build"
+    UNTESTED = "not tested"
+    """The host failed, not the kernel."""
+    EQUIVALENT = "equivalent"
+    """The user's file says so."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """A fault that was planted, and what became of it."""
+
+    fault: Fault
+    fate: Fate
+    why: str = ""
+    """The case that killed it and how, or why there is no answer."""
+    cases: tuple[str, ...] = ()
+    """Those that ran over it without noticing."""
+    seconds: float = 0.0
+    run_dir: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Mutation:
+    """The progress of a mutation."""
+
+    id: str
+    root: str
+    """The repository whose mirror the mutants are written to."""
+    commit: str
+    """The sources without a fault, in the mirror."""
+    options: StepOptions
+    faults: tuple[Fault, ...]
+    """What is to be planted, in this order."""
+    found: int
+    """How many faults there were to choose from."""
+    base: CommitRun | None = None
+    """What the cases show without a fault."""
+    base_image: str = ""
+    mutants: tuple[Mutant, ...] = ()
+
+    @property
+    def left(self) -> tuple[Fault, ...]:
+        """The faults without an answer; those for which the host failed are tried again."""
+        known = {mutant.fault.id for mutant in self.mutants if mutant.fate is not Fate.UNTESTED}
+        return tuple(fault for fault in self.faults if fault.id not in known)
+
+    def with_mutant(self, mutant: Mutant) -> Mutation:
+        """Return it with *mutant* instead of an earlier try of the same fault."""
+        others = tuple(one for one in self.mutants if one.fault.id != mutant.fault.id)
+        return dataclasses.replace(self, mutants=(*others, mutant))
+
+    def fates(self, fate: Fate) -> list[Mutant]:
+        """Return the mutants with *fate*."""
+        return [mutant for mutant in self.mutants if mutant.fate is fate]
+
+    @property
+    def score(self) -> float | None:
+        """The share of the mutants with an answer that were killed; None without any."""
+        killed, survived = len(self.fates(Fate.KILLED)), len(self.fates(Fate.SURVIVED))
+        return killed / (killed + survived) if killed + survived else None
+
+    def save(self, directory: Path) -> None:
+        """Write it to *directory*; InfraError when that fails."""
+        try:
+            values.save(directory / STATE_NAME, self, version=FORMAT, durable=True)
+        except OSError as error:
+            raise InfraError(f"cannot write {directory / STATE_NAME}: {error.strerror}") from error
+
+
+def load_mutation(directory: Path) -> Mutation:
+    """Read the mutation in *directory*; UsageError when there is none that can go on."""
+    return values.load(directory / STATE_NAME, Mutation, version=FORMAT, hint="start a new one")
+
+
+@dataclasses.dataclass(slots=True)
+class Mutator:
+    """Carries a mutation on in *directory*, to its end or the deadline."""
+
+    mutation: Mutation
+    directory: Path
+    equivalents: Mapping[str, str]
+    """Reason by the id of a fault that changes nothing which anybody can see."""
+    reaching: Mapping[str, frozenset[str]]
+    """The cases that reach a function, by FILE:FUNCTION; empty when it is not known."""
+    deadline: Deadline | None = None
+
+    def run(self) -> Mutation:
+        """Carry on; raises UsageError or InfraError when the tree itself gives nothing to compare with."""
+        mirror = gittree.provide_mirror(Path(self.mutation.root))
+        repository, options, runs = os.fspath(mirror), self.mutation.options, self.directory / RUNS_NAME
+        self._test_base(VMTester(repository, options, runs, conduct=_CONDUCT))
+        tester = VMTester(repository, options, runs, conduct=(*_CONDUCT, "-x"))
+        faults = [fault for fault in self.mutation.left if not self._is_equivalent(fault)]
+        commits = {}
+        for number, fault in enumerate(faults):
+            if self.deadline is not None and self.deadline.expired:
+                break
+            for one in faults[number : number + 2]:
+                if one.id not in commits:
+                    commits[one.id] = self._plant(mirror, one)
+            following = commits[faults[number + 1].id] if number + 1 < len(faults) else None
+            mutant = self._test(tester, fault, commits[fault.id], following, mirror)
+            self._update(self.mutation.with_mutant(mutant))
+            tell(f"{len(self.mutation.mutants)}/{len(self.mutation.faults)} {describe(mutant)}")
+        return self.mutation
+
+    def _update(self, mutation: Mutation) -> None:
+        self.mutation = mutation
+        mutation.save(self.directory)
+
+    def _test_base(self, tester: VMTester) -> None:
+        if self.mutation.base is not None:
+            return
+        commit = self.mutation.commit
+        tell("building and testing without a fault")
+        built = tester.build(commit)
+        base = tester.run(commit, ()) if isinstance(built, BuiltCommit) else built
+        passed = sum(status is Status.PASSES for status in base.cases.values())
+        if not passed or not isinstance(built, BuiltCommit):
+            kind = InfraError if base.status is Status.UNTESTED else UsageError
+            raise kind(f"no case passes without a fault: {base.why}", hint=base.hint or None)
+        tell(f"{count_of(passed, 'case')} pass in {duration(base.seconds)}")
+        self._update(dataclasses.replace(self.mutation, base=base, base_image=built.image))
+
+    def _is_equivalent(self, fault: Fault) -> bool:
+        reason = self.equivalents.get(fault.id)
+        if reason is not None:
+            mutant = Mutant(fault=fault, fate=Fate.EQUIVALENT, why=reason)
+            self._update(self.mutation.with_mutant(mutant))
+        return reason is not None
+
+    def _plant(self, mirror: Path, fault: Fault) -> str:
+        source = gittree.show(mirror, self.mutation.commit, fault.file)
+        return gittree.commit_with(mirror, self.mutation.commit, fault.file, fault.apply(source))
+
+    def _test(
+        self, tester: VMTester, fault: Fault, commit: str, following: str | None, mirror: Path
+    ) -> Mutant:
+        began = time.monotonic()
+        built = tester.build(commit)
+
+        def is_(fate: Fate, why: str = "", run: CommitRun | None = None) -> Mutant:
+            passed = () if run is None else tuple(c for c, s in run.cases.items() if s is Status.PASSES)
+            return Mutant(
+                fault=fault,
+                fate=fate,
+                why=why,
+                cases=passed if fate is Fate.SURVIVED else (),
+                seconds=time.monotonic() - began,
+                run_dir=run.run_dir if run is not None else "",
+            )
+
+        if isinstance(built, CommitRun):
+            return is_(Fate.UNTESTED if built.status is Status.UNTESTED else Fate.NO_BUILD, built.why)
+        if built.image == self.mutation.base_image:
+            return is_(Fate.SAME_CODE)
+        cases = self._cases_of(fault)
+        if not cases:
+            return is_(Fate.SURVIVED, "no case reaches it")
+        with self._building(following, mirror):
+            run = tester.run(commit, cases)
+            if run.status is Status.UNTESTED:
+                run = tester.run(commit, cases)
+        if run.status in (Status.FAILS, Status.NO_BOOT):
+            return is_(Fate.KILLED, run.why, run)
+        silent = next((case for case in cases if run.cases.get(case) is Status.MISSING), None)
+        if silent is not None:
+            return is_(Fate.KILLED, f"{silent} does not apply any more", run)
+        if run.status is Status.PASSES and all(run.cases.get(case) is Status.PASSES for case in cases):
+            return is_(Fate.SURVIVED, run=run)
+        return is_(Fate.UNTESTED, run.why, run)
+
+    def _cases_of(self, fault: Fault) -> tuple[str, ...]:
+        """Return the cases that pass without a fault and, if that is known, reach the function."""
+        assert self.mutation.base is not None
+        passed = [case for case, status in self.mutation.base.cases.items() if status is Status.PASSES]
+        reaching = self.reaching.get(f"{fault.file}:{fault.function}") if self.reaching else None
+        if not self.reaching:
+            return tuple(passed)
+        return tuple(case for case in passed if reaching is not None and case in reaching)
+
+    @contextlib.contextmanager
+    def _building(self, commit: str | None, mirror: Path) -> Iterator[None]:
+        """Build *commit* in a process of its own meanwhile; what went wrong shows when it is its turn."""
+        if commit is None:
+            yield
+            return
+        kernel = dataclasses.replace(self.mutation.options.kernel, selftests=None)
+        words = ["build", "--tree", f"{mirror}@{commit}", *kernel.options_without_tree()]
+        with (
+            (self.directory / RUNS_NAME / "build.log").open("ab") as log,
+            process.spawn(
+                itself.argv(words), env=itself.env(), stdout=log, stderr=log, whole_group=True
+            ) as child,
+        ):
+            yield
+            child.wait(Deadline.after(itself.LONGEST_RUN_SECONDS))
+
+
+def describe(mutant: Mutant) -> str:
+    """Return what became of *mutant*, in one line."""
+    why = f": {mutant.why}" if mutant.why else ""
+    return f"{mutant.fate.value:<9} {mutant.fault.id} {mutant.fault.label}{why} ({duration(mutant.seconds)})"

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which faults are planted, what becomes of them, and what is said of it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from click.testing import CliRunner
+
+from harness.base.deadline import Deadline
+from harness.base.errors import ExitCode, InfraError, UsageError
+from harness.bisect.state import CommitRun, Status, StepOptions
+from harness.bisect.step import BuiltCommit
+from harness.cli import mutate_verb
+from harness.kernel import gittree
+from harness.mutate import mutation as under_test
+from harness.mutate.choose import read_equivalents, sample
+from harness.mutate.faults import Fault, Kind
+from harness.mutate.mutation import Fate, Mutation, Mutator, load_mutation
+from harness.mutate.report import render_json, summary
+
+SOURCE = "int f(void)\n{\n\treturn -EBUSY;\n}\n"
+
+
+def fault(number: int, function: str = "f") -> Fault:
+    start = SOURCE.index("EBUSY")
+    return Fault(
+        id=f"{number:08x}",
+        file="a.c",
+        function=function,
+        line=3,
+        kind=Kind.ERRNO,
+        edits=((start, start + 5, f"E{number}"),),
+    )
+
+
+def shown(status: Status, why: str = "", **cases: Status) -> CommitRun:
+    return CommitRun(status=status, why=why, cases=cases, run_dir="/runs/1")
+
+
+PASSED = shown(Status.PASSES, a=Status.PASSES, b=Status.PASSES, c=Status.FAILS)
+
+
+class Shower:
+    """Builds and runs nothing: what to show for each commit is given."""
+
+    shows: Mapping[str, list[CommitRun]] = {}
+    images: Mapping[str, BuiltCommit | CommitRun] = {}
+    asked: ClassVar[list[tuple[str, tuple[str, ...]]]] = []
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        pass
+
+    def build(self, commit: str) -> BuiltCommit | CommitRun:
+        return self.images.get(commit, BuiltCommit(image=f"image of {commit}", seconds=1.0))
+
+    def run(self, commit: str, cases: tuple[str, ...]) -> CommitRun:
+        self.asked.append((commit, cases))
+        return self.shows[commit].pop(0)
+
+
+@pytest.fixture
+def mutate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Shower]:
+    monkeypatch.setattr(under_test, "VMTester", Shower)
+    monkeypatch.setattr(Shower, "asked", [])
+    monkeypatch.setattr(Shower, "images", {})
+    monkeypatch.setattr(gittree, "provide_mirror", lambda root: root)
+    monkeypatch.setattr(under_test.Mutator, "_plant", lambda self, mirror, fault: fault.id)
+    monkeypatch.setattr(under_test.Mutator, "_building", lambda *_: contextlib.nullcontext())
+    return Shower
+
+
+def mutator(tmp_path: Path, *faults: Fault, **changes: object) -> Mutator:
+    state = Mutation(id="m", root="/tree", commit="base", options=OPTIONS, faults=faults, found=9)
+    given = {"equivalents": {}, "reaching": {}, "deadline": None, **changes}
+    return Mutator(state, tmp_path, **given)  # type: ignore[arg-type]
+
+
+OPTIONS = StepOptions()
+
+
+@pytest.mark.parametrize(
+    ("runs", "fate"),
+    [
+        ([shown(Status.FAILS, "b fails", a=Status.PASSES, b=Status.FAILS)], Fate.KILLED),
+        ([shown(Status.NO_BOOT, "it crashed")], Fate.KILLED),
+        ([shown(Status.PASSES, a=Status.PASSES, b=Status.MISSING)], Fate.KILLED),
+        ([shown(Status.PASSES, a=Status.PASSES, b=Status.PASSES)], Fate.SURVIVED),
+        ([shown(Status.PASSES, a=Status.PASSES)], Fate.UNTESTED),
+        ([shown(Status.UNTESTED, "no VM"), shown(Status.FAILS, "b fails")], Fate.KILLED),
+        ([shown(Status.UNTESTED, "no VM"), shown(Status.UNTESTED, "no VM")], Fate.UNTESTED),
+    ],
+)
+def test_what_becomes_of_a_mutant(
+    mutate: type[Shower], tmp_path: Path, runs: list[CommitRun], fate: Fate
+) -> None:
+    """Silence kills nothing and lets nothing survive; a case that no longer applies was noticed."""
+    mutate.shows = {"base": [PASSED], fault(1).id: runs}
+    mutated = mutator(tmp_path, fault(1)).run()
+    assert [mutant.fate for mutant in mutated.mutants] == [fate]
+    # Only what passes without a fault can notice one.
+    assert mutate.asked[-1] == (fault(1).id, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("built", "fate"),
+    [
+        (BuiltCommit(image="image of base", seconds=0.0), Fate.SAME_CODE),
+        (shown(Status.NO_BUILD, "no"), Fate.NO_BUILD),
+        (shown(Status.UNTESTED, "disk full"), Fate.UNTESTED),
+    ],
+)
+def test_mutant_without_a_kernel_of_its_own(
+    mutate: type[Shower], tmp_path: Path, built: BuiltCommit | CommitRun, fate: Fate
+) -> None:
+    mutate.shows = {"base": [PASSED]}
+    mutate.images = {fault(1).id: built}
+    mutated = mutator(tmp_path, fault(1)).run()
+    assert [mutant.fate for mutant in mutated.mutants] == [fate]
+    assert mutated.score is None
+
+
+def test_only_cases_that_reach_the_function_are_run(mutate: type[Shower], tmp_path: Path) -> None:
+    mutate.shows = {"base": [PASSED], fault(1).id: [shown(Status.PASSES, b=Status.PASSES)]}
+    reaching = {"a.c:f": frozenset({"b", "c"})}
+    mutated = mutator(tmp_path, fault(1), fault(2, "g"), reaching=reaching).run()
+    assert mutate.asked[1:] == [(fault(1).id, ("b",))]
+    assert [mutant.why for mutant in mutated.mutants] == ["", "no case reaches it"]
+
+
+def test_equivalents_are_not_built_and_do_not_count(mutate: type[Shower], tmp_path: Path) -> None:
+    mutate.shows = {"base": [PASSED]}
+    mutated = mutator(tmp_path, fault(1), equivalents={fault(1).id: "only a hint"}).run()
+    assert [(mutant.fate, mutant.why) for mutant in mutated.mutants] == [(Fate.EQUIVALENT, "only a hint")]
+    assert mutated.score is None
+
+
+def test_it_goes_on_where_it_was(mutate: type[Shower], tmp_path: Path) -> None:
+    """What has an answer is not asked again; where the host failed it is."""
+    lost = [shown(Status.UNTESTED), shown(Status.UNTESTED)]
+    killed = shown(Status.FAILS, "a fails", a=Status.FAILS)
+    mutate.shows = {"base": [PASSED], fault(1).id: [killed], fault(2).id: [*lost, killed]}
+    first = mutator(tmp_path, fault(1), fault(2))
+    first.run()
+    again = Mutator(load_mutation(tmp_path), tmp_path, {}, {})
+    assert again.mutation == first.mutation
+    assert again.run().score == 1.0
+    assert [commit for commit, _ in mutate.asked] == ["base", *(f.id for f in map(fault, (1, 2, 2, 2)))]
+
+
+def test_deadline_keeps_what_was_found(mutate: type[Shower], tmp_path: Path) -> None:
+    mutate.shows = {"base": [PASSED]}
+    mutated = mutator(tmp_path, fault(1), deadline=Deadline.after(0)).run()
+    assert (mutated.mutants, mutated.left) == ((), (fault(1),))
+
+
+@pytest.mark.parametrize(
+    ("base", "error"),
+    [(shown(Status.FAILS, "x", a=Status.FAILS), UsageError), (shown(Status.UNTESTED, "no VM"), InfraError)],
+)
+def test_nothing_passes_without_a_fault(
+    mutate: type[Shower], tmp_path: Path, base: CommitRun, error: type[Exception]
+) -> None:
+    mutate.shows = {"base": [base]}
+    with pytest.raises(error, match="no case passes without a fault"):
+        mutator(tmp_path, fault(1)).run()
+
+
+def test_sample_is_spread_over_the_functions_and_repeatable() -> None:
+    """Each function has its share: chance alone would leave some out."""
+    faults = [fault(number, f"f{number % 4}") for number in range(100)]
+    chosen = sample(faults, 20, 1)
+    assert chosen == sample(faults, 20, 1) != sample(faults, 20, 2)
+    shares = collections.Counter(one.function for one in chosen)
+    assert all(4 <= count <= 6 for count in shares.values())
+    assert list(chosen) == [one for one in faults if one in chosen]
+    assert sample(faults, None, 1) == sample(faults, 100, 1) == tuple(faults)
+
+
+def test_equivalents_must_be_known(tmp_path: Path) -> None:
+    path = tmp_path / "equivalents.yaml"
+    path.write_text("'00000001': only a hint\n'00000003': gone\n")
+    with pytest.raises(UsageError, match=r"equivalents\.yaml:2: there is no fault '00000003'"):
+        read_equivalents(path, [fault(1), fault(2)])
+    assert read_equivalents(path, [fault(1), fault(3)]) == {fault(1).id: "only a hint", fault(3).id: "gone"}
+
+
+def test_report_shows_survivors_with_their_patch() -> None:
+    killed = under_test.Mutant(fault=fault(1), fate=Fate.KILLED, why="a fails")
+    survived = under_test.Mutant(fault=fault(2), fate=Fate.SURVIVED, cases=("a", "b"))
+    state = mutator(Path(), fault(1), fault(2), fault(3)).mutation
+    state = dataclasses.replace(state, mutants=(killed, survived))
+    text = summary(state, lambda _: SOURCE)
+    for words in ("+\treturn -E2;", "2 cases passed: a, b", "score 50 %: 1 of 2 killed; 1 of 3 not tested"):
+        assert words in text
+    assert '"score": 0.5' in render_json(state)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--continue", "nope"], "there is no mutation 'nope'"),
+        (["--diff", "a..b", "--tree", "debian:7.3"], "debian:7.3 is a package without a history"),
+        (["x.c", "--tree", "debian:7.3", "--case", "probes/nodes/nope"], "probes/nodes/nope"),
+        (["x.c", "--diff", "a"], "say where to plant faults"),
+    ],
+)
+def test_wrong_words(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, before anything is fetched or built."""
+    monkeypatch.setattr(mutate_verb, "_check", lambda *_: "none")
+    done = CliRunner().invoke(mutate_verb.command, words)
+    assert isinstance(done.exception, UsageError) or done.exit_code == ExitCode.USAGE
+    assert said in (str(done.exception) + done.output)
