@@ -1,121 +1,158 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vfio-harness bisect-step`: judge the tree as it is, for people who drive `git bisect run` themselves."""
+"""`vfio-harness bisect-step`: test the tree as it is, for `git bisect run`.
+
+bisect keeps its own steps (harness.bisect.state); a bisect-step that git starts knows nothing of the one
+before it, so the steps are kept in the cache, and an image that was tested before keeps its verdict.  A step
+is found again only when everything that decides it is the same: the image, the cases, the machine, how
+failures are confirmed, and the harness's own files.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import os
-import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 
-from harness import paths
-from harness.bisect.hunt import describe, fresh_step, settle
-from harness.bisect.judge import RealJudge, Trial
-from harness.bisect.model import Aim, Mark, Sight, Step
-from harness.bisect.state import End
-from harness.bisect.verdicts import Verdicts, deciding, verdicts_path
-from harness.cli import asking, options
-from harness.cli.asking import Asked
-from harness.errors import GIT_SKIP, ExitCode, UsageError
-from harness.output import emit, tell
+from harness.base import paths, values
+from harness.base.errors import GIT_SKIP, ExitCode, InfraError, UsageError
+from harness.base.locks import locked
+from harness.base.output import emit, tell
+from harness.bisect.state import End, GitVerdict, Rules, Status, Step, StepOptions
+from harness.bisect.step import VMTester, describe, run_step
+from harness.cli import options
+from harness.cli.bisect_options import Asked, shared_options
+from harness.kernel.trees import open_tree
 from harness.session import planning
-from harness.session.progress import build_progress
-from harness.session.wishes import MachineWish
+from harness.suites.own import SUITE as OWN_SUITE
+
+FORMAT = 2
+"""Format of the file with the steps: raise it when a field changes meaning; older steps are then ignored."""
+
+KEPT = 500
+"""How many steps are kept, the latest ones: some hundred bytes each."""
+
+_SOURCES = frozenset({".py", ".c", ".sh", ".yaml", ".config"})
 
 
 @click.command("bisect-step")
 @options.tree_option_without("the current directory")
-@asking.case_options
-@click.option("--find-fix", is_flag=True, help="Exit with 1 where it passes and with 0 where it fails.")
+@shared_options
+@click.option("--find-fix", is_flag=True, help="Exit with 1 if the tree passes and with 0 if it fails.")
 @click.option(
     "--missing-fails",
     is_flag=True,
-    help="Take a tree that has no such variant, or to which the case does not apply, for one where it fails.",
+    help="A tree without the variant, or to which the case does not apply, counts as failing.",
 )
-@options.kernel_options
-@options.vm_options
-def command(
-    tree: str | None,
-    variant: str,
-    topology: str,
-    suites: tuple[str, ...],
-    cases: tuple[str, ...],
-    keyword: str | None,
-    boot: bool,
-    repeat: int,
-    find_fix: bool,
-    missing_fails: bool,
-    addons: tuple[str, ...],
-    configs: tuple[Path, ...],
-    jobs: int | None,
-    machine: MachineWish,
-) -> int:
-    """Judge the tree as it is: 0 good, 1 bad, 125 untestable, 128 wrong use, which stops a bisect.
+def command(tree: str | None, asked: Asked, find_fix: bool, missing_fails: bool) -> int:
+    """Test the tree as it is, for `git bisect run`.
 
-    The judgement is that of the verb bisect: a failure counts when a second VM shows it too, nothing that
-    the host did counts at all, and an image that was judged before keeps its verdict.  With --boot a kernel
-    that hangs without a word is skipped: bisect alone has an end that boots to compare it with.
+    Exit codes: 0 good, 1 bad, 125 cannot be tested, 128 wrong use, which stops git bisect.
+
+    It decides like bisect: a failure counts when a second VM shows it too, failures of the host never count,
+    and an image that was tested before keeps its verdict.  With --boot, a kernel that hangs silently is
+    skipped: only bisect can compare it with an end that boots.
 
     \b
     Example:
       git bisect run vfio-harness bisect-step --case probes/get_pa/gap_ends_the_length
     """
-    asked = Asked(
-        variant=variant,
-        suites=suites,
-        cases=cases,
-        keyword=keyword or "",
-        boot=boot,
-        addons=addons,
-        configs=configs,
-        machine=machine.on(topology),
-        jobs=jobs,
-    )
-    aim = Aim(find_fix=find_fix, boot=boot, missing_fails=missing_fails, repeat=repeat)
-    return _judge(tree or os.fspath(Path.cwd()), asked, aim)
-
-
-def _judge(spec: str, asked: Asked, aim: Aim) -> int:
-    """Judge the tree that *spec* names, and tell; the exit code for git."""
+    rules = Rules(find_fix=find_fix, boot=asked.boot, missing_fails=missing_fails, repeat=asked.repeat)
+    spec = tree or os.fspath(Path.cwd())
     tell(f"accelerator: {asked.check()}")
-    found = planning.open_wished_tree(spec)
+    found = open_tree(spec)
     here = End(name=found.label, commit=found.commit or found.identity)
-    quarry = asked.quarry(Path(spec), Path(), here, here)
-    trial = Trial.of(quarry, aim, selftests=planning.needs_selftests(quarry.suites))
-    judge = RealJudge(
-        lambda _commit: spec,
-        trial,
-        paths.runs_dir() / "bisect-step",
-        lambda name: build_progress(name, sys.stderr),
+    step_options = asked.step_options()
+    runs = paths.runs_dir() / "bisect-step"
+    tester = VMTester(spec, step_options, runs, boot=rules.boot, as_is=True)
+    # The same name may be another program by now.
+    own = asked.taken.recorded((OWN_SUITE,)), asked.taken.probes
+    decided_by = deciding(step_options, rules, (*_machine_of(asked), str(own)))
+    step = run_step(
+        tester,
+        Step(commit=here.commit, subject=here.name),
+        rules,
+        tested_image=lambda image: recall(image, decided_by),
     )
-    verdicts = Verdicts(deciding(trial, aim, _machine_of(asked)))
-    step = settle(judge, fresh_step(here.commit, here.name), aim, known=verdicts.known)
-    verdicts.remember(step)
-    if step.sight is Sight.REFUSED:
-        # Whether it is this commit alone cannot be told from here: who drives git decides.
-        raise UsageError(step.why, hint=next((seen.hint for seen in step.observations if seen.hint), None))
-    emit(f"{here.name}: {describe(step, aim)}")
-    _tell_grounds(step)
-    return _status(aim.mark(step.sight))
+    remember(step, decided_by)
+    if step.status is Status.INVALID:
+        # It is unknown here whether only this commit is broken, so the user of git decides.
+        raise UsageError(step.why, hint=step.hint)
+    emit(f"{here.name}: {describe(step, rules)}")
+    if step.same_as:
+        tell(f"it was tested then: {step.why}\nto test it again: rm {memory_path()}")
+    for run in step.runs:
+        if run.run_dir:
+            tell(f"everything is in {run.run_dir}")
+    codes = {GitVerdict.OLD: ExitCode.GOOD, GitVerdict.NEW: ExitCode.CASE_FAILED, GitVerdict.SKIP: GIT_SKIP}
+    return codes[rules.verdict(step.status)]
 
 
 def _machine_of(asked: Asked) -> tuple[str, ...]:
-    """What decides what the machine is and is in none of its options."""
+    """What decides about the machine and is not in its options."""
     qemu, choice = planning.choose(asked.machine)
     own = Path(asked.machine.topology)
     return (qemu.identity, choice.accel.value, own.read_text(encoding="utf-8") if own.is_file() else "")
 
 
-def _tell_grounds(step: Step) -> None:
-    """Where the verdict comes from."""
-    if step.same_as:
-        tell(f"it was judged then: {step.why}\nto have it judged again: rm {verdicts_path()}")
-    for seen in step.observations:
-        if seen.run_dir:
-            tell(f"everything is in {seen.run_dir}")
+def deciding(step_options: StepOptions, rules: Rules, machine: Iterable[str]) -> str:
+    """Return a digest of everything but the image that decides the verdict of a step.
+
+    *machine* is not in the options: the build of QEMU, the accelerator, the text of the user's own topology.
+    """
+    counted = f"{rules.boot} {rules.missing_fails} {rules.repeat}"
+    words = [*step_options.words(), counted, *machine, *_own_files()]
+    return hashlib.sha256("\0".join(words).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def _status(mark: Mark) -> int:
-    """What `git bisect run` is told with *mark*."""
-    return {Mark.OLD: ExitCode.GOOD, Mark.NEW: ExitCode.CASE_FAILED, Mark.SKIP: GIT_SKIP}[mark]
+def _own_files() -> Iterator[str]:
+    """The harness's own files: a case that was edited is run again."""
+    package = Path(__file__).resolve().parent.parent
+    for top in (package, paths.guest_dir()):
+        for path in sorted(path for path in top.rglob("*") if path.suffix in _SOURCES):
+            yield f"{path.relative_to(top)} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def memory_path() -> Path:
+    """Return the file with the steps; remove it to test everything again."""
+    return paths.cache_dir() / "verdicts.json"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Memory:
+    steps: dict[str, Step] = dataclasses.field(default_factory=dict)
+    """The steps by image and digest of deciding(), the latest last."""
+
+
+def recall(image: str, decided_by: str) -> Step | None:
+    """Return the step that tested *image* with the same *decided_by* (see deciding()), if any."""
+    return _read().steps.get(f"{image} {decided_by}")
+
+
+def remember(step: Step, decided_by: str) -> None:
+    """Keep *step* unless it was untested, flaky or found by its image.
+
+    When the cache cannot be written, the next step is tested again.
+    """
+    if not step.image or step.same_as or step.flaky or step.status is Status.UNTESTED:
+        return
+    key = f"{step.image} {decided_by}"
+    with (
+        contextlib.suppress(InfraError, OSError),
+        locked("verdicts", "another bisect-step writes its verdict"),
+    ):
+        others = [(name, kept) for name, kept in _read().steps.items() if name != key]
+        latest = [*others, (key, dataclasses.replace(step, runs=()))][-KEPT:]
+        values.save(memory_path(), _Memory(steps=dict(latest)), version=FORMAT)
+
+
+def _read() -> _Memory:
+    """The kept steps; none when the file is not there or cannot be read."""
+    try:
+        return values.load(memory_path(), _Memory, version=FORMAT)
+    except UsageError:
+        return _Memory()

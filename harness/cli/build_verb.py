@@ -1,35 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vfio-harness build`: the kernel of a variant into the store, nothing booted."""
+"""`vfio-harness build`: build kernels into the store and boot nothing."""
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import click
 
+from harness.base.errors import ExitCode, KernelError
+from harness.base.output import emit, tell
 from harness.cli import options
-from harness.errors import ExitCode, KernelError
-from harness.output import emit, tell
+from harness.kernel.trees import open_tree
 from harness.results import Outcome
 from harness.session import planning
 from harness.session.wishes import KernelWish
 
 
 @click.command("build")
-@options.tree_option
+@options.built_kernel_wish
 @options.variant_option(multiple=True)
-@options.kernel_options
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
-def command(
-    tree: str | None,
-    variants: tuple[str, ...],
-    addons: tuple[str, ...],
-    configs: tuple[Path, ...],
-    jobs: int | None,
-    as_json: bool,
-) -> int:
+def command(kernel: KernelWish, variants: tuple[str, ...], as_json: bool) -> int:
     """Build the kernel of each variant, with its selftests, into the store.
 
     \b
@@ -37,24 +29,20 @@ def command(
       vfio-harness build --tree debian:7.3 --variant cdev
       vfio-harness build --tree ~/linux --variant group-cdev --with debug
     """
-    wishes = [KernelWish(tree=tree, variant=v, addons=addons, configs=configs, jobs=jobs) for v in variants]
+    wishes = [kernel.of(variant) for variant in dict.fromkeys(variants)]
     for wish in wishes:
-        planning.wished_variant(wish.variant)
-    planning.check_addons(addons)
-    planning.read_configs(configs)
-    source = planning.open_wished_tree(tree)
+        planning.check_kernel(wish)
+    source = open_tree(kernel.tree)
     tell(f"tree: {source.label} ({source.path})")
-    done = []
-    kernels = []
-    code = ExitCode.GOOD
+    done, kernels, code = [], [], ExitCode.GOOD
     for wish in wishes:
+        planned = planning.plan_wished_kernel(source, wish, with_selftests=True)
+        if planned.proof is not None:
+            tell(f"{wish.variant}: {planned.proof.outcome.value}: {planned.proof.reason}")
+            refused = planned.proof.outcome is Outcome.PASS
+            code = code if refused else max(code, ExitCode.CASE_FAILED)
+            continue
         try:
-            planned = planning.plan_wished_kernel(source, wish, with_selftests=True)
-            if planned.proof is not None:
-                tell(f"{wish.variant}: {planned.proof.outcome.value}: {planned.proof.reason}")
-                refused = planned.proof.outcome is Outcome.PASS
-                code = code if refused else max(code, ExitCode.CASE_FAILED)
-                continue
             if planned.problem is not None:
                 raise planned.problem
             kernels.append(planned)
@@ -62,7 +50,7 @@ def command(
         except KernelError as error:
             if len(wishes) == 1:
                 raise
-            # What this tree cannot express or build costs that variant only.
+            # The other variants can still be built.
             tell(f"{wish.variant}: {error}")
             code = max(code, error.exit_code)
             continue

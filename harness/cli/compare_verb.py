@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vfio-harness compare`: what changed from one run to another."""
+"""`vfio-harness compare`: show what changed from one run to another."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import sys
 
 import click
 
+from harness.base.errors import ExitCode
+from harness.base.output import emit, tolerant_stdout
+from harness.base.values import dumps
 from harness.cli import options
-from harness.errors import ExitCode
-from harness.output import emit, tolerant_stdout
 from harness.report import compared, console
-from harness.report.json import dumps
 from harness.results import compare
-from harness.session.background import exists, find_run
+from harness.session.reporting import find_run
+from harness.suites.registry import may_exist
 
 
 @click.command("compare")
@@ -21,18 +22,18 @@ from harness.session.background import exists, find_run
 @options.runs_argument("after")
 @click.option("--json", "as_json", is_flag=True, help="Print the changes as JSON.")
 def command(before: str, after: str, as_json: bool) -> int:
-    """Say what changed from run BEFORE to run AFTER (ids or run directories).
+    """Show what changed from run BEFORE to run AFTER (ids or run directories).
 
-    Jobs belong together by line, variant, add-ons and topology, whatever the release; two lines can be
-    compared where each run is about one.  Exits with 1 when AFTER is worse: new failures, lost cases
-    or lost jobs.
+    Jobs are matched by kernel line, variant, add-ons, toolchain and topology, not by release.  Two runs of
+    one kernel line each are compared even if the lines differ, and likewise two runs of one toolchain each.
+    Exits with 1 when AFTER is worse: new failures, missing cases or missing jobs.
 
     \b
     Examples:
       vfio-harness compare 20300101-210000-aaaa 20300102-210000-bbbb
     """
     old, new = find_run(before), find_run(after)
-    comparison = compare(old, new, exists=exists)
+    comparison = compare(old, new, exists=may_exist)
     if as_json:
         emit(dumps(compared.to_plain(old, new, comparison)).rstrip("\n"))
     else:

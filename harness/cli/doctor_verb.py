@@ -7,44 +7,47 @@ import json
 
 import click
 
-from harness.doctor import Finding, State, examine, fix, packages_for
-from harness.errors import ExitCode
-from harness.output import emit, tell
+from harness.base.errors import ExitCode
+from harness.base.output import emit, tell
+from harness.cli import options
+from harness.cli.doctor import Check, CheckState, examine, fix, packages_for
 
-_COLOURS = {State.OK: "green", State.WARNING: "yellow", State.MISSING: "red"}
+_COLOURS = {CheckState.OK: "green", CheckState.WARNING: "yellow", CheckState.MISSING: "red"}
 
 
-def _show(findings: tuple[Finding, ...]) -> None:
-    width = max(len(f.name) for f in findings)
-    for finding in findings:
-        state = click.style(f"{finding.state.value:7}", fg=_COLOURS[finding.state])
-        emit(f"{state} {finding.name:{width}}  {finding.detail}")
-        if finding.cost and finding.state is not State.OK:
-            emit(f"{'':7} {'':{width}}  {finding.cost}")
+def _show(checks: tuple[Check, ...]) -> None:
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        state = click.style(f"{check.state.value:7}", fg=_COLOURS[check.state])
+        emit(f"{state} {check.name:{width}}  {check.detail}")
+        if check.cost and check.state is not CheckState.OK:
+            emit(f"{'':7} {'':{width}}  {check.cost}")
 
 
 @click.command("doctor")
-@click.option("--fix", "mend", is_flag=True, help="Install what is missing with apt (needs root or sudo).")
-@click.option("--quiet", is_flag=True, help="Print only what is not in order.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def command(mend: bool, quiet: bool, as_json: bool) -> int:
-    """Say what this host lacks and what that costs.
+@click.option("--fix", "install", is_flag=True, help="Install what is missing with apt (needs root or sudo).")
+@options.toolchain_option(multiple=True, words=" Repeatable; gcc is always checked.")
+@click.option("--quiet", is_flag=True, help="Print only what is missing or limited.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+def command(install: bool, toolchains: tuple[str, ...], quiet: bool, as_json: bool) -> int:
+    """Check what this host lacks and what does not work without it.
 
-    Exits with 3 when something is missing that a run cannot do without.
+    Exits with 3 when something is missing that every run needs.
     """
-    findings = examine()
-    packages = packages_for(findings)
-    if mend and packages:
+    checks = examine(toolchains)
+    packages = packages_for(checks)
+    if install and packages:
         tell(f"installing: {' '.join(packages)}")
         fix(packages)
-        findings = examine()
+        checks = examine(toolchains)
     if as_json:
-        emit(json.dumps([f.to_json() for f in findings], indent=2))
+        emit(json.dumps([check.to_json() for check in checks], indent=2))
     else:
-        shown = tuple(f for f in findings if f.state is not State.OK) if quiet else findings
+        shown = tuple(c for c in checks if c.state is not CheckState.OK) if quiet else checks
         if shown:
             _show(shown)
-    missing = [f for f in findings if f.state is State.MISSING]
-    if missing and not mend and packages_for(missing):
-        tell("mend it with: vfio-harness doctor --fix")
+    missing = [check for check in checks if check.state is CheckState.MISSING]
+    if missing and not install and packages_for(missing):
+        words = "".join(f" --toolchain {name}" for name in toolchains)
+        tell(f"install what is missing with: vfio-harness doctor{words} --fix")
     return ExitCode.INFRA if missing else ExitCode.GOOD

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vfio-harness gc`: prune the cache by size and age, and the runs by number and age."""
+"""`vfio-harness gc`: prune the cache by size and age, and old runs by number and age."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import re
 
 import click
 
-from harness import paths
-from harness.kernel.prune import SPARED_SECONDS, Entry, collect_garbage
-from harness.output import emit
-from harness.results import PrunedRun, prune_runs
-from harness.session.background import ask
+from harness.base import paths
+from harness.base.output import emit
+from harness.kernel.prune import SPARED_SECONDS, CacheEntry, collect_garbage
+from harness.results.prune import PrunedRun, prune_runs
+from harness.session.reporting import ask
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _DAY = 24 * 3600.0
@@ -24,7 +24,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", value.strip().lower())
     if match is None:
-        raise click.BadParameter(f"{value!r} is no size; write 500M or 20G")
+        raise click.BadParameter(f"{value!r} is not a size; write 500M or 20G")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
@@ -33,32 +33,33 @@ def _seconds(days: float | None) -> float | None:
 
 
 @click.command("gc")
-@click.option("--max-size", callback=_size, metavar="SIZE", help="Keep at most this much, e.g. 20G.")
+@click.option("--max-size", callback=_size, metavar="SIZE", help="Keep at most this much cache, e.g. 20G.")
 @click.option(
-    "--max-age", type=click.FloatRange(min=0), metavar="DAYS", help="Drop what is unused for longer."
+    "--max-age",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Remove entries that were not used for DAYS days.",
 )
 @click.option(
     "--spare",
     type=click.FloatRange(min=0),
     default=SPARED_SECONDS / 60,
-    show_default=True,
     metavar="MINUTES",
-    help="Keep what was used within them whatever the limits say; 0 where nothing else runs any more.",
+    help="Keep what was used in the last MINUTES, whatever the limits; 0 is safe only if nothing else runs.",
 )
 @click.option(
     "--snapshots/--no-snapshots",
     default=True,
-    show_default=True,
-    help="Whether to keep snapshots of guests, which only this host can restore, until it reboots.",
+    help="Keep the snapshots of guests; only this host can restore them, and only until it reboots.",
 )
 @click.option(
-    "--keep-runs", type=click.IntRange(min=1), metavar="N", help="Drop finished runs but the newest N."
+    "--keep-runs", type=click.IntRange(min=1), metavar="N", help="Remove finished runs except the newest N."
 )
 @click.option(
     "--runs-older-than",
     type=click.FloatRange(min=0),
     metavar="DAYS",
-    help="Drop finished runs that began longer ago.",
+    help="Remove finished runs that began longer ago.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
 def command(
@@ -70,10 +71,10 @@ def command(
     runs_older_than: float | None,
     as_json: bool,
 ) -> None:
-    """Prune kernels, objects, sources, images and snapshots, the least recently used first; and old runs.
+    """Remove kernels, objects, sources, images and snapshots, the least recently used first, and old runs.
 
-    What was used within the last hour (--spare), or is in use, stays, and so does a run that was cut short.
-    What a run came to stays in the history when its directory goes.
+    Not removed are files in use or used in the last hour (--spare), and unfinished runs.  The history keeps
+    the results of removed runs.
 
     \b
     Examples:
@@ -84,10 +85,10 @@ def command(
     limits = (max_size, max_age, keep_runs, runs_older_than)
     if snapshots and all(limit is None for limit in limits):
         raise click.UsageError(
-            "say what to keep: --max-size, --max-age or --no-snapshots of the cache, --keep-runs or "
-            "--runs-older-than of runs"
+            "say what to keep: --max-size, --max-age or --no-snapshots for the cache, --keep-runs or "
+            "--runs-older-than for runs"
         )
-    removed: list[Entry | PrunedRun] = []
+    removed: list[CacheEntry | PrunedRun] = []
     if max_size is not None or max_age is not None or not snapshots:
         removed += collect_garbage(
             max_bytes=max_size, max_age=_seconds(max_age), spared=spare * 60, snapshots=snapshots

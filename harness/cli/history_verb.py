@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vfio-harness history`: what a case came to over all runs."""
+"""`vfio-harness history`: show the outcomes of a case in all runs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Sequence
 
 import click
 
-from harness import paths
+from harness.base import paths
+from harness.base.errors import UsageError, nearest
+from harness.base.output import emit
+from harness.base.values import dumps
 from harness.cli import options
-from harness.errors import UsageError, nearest
-from harness.output import emit
 from harness.report import compared
-from harness.report.json import dumps
-from harness.results import History, Past
-from harness.session.background import ask
+from harness.results import Past
+from harness.results.history import History
+from harness.session.reporting import ask
 
 
 def _matching(case: str, known: Sequence[str]) -> list[str]:
@@ -23,8 +24,7 @@ def _matching(case: str, known: Sequence[str]) -> list[str]:
         raise UsageError(f"there are no runs in {paths.runs_dir()}", hint="vfio-harness run makes one")
     found = [address for address in known if fnmatch.fnmatchcase(address, case)]
     if not found:
-        close = nearest(case, known)
-        hint = close if close.startswith("did") else "see: vfio-harness list cases"
+        hint = nearest(case, known, otherwise="see: vfio-harness list cases")
         raise UsageError(f"no run has a case {case!r}", hint=hint)
     return found
 
@@ -32,12 +32,12 @@ def _matching(case: str, known: Sequence[str]) -> list[str]:
 @click.command("history")
 @options.past_case_argument
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N runs of each job.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything that is known as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all fields as JSON.")
 def command(case: str, last: int | None, as_json: bool) -> None:
-    """Show what CASE came to in every run: outcomes, durations with their spread, splats.
+    """Show outcomes, durations with their spread, and splats of CASE in every run.
 
     CASE is an address or a shell pattern.  Each job has a line of symbols, the oldest run first; durations
-    are kept apart by accelerator.
+    are shown per accelerator.
 
     \b
     Examples:

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vfio-harness list`: what there is to choose from, and what is there already."""
+"""`vfio-harness list`: show what can be chosen, the kernels in the store, and the runs."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import click
 
-from harness import paths
-from harness.errors import UsageError
-from harness.output import emit
-from harness.words import count_of
-
-if TYPE_CHECKING:
-    from harness.suites.upstream import UpstreamSuite
+from harness.base import paths
+from harness.base.errors import UsageError
+from harness.base.output import emit
+from harness.base.words import count_of
 
 Row = dict[str, str]
 
@@ -46,34 +42,23 @@ def _matrices() -> list[Row]:
 
 
 def _suites() -> list[Row]:
-    from harness.suites.probes import SUITE, probe_cases
-    from harness.suites.upstream import shipped_suites
+    from harness.suites.registry import all_suites
 
-    ours = {"name": SUITE, "what": f"{len(probe_cases())} cases of our own"}
-    return [
-        ours,
-        *({"name": suite.name, "what": _upstreams(suite)} for suite in shipped_suites().values()),
-    ]
-
-
-def _upstreams(suite: UpstreamSuite) -> str:
-    if suite.is_compiled:
-        return f"upstream's tools/testing/selftests/{suite.directory}"
-    return f"{len(suite.entries)} of the kernel's own KUnit suites; they need --with {suite.directory}"
+    return [{"name": suite.name, "what": suite.summary} for suite in all_suites()]
 
 
 def _cases() -> list[Row]:
-    from harness.suites.probes import SUITE, probe_cases
+    from harness.suites.registry import declared_cases
 
     return [
         {
-            "name": f"{SUITE}/{case.address}",
+            "name": case.address,
             "what": case.promise,
-            "suite": SUITE,
+            "suite": case.address.partition("/")[0],
             "needs": " ".join(case.needs),
             "cites": case.cites,
         }
-        for case in probe_cases()
+        for case in declared_cases()
     ]
 
 
@@ -99,7 +84,8 @@ def _kernels() -> list[Row]:
     return [
         {
             "name": str(facts["digest"]),
-            "what": f"{facts['release']} {facts['variant']}",
+            "what": f"{facts['release']} {facts['variant']}"
+            + (f" from {facts['tree_label']}" if facts.get("handed_in") else ""),
             "tree": str(facts["tree_label"]),
         }
         for facts in list_kernels()
@@ -107,41 +93,43 @@ def _kernels() -> list[Row]:
 
 
 def _runs() -> list[Row]:
-    from harness.report.view import told
-    from harness.results import list_runs
-    from harness.session.background import ask
+    from harness.report.view import told, tree_name
+    from harness.results.store import list_runs
+    from harness.session.reporting import ask
 
     past = {run.directory.name: run for run in ask(lambda history: history.runs())}
-    rows = []
-    for name, run in past.items():
-        amount = f"{count_of(sum(run.counts.values()), 'case')} in {count_of(run.jobs, 'job')}"
-        rows.append(
-            {
-                "name": name,
-                "what": f"{run.verdict.value:10} {amount}: {told(run.counts) or 'none'}",
-                "started": f"{run.started:%Y-%m-%d %H:%M}",
-                "verdict": run.verdict.value,
-                "exit_code": str(int(run.exit_code)),
-                "state": run.state.value,
-                "why": run.why,
-                "accepted": run.accepted,
-                "accelerator": run.accel,
-                "problem": "",
-            }
-        )
-    # What the history does not have is going on, or cannot be read.
-    others = [run for run in list_runs(paths.runs_dir()) if run.directory.name not in past]
-    going = [
+    finished = [
+        {
+            "name": name,
+            "what": f"{run.verdict.value:14} {count_of(sum(run.counts.values()), 'case')} in "
+            f"{count_of(run.jobs, 'job')}: {told(run.counts) or 'none'}; {tree_name(run.tree)}",
+            "started": f"{run.started:%Y-%m-%d %H:%M}",
+            "tree": run.tree,
+            "verdict": run.verdict.value,
+            "exit_code": str(int(run.exit_code)),
+            "state": run.state.value,
+            "why": run.why,
+            "accepted": run.accepted,
+            "accelerator": run.accel,
+            "problem": "",
+        }
+        for name, run in past.items()
+    ]
+    # A run that the history does not have is going on, or cannot be read.
+    others = [
         {
             "name": run.directory.name,
             "what": run.problem.removeprefix(f"{run.directory}/") or run.state.value,
             "started": f"{run.info.started:%Y-%m-%d %H:%M}" if run.info else "",
+            "tree": run.info.inputs.tree if run.info else "",
             "state": run.state.value,
             "problem": run.problem,
         }
-        for run in others
+        for run in list_runs(paths.runs_dir())
+        if run.directory.name not in past
     ]
-    return [*(row for row in going if not row["problem"]), *rows, *(row for row in going if row["problem"])]
+    damaged = [row for row in others if row["problem"]]
+    return [*(row for row in others if not row["problem"]), *finished, *damaged]
 
 
 _KINDS: Mapping[str, Callable[[], list[Row]]] = {
@@ -157,7 +145,7 @@ _KINDS: Mapping[str, Callable[[], list[Row]]] = {
 
 
 def _print(rows: Sequence[Row]) -> None:
-    """Name and what in two columns, cut to the terminal; everything else is for --json."""
+    """Print name and summary in two columns, cut to the width of the terminal."""
     width = max((len(row["name"]) for row in rows), default=0)
     room = shutil.get_terminal_size((110, 40)).columns - width - 2
     for row in rows:
@@ -168,8 +156,8 @@ def _print(rows: Sequence[Row]) -> None:
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(list(_KINDS)))
-@click.option("--json", "as_json", is_flag=True, help="Everything that is known of each, as JSON.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="The catalogue of cases as a document.")
+@click.option("--json", "as_json", is_flag=True, help="Print all fields as JSON.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the catalogue of cases as a document.")
 def command(kind: str, as_json: bool, as_markdown: bool) -> None:
     """List variants, topologies, matrices, suites, cases, known issues, kernels in the store, or runs.
 
@@ -180,13 +168,11 @@ def command(kind: str, as_json: bool, as_markdown: bool) -> None:
     """
     if as_markdown:
         if kind != "cases" or as_json:
-            raise UsageError("--markdown is for cases alone, and is not JSON")
+            raise UsageError("--markdown is only for list cases, and not with --json")
         from harness.suites.listing import markdown
 
         emit(markdown().rstrip("\n"))
-        return
-    rows = _KINDS[kind]()
-    if as_json:
-        emit(json.dumps(rows, indent=2))
+    elif as_json:
+        emit(json.dumps(_KINDS[kind](), indent=2))
     else:
-        _print(rows)
+        _print(_KINDS[kind]())

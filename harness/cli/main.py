@@ -7,39 +7,55 @@ completion stay quick.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import json
 import logging
+import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import click
 
 import harness
-from harness.errors import ExitCode, HarnessError, for_git_bisect, nearest
-from harness.output import complain, tell, wants_colour
+from harness.base.cause import Cause
+from harness.base.errors import ExitCode, HarnessError, Interrupted, UsageError, for_git_bisect, nearest
+from harness.base.itself import leave_optimized_mode
+from harness.base.output import (
+    complain,
+    discard_stdout,
+    emit,
+    open_standard_streams,
+    tell,
+    wants_colour,
+)
 
 VERBS = {
-    "run": "Build, boot and test: the one-shot for a developer with a patch.",
-    "matrix": "Build, boot and test a whole matrix of jobs: the nightly.",
+    "run": "Build, boot and test one tree: for a developer with a patch.",
+    "matrix": "Build, boot and test a matrix of jobs: for a nightly.",
     "bisect": "Find the commit that broke, or fixed, a case: unattended, in a worktree of its own.",
-    "bisect-step": "Judge the tree as it is, for `git bisect run`.",
+    "bisect-step": "Test the tree as it is, for `git bisect run`.",
     "build": "Build the kernel of a variant into the store.",
-    "shell": "Open a shell in a VM, on the same machine that run uses.",
+    "shell": "Open a shell in the VM that run would use.",
+    "debug": "Open drgn or gdb on a guest that died in a run, or on the VM of a case.",
     "list": "List variants, topologies, matrices, suites, cases, kernels or runs.",
-    "report": "Show or convert the report of an earlier run.",
-    "compare": "Say what changed from one run to another.",
-    "history": "Show what a case came to over all runs.",
-    "doctor": "Say what this host lacks and what that costs; --fix installs it.",
-    "bench": "Measure what the harness costs, as ratios to what one would use otherwise.",
-    "gc": "Prune kernels, objects, sources, images and snapshots in the cache, and old runs.",
+    "report": "Show the report of an earlier run, in any format.",
+    "compare": "Show what changed from one run to another.",
+    "coverage": "Show which lines of the kernel a run reached, and by which cases.",
+    "history": "Show the outcomes of a case in all runs.",
+    "doctor": "Check what this host lacks; --fix installs it.",
+    "mutate": "Plant faults in a kernel, and see which the cases notice.",
+    "gc": "Remove old kernels, objects, sources, images, snapshots and runs.",
 }
 
 EPILOG = """\b
 Examples:
-  vfio-harness run                                 newest Debian source, group-cdev, edu and igb
+  vfio-harness run                                 newest Debian kernel, group-cdev, edu and igb
   vfio-harness run --tree ~/linux --variant cdev -k get_pa
   vfio-harness run --tree ~/linux@topic --topology iommu-intel --case 'probes/viommu/*'
   vfio-harness shell --variant group-cdev --topology edu-igb
@@ -48,8 +64,11 @@ Exit codes: 0 good, 1 a case failed, 2 wrong use, 3 infrastructure, 4 no kernel 
 """
 
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 class Verbs(click.Group):
-    """The verbs, imported on use; a wrong one is answered with the nearest."""
+    """The verbs, each imported when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -76,26 +95,34 @@ class Verbs(click.Group):
 @click.command(
     cls=Verbs,
     epilog=EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @click.version_option(harness.__version__, prog_name="vfio-harness")
 def app() -> None:
-    """Regression harness for Linux VFIO no-IOMMU: builds kernels, boots them under QEMU, proves them."""
+    """Regression harness for Linux VFIO no-IOMMU mode: build kernels, boot them under QEMU, test them."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    # One order to end comes as several signals, to us and to our group; another must not end the orderly end,
-    # which writes the report.  By a handler: children inherit SIG_IGN.
+    # One request to end may come as several signals, to us and to our group; another one must not interrupt
+    # the report.  A handler, because children would inherit SIG_IGN.
     signal.signal(signal.SIGTERM, _ignore)
     raise KeyboardInterrupt
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """A handler for what has been heard already."""
+    """Handle a signal that comes when everything is ending already."""
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """Exit without what libraries do at exit: execnet waits for workers, and once did so for ever."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def _log_to_stderr() -> None:
-    """What the library has to say on the way goes to stderr as it is."""
+    """Print the harness's log messages on stderr unchanged."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("harness")
@@ -103,37 +130,79 @@ def _log_to_stderr() -> None:
     log.setLevel(logging.INFO)
 
 
-def main() -> NoReturn:
-    """Run a verb and exit with its code; SIGTERM is handled like Ctrl-C: what is finished is kept."""
+def main(command: click.Command = app) -> NoReturn:
+    """Run *command* and exit with its code; SIGTERM is handled like Ctrl-C: finished results are kept."""
+    open_standard_streams()
+    leave_optimized_mode()
     signal.signal(signal.SIGTERM, _terminate)
     _log_to_stderr()
-    code = _run()
+    try:
+        code = _run(command)
+    except KeyboardInterrupt:
+        # A second one, while the first was being reported.
+        code = ExitCode.INTERRUPTED
+    signal.signal(signal.SIGINT, _ignore)
+    if code == ExitCode.INTERRUPTED:
+        _leave_at_once(code)
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     sys.exit(for_git_bisect(code) if verb == "bisect-step" else code)
 
 
-def _run() -> int:
-    """Run a verb; its exit code, or that of the error that it ended with."""
+def _run(command: click.Command) -> int:
+    """Run *command*; return its exit code, or the exit code of the error that it raised."""
     try:
-        return int(app(standalone_mode=False, color=wants_colour()) or 0)
+        _check_directory()
+        return int(command(standalone_mode=False, color=wants_colour()) or 0)
     except HarnessError as error:
-        complain(error.message, error.hint)
-        return error.exit_code
+        return _fail(error.exit_code, error.message, error.hint, error.cause)
     except click.exceptions.NoArgsIsHelpError as error:
         tell(error.format_message())
         return ExitCode.USAGE
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
-        complain(error.format_message(), f"see: {context.command_path} --help" if context else None)
-        return ExitCode.USAGE
-    except (KeyboardInterrupt, click.Abort):
-        complain("interrupted")
-        return ExitCode.INTERRUPTED
-    except Exception:
-        # Ours, whatever it is: never the kernel's fault, and never exit code 1.
+        hint = f"see: {context.command_path} --help" if context else None
+        return _fail(ExitCode.USAGE, error.format_message(), hint)
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click makes an Abort of a KeyboardInterrupt.
+        told = next((e.hint for e in (error, error.__cause__) if isinstance(e, Interrupted)), None)
+        return _fail(ExitCode.INTERRUPTED, "interrupted", told)
+    except SystemExit as error:
+        # click makes a SystemExit(1) of a BrokenPipeError, and 1 would mean that a case failed.
+        if isinstance(error.__context__, BrokenPipeError):
+            return _fail(ExitCode.INFRA, "the reader of the standard output is gone", None, Cause.HOST)
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            place = error.filename or "the standard output"
+            discard_stdout()
+            return _fail(ExitCode.INFRA, f"cannot write {place}: {error.strerror}", "make room", Cause.HOST)
+        # A bug of the harness is never the kernel's fault, so never exit code 1.
         traceback.print_exc()
-        complain("the harness itself failed", "please report this with the lines above")
-        return ExitCode.INFRA
+        hint = "please report this with the lines above"
+        return _fail(ExitCode.INFRA, "the harness itself failed", hint, Cause.HARNESS)
+
+
+def _check_directory() -> None:
+    """Raise UsageError when the current directory was removed: relative paths mean nothing."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(
+            f"the current directory cannot be used: {error.strerror}", hint="change to another one"
+        ) from error
+
+
+def _fail(code: ExitCode, message: str, hint: str | None = None, cause: Cause | None = None) -> int:
+    """Print an error, with --json as a JSON document on stdout too; return its exit *code*."""
+    complain(message, hint)
+    if "--json" in sys.argv[1:]:
+        error = {"message": message, "hint": hint, "cause": cause, "exit_code": int(code)}
+        try:
+            emit(json.dumps({"error": error}, indent=2))
+        except OSError:
+            # The exit code still says it.
+            discard_stdout()
+    return code
 
 
 if __name__ == "__main__":

@@ -1,126 +1,144 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vfio-harness matrix`: a whole night's coverage in one run."""
+"""`vfio-harness matrix`: run all jobs of a matrix."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
-from click.shell_completion import CompletionItem
 
-from harness import output
+from harness.base import output
+from harness.base.errors import UsageError, nearest
 from harness.cli import options
+from harness.cli.given import given, refuse_beside, repeated
 from harness.cli.moment import parse_moment
-from harness.errors import UsageError, nearest
-from harness.matrix import SHIPPED, Entry, Matrix, load_matrix, matrix_names
-from harness.matrix import shards as cutting
+from harness.matrix import SHIPPED, Entry, Matrix, load_matrix, matrix_names, with_coverage
 from harness.matrix.recipes import SERVICES, recipe
-from harness.plan import Isolation
-from harness.results import load, owned
-from harness.session.background import find_run
-from harness.session.engine import PytestOptions
-from harness.session.planning import seat_of
-from harness.session.session import Session
-from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, load_wishes
+from harness.matrix.shards import parse_shard, shard
+from harness.results import owned
+from harness.results.store import load
+from harness.session import planning
+from harness.session.pipeline import Request, build, check, plan, show_plan
+from harness.session.planning import cell_of
+from harness.session.reporting import find_run
+from harness.session.running import carry_out
+from harness.session.wishes import (
+    Conduct,
+    JobWish,
+    KernelWish,
+    MachineWish,
+    OwnWish,
+    PytestOptions,
+    load_wishes,
+)
 from harness.suites.catalogue import check_patterns
 
 
-def _complete_matrix(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    return [
-        CompletionItem(name, help=summary)
-        for name, summary in matrix_names().items()
-        if name.startswith(incomplete)
-    ]
-
-
 @click.command("matrix")
-@click.argument("name", required=False, metavar="[NAME]", shell_complete=_complete_matrix)
+@click.argument(
+    "name",
+    required=False,
+    metavar="[NAME]",
+    shell_complete=options.completing(lambda: matrix_names().items()),
+)
 @click.option(
     "--file",
     "path",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
+    default=SHIPPED,
+    show_default=False,
     metavar="FILE",
-    help="Take the matrix from this file in place of the shipped one.",
+    help="Read the matrix from this file instead of the shipped one.",
 )
 @click.option(
-    "--tree", "trees", multiple=True, metavar="TREE", help="As of run; in place of the matrix's. Repeatable."
+    "--tree",
+    "trees",
+    multiple=True,
+    metavar="TREE",
+    help="As in run; replaces the trees of the matrix. Repeatable.",
 )
-@options.case_option
+@options.toolchain_option(multiple=True, words=" Repeatable; replaces the toolchains of the matrix.")
 @click.option(
     "--plan",
     "plan_only",
     is_flag=True,
-    help="Show what would be built and run; builds no kernel and boots nothing, but downloads and "
-    "unpacks a source that is not here yet.",
+    help="Show what would be built and run. Builds no kernel and boots nothing, but downloads and unpacks a "
+    "source that is missing.",
 )
-@click.option("--shard", metavar="K/N", help="Only the K-th of N parts, for N machines.")
+@click.option("--shard", "part", metavar="K/N", help="Only the K-th of N parts, for N machines.")
 @click.option(
-    "--deadline", metavar="WHEN", help="Begin no case and end builds after it: 8h, 06:30, '2026-11-26 06:30'."
+    "--deadline",
+    metavar="WHEN",
+    help="Start no case and stop builds after this time: 8h, 06:30, '2026-11-26 06:30'.",
 )
 @click.option(
     "--resume",
     metavar="RUN",
     shell_complete=options.complete_run,
-    help="Go on with a run that was cut short, and do nothing again that it has finished.",
+    help="Resume an interrupted run; finished work is not repeated.",
 )
 @click.option(
     "--emit",
     type=click.Choice(SERVICES),
-    help="Print the CI file that runs this matrix with all the options given here; paths in them are seen "
-    "from this project's checkout.",
+    help="Print the CI file that runs this matrix with the other options given; paths in them are relative "
+    "to this project's checkout.",
 )
 @click.option(
     "--shards",
     type=click.IntRange(min=1),
     default=4,
-    show_default=True,
     metavar="N",
-    help="With --emit: on how many machines.",
+    help="With --emit: number of machines.",
 )
-@click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Parallel compilers.")
+@click.option(
+    "--coverage",
+    is_flag=True,
+    help="Build all kernels with coverage counters, as once a week; jobs of LLVM are left out.",
+)
+@options.own_options
+@options.fold(
+    "kernel",
+    options.make_kernel_wish,
+    *("compilers", "ready", "modules", "kernel_config", "selftests"),
+    options=(options.compilers_option, options.ready_options, options.selftests_option),
+)
 @options.machine_options
+@options.conduct_options(confirm=True)
 @options.workers_option
-@options.isolation_option
-@options.confirm_option(default=True)
 @options.junit_option
-@options.seed_option
-@options.compare_option
 @options.accept_option("this run")
-@options.known_issues_option
-@click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
+@options.verbose_option
 @click.option("--json", "as_json", is_flag=True, help="Print the run, or the plan, as JSON on stdout.")
+@options.fold("pytest", PytestOptions, "workers", "verbose")
 def command(
     name: str | None,
-    path: Path | None,
+    path: Path,
     trees: tuple[str, ...],
-    cases: tuple[str, ...],
+    toolchains: tuple[str, ...],
     plan_only: bool,
-    shard: str | None,
+    part: str | None,
     deadline: str | None,
     resume: str | None,
     emit: str | None,
     shards: int,
-    jobs: int | None,
+    coverage: bool,
+    kernel: KernelWish,
+    own: OwnWish,
     machine: MachineWish,
-    workers: int | None,
-    isolation: str,
-    confirm: bool,
+    conduct: Conduct,
+    pytest: PytestOptions,
     junit: Path | None,
-    seed: int,
-    compare: bool,
     accept: str | None,
-    known_issues: Path | None,
-    verbose: bool,
     as_json: bool,
 ) -> int:
     """Build, boot and test every job of a matrix; see: list matrices.
 
-    Kernels are built while others are tested, what fails is tried again in a fresh VM, and the verdict is
-    about what changed since the last good run of the same line.
+    Kernels are built while others are tested, failed cases are repeated in a fresh VM, and the run is
+    compared with the last good run of the same kernel line.
 
     \b
     Examples:
@@ -130,44 +148,31 @@ def command(
       vfio-harness matrix --resume 20261125-221503-1f0c
       vfio-harness matrix nightly --emit github --shards 8 > .github/workflows/nightly.yml
     """
-    until = _until(deadline)
-    passed_on = PytestOptions(workers=workers, verbose=verbose)
-    if emit is None and "shards" in _given():
+    if emit is None and "shards" in given():
         raise UsageError("--shards is for --emit", hint="run one part with --shard K/N")
     if plan_only and accept is not None:
         raise UsageError("--plan runs nothing: there is nothing to --accept")
+    conduct = dataclasses.replace(conduct, until=_until(deadline))
+    request = Request(wishes=(), conduct=conduct, pytest=pytest, junit=junit, accept=accept)
     if resume is not None:
-        options.refuse_beside("--resume goes on with what was asked for then", _WITH_RESUME)
-        with _resumed(resume, until, junit, accept) as session:
-            return _run(session, passed_on, plan_only=plan_only, as_json=as_json)
-    matrix = _chosen(name, path, trees)
+        refuse_beside("--resume uses the options of that run", _WITH_RESUME)
+        with _resumed(resume, request) as request:
+            return _run(request, plan_only=plan_only, as_json=as_json)
+    if name is None:
+        raise UsageError("which matrix?", hint=nearest("", matrix_names(path)))
+    matrix = load_matrix(name, path, trees, toolchains)
+    matrix = with_coverage(matrix) if coverage else matrix
     if emit is not None:
-        return _emit(emit, matrix, cases, shards)
-    entries = _cut(matrix.entries, shard)
-    wishes = _wishes(entries, machine, jobs, seed)
-    others = _wishes([one for one in matrix.entries if one not in entries], machine, jobs, seed)
-    conduct = Conduct(
-        cases=cases,
-        seed=seed,
-        isolation=Isolation(isolation),
-        confirm=confirm,
-        until=until,
-        compare=compare,
-        known_issues=known_issues,
-        about={"matrix": matrix.name, **({"shard": shard} if shard else {})},
-        elsewhere=tuple(map(seat_of, others)),
-    )
-    session = Session(wishes, conduct, junit=junit, accept=accept)
-    return _run(session, passed_on, plan_only=plan_only, as_json=as_json)
+        return _emit(emit, matrix, conduct.cases, shards)
+    request = _request(request, matrix, part, machine, own, planning.take_ready(kernel))
+    return _run(request, plan_only=plan_only, as_json=as_json)
 
 
-def _run(session: Session, passed_on: PytestOptions, *, plan_only: bool, as_json: bool) -> int:
-    session.check()
-    session.prepare(build=not plan_only)
+def _run(request: Request, *, plan_only: bool, as_json: bool) -> int:
+    planned = plan(check(request), build=not plan_only)
     if plan_only:
-        return session.show_plan(passed_on, as_json=as_json)
-    session.build()
-    return session.test(passed_on, as_json)
+        return show_plan(planned, as_json=as_json)
+    return carry_out(build(planned), as_json=as_json)
 
 
 def _until(deadline: str | None) -> float | None:
@@ -179,77 +184,78 @@ def _until(deadline: str | None) -> float | None:
         raise UsageError(f"--deadline: {error.message}", hint=error.hint) from error
 
 
-def _chosen(name: str | None, path: Path | None, trees: Sequence[str]) -> Matrix:
-    path = path or SHIPPED
-    if name is None:
-        raise UsageError("which matrix?", hint=nearest("", matrix_names(path)))
-    return load_matrix(name, path, trees)
+def _request(
+    request: Request, matrix: Matrix, part: str | None, machine: MachineWish, own: OwnWish, kernel: KernelWish
+) -> Request:
+    """Return *request* with the jobs of *matrix*, or of one *part* of it."""
+    if kernel.ready is not None:
+        matrix = _with_ready(matrix, kernel)
 
-
-def _cut(entries: Sequence[Entry], part: str | None) -> tuple[Entry, ...]:
-    return cutting.shard(entries, *cutting.parse_shard(part)) if part is not None else tuple(entries)
-
-
-def _wishes(entries: Sequence[Entry], machine: MachineWish, jobs: int | None, seed: int) -> list[JobWish]:
-    return [
-        JobWish(
-            kernel=KernelWish(tree=entry.tree, variant=entry.variant, addons=entry.addons, jobs=jobs),
+    def wish(entry: Entry) -> JobWish:
+        return JobWish(
+            kernel=entry.kernel(kernel) if kernel.ready is None else kernel,
             machine=machine.on(entry.topology),
-            suites=entry.suites,
-            seed=seed,
+            suites=own.added_to(entry.suites),
+            seed=request.conduct.seed,
+            own=own,
         )
-        for entry in entries
-    ]
+
+    mine = shard(matrix.entries, *parse_shard(part)) if part is not None else matrix.entries
+    conduct = dataclasses.replace(
+        request.conduct,
+        about={"matrix": matrix.name, **({"shard": part} if part else {})},
+        elsewhere=tuple(cell_of(wish(entry)) for entry in matrix.entries if entry not in mine),
+    )
+    return dataclasses.replace(request, wishes=tuple(map(wish, mine)), conduct=conduct)
 
 
-def _given() -> dict[str, click.Parameter]:
-    """What the command line says itself, by name."""
-    context = click.get_current_context()
-    return {
-        str(parameter.name): parameter
-        for parameter in context.command.params
-        if context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
-    }
+def _with_ready(matrix: Matrix, kernel: KernelWish) -> Matrix:
+    """Return *matrix* with the finished *kernel* once on each topology, with all suites that run there."""
+    suites: dict[str, dict[str, None]] = {}
+    for entry in matrix.entries:
+        suites.setdefault(entry.topology, {}).update(dict.fromkeys(entry.suites))
+    every = tuple(dict.fromkeys(suite for names in suites.values() for suite in names))
+    runnable = planning.runnable(kernel, every)
+    entries = tuple(
+        Entry(
+            tree=None,
+            variant=kernel.variant,
+            addons=kernel.addons,
+            topology=topology,
+            suites=tuple(name for name in names if name in runnable),
+        )
+        for topology, names in suites.items()
+    )
+    return dataclasses.replace(matrix, entries=tuple(entry for entry in entries if entry.suites))
 
 
-_NOT_EMITTED = {"plan_only", "as_json", "shard", "junit", "accept"}
-"""Options that a CI file says itself, or that are about one run here."""
+_NOT_EMITTED = {"plan_only", "as_json", "part", "junit", "accept"}
+"""Options that the CI file sets itself, or that are only about a run on this host."""
 
 
 def _emit(service: str, matrix: Matrix, cases: Sequence[str], shards: int) -> int:
-    """Print the CI file for *service*; it says again every option that the command line says."""
+    """Print the CI file for *service*, with every option of the command line."""
     check_patterns(cases, tuple(dict.fromkeys(suite for entry in matrix.entries for suite in entry.suites)))
-    words: list[str] = []
-    for name, parameter in _given().items():
-        if name in _NOT_EMITTED:
-            raise UsageError(f"--emit prints a CI file, in which {parameter.opts[0]} has no place")
-        if isinstance(parameter, click.Option) and name not in ("emit", "shards"):
-            words += _words(parameter, click.get_current_context().params[name])
+    refuse_beside("--emit prints a CI file for other hosts", only=_NOT_EMITTED)
+    _, *words = repeated(without=("name", "emit", "shards"))
     for word in words:
         if word.startswith("/"):
-            output.tell(f"{word} must be there where the CI file is run")
+            output.tell(f"{word} must exist where the CI file is run")
     output.emit(recipe(service, matrix, words, shards).rstrip("\n"))
     return 0
 
 
-def _words(option: click.Option, value: object) -> list[str]:
-    """What says *option* with *value* on a command line."""
-    if option.is_flag:
-        return [option.opts[-1] if value else option.secondary_opts[-1]]
-    values = value if isinstance(value, tuple) else (value,)
-    return [word for one in values for word in (option.opts[-1], str(one))]
-
-
 _WITH_RESUME = {"resume", "deadline", "accept", "junit", "workers", "verbose", "as_json", "plan_only"}
-"""Options that say how to go on; all others are those of the run."""
+"""Options that may change on resume; all others are those of the run."""
 
 
 @contextlib.contextmanager
-def _resumed(name: str, until: float | None, junit: Path | None, accept: str | None) -> Iterator[Session]:
-    """A session that goes on with the run called *name*, which is ours alone meanwhile."""
+def _resumed(name: str, request: Request) -> Iterator[Request]:
+    """Lock the run called *name* and yield *request* with the options saved in that run, to resume it."""
     directory = Path(find_run(name).directory)
     with owned(directory):
-        # Only now: who had it before us may have come further.
-        run = load(directory)
+        # Read it only after locking it: its last owner may have finished more of it.
+        before = load(directory)
         wishes, conduct = load_wishes(directory)
-        yield Session(wishes, conduct.ending(until), junit=junit, goes_on=run, accept=accept)
+        conduct = dataclasses.replace(conduct, until=request.conduct.until)
+        yield dataclasses.replace(request, wishes=wishes, conduct=conduct, before=before)

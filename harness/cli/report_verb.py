@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vfio-harness report`: an earlier run once more, in any format."""
+"""`vfio-harness report`: show an earlier run, in any format."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from pathlib import Path
 
 import click
 
+from harness.base.output import emit, tolerant_stdout
 from harness.cli import options
-from harness.output import emit, tolerant_stdout
 from harness.report.console import show
-from harness.report.files import FORMATS, write
-from harness.results import RunStore
-from harness.session.background import find_run, see
+from harness.report.files import FORMATS, check_place, write
+from harness.results.store import RunStore
+from harness.session.reporting import find_run, see
 
 
 @click.command("report")
 @options.run_argument
-@click.option("--format", "form", type=click.Choice(list(FORMATS)), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), default="text")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
 @options.accept_option("RUN")
 def command(run: str | None, form: str, output: Path | None, accept: str | None) -> int:
     """Show the report of RUN (an id or a run's directory; the newest by default).
 
-    Exits as the run itself did.
+    Exits with the exit code of that run.
 
     \b
     Examples:
       vfio-harness report --format html -o report.html
       vfio-harness report --format markdown
     """
+    if output is not None:
+        check_place("--output", output)
     found = find_run(run)
     if accept is not None:
         with RunStore.open(Path(found.directory)) as store:

@@ -3,121 +3,125 @@
 
 from __future__ import annotations
 
-import sys
+import dataclasses
 from pathlib import Path
 
 import click
 
-from harness.cli import options, series_runs
-from harness.plan import Isolation
-from harness.session.engine import PytestOptions
-from harness.session.session import Session
-from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish
+from harness.base.errors import UsageError
+from harness.cli import options, patch_runs
+from harness.cli.given import given, refuse_beside, repeated
+from harness.session import planning
+from harness.session.pipeline import Request, build, check, collect, plan
+from harness.session.running import carry_out
+from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, OwnWish, PytestOptions
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
-@options.tree_option
+@options.kernel_wish
 @options.variant_option(multiple=True)
 @options.topology_option(multiple=True)
 @options.suite_option
-@options.case_option
-@options.kernel_options
+@options.own_options
 @options.machine_options
+@options.conduct_options(confirm=False)
 @options.keyword_option
 @click.option("-x", "exit_first", is_flag=True, help="Stop at the first bad result.")
-@click.option("--lf", "last_failed", is_flag=True, help="Only what failed last time.")
+@click.option(
+    "--lf", "last_failed", is_flag=True, help="Run only the cases that failed in this tree's last run."
+)
+@click.option(
+    "--affected",
+    is_flag=True,
+    help="Run only the cases that reach what changed since the last good run; needs a coverage map.",
+)
 @options.workers_option
-@options.isolation_option
-@options.confirm_option(default=False)
 @click.option(
     "--series",
-    type=click.Path(path_type=Path),
-    metavar="FILE|DIR",
-    help="Apply these patches (an mbox, or format-patch's directory) to --tree first, in the cache.",
+    metavar="FILE|DIR|MESSAGE-ID",
+    help="First apply these patches to a copy of --tree: an mbox, format-patch's directory, or a message-id, "
+    "which b4 fetches.  Replies and older versions are left out.",
 )
 @click.option("--each", is_flag=True, help="With --series: run after every patch, not only after the last.")
-@click.option("--collect-only", is_flag=True, help="Show what would run; boots nothing.")
-@click.option("-v", "verbose", is_flag=True, help="One line per case while it runs.")
+@click.option("--watch", is_flag=True, help="Run again each time a source file of --tree is saved.")
+@click.option("--about", multiple=True, hidden=True, metavar="KEY=VALUE", help="Record this with the run.")
+@click.option("--collect-only", is_flag=True, help="Show what would run; boot nothing.")
+@options.verbose_option
 @options.junit_option
-@options.seed_option
-@options.compare_option
-@options.known_issues_option
 @click.option("--json", "as_json", is_flag=True, help="Print the whole run as JSON on stdout at the end.")
-@click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- PYTEST_ARGS...]")
+@options.fold(
+    "pytest",
+    lambda keyword, **fields: PytestOptions(keyword=keyword or "", **fields),
+    *("keyword", "exit_first", "last_failed", "affected", "workers", "collect_only", "verbose", "extra"),
+)
 def command(
-    tree: str | None,
+    kernel: KernelWish,
     variants: tuple[str, ...],
     topologies: tuple[str, ...],
     suites: tuple[str, ...],
-    cases: tuple[str, ...],
-    addons: tuple[str, ...],
-    configs: tuple[Path, ...],
-    jobs: int | None,
+    own: OwnWish,
     machine: MachineWish,
-    keyword: str | None,
-    exit_first: bool,
-    last_failed: bool,
-    workers: int | None,
-    isolation: str,
-    confirm: bool,
-    series: Path | None,
+    conduct: Conduct,
+    pytest: PytestOptions,
+    series: str | None,
     each: bool,
-    collect_only: bool,
-    verbose: bool,
+    watch: bool,
+    about: tuple[str, ...],
     junit: Path | None,
-    seed: int,
-    compare: bool,
-    known_issues: Path | None,
     as_json: bool,
-    pytest_args: tuple[str, ...],
 ) -> int:
-    """Build, boot and test: every variant on every topology.
+    """Build, boot and test every variant on every topology.
 
-    Anything after `--` goes to pytest as it is.
+    Arguments after `--` are passed to pytest.
 
     \b
     Examples:
       vfio-harness run
       vfio-harness run --tree ~/linux --variant group-cdev --variant cdev -n 2
       vfio-harness run --topology iommu-intel --suite probes -k viommu -- --durations=5
+      vfio-harness run --program './mytest.c --fast' --needs noiommu-cdev,edu
       vfio-harness run --tree ~/linux@v7.3 --series v2.mbox --each
+      vfio-harness run --tree ~/linux --watch --case 'probes/nodes/*'
+      vfio-harness run --kernel ~/build --selftests ~/linux
     """
-    series_runs.check_each(series, each=each, as_json=as_json, junit=junit, collect=collect_only)
+    if watch:
+        refuse_beside("--watch starts a run for each save", only=_NOT_WATCHED)
+        from harness.cli.watch_runs import watch_tree
+
+        return watch_tree(kernel.tree, repeated(without=("watch",)))
+    conduct = dataclasses.replace(conduct, about={**conduct.about, **_facts(about)})
+    patch_runs.check_each(series, each=each, as_json=as_json, junit=junit, collect=pytest.collect_only)
     if series is not None:
-        repository, patches = series_runs.apply(tree, series)
+        repository, patches = patch_runs.apply(kernel.tree, series)
         if each:
-            return series_runs.run_each(repository, patches, series_runs.without_series(sys.argv[1:]))
-        tree = series_runs.spec_of(repository, patches[-1])
-    kernels = [
-        KernelWish(tree=tree, variant=v, addons=addons, configs=configs, jobs=jobs)
-        for v in dict.fromkeys(variants)
-    ]
-    wishes = [
-        JobWish(kernel=kernel, machine=machine.on(topology), suites=tuple(dict.fromkeys(suites)), seed=seed)
-        for kernel in kernels
+            words = repeated(without=("tree", "series", "each"))
+            return patch_runs.run_each(repository, patches, words)
+        kernel = dataclasses.replace(kernel, tree=patch_runs.spec_of(repository, patches[-1]))
+    kernel = planning.take_ready(kernel)
+    chosen = planning.runnable(kernel, options.suites_with(own, suites), strict="suites" in given())
+    wishes = tuple(
+        JobWish(
+            kernel=kernel.of(variant),
+            machine=machine.on(topology),
+            suites=chosen,
+            seed=conduct.seed,
+            own=own,
+        )
+        for variant in dict.fromkeys(variants)
         for topology in dict.fromkeys(topologies)
-    ]
-    passed_on = PytestOptions(
-        keyword=keyword,
-        exit_first=exit_first,
-        last_failed=last_failed,
-        workers=workers,
-        collect_only=collect_only,
-        verbose=verbose,
-        extra=pytest_args,
     )
-    conduct = Conduct(
-        cases=cases,
-        seed=seed,
-        isolation=Isolation(isolation),
-        confirm=confirm,
-        compare=compare,
-        known_issues=known_issues,
-    )
-    session = Session(wishes, conduct, junit=junit)
-    session.check(keyword or "")
-    session.prepare(expect=not collect_only)
-    if collect_only:
-        return session.collect(passed_on)
-    session.build()
-    return session.test(passed_on, as_json)
+    request = Request(wishes=wishes, conduct=conduct, pytest=pytest, junit=junit)
+    planned = plan(check(request), expect=not pytest.collect_only)
+    return collect(planned) if pytest.collect_only else carry_out(build(planned), as_json=as_json)
+
+
+_NOT_WATCHED = ("series", "each", "as_json", "collect_only")
+"""Parameters that make no sense beside --watch."""
+
+
+def _facts(about: tuple[str, ...]) -> dict[str, str]:
+    for fact in about:
+        if "=" not in fact:
+            raise UsageError(f"--about {fact}: it has no =", hint="--about KEY=VALUE")
+    return dict(fact.split("=", 1) for fact in about)

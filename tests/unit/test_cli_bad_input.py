@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Wrong input is answered with one sentence, the nearest right spelling and the right exit code."""
+"""Wrong input gets one sentence, the closest name and the right exit code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import process
-from harness.errors import ExitCode
+from harness.base import process
+from harness.base.errors import ExitCode
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ RUN = ("run", "--accel", "tcg", "--tree", "/nonexistent")
         (("run", "--accel", "kwm"), "'kwm' is not one of 'auto', 'kvm', 'tcg'"),
         (("run", "--cpus", "0"), "0 is not in the range"),
         (("gc",), "say what to keep"),
-        (("gc", "--max-size", "lots"), "'lots' is no size"),
+        (("gc", "--max-size", "lots"), "'lots' is not a size"),
         (("list", "variantz"), "'variantz' is not one of"),
         (("report",), "there are no runs in"),
         (("report", "x"), "there is no run 'x'"),
@@ -86,15 +86,16 @@ def test_fragment_with_a_syntax_error(cli: Path) -> None:
 
 
 def test_qemu_that_is_not_there(cli: Path) -> None:
-    """A missing QEMU is the host's trouble, with the command that mends it."""
+    """A missing QEMU is infrastructure; the hint is about the path that was given."""
     done = harness(*RUN, "--qemu", "/nonexistent/qemu")
     assert "/nonexistent/qemu: No such file" in done.stderr
-    assert "doctor --fix" in done.stderr
+    assert "give --qemu" in done.stderr
+    assert "doctor --fix" not in done.stderr
     assert done.status == ExitCode.INFRA
 
 
 def test_qemu_that_is_too_old(cli: Path) -> None:
-    """An ancient QEMU is refused with its version and what is needed."""
+    """A QEMU that is too old is refused with both versions."""
     fake = cli / "qemu"
     fake.write_text("#!/bin/sh\necho QEMU emulator version 5.2.0\n")
     fake.chmod(0o755)
@@ -118,7 +119,7 @@ def test_qemu_without_igb(cli: Path) -> None:
 
 
 def test_a_run_directory_that_cannot_be_written(cli: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where results cannot be kept the harness says so instead of running into it at the end."""
+    """A run directory that cannot be written is refused at the start."""
     (cli / "file").write_text("")
     monkeypatch.setenv("VFIO_HARNESS_RUNS", str(cli / "file" / "runs"))
     done = harness("report")
@@ -133,7 +134,7 @@ def test_no_colour_when_not_a_terminal(cli: Path) -> None:
 
 
 def test_help_of_every_verb(cli: Path) -> None:
-    """Every verb explains itself."""
+    """Every verb has a help text."""
     for verb in ("run", "build", "shell", "list", "report", "compare", "history", "doctor", "gc"):
         done = harness(verb, "--help", cwd=cli)
         assert done.ok
@@ -150,3 +151,73 @@ def test_completion_knows_variants(cli: Path) -> None:
     program = Path(sys.executable).with_name("vfio-harness")
     done = process.run([os.fspath(program)], env=words)
     assert "plain,group-cdev" in done.stdout
+
+
+def test_a_fact_without_a_value(cli: Path) -> None:
+    done = harness("run", "--about", "x", cwd=cli)
+    assert done.stderr == "error: --about x: it has no =\n  --about KEY=VALUE\n"
+    assert done.status == 2
+
+
+def test_a_series_without_a_tree(cli: Path) -> None:
+    """It is asked for the tree, not told about a repository in the current directory."""
+    done = harness("run", "--series", "x.mbox", cwd=cli)
+    assert "--series needs the tree that its patches apply to" in done.stderr
+    assert "--tree" in done.stderr
+    assert done.status == ExitCode.USAGE
+
+
+def test_a_report_into_a_missing_directory(cli: Path) -> None:
+    """`report -o` and --junit-xml refuse it in the same words, and make nothing."""
+    there = cli / "none"
+    for words in (("report", "-o", str(there / "x.html")), (*RUN, "--junit-xml", str(there / "x.xml"))):
+        done = harness(*words)
+        assert f"there is no directory {there}" in done.stderr
+        assert done.status == ExitCode.USAGE
+    assert not there.exists()
+
+
+@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", "<&- >&- 2>&-", "2>&1 | true", ">/dev/full 2>&1"])
+def test_nobody_listens(cli: Path, streams: str) -> None:
+    """An error that cannot be printed keeps its exit code."""
+    words = " ".join((sys.executable, "-m", "harness", *RUN, "--json"))
+    done = process.run(["bash", "-c", f"({words}; echo $? >status) {streams}"], cwd=cli)
+    assert (cli / "status").read_text() == f"{int(ExitCode.USAGE)}\n"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("list", "variants"), ("list", "variants", "--json"), ("--help",)])
+def test_a_full_disk_is_the_hosts_fault(cli: Path, words: tuple[str, ...]) -> None:
+    """Output that cannot be written is an error of one sentence, with --json too."""
+    words = (sys.executable, "-m", "harness", *words)
+    done = process.run(["bash", "-c", f"{' '.join(words)} >/dev/full"], cwd=cli)
+    assert "error: cannot write the standard output: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.status == ExitCode.INFRA
+
+
+def test_a_closed_stream_is_no_file_of_ours(cli: Path) -> None:
+    """The number of a closed stream is taken at once, so that no file that is opened later gets output."""
+    code = (
+        "import os; from harness.base import output; output.open_standard_streams();"
+        "assert os.open('/', 0) > 2; print('x', flush=True)"
+    )
+    done = process.run(["bash", "-c", f'{sys.executable} -c "{code}" <&- >&- 2>&-'])
+    assert done.ok
+
+
+def test_a_directory_that_was_removed(cli: Path) -> None:
+    """No relative path means anything there, and that is no bug of ours."""
+    words = f"cd {cli} && mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m harness list variants"
+    done = process.run(["bash", "-c", words])
+    assert "error: the current directory cannot be used: No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.status == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("python", ["PYTHONOPTIMIZE=2 {}", "{} -OO"])
+def test_a_python_that_leaves_out_docstrings(cli: Path, python: str) -> None:
+    """They hold the promises of the cases."""
+    done = process.run(["bash", "-c", f"{python.format(sys.executable)} -m harness list cases"])
+    assert done.ok, done.stderr
+    assert "probes/get_pa/gap_ends_the_length" in done.stdout

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 from kernel_fake_tree import make_fake_tree
 
+from harness.base.errors import ExitCode, NotApplicable
 from harness.cli.build_verb import command
-from harness.errors import ExitCode, NotApplicable
 
 TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
 pytestmark = pytest.mark.skipif(
@@ -27,7 +27,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_that_cannot_be_costs_no_other(source: Path) -> None:
-    """What the tree cannot express is told, and the variants after it are built."""
+    """A variant that the tree cannot express is reported, and the next ones are built."""
     words = ["--tree", str(source), "--variant", "noiommu-cdev", "--variant", "cdev", "--json"]
     done = CliRunner().invoke(command, words, standalone_mode=False)
     assert done.return_value == ExitCode.KERNEL
@@ -36,6 +36,6 @@ def test_one_that_cannot_be_costs_no_other(source: Path) -> None:
 
 
 def test_one_alone_is_an_error(source: Path) -> None:
-    """It is what the command came to."""
+    """A single variant that cannot be built is the error of the command."""
     done = CliRunner().invoke(command, ["--tree", str(source), "--variant", "noiommu-cdev"])
     assert isinstance(done.exception, NotApplicable)

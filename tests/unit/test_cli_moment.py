@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Moments as people write them."""
+"""Times as people write them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import datetime
 
 import pytest
 
+from harness.base.errors import UsageError
 from harness.cli.moment import parse_moment
-from harness.errors import UsageError
 
 NOW = datetime.datetime(2026, 11, 25, 22, 15, tzinfo=datetime.UTC)
 
@@ -30,7 +30,7 @@ NOW = datetime.datetime(2026, 11, 25, 22, 15, tzinfo=datetime.UTC)
     ],
 )
 def test_moments(text: str, moment: str) -> None:
-    """Spans count from now, a bare time is its next one."""
+    """A span counts from now; a bare time is its next occurrence."""
     assert f"{parse_moment(text, NOW).astimezone(datetime.UTC):%Y-%m-%d %H:%M}" == moment
 
 
@@ -47,5 +47,5 @@ def test_past() -> None:
 
 @pytest.mark.parametrize("text", ["0h", "0m", "0h0m", "99999999999h", "999999999999h"])
 def test_spans_that_end_never_or_now(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is no time at all|is beyond every calendar"):
+    with pytest.raises(UsageError, match=r"is zero|is out of range"):
         parse_moment(text, NOW)

@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 from history_runs import GOOD, INPUTS, case, make_run
 
-from harness import process
-from harness.errors import ExitCode, UsageError
-from harness.results import Outcome, exit_code, load
-from harness.session import background
+from harness.base import process
+from harness.base.errors import ExitCode, UsageError
+from harness.results import Outcome, reach_verdict
+from harness.results.store import load
+from harness.session import reporting
 from harness.suites import known
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A good run, a worse one and a case that vanished after it."""
+    """Make a good run, a worse one, and one that lacks a case."""
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path / "runs"))
     root = tmp_path / "runs"
@@ -40,7 +41,7 @@ def harness(*words: str) -> process.Completed:
 
 
 def test_list_runs(runs: Path) -> None:
-    """Newest first, each with its verdict in the light of the others, as text and as JSON."""
+    """The newest is first, each with its verdict, as text and as JSON."""
     (runs / "broken").mkdir()
     (runs / "broken" / "results.sqlite").write_bytes(b"rubbish" * 999)
     done = harness("list", "runs")
@@ -49,14 +50,14 @@ def test_list_runs(runs: Path) -> None:
         ["run02", "bad"],
         ["run01", "good"],
     ]
-    assert "4 cases in 1 job: 1 FAIL, 1 XFAIL, 1 PASS, 1 SKIP" in done.stdout
+    assert "4 cases in 1 job: 1 FAIL, 1 XFAIL, 1 PASS, 1 SKIP; tree not recorded" in done.stdout
     assert "is damaged" in done.stdout
     plain = json.loads(harness("list", "runs", "--json").stdout)
     assert [row["exit_code"] for row in plain[:3]] == ["0", "1", "0"]
 
 
 def test_compare(runs: Path) -> None:
-    """The exit code says whether the second is worse; ids, directories and JSON are all understood."""
+    """The exit code says whether the second is worse; ids and directories are understood."""
     worse = harness("compare", "run01", "run02")
     assert worse.status == ExitCode.CASE_FAILED
     assert worse.stdout.endswith("WORSE: 1 new failure\n")
@@ -69,7 +70,7 @@ def test_compare(runs: Path) -> None:
 
 
 def test_history(runs: Path) -> None:
-    """One case in full, a pattern in short, the nearest name for a typo."""
+    """One case is shown in full, a pattern in short; a typo gets the closest name."""
     one = harness("history", "kselftest:vfio/edu/a")
     assert "debian:7.3 cdev edu: .F.  (3 runs: 1 FAIL, 2 PASS)" in one.stdout
     assert "run02 7.3.4 aa: FAIL" in one.stdout
@@ -81,7 +82,7 @@ def test_history(runs: Path) -> None:
 
 
 def test_report_in_the_light_of_the_others(runs: Path) -> None:
-    """The report of an old run says what had changed, and exits as it did."""
+    """The report of an old run shows what had changed, and has its exit code."""
     done = harness("report", "run02")
     assert done.status == ExitCode.CASE_FAILED
     assert "compared with run01: 1 new failure" in done.stdout
@@ -91,7 +92,7 @@ def test_report_in_the_light_of_the_others(runs: Path) -> None:
 
 
 def test_a_run_that_was_judged_by_itself(runs: Path) -> None:
-    """What --no-compare made good stays good when it is reported or listed."""
+    """A run with --no-compare stays good when it is reported or listed."""
     make_run(runs, 4, {"a": Outcome.PASS}, inputs=dataclasses.replace(INPUTS, compare=False))
     done = harness("report")
     assert done.ok
@@ -100,16 +101,16 @@ def test_a_run_that_was_judged_by_itself(runs: Path) -> None:
 
 
 def test_unfinished_run_is_not_accepted(runs: Path) -> None:
-    """What it never came to would be taken for gone, and not be missed any more."""
+    """Cases that an unfinished run did not reach are not accepted as gone."""
     make_run(runs, 4, {"a": Outcome.PASS}, state=None)
     done = harness("report", "run04", "--accept", "it is meant")
     assert done.status == ExitCode.USAGE
-    assert "the run did not come to its end: nothing of it can be accepted" in done.stderr
+    assert "the run is not finished, so nothing of it can be accepted" in done.stderr
     assert load(runs / "run04").accepted == ""
 
 
 def test_accepting_a_loss(runs: Path) -> None:
-    """A loss is bad until somebody says why it is meant."""
+    """Lost coverage is bad until it is accepted with a reason."""
     make_run(runs, 4, {"a": Outcome.PASS})
     done = harness("report")
     assert done.status == ExitCode.CASE_FAILED
@@ -121,15 +122,15 @@ def test_accepting_a_loss(runs: Path) -> None:
 
 
 def test_a_run_can_be_judged_by_itself(runs: Path) -> None:
-    """As a bisect must, which goes back to where cases did not apply yet."""
+    """Without a comparison, cases that are newly skipped are not bad, as bisect needs it."""
     run = load(make_run(runs, 4, {"a": Outcome.PASS, "b": Outcome.SKIP}))
-    alone, among = background.see(run, compare=False), background.see(run)
-    assert exit_code(run, alone.background.comparison) is ExitCode.GOOD
-    assert exit_code(run, among.background.comparison) is ExitCode.CASE_FAILED
+    alone, among = reporting.see(run, compare=False), reporting.see(run)
+    assert reach_verdict(run, alone.background.comparison).exit_code is ExitCode.GOOD
+    assert reach_verdict(run, among.background.comparison).exit_code is ExitCode.CASE_FAILED
 
 
 def test_a_history_from_the_future(runs: Path) -> None:
-    """What needs the history refuses with one sentence; a report goes on without it, and is not good."""
+    """list and history refuse it in one sentence; a report works, but is not good."""
     harness("list", "runs")
     connection = sqlite3.connect(runs / "history.sqlite")
     connection.execute("PRAGMA user_version = 99")
@@ -139,37 +140,37 @@ def test_a_history_from_the_future(runs: Path) -> None:
         assert done.status == ExitCode.USAGE
         assert "history.sqlite was written by a newer vfio-harness" in done.stderr
     # A run that ends now would not be known to be good; one that is bad is bad.
-    assert background.see(load(runs / "run01")).exit_code is ExitCode.INFRA
-    assert background.see(load(runs / "run02")).exit_code is ExitCode.CASE_FAILED
+    assert reporting.see(load(runs / "run01")).exit_code is ExitCode.INFRA
+    assert reporting.see(load(runs / "run02")).exit_code is ExitCode.CASE_FAILED
     done = harness("report", "run01")
     assert done.status == ExitCode.INFRA
-    assert "note: earlier runs are not taken into account" in done.stdout
+    assert "note: not compared with earlier runs" in done.stdout
     refused = harness("run", "--accel", "tcg", "--tree", "/nonexistent")
     assert refused.status == ExitCode.USAGE
     assert "newer vfio-harness" in refused.stderr
 
 
 def test_a_corrupt_history(runs: Path) -> None:
-    """It is moved aside with one sentence, and the answer is the same."""
+    """It is moved away with one sentence and made again."""
     before = harness("list", "runs").stdout
     (runs / "history.sqlite").write_bytes(b"rubbish" * 999)
     done = harness("list", "runs")
     assert (done.ok, done.stdout) == (True, before)
     assert len(done.stderr.splitlines()) == 1
-    assert "made anew from the run directories" in done.stderr
+    assert "rebuilt from the run directories" in done.stderr
 
 
 def test_corrupt_known_issues(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A run is refused before it begins; finished results are reported all the same, with a note."""
+    """A new run is refused; finished results are reported with a note."""
     path = tmp_path / "known-issues.yaml"
     path.write_text("issues:\n  - case: [\n")
     monkeypatch.setattr(known, "_SHIPPED", path)
     known.shipped_issues.cache_clear()
     try:
         with pytest.raises(UsageError, match=r"known-issues\.yaml:\d+: not valid YAML"):
-            background.check_history()
-        found = background.see(load(runs / "run01"))
-        assert found.trouble is None
+            reporting.check_history()
+        found = reporting.see(load(runs / "run01"))
+        assert len(found.background.notes) == 1
         assert "the known issues cannot be read" in found.background.notes[0]
     finally:
         known.shipped_issues.cache_clear()
@@ -177,7 +178,7 @@ def test_corrupt_known_issues(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.parametrize("words", [("report",), ("matrix", "--resume"), ("compare", "run01")])
 def test_runs_that_cannot_be_read(runs: Path, words: tuple[str, ...]) -> None:
-    """They are there, and it is said what is wrong with them, as in the list of runs."""
+    """They are listed with what is wrong with them."""
     (runs / "run02" / "results.sqlite").write_bytes(b"rubbish" * 999)
     with contextlib.closing(sqlite3.connect(runs / "run03" / "results.sqlite")) as connection:
         connection.execute("PRAGMA user_version = 99")
@@ -191,8 +192,18 @@ def test_runs_that_cannot_be_read(runs: Path, words: tuple[str, ...]) -> None:
 
 
 def test_no_runs_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing was run yet the verbs say so."""
+    """The verbs say that there are no runs."""
     monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path / "runs"))
     assert harness("list", "runs").stdout.strip() == ""
     assert "there are no runs in" in harness("history", "x").stderr
     assert "there is no run 'a'" in harness("compare", "a", "b").stderr
+
+
+def test_runs_name_their_tree(runs: Path) -> None:
+    """As text without the digest of its files, as JSON with it."""
+    inputs = dataclasses.replace(INPUTS, tree=f"v7.3-2-gdeadbeef {'ab' * 32}")
+    make_run(runs, 4, inputs=inputs)
+    first = harness("list", "runs").stdout.splitlines()[0]
+    assert first.startswith("run04")
+    assert first.endswith("; v7.3-2-gdeadbeef")
+    assert json.loads(harness("list", "runs", "--json").stdout)[0]["tree"] == inputs.tree

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from harness import doctor, process
-from harness.doctor import Finding, State
-from harness.errors import InfraError
-from harness.kernel import debian, hostneeds, make
-from harness.kernel.hostneeds import BUILD_TOOLS, KERNEL_NEEDS, HostNeed
-from harness.process import Completed
+from harness.base import process
+from harness.base.errors import InfraError
+from harness.base.process import Completed
+from harness.cli import doctor
+from harness.cli.doctor import Check, CheckState
+from harness.kernel import debian, hostneeds
+from harness.kernel.hostneeds import KERNEL_NEEDS, HostNeed, build_needs, require_build_tools
+from harness.kernel.toolchain import GCC
 
 OPTIONS = {"-y", "--no-install-recommends", "-q", "env", "DEBIAN_FRONTEND=noninteractive"}
 
@@ -23,6 +25,7 @@ class FakeApt:
 
     def __init__(self, qemu: str = "1:10.0.2+ds-2", status: int = 0) -> None:
         self.qemu, self.status = qemu, status
+        self.clang = "1:19.0-63"
         self.asked: list[list[str]] = []
 
     def run_foreground(self, argv: Sequence[str]) -> int:
@@ -31,6 +34,10 @@ class FakeApt:
         return self.status
 
     def run(self, argv: Sequence[str], **_more: object) -> Completed:
+        if argv[1:] == ["policy", "clang"]:
+            return Completed(tuple(argv), 0, f"clang:\n  Candidate: {self.clang}\n", "")
+        if argv[1] == "pkgnames":
+            return Completed(tuple(argv), 0, "clang-16\nclang-19-doc\nclang-tidy\nclang-19\nclang-9\n", "")
         return Completed(tuple(argv), 0, f"qemu-system-x86:\n  Candidate: {self.qemu}\n", "")
 
     @property
@@ -50,26 +57,63 @@ def apt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApt:
     return fake
 
 
-def finding(state: State, *packages: str) -> Finding:
-    return Finding(name="x", state=state, detail="", packages=packages)
+def check(state: CheckState, *packages: str) -> Check:
+    return Check(name="x", state=state, detail="", packages=packages)
 
 
 def test_packages_each_once_and_only_for_what_is_wrong() -> None:
     """Two needs of one package install it once; what is there installs nothing."""
-    findings = [
-        finding(State.MISSING, "gcc", "libc6-dev"),
-        finding(State.WARNING, "git"),
-        finding(State.OK, "make"),
-        finding(State.MISSING, "gcc"),
-        finding(State.WARNING),
+    checks = [
+        check(CheckState.MISSING, "gcc", "libc6-dev"),
+        check(CheckState.WARNING, "git"),
+        check(CheckState.OK, "make"),
+        check(CheckState.MISSING, "gcc"),
+        check(CheckState.WARNING),
     ]
-    assert doctor.packages_for(findings) == ("gcc", "libc6-dev", "git")
+    assert doctor.packages_for(checks) == ("gcc", "libc6-dev", "git")
 
 
 def test_lists_are_refreshed_before_packages_are_installed(apt: FakeApt) -> None:
     """One update, one install."""
     doctor.fix(["flex", "bison"])
     assert apt.verbs == ["apt-get update", "apt-get install flex bison"]
+
+
+def test_a_compiler_of_the_release_when_linux_takes_it(apt: FakeApt) -> None:
+    doctor.fix(["clang", "libc6-dev", "lld"])
+    assert apt.verbs == ["apt-get update", "apt-get install clang libc6-dev lld"]
+
+
+def test_the_newest_compiler_where_the_releases_is_too_old(apt: FakeApt) -> None:
+    """Debian 12 has clang 14 and clang-19: the whole toolchain comes in one version."""
+    apt.clang = "1:14.0-55.7~deb12u1"
+    doctor.fix(["clang", "libc6-dev"])
+    assert apt.verbs == ["apt-get update", "apt-get install clang-19 lld-19 llvm-19 libc6-dev"]
+
+
+def test_a_toolchain_is_looked_for_besides_the_default_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {check.name for check in doctor.examine()}
+    found = [check for check in doctor.examine(["gcc", "llvm-99"]) if check.name not in known]
+    assert [check.name for check in found] == [
+        f"{name} of llvm-99" for name in ("C compiler", "linker", "object tools")
+    ]
+    assert all("--toolchain llvm-99" in check.cost for check in found)
+    assert doctor.packages_for(found) == ("clang-99", "libc6-dev", "lld-99", "llvm-99")
+
+
+@pytest.mark.parametrize(("name", "packages"), [("llvm", ("clang", "libc6-dev")), ("llvm-14", ())])
+def test_a_toolchain_that_is_too_old(
+    monkeypatch: pytest.MonkeyPatch, name: str, packages: tuple[str, ...]
+) -> None:
+    """A warning: an older tree may take it.  One that was named with its version is not replaced."""
+    monkeypatch.setattr("harness.base.process.find_tool", lambda name, **_: f"/usr/bin/{name}")
+    monkeypatch.setattr(hostneeds, "find_tool", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("harness.kernel.toolchain._version", lambda _: "Debian clang version 14.0.6")
+    compiler, *others = doctor._toolchain(name)
+    assert (compiler.state, compiler.packages) == (CheckState.WARNING, packages)
+    assert "14.0.6" in compiler.detail
+    assert "before version 17" in compiler.cost
+    assert {check.state for check in others} == {CheckState.OK}
 
 
 @pytest.mark.parametrize("version", ["1:8.0+dfsg-1", "1:10.0.2+ds-2"])
@@ -148,25 +192,28 @@ def test_everything_that_is_looked_for() -> None:
 @pytest.mark.parametrize(
     ("need", "state"),
     [
-        (HostNeed(name="a", programs=("no-such", "sh"), packages=("p",), cost="c"), State.OK),
-        (HostNeed(name="a", programs=("no-such",), packages=("p",), cost="c"), State.MISSING),
-        (HostNeed(name="a", programs=("no-such",), packages=("p",), cost="c", vital=False), State.WARNING),
-        (HostNeed(name="a", header="no/such.h", packages=("p",), cost="c"), State.MISSING),
-        (HostNeed(name="a", file=Path("/no/such"), packages=("p",), cost="c"), State.MISSING),
-        (HostNeed(name="a", file=Path("/proc/version"), packages=("p",), cost="c"), State.OK),
+        (HostNeed(name="a", programs=("no-such", "sh"), packages=("p",), cost="c"), CheckState.OK),
+        (HostNeed(name="a", programs=("no-such",), packages=("p",), cost="c"), CheckState.MISSING),
+        (
+            HostNeed(name="a", programs=("no-such",), packages=("p",), cost="c", vital=False),
+            CheckState.WARNING,
+        ),
+        (HostNeed(name="a", header="no/such.h", packages=("p",), cost="c"), CheckState.MISSING),
+        (HostNeed(name="a", file=Path("/no/such"), packages=("p",), cost="c"), CheckState.MISSING),
+        (HostNeed(name="a", file=Path("/proc/version"), packages=("p",), cost="c"), CheckState.OK),
     ],
 )
-def test_a_need_is_looked_for(need: HostNeed, state: State) -> None:
+def test_a_need_is_looked_for(need: HostNeed, state: CheckState) -> None:
     """A program, a header or a file; what only some trees need is no more than a warning."""
     found = doctor._look(need)
     assert found.state is state
-    assert found.packages == (() if state is State.OK else ("p",))
+    assert found.packages == (() if state is CheckState.OK else ("p",))
 
 
 def test_a_build_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The build reads the same table, so it and doctor never disagree."""
     monkeypatch.setattr(hostneeds, "find_tool", lambda name: None if name in ("gcc", "bc") else name)
     with pytest.raises(InfraError, match="a kernel build needs gcc, bc") as caught:
-        make.find_toolchain()
+        require_build_tools(GCC)
     assert "install gcc libc6-dev bc," in (caught.value.hint or "")
-    assert set(BUILD_TOOLS) <= set(KERNEL_NEEDS)
+    assert set(build_needs(GCC)) <= set(KERNEL_NEEDS)

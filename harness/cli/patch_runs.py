@@ -1,53 +1,60 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`run --series`: the same run on a tree with patches applied, at their end or after each of them."""
+"""`run --series`: run on a tree with patches applied, after the last or after each of them."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import itself, process
-from harness.cli.asking import repository_of
-from harness.deadline import Deadline
-from harness.errors import ExitCode, UsageError
+from harness.base import itself
+from harness.base.deadline import Deadline
+from harness.base.errors import ExitCode, UsageError
+from harness.base.output import emit, tell
+from harness.cli.bisect_options import repository_of
 from harness.kernel import gittree
-from harness.kernel.series import Patch, apply_series
-from harness.output import emit, tell
-
-_END_SECONDS = 60.0
-"""How long a run that is interrupted has to stop its VMs and to write its report."""
+from harness.kernel.patches import Patch, apply_patches
+from harness.kernel.series import fetch_thread, is_message_id
+from harness.kernel.trees import is_linux
 
 _WORST_FIRST = (ExitCode.INTERRUPTED, ExitCode.CASE_FAILED, ExitCode.USAGE, ExitCode.INFRA, ExitCode.KERNEL)
 
 
 def base_of(tree: str | None) -> tuple[Path, str]:
-    """The repository and the commit that --tree names for a series."""
+    """Return the repository and the commit that --tree names."""
     directory, at, ref = (tree or "").rpartition("@")
     if at and not Path(tree or "").is_dir():
         return repository_of(directory or "."), ref
     return repository_of(tree), "HEAD"
 
 
-def apply(tree: str | None, series: Path) -> tuple[Path, tuple[Patch, ...]]:
-    """The repository, and the patches of *series* as commits in it."""
+def apply(tree: str | None, series: str) -> tuple[Path, tuple[Patch, ...]]:
+    """Return the repository, and the patches of *series*, a path or a message-id, as commits in it."""
+    if tree is None and not is_linux(Path.cwd()):
+        raise UsageError(
+            "--series needs the tree that its patches apply to",
+            hint="give --tree a git repository of Linux, or DIR@REF",
+        )
     repository, base = base_of(tree)
     gittree.repository_root(repository)
     if base == "HEAD" and gittree.has_changes(repository):
-        tell(f"{repository} has local changes, which are in no commit: the series is applied without them")
-    patches = apply_series(repository, base, series)
+        tell(f"{repository} has uncommitted changes: the series is applied without them")
+    with tempfile.TemporaryDirectory(prefix="vfio-harness-thread-") as place:
+        path = fetch_thread(series, Path(place)) if is_message_id(series) else Path(series)
+        patches = apply_patches(repository, base, path)
     for number, patch in enumerate(patches, 1):
         tell(f"applied {number}/{len(patches)}: {patch.commit[:12]} {patch.subject}")
     return repository, patches
 
 
 def spec_of(repository: Path, patch: Patch) -> str:
-    """What --tree must say for the tree with the patches up to *patch*."""
+    """Return the --tree of the tree with the patches up to *patch*."""
     return f"{repository}@{patch.commit}"
 
 
 def run_each(repository: Path, patches: Sequence[Patch], argv: Sequence[str]) -> ExitCode:
-    """Run what *argv* asks for after each patch, in a process of its own; the worst exit code."""
+    """Run *argv* after each patch, in a process of its own; return the worst exit code."""
     ended: list[tuple[Patch, ExitCode]] = []
     for number, patch in enumerate(patches, 1):
         tell(f"after patch {number}/{len(patches)}: {patch.subject}")
@@ -56,54 +63,37 @@ def run_each(repository: Path, patches: Sequence[Patch], argv: Sequence[str]) ->
         if status == ExitCode.INTERRUPTED:
             break
     for number, (patch, status) in enumerate(ended, 1):
-        emit(f"{number}/{len(patches)} {patch.commit[:12]} {_word(status):<12} {patch.subject}")
+        emit(f"{number}/{len(patches)} {patch.commit[:12]} {_word(status):<14} {patch.subject}")
     statuses = {status for _patch, status in ended}
     return next((code for code in _WORST_FIRST if code in statuses), ExitCode.GOOD)
 
 
 def _word(code: ExitCode) -> str:
     words = {ExitCode.GOOD: "good", ExitCode.CASE_FAILED: "bad", ExitCode.KERNEL: "untestable"}
-    return words.get(code, "our fault")
+    return words.get(code, "infrastructure")
 
 
 def _meaning(status: int | None) -> ExitCode:
-    """What a child's exit *status* means; one that is none of ours, or a signal's, says nothing good."""
+    """Return what a child's exit *status* means; infrastructure, if it is not one of ours."""
     return ExitCode(status) if status in tuple(ExitCode) else ExitCode.INFRA
 
 
 def _run(words: Sequence[str]) -> int | None:
     sys.stdout.flush()
-    argv, env = itself.argv(words), itself.env()
-    with process.spawn(
-        argv, env=env, stdout=None, stderr=None, whole_group=True, stop_seconds=_END_SECONDS
-    ) as child:
+    with itself.started(words) as child:
         child.wait(Deadline.after(itself.LONGEST_RUN_SECONDS))
         return child.status
 
 
-def without_series(argv: Sequence[str]) -> list[str]:
-    """*argv*, a verb and its options, less what is about the series and the tree."""
-    kept: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word == "--":
-            kept += [word, *words]
-        elif word in ("--series", "--tree"):
-            next(words, None)
-        elif word != "--each" and not word.startswith(("--series=", "--tree=")):
-            kept.append(word)
-    return kept
-
-
-def check_each(series: Path | None, *, each: bool, as_json: bool, junit: Path | None, collect: bool) -> None:
-    """Refuse options that go together badly."""
+def check_each(series: str | None, *, each: bool, as_json: bool, junit: Path | None, collect: bool) -> None:
+    """Refuse combinations of options that make no sense."""
     if series is None:
         if each:
-            raise UsageError("--each says how to run a series", hint="add --series FILE|DIR")
+            raise UsageError("--each needs a series", hint="add --series FILE|DIR|MESSAGE-ID")
         return
     if each and (as_json or junit is not None):
         raise UsageError(
-            "--each makes one run after another, each with its own report",
+            "--each starts one run per patch, each with its own report",
             hint="leave --json and --junit-xml out: run.json and junit.xml are in every run's directory",
         )
     if each and collect:

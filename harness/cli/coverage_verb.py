@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`vfio-harness coverage`: which lines of the kernel a run reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.base.errors import UsageError
+from harness.base.output import emit
+from harness.cli import options
+from harness.cli.given import refuse_beside
+from harness.session import coverage
+
+
+@click.command("coverage")
+@options.run_argument
+@click.option("--line", "place", metavar="FILE:LINE|FILE:FUNCTION", help="Name the cases that reach it.")
+@click.option("--missing", is_flag=True, help="List the lines that no case reached.")
+@click.option("--all", "everything", is_flag=True, help="With --missing: not only of the no-IOMMU code.")
+@click.option(
+    "--diff",
+    "revision",
+    is_flag=False,
+    flag_value="HEAD",
+    metavar="[REV]",
+    help="Show which lines that the run's tree changed since REV (default: HEAD) ran, and by which cases.",
+)
+@click.option(
+    "--html", type=click.Path(path_type=Path, file_okay=False), help="Write HTML pages to this directory."
+)
+@click.option("--lcov", type=click.Path(path_type=Path, dir_okay=False), help="Write an lcov tracefile.")
+@click.option("--again", is_flag=True, help="Decode the counters of the run again.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def command(
+    run: str | None,
+    place: str | None,
+    missing: bool,
+    everything: bool,
+    revision: str | None,
+    html: Path | None,
+    lcov: Path | None,
+    again: bool,
+    as_json: bool,
+) -> int:
+    """Show which lines and branches RUN reached (id or directory; default: the newest with coverage).
+
+    A run has coverage if its kernel was built with counters: run --with gcov.  HTML pages and an lcov
+    tracefile are in its directory.  docs/coverage.md says what counts as no-IOMMU code.
+
+    \b
+    Examples:
+      vfio-harness coverage
+      vfio-harness coverage --missing
+      vfio-harness coverage --line vfio_main.c:412
+      vfio-harness coverage --line hwpt_noiommu.c:noiommu_domain_free
+      vfio-harness coverage --diff v7.3
+    """
+    if everything and not missing:
+        raise UsageError("--all is for --missing", hint="add --missing")
+    asked = [
+        name for name, value in {"place": place, "missing": missing, "revision": revision}.items() if value
+    ]
+    if len(asked) > 1 or (asked and as_json):
+        refuse_beside("one question at a time", only={*asked[1:], "as_json"})
+    found = coverage.find_coverage(run, again=again)
+    for one in found.trees:
+        if place is not None:
+            emit(coverage.show_cases(one, place))
+        elif missing:
+            emit(coverage.render_missing(one, noiommu=not everything))
+        elif revision is not None:
+            emit(coverage.show_diff(found.run, one, revision))
+        elif as_json:
+            emit(coverage.to_json(one))
+        else:
+            emit(coverage.render_table(one))
+        if html is not None or lcov is not None:
+            coverage.write_reports(one, html=html, lcov=lcov)
+        coverage.tell_lost(one)
+    return 0

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`vfio-harness mutate`: plant faults in a kernel, and see which of them the cases notice."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from harness.base import paths
+from harness.base.deadline import Deadline
+from harness.base.errors import ExitCode, InfraError, Interrupted, UsageError, nearest
+from harness.base.output import emit, tell
+from harness.base.words import count_of
+from harness.bisect.state import StepOptions
+from harness.cli import options
+from harness.cli.given import refuse_beside
+from harness.cli.moment import parse_moment
+from harness.kernel.trees import open_tree, read_version
+from harness.mutate.choose import Source, changed_faults, named_faults, read_equivalents, sample
+from harness.mutate.faults import Fault
+from harness.mutate.mutation import STATE_NAME, Fate, Mutation, Mutator, load_mutation
+from harness.mutate.report import render_json, summary
+from harness.results.store import new_run_id
+from harness.session import planning
+from harness.session.coverage import HOW, line_of_kernels
+from harness.session.reporting import ask
+from harness.session.wishes import KernelWish, MachineWish
+from harness.suites.catalogue import check_patterns
+
+REPORT_NAME = "report.txt"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """Which faults are asked for."""
+
+    targets: tuple[str, ...]
+    diff: str | None
+    limit: int | None
+    seed: int
+
+    def find(self, tree: str | None) -> tuple[Source, list[Fault]]:
+        """Return the source, and the faults that were asked for; UsageError when there are none."""
+        if bool(self.targets) == (self.diff is not None):
+            raise click.UsageError("say where to plant faults: FILE, FILE:FUNCTION, or --diff REV[..REV]")
+        if self.diff is None:
+            source = Source.of(open_tree(tree))
+            faults, what = named_faults(source, self.targets), " and ".join(self.targets)
+        else:
+            old, _, new = self.diff.partition("..")
+            if new and (tree or "").startswith("debian:"):
+                hint = "give --tree a git repository of Linux"
+                raise UsageError(f"--diff {self.diff}: {tree} is a package without a history", hint=hint)
+            source = Source.of(open_tree(f"{tree or '.'}@{new}" if new else tree))
+            faults, what = changed_faults(source, old), f"the C lines of --diff {self.diff}"
+        if not faults:
+            raise UsageError(f"there is nothing in {what} to plant a fault in")
+        return source, faults
+
+
+_ASKED = (
+    click.argument("targets", nargs=-1, metavar="[FILE[:FUNCTION]...]"),
+    click.option(
+        "--diff",
+        metavar="REV[..REV]",
+        help="Faults in the lines that the tree, or the second REV, has and REV not.",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(min=1), metavar="N", help="Plant only N faults, chosen by chance."
+    ),
+    click.option("--seed", type=int, default=1, help="Seed of that chance."),
+)
+
+
+@click.command("mutate")
+@options.built_kernel_wish
+@options.variant_option(multiple=False)
+@options.topology_option(multiple=False)
+@options.suite_option
+@options.case_option
+@options.keyword_option
+@options.vm_options
+@click.option(
+    "--deadline", metavar="WHEN", help="Plant no fault after this time: 8h, 06:30, '2026-11-26 06:30'."
+)
+@click.option(
+    "--equivalents",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Faults that change nothing anybody can see: a YAML mapping of fault id to reason.",
+)
+@click.option("--continue", "go_on", metavar="ID", help="Continue an interrupted mutation, with its options.")
+@click.option("--plan", "plan_only", is_flag=True, help="Show the faults; build nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@options.fold("asked", lambda **fields: _Asked(**fields), "targets", "diff", "limit", "seed", options=_ASKED)
+def command(
+    kernel: KernelWish,
+    variant: str,
+    topology: str,
+    suites: tuple[str, ...],
+    cases: tuple[str, ...],
+    keyword: str | None,
+    machine: MachineWish,
+    asked: _Asked,
+    deadline: str | None,
+    equivalents: Path | None,
+    go_on: str | None,
+    plan_only: bool,
+    as_json: bool,
+) -> int:
+    """Plant faults in a kernel, one at a time, and see which of them the cases notice.
+
+    A fault is one wrong change: a condition negated, a check dropped, an errno swapped, a bound moved, a
+    statement removed, a flag lost, a lock held shorter.  Each kernel is built, and the cases run until one
+    notices it.  What survives shows what no case tests.  The tree is never written to.
+
+    Exit codes: 0 every fault was noticed; 1 some survived; 2, 3 and 4 as for run.
+
+    \b
+    Examples:
+      vfio-harness mutate --tree ~/linux drivers/vfio/vfio_main.c:vfio_df_open
+      vfio-harness mutate --tree ~/linux --diff v7.3..topic --limit 50
+      vfio-harness mutate --continue mutate-20261130-101500-1f0c
+    """
+    until = _until(deadline)
+    if go_on is not None:
+        refuse_beside("--continue uses the options that it was started with", _WITH_CONTINUE)
+        mutation = load_mutation(_begun(go_on))
+        tell(f"continuing {go_on}: {count_of(len(mutation.mutants), 'fault')} tested so far")
+        faults: Sequence[Fault] = mutation.faults
+    else:
+        kernel, machine = kernel.of(variant), machine.on(topology)
+        steps = StepOptions(
+            kernel=dataclasses.replace(kernel.absolute(), tree=None),
+            machine=tuple(machine.options()),
+            suites=suites,
+            cases=cases,
+            keyword=keyword or "",
+        )
+        check_patterns(cases, suites)
+        tell(f"accelerator: {_check(kernel, machine)}")
+        source, faults = asked.find(kernel.tree)
+        chosen = sample(faults, asked.limit, asked.seed)
+        if plan_only:
+            return _show(chosen, len(faults))
+        mutation = _begin(source, steps, chosen, len(faults))
+    known = read_equivalents(equivalents, faults) if equivalents is not None else {}
+    reaching = _reaching(Source(Path(mutation.root), mutation.commit))
+    mutator = Mutator(mutation, paths.runs_dir() / mutation.id, known, reaching, until)
+    return _mutate(mutator, as_json=as_json)
+
+
+_WITH_CONTINUE = {"go_on", "deadline", "equivalents", "as_json"}
+
+
+def _begun(name: str) -> Path:
+    """Return the directory of the mutation *name*; UsageError when there is none."""
+    known = {path.parent.name: path.parent for path in paths.runs_dir().glob(f"mutate-*/{STATE_NAME}")}
+    if name not in known:
+        hint = nearest(name, known) if known else "start one: vfio-harness mutate FILE:FUNCTION"
+        raise UsageError(f"there is no mutation {name!r} in {paths.runs_dir()}", hint=hint)
+    return known[name]
+
+
+def _until(deadline: str | None) -> Deadline | None:
+    if deadline is None:
+        return None
+    now = datetime.datetime.now().astimezone()
+    return Deadline.after((parse_moment(deadline, now) - now).total_seconds())
+
+
+def _reaching(source: Source) -> dict[str, frozenset[str]]:
+    """Return the cases that reach a function, by FILE:FUNCTION; empty without a coverage map."""
+    line = line_of_kernels(read_version(source.read("Makefile")))
+    functions_by_case = ask(lambda history: history.map.read(line))
+    if not functions_by_case:
+        tell(f"there is no coverage map of {line}, so every case runs for each fault; to make one: {HOW}")
+    cases: dict[str, set[str]] = {}
+    for case, functions in functions_by_case.items():
+        for function in functions:
+            cases.setdefault(function, set()).add(case)
+    return {function: frozenset(found) for function, found in cases.items()}
+
+
+def _show(faults: Sequence[Fault], found: int) -> int:
+    for fault in faults:
+        emit(f"{fault.id} {fault.label}")
+    tell(f"{len(faults)} of {count_of(found, 'fault')}")
+    return ExitCode.GOOD
+
+
+def _check(kernel: KernelWish, machine: MachineWish) -> str:
+    """Refuse impossible values; return which accelerator is used, and why."""
+    planning.check_kernel(kernel)
+    qemu, choice = planning.choose(machine)
+    planning.check_machine(machine, qemu)
+    return choice.reason
+
+
+def _begin(source: Source, steps: StepOptions, chosen: tuple[Fault, ...], found: int) -> Mutation:
+    mutation = Mutation(
+        id=f"mutate-{new_run_id(datetime.datetime.now(datetime.UTC))}",
+        root=os.fspath(source.root),
+        commit=source.commit,
+        options=steps,
+        faults=chosen,
+        found=found,
+    )
+    directory = paths.runs_dir() / mutation.id
+    try:
+        directory.mkdir(parents=True)
+    except OSError as error:
+        raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error
+    mutation.save(directory)
+    tell(f"planting {len(chosen)} of {count_of(found, 'fault')}; everything is in {directory}")
+    return mutation
+
+
+def _mutate(mutator: Mutator, *, as_json: bool) -> int:
+    try:
+        mutation = mutator.run()
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"to continue: vfio-harness mutate --continue {mutator.mutation.id}") from error
+    source = Source(Path(mutation.root), mutation.commit)
+    text = summary(mutation, source.read)
+    (mutator.directory / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
+    emit(render_json(mutation).rstrip("\n") if as_json else text)
+    if mutation.left:
+        tell(f"to continue: vfio-harness mutate --continue {mutation.id}")
+    if mutation.score is None:
+        return ExitCode.INFRA if mutation.fates(Fate.UNTESTED) else ExitCode.KERNEL
+    return ExitCode.CASE_FAILED if mutation.fates(Fate.SURVIVED) else ExitCode.GOOD
