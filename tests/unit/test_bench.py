@@ -8,9 +8,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from harness.bench import Bench, Figure, compare, in_turn
-from harness.cli.bench_verb import MEASURES, command
-from harness.errors import UsageError
+from harness.base.errors import UsageError
+from tools.bench import Bench, Figure, compare, in_turn
+from tools.bench.__main__ import MEASURES, command
 
 PLAIN = Figure(name="plain", unit="s", samples=(4.0, 2.0, 9.0))
 OURS = Figure(name="ours", unit="s", samples=(1.0, 2.0, 3.0), baseline="plain", target=0.45)
@@ -59,7 +59,7 @@ def test_samples_are_taken_in_turn() -> None:
 
 def test_the_verb_knows_every_measure() -> None:
     """The names are spelt twice, so that --help need not import what measures."""
-    bench = Bench(job=None, tree="x", repeat=1)  # type: ignore[arg-type]
+    bench = Bench(job=None, topology="edu", tree="x", repeat=1)  # type: ignore[arg-type]
     assert tuple(bench.measures()) == MEASURES
 
 

@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from harness import paths, process
-from harness.host import default_compilers
-from harness.kernel.build import at_build_path, find_build_trees
-from harness.kernel.make import run_make
-from harness.kernel.store import build_place, provide_kernel
+from harness.base import paths, process
+from harness.base.host import default_compilers
+from harness.base.locks import locked
+from harness.kernel.arch import host_arch
+from harness.kernel.build import find_build_trees
+from harness.kernel.make import Make
+from harness.kernel.provide import provide_kernel
+from harness.kernel.toolchain import GCC
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
-from harness.locks import locked
 
 _EDITED = "drivers/vfio/vfio_main.c"
 
@@ -33,7 +35,7 @@ class EditedTree:
     @classmethod
     @contextlib.contextmanager
     def provide(cls, spec: str, variant: str) -> Iterator[Self]:
-        """A copy of the tree *spec*, its kernel built once: ten minutes the first time."""
+        """Return a copy of the tree *spec* with its kernel built: ten minutes the first time."""
         source = open_tree(spec)
         path = paths.cache_dir() / "bench" / f"linux-{source.identity[:12]}"
         with locked(path.name, "another process is measuring edits"):
@@ -48,9 +50,9 @@ class EditedTree:
             tree._build()
             yield tree
 
-    def edit(self) -> None:
-        """Change a line of one file, so that its object and the kernel become other ones."""
-        file = self.path / _EDITED
+    def edit(self, place: Path | None = None) -> None:
+        """Change a line of one file, in *place* or in the copy, so that its object and the kernel change."""
+        file = (place or self.path) / _EDITED
         lines = file.read_text(encoding="utf-8").splitlines()
         if lines[-1].startswith("static const char vfio_bench"):
             lines.pop()
@@ -58,17 +60,22 @@ class EditedTree:
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def make(self) -> float:
-        """Edit, and return what `make vmlinux` takes for that in the objects of the last build."""
+        """Edit, and return the seconds that `make vmlinux` takes in the objects of the last build."""
         self._build()
         tree = open_tree(os.fspath(self.path))
-        place = build_place(tree)
-        newest = max(find_build_trees(place), key=lambda objects: objects.built_since)
-        self.edit()
-        busy = f"another process is building from {self.path}"
-        with locked(place.name, busy), at_build_path(place, newest.path.name) as objects:
-            words = [f"O={objects.path}", f"-j{default_compilers()}", "LOCALVERSION=", "vmlinux"]
-            return run_make(self.path, words, place / "bench.log", what="make vmlinux").seconds
+        with tree.held():
+            newest = max(find_build_trees(tree.path), key=lambda objects: objects.facts.began)
+            self.edit(tree.path)
+            words = [f"O={newest.path}", "LOCALVERSION=", "vmlinux"]
+            make = Make(
+                tree=tree.path,
+                log=newest.path.with_suffix(".log"),
+                arch=host_arch(),
+                toolchain=GCC,
+                compilers=default_compilers(),
+            )
+            return make.run(words, what="make vmlinux").seconds
 
     def _build(self) -> None:
         tree = open_tree(os.fspath(self.path))
-        provide_kernel(tree, load_catalogue().variant(self._variant), jobs=default_compilers())
+        provide_kernel(tree, load_catalogue().variant(self._variant), compilers=default_compilers())

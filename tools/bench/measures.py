@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the harness costs, measured side by side in one go and told as ratios to a baseline.
+"""Measure what the harness costs, and report it as ratios to a baseline.
 
 Every measure takes its samples in turn with its baseline, so that a host whose speed drifts slows both.  The
-baselines are what one would use otherwise: plain virtme-run, a boot in place of a restore, `make vmlinux`.
+baselines are the alternatives: plain virtme-run, a boot in place of a restore, `make vmlinux`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -21,13 +22,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from harness import itself, paths, process
-from harness.boot import Recipe, boot
-from harness.deadline import Deadline
-from harness.errors import InfraError
+from guest.case import discover_own
+from harness.base import itself, paths, process
+from harness.base.deadline import Deadline
+from harness.base.errors import InfraError
+from harness.base.outcome import Outcome
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
+from harness.lab.agent import AgentClient
+from harness.lab.boot import Booted, Recipe, boot
 from harness.machine.accel import Accel
+from harness.machine.rootparts import GUEST_RUN
 from harness.machine.roots import find_root
 from harness.machine.snapshot import snapshot_of
 from harness.plan import Job
@@ -35,6 +40,11 @@ from harness.plan import Job
 _COMMAND_SECONDS = 1800.0
 _BASELINE_SECONDS = 120.0
 _RESTORES = 200
+_TIMES = 5
+"""Runs of a case that make one sample."""
+
+_PARTS = Path(__file__).with_name("parts")
+_PARTS_THERE = f"{GUEST_RUN}/bench-parts"
 
 Sample = Callable[[], float]
 """Does something once and returns the seconds that count."""
@@ -42,7 +52,7 @@ Sample = Callable[[], float]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One thing that was measured, beside what it is compared with."""
+    """One measurement, with the name of its baseline."""
 
     name: str
     unit: str
@@ -50,7 +60,7 @@ class Figure:
     baseline: str = ""
     """The name of the figure it is compared with; empty for one that stands alone."""
     target: float | None = None
-    """The ratio to the baseline, or without one the value, that is to be kept below."""
+    """The upper limit for the ratio to the baseline, or for the value if there is no baseline."""
 
     @property
     def median(self) -> float:
@@ -58,7 +68,7 @@ class Figure:
 
     @property
     def spread(self) -> float:
-        """From the least to the greatest."""
+        """The difference between the largest and the smallest sample."""
         return max(self.samples) - min(self.samples)
 
 
@@ -71,7 +81,7 @@ class Compared:
 
     @property
     def kept(self) -> bool | None:
-        """Whether the target is kept; None without one."""
+        """Whether the target is met; None without one."""
         if self.figure.target is None:
             return None
         return (self.figure.median if self.ratio is None else self.ratio) <= self.figure.target
@@ -82,7 +92,7 @@ class Compared:
 
 
 def compare(figures: Sequence[Figure]) -> tuple[Compared, ...]:
-    """Each figure beside its baseline, which must be among *figures*."""
+    """Return each figure with its ratio to its baseline, which must be among *figures*."""
     medians = {figure.name: figure.median for figure in figures}
     return tuple(
         Compared(figure=f, ratio=f.median / medians[f.baseline] if f.baseline else None) for f in figures
@@ -90,7 +100,7 @@ def compare(figures: Sequence[Figure]) -> tuple[Compared, ...]:
 
 
 def in_turn(samples: Mapping[str, Sample], repeat: int) -> dict[str, tuple[float, ...]]:
-    """Take *repeat* samples of each, one of each after the other."""
+    """Take *repeat* samples of each, in rounds of one of each."""
     taken: dict[str, list[float]] = {name: [] for name in samples}
     for _ in range(repeat):
         for name, sample in samples.items():
@@ -103,6 +113,7 @@ class Bench:
     """The measures on one job's machine."""
 
     job: Job
+    topology: str
     tree: str
     repeat: int
 
@@ -112,6 +123,7 @@ class Bench:
             "startup": self.startup,
             "boot": self.boot,
             "roundtrip": self.roundtrip,
+            "cases": self.cases,
             "run": self.run,
             "restores": self.restores,
             "throughput": self.throughput,
@@ -120,7 +132,7 @@ class Bench:
         }
 
     def startup(self) -> list[Figure]:
-        """Processor time of the harness itself, before anything is done."""
+        """CPU time of the harness itself, before it does anything."""
         collect = itself.argv(["run", *self._words(), "--collect-only"])
         _cpu_seconds(collect)  # so that the byte code is there, as it is on a user's second run
         taken = in_turn(
@@ -137,7 +149,7 @@ class Bench:
         ]
 
     def boot(self) -> list[Figure]:
-        """From starting QEMU to SSH, by every road there is."""
+        """The time from starting QEMU to SSH, for every way to boot."""
         recipe = Recipe.of(self.job)
         cold = dataclasses.replace(recipe, snapshots=False)
         with _booted(recipe):
@@ -189,8 +201,20 @@ class Bench:
             once = [_seconds(lambda: booted.guest.check("true", Deadline.after(60))) for _ in range(11)]
         return [Figure(name="one command over SSH", unit="s", samples=tuple(once[1:]))]
 
+    def cases(self) -> list[Figure]:
+        """The CPU time of QEMU for cases that do one thing; on a busy host it is up to twice as much."""
+        names = [one.name for one in discover_own(os.fspath(_PARTS))]
+        with _booted(Recipe.of(self.job)) as directory, boot(Recipe.of(self.job), directory) as booted:
+            limit = booted.vm.patient(Deadline.after(_COMMAND_SECONDS))
+            booted.guest.push(_PARTS, _PARTS_THERE, limit)
+            agent = AgentClient(booted.guest, self.job.features, limit, own=_PARTS_THERE)
+            once = {name: functools.partial(_cpu_of_case, booted, agent, name) for name in names}
+            taken = in_turn(once, self.repeat)
+        return [Figure(name=f"case {name}", unit="CPU ms", samples=cpu) for name, cpu in taken.items()]
+
     def run(self) -> list[Figure]:
-        """A warm run of all probes against plain virtme-run that does next to nothing, and our part of it."""
+        """A warm run of all probes against a nearly empty plain virtme-run, and the harness's own share of
+        it."""
         plain, one = "plain virtme-run, python3 -c pass", "all probes, one VM"
         overheads: list[float] = []
         taken = in_turn(
@@ -223,7 +247,7 @@ class Bench:
         ]
 
     def throughput(self) -> list[Figure]:
-        """Two jobs by one, two and four workers."""
+        """Two jobs with one, two and four workers."""
         one = "2 jobs, -n 1"
         return [
             Figure(
@@ -242,8 +266,8 @@ class Bench:
         return _seconds(lambda: _check(itself.argv(["run", *self._kernel_words(), *words])))
 
     def edit(self) -> list[Figure]:
-        """From saving one file in drivers/vfio to the verdict of all probes, against make alone."""
-        from harness.bench.edits import EditedTree
+        """The time from saving one file in drivers/vfio to the verdict of all probes, against make alone."""
+        from tools.bench.edits import EditedTree
 
         with EditedTree.provide(self.tree, self.job.kernel.variant) as edited:
             taken = in_turn(
@@ -268,12 +292,12 @@ class Bench:
 
     def _edit_to_verdict(self, tree: Path, edit: Callable[[], None]) -> float:
         edit()
-        machine = ("--variant", self.job.kernel.variant, "--topology", self.job.topology)
+        machine = ("--variant", self.job.kernel.variant, "--topology", self.topology)
         run = itself.argv(["run", "--tree", os.fspath(tree), *machine, "--suite", "probes"])
         return _seconds(lambda: _check(run))
 
     def variants(self) -> list[Figure]:
-        """Every variant into an empty store: what the first build costs, and what all of them do."""
+        """The cost of building every variant into an empty store: of the first build, and of all of them."""
         built_in, modular = _variants_by_linkage()
         with tempfile.TemporaryDirectory(prefix="variants-", dir=_bench_dir()) as store:
             source = os.fspath(open_tree(self.tree).path)
@@ -299,7 +323,7 @@ class Bench:
         ]
 
     def _words(self) -> list[str]:
-        return [*self._kernel_words(), "--topology", self.job.topology]
+        return [*self._kernel_words(), "--topology", self.topology]
 
     def _kernel_words(self) -> list[str]:
         return ["--tree", self.tree, "--variant", self.job.kernel.variant]
@@ -308,7 +332,8 @@ class Bench:
         return itself.argv(["run", *self._words(), "--suite", "probes"])
 
     def _one_after_the_other(self, overheads: list[float]) -> float:
-        """Wall seconds of all probes in one VM; of them neither boot nor cases goes to *overheads*."""
+        """Wall seconds of all probes in one VM; the part that is neither boot nor cases is added to
+        *overheads*."""
         with tempfile.TemporaryDirectory(prefix="vfio-harness-bench-") as directory:
             began = time.monotonic()
             printed = _check([*self._probes(), "-n", "0", "--json"], VFIO_HARNESS_RUNS=directory)
@@ -323,18 +348,19 @@ class Bench:
 
     def _virtme_run(self, script: str = "echo READY") -> float:
         """Seconds from starting virtme-run until its guest has run *script*, which must end with READY."""
+        recipe = Recipe.of(self.job)
         argv = [
             sys.executable,
             "-m",
             "virtme.commands.run",
             "--kimg",
-            os.fspath(Recipe.of(self.job).machine.vmlinux),
+            os.fspath(recipe.machine.image),
             "--mods",
             "none",
         ]
         argv += ["--force-9p", "--disable-microvm", "--memory", "1024", "--script-sh", script]
-        argv += ["--disable-kvm"] if self.job.accel == Accel.TCG else []
-        # Without udev the script has no ports of virtme-ng's and speaks on the console.
+        argv += ["--disable-kvm"] if recipe.accel is Accel.TCG else []
+        # Without udev the script cannot use virtme-ng's ports and prints to the console.
         argv += ["--show-boot-console"]
         began = time.monotonic()
         with process.spawn(argv, stdout=process.PIPE, stderr=process.STDOUT, whole_group=True) as child:
@@ -346,6 +372,23 @@ class Bench:
                 if not line:
                     break
         raise InfraError(f"{shlex.join(argv)} printed no READY")
+
+
+def _cpu_of_case(booted: Booted, agent: AgentClient, name: str) -> float:
+    """CPU milliseconds of QEMU for one run of a case of _PARTS, the mean of _TIMES."""
+
+    def spent() -> float:
+        return sum(
+            int((task / "schedstat").read_text(encoding="ascii").split()[0])
+            for task in Path(f"/proc/{booted.vm.pid}/task").iterdir()
+        )
+
+    before = spent()
+    for _ in range(_TIMES):
+        report, spoilt = agent.run(f"{_PARTS.name}/{name}", _COMMAND_SECONDS, 1, [])
+        if spoilt or not report.cases or report.cases[0].outcome is not Outcome.PASS:
+            raise InfraError(f"the case {name} of {_PARTS} did not pass: {spoilt}")
+    return (spent() - before) / 1e6 / _TIMES
 
 
 def _check(argv: Sequence[str], **env: str) -> str:
@@ -371,7 +414,7 @@ def _variants_by_linkage() -> tuple[list[str], list[str]]:
 
 
 def _build_cpu_seconds(source: str, variant: str, store: str) -> float:
-    """Processor time that building *variant* of *source* into *store* takes, as build tells it."""
+    """Processor time that building *variant* of *source* into *store* takes, as `build` reports it."""
     build = itself.argv(["build", "--tree", source, "--variant", variant, "--json"])
     (built,) = json.loads(_check(build, VFIO_HARNESS_CACHE=store))
     return float(built["build_cpu_seconds"])
@@ -414,5 +457,5 @@ def _to_ssh(recipe: Recipe) -> float:
             pass
         timing = json.loads((Path(directory) / paths.TIMING_FILE).read_text(encoding="utf-8"))
     if timing["restored"] is not recipe.snapshots:
-        raise InfraError("the VM did not come up in the way that was to be measured")
+        raise InfraError("the VM was restored instead of booted, or the reverse")
     return float(timing["to_ssh"])
