@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: run test unit integration lint setup browser clean
+.PHONY: run test unit integration lint bench setup browser clean
 
 # The one-shot: newest Debian kernel source, no-IOMMU group and cdev, edu and igb.
 run: setup
@@ -35,6 +35,10 @@ unit: $(VENV)/.ready
 
 integration: setup browser
 	$(BIN)/pytest tests/integration
+
+# What the harness costs beside plain virtme-run, as ratios; ARGS=--help lists the measures.
+bench: setup
+	$(BIN)/python -m tools.bench $(ARGS)
 
 # The HTML report is tried in a real browser.
 browser:
