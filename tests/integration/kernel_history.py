@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A real kernel history with known culprits, made at run time from Debian's source by one-line substitutions.
+"""A real kernel history with known bad commits, made from Debian's source by one-line substitutions.
 
-Commits are made with git's plumbing and fixed stamps, so that making the history again gives the same
-commits: what was built of them once is in the store.
+Commits are made by git plumbing commands with fixed dates, so that making the history again gives the same
+commits, and kernels built from them stay in the store.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harness import paths, process
-from harness.locks import locked
+from harness.base import paths, process
+from harness.base.locks import locked
 
 NOISE = "noise"
-"""The place of a Change that does nothing but make another image."""
+"""The file of a Change that has no effect but a different image."""
 
 CDEV = "drivers/vfio/device_cdev.c"
 MAIN = "drivers/vfio/vfio_main.c"
@@ -41,7 +41,7 @@ class Change:
     tag: str = ""
 
     def apply(self, text: str, number: int) -> str:
-        """*text* after the change; it must have changed."""
+        """Return *text* after the change; fail if it is unchanged."""
         if not self.pattern:
             return f"{text}\nstatic const int history_{number} __used = {number};\n"
         changed, count = re.subn(self.pattern, self.replacement, text, count=1, flags=re.DOTALL)
@@ -147,7 +147,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     *_noises(37, 38, 39),
 )
-"""Some fifty commits on top of 7.3.4; `tag` names those that hunts are about."""
+"""About fifty commits on top of 7.3.4; `tag` names those that tests bisect for."""
 
 BASE, OLDER = "v7.3.4", "v7.2"
 
@@ -159,15 +159,15 @@ _GROWTH = (
     ("vfio: What is new in 7.3", r"(?!Makefile$).*"),
     ("Linux 7.3", r".*"),
 )
-"""From 7.2 to 7.3 in a few commits: each brings 7.3's version of the files that its pattern matches."""
+"""From 7.2 to 7.3 in a few commits: each takes 7.3's version of the files that its pattern matches."""
 
 GROWN = "growth-5"
-"""The tag of the one that brings the last part of the no-IOMMU cdev."""
+"""The tag of the commit that adds the last part of the no-IOMMU cdev."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class History:
-    """The repository, and the commits in it by tag."""
+    """The repository, and its commits by tag."""
 
     path: Path
 
@@ -175,7 +175,7 @@ class History:
         return _git(self.path, *arguments)
 
     def commit(self, name: str) -> str:
-        """The hash of a tag or any other revision."""
+        """Return the hash of a tag or any other revision."""
         return self.git("rev-parse", f"{name}^{{commit}}").strip()
 
 
@@ -186,24 +186,28 @@ def _git(directory: Path, *arguments: str, env: dict[str, str] | None = None) ->
 
 
 def make_history(source: Path, name: str = "history-7.3") -> History:
-    """The repository of 7.3.4 and CHANGES on it, from the unpacked *source*; made once, kept in the cache."""
+    """Return the repository of 7.3.4 and CHANGES on it, made once from the unpacked *source* and kept in the
+    cache."""
     path = paths.cache_dir() / "tests" / name
     with locked(name, "another process is making the history"):
         if not _has(path, BASE):
             _import(path, source)
+        # A commit packs objects in the background, and the more are packed the longer git abbreviates hashes:
+        # users_state() would differ.
+        _git(path, "config", "gc.auto", "0")
         _commit_changes(path, CHANGES)
         _be_a_user(path)
     return History(path)
 
 
 def _has(path: Path, tag: str) -> bool:
-    """Whether *tag* was made there; git may have packed it."""
+    """Return whether the repository has *tag*, which git may have packed."""
     argv = ["git", "-C", os.fspath(path), "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}"]
     return (path / ".git").is_dir() and process.run(argv).ok
 
 
 def _be_a_user(path: Path) -> None:
-    """Leave a checkout with a commit, a staged change and one that is not, as somebody at work would."""
+    """Leave a checkout with a commit, a staged change and an unstaged one, like a user at work."""
     notes = path / "notes"
     if not notes.exists():
         notes.write_text("one\n", encoding="utf-8")
@@ -216,9 +220,11 @@ def _be_a_user(path: Path) -> None:
 
 
 def users_state(history: History) -> tuple[str, ...]:
-    """Everything of the repository that is its user's: HEAD, refs, index, changes, a bisect of their own.
+    """Return everything in the repository that belongs to its user: HEAD, refs, index, changes, their own
+    bisect.
 
-    Not what git keeps house with: the repository is in the cache, and others may use it meanwhile.
+    This excludes git's internal files: the repository is in the cache, and others may use it at the same
+    time.
     """
     refs = "refs/bisect refs/heads/mine refs/heads/topic refs/stash refs/tags"
     own = (f"for-each-ref {refs}", "status --porcelain", "diff", "diff --cached", "bisect log", "reflog")
@@ -238,7 +244,7 @@ def _bytes_of(path: Path) -> bytes | None:
 
 
 def grow_history(history: History, older: Path) -> None:
-    """Commit the source *older*, which is 7.2, and the way from there to BASE as the branch `growth`."""
+    """Commit the source *older*, which is 7.2, and the commits from there to BASE, as the branch `growth`."""
     path = history.path
     with locked(path.name, "another process is making the history"):
         if not _has(path, OLDER):
@@ -255,7 +261,8 @@ def grow_history(history: History, older: Path) -> None:
 
 
 def _take(path: Path, env: dict[str, str], before: str, names: re.Pattern[str]) -> None:
-    """Put BASE's version of the files called *names* into the index, or take away what it lacks."""
+    """Put BASE's version of the files whose names match *names* into the index, and remove those that BASE
+    lacks."""
     lines = []
     for line in _git(path, "diff-tree", "-r", "--no-renames", before, BASE).splitlines():
         facts, _, name = line.partition("\t")
@@ -269,7 +276,7 @@ def _take(path: Path, env: dict[str, str], before: str, names: re.Pattern[str]) 
 
 
 def _import(path: Path, source: Path, tag: str = BASE) -> None:
-    """Commit *source* as it is: its files are added from where they are."""
+    """Commit *source* as it is; its files are added without copying them."""
     path.mkdir(parents=True, exist_ok=True)
     _git(path, "init", "--quiet", "--initial-branch=mine")
     with _scratch_index(path) as env:
@@ -297,7 +304,7 @@ def _commit(path: Path, tree: str, subject: str, parent: str | None, number: int
 
 
 def _commit_changes(path: Path, changes: Sequence[Change]) -> None:
-    """Put *changes* on top of BASE as the branch `topic`, and tag them."""
+    """Commit *changes* on top of BASE as the branch `topic`, and tag them."""
     parent = _git(path, "rev-parse", BASE).strip()
     with _scratch_index(path) as env:
         _git(path, "read-tree", BASE, env=env)

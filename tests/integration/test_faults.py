@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Programs that misbehave in every way, in real VMs: each costs itself, and nothing lies about it.
+"""Programs that misbehave in different ways, in real VMs: each affects only its own result.
 
-The programs are shell scripts in the place of upstream's binaries; everything else is the real thing.
+The programs are shell scripts in place of upstream's binaries; everything else is real.
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from conftest import TREE
 
 import harness
-from harness import paths, process
-from harness.deadline import Deadline
-from harness.errors import ExitCode
+from harness.base import paths, process
+from harness.base.deadline import Deadline
+from harness.base.errors import ExitCode
+from harness.kernel.store import selftests_entry
+from harness.kernel.trees import KernelTree
+from harness.machine.dump import FILE
+from harness.machine.topology import load_topology
 from harness.plan import Job, Plan
-from harness.results import BOOTS, WHOLE_PROGRAM, Outcome, Result, Run, RunInfo, RunStore, exit_code, load
+from harness.results import BOOTS, WHOLE_PROGRAM, Outcome, Result, Run, RunInfo, reach_verdict
+from harness.results.store import RunStore, load
+from harness.session.dumps import find_dump, read_dump
+from harness.session.planning import plan_wished_kernel
+from harness.session.wishes import KernelWish
 
 PASS = "echo TAP version 13; echo 1..1; echo ok 1 fine\n"
 
@@ -34,7 +43,7 @@ PROGRAMS: Mapping[str, str] = {
     "t03_pass_after_panic": PASS,
     "t04_warns": 'echo "WARNING: CPU: 0 PID: 1 at drivers/vfio/group.c:526 vfio_x+0x1/0x2" > /dev/kmsg\n'
     + PASS,
-    # killall and pkill are not everywhere.
+    # Not every guest has killall and pkill.
     "t05_loses_the_guest": "for p in /proc/[0-9]*; do case $(cat $p/comm) in\n"
     "dropbear|sshd) kill -9 ${p#/proc/};; esac; done; sleep 60\n",
     "t06_says_nothing": "exit 0\n",
@@ -46,7 +55,10 @@ PROGRAMS: Mapping[str, str] = {
 }
 
 
-def _selftests(directory: Path) -> Path:
+@contextlib.contextmanager
+def _selftests() -> Iterator[str]:
+    """The digest of a store entry that holds PROGRAMS."""
+    directory = selftests_entry(f"faults{os.getpid()}")
     scripts = directory / "vfio" / "scripts"
     scripts.mkdir(parents=True)
     for name in ("setup.sh", "cleanup.sh"):
@@ -55,21 +67,29 @@ def _selftests(directory: Path) -> Path:
         path = directory / "vfio" / name
         path.write_text(f"#!/bin/sh\n{body}")
         path.chmod(0o755)
-    return directory
+    try:
+        yield directory.name
+    finally:
+        shutil.rmtree(directory)
 
 
-def _job(job: Job, selftests: Path) -> Job:
+def _job(job: Job, selftests: str) -> Job:
     kernel = dataclasses.replace(
-        job.kernel, selftests_dir=str(selftests), programs=tuple(f"vfio/{name}" for name in PROGRAMS)
+        job.kernel, selftests=selftests, programs=tuple(f"vfio/{name}" for name in PROGRAMS)
     )
-    # Without `noiommu` no shipped expectation excuses anything.
-    features = tuple(f for f in job.features if not f.startswith("noiommu"))
-    return dataclasses.replace(job, kernel=kernel, features=features)
+    return dataclasses.replace(job, kernel=kernel)
 
 
 def run_plan(job: Job, directory: Path, *extra: str) -> Run:
-    """Run *job* through pytest alone, as one without our CLI would."""
-    plan = Plan(run_id="faults", run_dir=str(directory), seed=1, cases=(), jobs=(job,))
+    """Run *job* with pytest alone, as a user without our command line would."""
+    plan = Plan(
+        run_id="faults",
+        run_dir=str(directory),
+        seed=1,
+        cases=(),
+        reruns={job.name: "vfio-harness run"},
+        jobs=(job,),
+    )
     directory.mkdir()
     plan.save(directory / "plan.json")
     info = RunInfo(id="faults", started=datetime.datetime.now(datetime.UTC), harness_version="test")
@@ -91,7 +111,8 @@ def run_plan(job: Job, directory: Path, *extra: str) -> Run:
 @pytest.fixture(scope="module")
 def run(edu_job: Job, tmp_path_factory: pytest.TempPathFactory) -> Run:
     base = tmp_path_factory.mktemp("faults")
-    return run_plan(_job(edu_job, _selftests(base / "selftests")), base / "run")
+    with _selftests() as digest:
+        return run_plan(_job(edu_job, digest), base / "run")
 
 
 def results(run: Run, program: str) -> dict[str, Result]:
@@ -101,13 +122,14 @@ def results(run: Run, program: str) -> dict[str, Result]:
 
 
 def test_neighbours_of_trouble_pass(run: Run) -> None:
-    """What comes before, between and after the disasters passes, each on a sound VM."""
+    """Programs before, between and after the misbehaving ones pass, each in an intact VM."""
     for name in ("t01_pass", "t03_pass_after_panic", "t11_pass_at_the_end"):
         assert results(run, name)["fine"].outcome is Outcome.PASS
 
 
 def test_panic_is_a_crash_with_its_splat(run: Run) -> None:
-    """A panic is CRASH of the program that ran, with the kernel's words; its finished point stays."""
+    """A panic makes the running program CRASH, with the kernel's splat; its finished test point keeps its
+    result."""
     found = results(run, "t02_panics")
     assert found["before"].outcome is Outcome.PASS
     crash = found[WHOLE_PROGRAM]
@@ -115,13 +137,32 @@ def test_panic_is_a_crash_with_its_splat(run: Run) -> None:
     assert "sysrq triggered crash" in crash.splat.lower()
 
 
+def test_memory_of_a_panicked_guest_answers(run: Run, tree: KernelTree) -> None:
+    """It has the stack that panicked, and drgn knows the types of VFIO; no device is bound."""
+    dump = find_dump(run, results(run, "t02_panics")[WHOLE_PROGRAM])
+    assert dump is not None
+    assert dump.file, dump.reason
+    planned = plan_wished_kernel(tree, KernelWish(tree=TREE, variant="group-cdev"), with_selftests=False)
+    answered = read_dump(run, dump, planned.plan, Deadline.after(900))
+    assert not answered.reason
+    for words in ("sysrq_handle_crash", "no vfio device is registered", "no iommufd context is open"):
+        assert words in answered.answers, answered.answers
+
+
+def test_guest_that_is_alive_leaves_no_dump(run: Run) -> None:
+    """A WARN, a failure and a pass cost nothing."""
+    for name in ("t04_warns", "t10_fails", "t11_pass_at_the_end"):
+        for result in results(run, name).values():
+            assert not Path(run.directory, result.vm_dir, FILE).exists()
+
+
 def test_warning_is_a_crash_even_when_all_points_pass(run: Run) -> None:
-    """A WARN spoils a program that is otherwise happy."""
+    """A WARN makes a program CRASH even if all its test points pass."""
     assert Outcome.CRASH in {r.outcome for r in results(run, "t04_warns").values()}
 
 
 def test_lost_guest_is_lost_not_failed(run: Run) -> None:
-    """A guest that stops answering says nothing about the kernel."""
+    """If a guest stops answering, the program is LOST, not FAIL."""
     found = results(run, "t05_loses_the_guest")
     assert {r.outcome for r in found.values()} == {Outcome.LOST}
     tries = [r.attempt for r in run.results if r.address.program == "t05_loses_the_guest@edu0"]
@@ -130,19 +171,19 @@ def test_lost_guest_is_lost_not_failed(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["t06_says_nothing", "t07_rubbish", "t09_cut_short"])
 def test_silence_and_rubbish_are_errors(run: Run, name: str) -> None:
-    """Nothing, rubbish and a broken plan are never a pass."""
+    """No output, invalid output and a broken TAP plan are errors and never a pass."""
     assert results(run, name)[WHOLE_PROGRAM].outcome is Outcome.ERROR
 
 
 def test_all_skip_is_no_success(run: Run) -> None:
-    """A program that skips everything does not show its fewest passes."""
+    """A program that skips every test point does not reach its minimum of passes."""
     found = results(run, "t08_skips_everything")
     assert found["x"].outcome is Outcome.SKIP
     assert found[WHOLE_PROGRAM].outcome is Outcome.ERROR
 
 
 def test_failure_names_point_and_rerun(run: Run) -> None:
-    """A failed point is FAIL by its own name, with the command that reruns it."""
+    """A failed test point is FAIL under its own name, with the command that reruns it."""
     failed = results(run, "t10_fails")["y"]
     assert failed.outcome is Outcome.FAIL
     assert "--case kselftest:vfio/t10_fails@edu0" in failed.rerun
@@ -150,9 +191,9 @@ def test_failure_names_point_and_rerun(run: Run) -> None:
 
 def test_verdict_and_evidence(run: Run) -> None:
     """The run is bad, and every VM left its console, command and log."""
-    assert exit_code(run) is ExitCode.CASE_FAILED
+    assert reach_verdict(run).exit_code is ExitCode.CASE_FAILED
     vms = [path for path in (Path(run.directory) / "vm").iterdir() if path.is_dir()]
-    # One at the start; panic, warning, loss and the second chance after the loss each cost one.
+    # One VM at the start, and one more after the panic, the warning, the loss and the retry after the loss.
     assert len(vms) == 5
     for vm in vms:
         assert (vm / "console.log").stat().st_size > 0
@@ -161,7 +202,7 @@ def test_verdict_and_evidence(run: Run) -> None:
 
 @contextlib.contextmanager
 def impostor_of(digest: str) -> Iterator[str]:
-    """A kernel in the store whose facts claim another build than its bytes are."""
+    """Yield a kernel in the store whose recorded build ID differs from that of its image."""
     kernels = paths.cache_dir() / "kernels"
     entry = kernels / f"impostor{os.getpid()}"
     shutil.copytree(kernels / digest, entry, copy_function=os.link)
@@ -175,18 +216,19 @@ def impostor_of(digest: str) -> Iterator[str]:
 
 
 def test_wrong_kernel_is_no_result(edu_job: Job, tmp_path: Path) -> None:
-    """A kernel that is not the one built gets no case: NOT_RUN all of them, its boot LOST, exit code 3."""
+    """If the kernel is not the one built, no case runs: all are NOT_RUN, the boot is LOST, and the exit code
+    is 3."""
     with impostor_of(edu_job.kernel.digest) as digest:
         kernel = dataclasses.replace(edu_job.kernel, digest=digest, programs=("vfio/vfio_pci_device_test",))
         run = run_plan(dataclasses.replace(edu_job, kernel=kernel), tmp_path / "run")
     assert {r.outcome for r in run.cases if r.address != BOOTS} == {Outcome.NOT_RUN}
     assert [r.outcome for r in run.cases if r.address == BOOTS] == [Outcome.LOST]
     assert all("is not the one built" in r.reason for r in run.cases)
-    assert exit_code(run) is ExitCode.INFRA
+    assert reach_verdict(run).exit_code is ExitCode.INFRA
 
 
 def test_kernel_that_dies_while_booting(edu_job: Job, tmp_path: Path) -> None:
-    """A panic before SSH is a CRASH of the kernel with its splat, and the cases are NOT_RUN because of it."""
+    """A panic before SSH is a CRASH of the boot with its splat, and the cases are NOT_RUN because of it."""
     topology = tmp_path / "rootless.yaml"
     topology.write_text(
         "summary: an edu, and a kernel that cannot mount its root\n"
@@ -194,10 +236,12 @@ def test_kernel_that_dies_while_booting(edu_job: Job, tmp_path: Path) -> None:
         '  - {id: edu0, driver: edu, addr: "0x5", pci: "1234:11e8"}\n'
     )
     kernel = dataclasses.replace(edu_job.kernel, programs=("vfio/vfio_pci_device_test",))
-    run = run_plan(dataclasses.replace(edu_job, kernel=kernel, topology=str(topology)), tmp_path / "run")
+    run = run_plan(
+        dataclasses.replace(edu_job, kernel=kernel, topology=load_topology(topology)), tmp_path / "run"
+    )
     found = {str(case.address): case for case in run.cases}
     boots = found["kernel/console/boots"]
     assert boots.outcome is Outcome.CRASH
     assert "Kernel panic" in boots.splat
     assert found["kselftest:vfio/vfio_pci_device_test@edu0/(program)"].outcome is Outcome.NOT_RUN
-    assert exit_code(run) is ExitCode.CASE_FAILED
+    assert reach_verdict(run).exit_code is ExitCode.CASE_FAILED

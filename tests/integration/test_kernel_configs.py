@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every variant proved in real trees from Debian by their own olddefconfig; nothing is compiled."""
+"""Every variant is proved in real Debian trees with their own olddefconfig; nothing is compiled."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import NotApplicable
-from harness.kernel.store import plan_kernel, prove_blocked
+from harness.base.errors import BuildError, HarnessError, HostError, NotApplicable
+from harness.base.process import find_tool
+from harness.kernel.arch import host_arch
+from harness.kernel.plan import plan_kernel, prove_blocked
+from harness.kernel.required import require_symbols, unwatched
 from harness.kernel.symbols import KconfigFiles
+from harness.kernel.toolchain import GCC, find_toolchain
 from harness.kernel.trees import KernelTree, TreeKind, open_tree
-from harness.kernel.variants import Dialect, find_dialect, load_catalogue
+from harness.kernel.variants import Dialect, features_of, find_dialect, load_catalogue
+from harness.machine.roots import ROOT_NAMES
 
 pytestmark = pytest.mark.integration
 
@@ -49,7 +54,7 @@ CONFIGURES = re.compile(r"(Kconfig|Makefile|Kbuild|MAINTAINERS|COPYING).*|.*\.co
 
 
 def _skeleton(source: Path, target: Path) -> None:
-    """Copy what kconfig reads of a tree."""
+    """Copy the files of a tree that kconfig reads."""
 
     def others(directory: str, names: list[str]) -> list[str]:
         kept = Path(directory).is_relative_to(source / "scripts")
@@ -64,7 +69,7 @@ def _skeleton(source: Path, target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def split(merged: KernelTree, tmp_path_factory: pytest.TempPathFactory) -> KernelTree:
-    """7.3 with a symbol for each path, as the fifth version of the cdev series had them."""
+    """7.3 with one symbol for each path, as in version 5 of the cdev patches."""
     tree = tmp_path_factory.mktemp("split") / "linux"
     _skeleton(merged.path, tree)
     vfio, iommufd = tree / "drivers/vfio/Kconfig", tree / "drivers/iommu/iommufd/Kconfig"
@@ -78,7 +83,7 @@ def split(merged: KernelTree, tmp_path_factory: pytest.TempPathFactory) -> Kerne
 
 
 def test_source_is_what_was_asked(merged: KernelTree) -> None:
-    """The package gives a tree of its series, whole and unconfigured."""
+    """The package unpacks to a complete, unconfigured tree of the requested version."""
     assert merged.kind is TreeKind.DEBIAN
     assert merged.version.startswith("7.3.")
     assert find_dialect(KconfigFiles(merged.path)) is Dialect.MERGED
@@ -86,15 +91,21 @@ def test_source_is_what_was_asked(merged: KernelTree) -> None:
 
 @pytest.mark.parametrize("name", [name for name in BUILT if name not in ALONE])
 def test_variant_comes_out_in_7_3(merged: KernelTree, name: str) -> None:
-    """Every symbol asked for and promised holds, and the shipped fragments name no symbol 7.3 lacks."""
+    """Every requested and promised symbol has its value, and the shipped fragments name no symbol that 7.3
+    lacks."""
     plan = plan_kernel(merged, CATALOGUE.variant(name))
     assert plan.undefined == ()
     assert plan.config.modular == ("modular" in plan.config_plan.features)
+    assert features_of(CATALOGUE, plan.config) == plan.features
+    for root in ROOT_NAMES:
+        everything = {"hotplug", "sriov", "aer"}
+        require_symbols(plan.config, plan.arch, has_modules=True, root=root, features=everything)
+    assert unwatched(plan.config, plan.arch) == ()
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_7_3_has_both_paths_or_none(merged: KernelTree, name: str) -> None:
-    """One symbol turns no-IOMMU mode on for the group and the cdev."""
+    """One symbol turns no-IOMMU mode on for both the group and the cdev."""
     with pytest.raises(NotApplicable):
         plan_kernel(merged, CATALOGUE.variant(name))
 
@@ -109,32 +120,76 @@ def test_7_3_refuses_noiommu_without_a_container(merged: KernelTree, name: str) 
 
 @pytest.mark.parametrize("addon", list(CATALOGUE.addons))
 def test_addon_comes_out_in_7_3(merged: KernelTree, addon: str) -> None:
-    """Each add-on holds on top of the default variant."""
-    assert addon in plan_kernel(merged, CATALOGUE.variant("group-cdev"), [addon]).config_plan.features
+    """Each add-on's symbols have their values on top of the default variant."""
+    plan = plan_kernel(merged, CATALOGUE.variant("group-cdev"), [addon])
+    assert addon in plan.features
+    assert features_of(CATALOGUE, plan.config) == plan.features
+
+
+def test_variant_comes_out_with_llvm(merged: KernelTree) -> None:
+    """clang and lld give every promised symbol its value, and make another kernel."""
+    llvm = find_toolchain("llvm")
+    if not llvm.resolve(host_arch()).is_complete:
+        pytest.skip("LLVM is not installed; see: vfio-harness doctor --toolchain llvm")
+    variant = CATALOGUE.variant("group-cdev")
+    plan = plan_kernel(merged, variant, toolchain=llvm)
+    assert (plan.config.get("CC_IS_CLANG"), plan.config.get("LD_IS_LLD"), plan.undefined) == ("y", "y", ())
+    assert plan.key != plan_kernel(merged, variant).key
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "message"),
+    [
+        (
+            '[ "$1" = --version ] && echo "gcc (Old) 5.1.0" || exec gcc -U__GNUC__ -D__GNUC__=5 "$@"',
+            BuildError,
+            r"C compiler is too old, Your GCC version: 5\.[\d.]+, Minimum GCC version: ",
+        ),
+        (
+            'case "$1" in --version) echo "gcc (X) 14.1.0";; -dumpmachine) gcc "$1";; *) kill -SEGV $$; esac',
+            HostError,
+            "a tool crashed: Segmentation fault",
+        ),
+    ],
+    ids=["too old", "crashes"],
+)
+def test_compiler_that_7_3_cannot_be_configured_with(
+    merged: KernelTree, tmp_path: Path, script: str, error: type[HarnessError], message: str
+) -> None:
+    """The tree's own scripts refuse a version, which says nothing about this host; a crash does."""
+    for tool in (GCC.linker, *GCC.binutils):
+        (tmp_path / tool).symlink_to(find_tool(tool) or tool)
+    (tmp_path / GCC.compiler).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (tmp_path / GCC.compiler).chmod(0o755)
+    with pytest.raises(error, match=message):
+        plan_kernel(merged, CATALOGUE.variant("group-cdev"), toolchain=find_toolchain(f"{tmp_path}/"))
 
 
 @pytest.mark.parametrize("name", ["group", "group-compat", "noiommu-group", "off"])
 def test_older_tree_has_groups(group_only: KernelTree, name: str) -> None:
-    """What 7.2 and 6.12 can express comes out there from the same fragments."""
+    """The variants that 7.2 and 6.12 support are proved there with the same fragments."""
     assert plan_kernel(group_only, CATALOGUE.variant(name)).config_plan.dialect is Dialect.GROUP_ONLY
 
 
 @pytest.mark.parametrize("name", ["group-cdev", "compat-cdev", "cdev", "modules", "noiommu-cdev", *BLOCKED])
 def test_older_tree_says_what_it_has_not(group_only: KernelTree, name: str) -> None:
-    """No no-IOMMU cdev, and nothing that blocks: an answer, not a failure."""
+    """Variants with a no-IOMMU cdev or without a container are absent from these trees, which is no
+    failure."""
     with pytest.raises(NotApplicable):
         plan_kernel(group_only, CATALOGUE.variant(name))
 
 
 @pytest.mark.parametrize("name", ["group", "group-cdev", "cdev", "off", *ALONE])
 def test_variant_comes_out_with_a_symbol_for_each_path(split: KernelTree, name: str) -> None:
-    """Both paths, one of them, none, and both with the mode for one."""
+    """With a symbol for each path, variants with both paths, one or none are proved, and so are those with
+    both paths and no-IOMMU mode for one."""
     plan = plan_kernel(split, CATALOGUE.variant(name))
     assert plan.config_plan.dialect is Dialect.SPLIT
     assert plan.undefined == ()
+    assert features_of(CATALOGUE, plan.config) == plan.features
 
 
 @pytest.mark.parametrize("name", BLOCKED)
 def test_group_is_refused_without_a_container(split: KernelTree, name: str) -> None:
-    """The group's symbol alone: a cdev needs no container."""
+    """Without a container only the group's symbol is blocked; a cdev needs no container."""
     assert prove_blocked(split, CATALOGUE.variant(name)).asked == ("VFIO_GROUP_NOIOMMU",)

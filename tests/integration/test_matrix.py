@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A matrix through a bad night: VMs, a worker and the harness itself are killed; nothing is lost or twice."""
+"""A matrix whose VMs, worker and harness are killed: every result is kept and none is duplicated."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import process
-from harness.deadline import Deadline
-from harness.errors import ExitCode
-from harness.process import Process
-from harness.results import Outcome, Run, load
+from harness.base import process
+from harness.base.deadline import Deadline
+from harness.base.errors import ExitCode
+from harness.base.process import Process
+from harness.results import Outcome, Run
+from harness.results.store import load
 
 MATRIX = """\
 matrices:
@@ -33,7 +34,7 @@ matrices:
 
 CASES = (
     *(f"probes/{module}/*" for module in ("get_pa", "descriptors", "ioas", "mapping", "addresses")),
-    # Its points have addresses of their own, which nobody knows before it has run.
+    # The addresses of its test points are known only after it has run.
     "kselftest:vfio/vfio_dma_mapping_test*",
 )
 
@@ -50,7 +51,7 @@ def words(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs of their own, and so a history of their own."""
+    """A runs directory of this test's own, and so a history of its own."""
     directory = tmp_path / "runs"
     directory.mkdir()
     monkeypatch.setenv("VFIO_HARNESS_RUNS", str(directory))
@@ -76,18 +77,18 @@ def only_run(runs: Path) -> Path | None:
 def wait(what: Callable[[], bool]) -> None:
     end = time.monotonic() + SECONDS
     while not what():
-        assert time.monotonic() < end, "it never came to that"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.2)
 
 
 def finished(runs: Path) -> int:
-    """How many cases have a result by now."""
+    """Return how many cases have a result so far."""
     directory = only_run(runs)
     return len(load(directory).results) if directory is not None else 0
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Every process below *pid*, with its command line."""
+    """Return every process below *pid* with its command line."""
     found: dict[int, str] = {}
     waiting = [pid]
     while waiting:
@@ -100,13 +101,13 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def kill_one(pid: int, word: str) -> None:
-    """Kill, outright, a process below *pid* whose command line has *word* in it."""
+    """Kill with SIGKILL a process below *pid* whose command line contains *word*."""
     victims = [child for child, line in descendants(pid).items() if word in line and "setpriv" not in line]
     os.kill(victims[0], signal.SIGKILL)
 
 
 def check_whole(run: Run) -> None:
-    """Every probe of both kernels on both topologies has its result."""
+    """Check that every probe of both kernels on both topologies has its result."""
     per_job = collections.Counter(case.job for case in run.cases if case.address.suite == "probes")
     assert len(per_job) == 4
     assert set(per_job.values()) == {max(per_job.values())}
@@ -114,7 +115,7 @@ def check_whole(run: Run) -> None:
 
 
 def test_killed_vms_and_a_killed_worker_cost_nothing(words: list[str], runs: Path, tmp_path: Path) -> None:
-    """What had no chance gets another one; attempts are counted, and the verdict is good."""
+    """Cases lost with a VM or a worker are retried, attempts are counted, and the verdict is good."""
     log = tmp_path / "log"
     with start(words, log) as child:
         wait(lambda: finished(runs) > 20)
@@ -137,7 +138,7 @@ def test_killed_vms_and_a_killed_worker_cost_nothing(words: list[str], runs: Pat
 
 
 def test_resume_does_nothing_twice(words: list[str], runs: Path, tmp_path: Path) -> None:
-    """After a kill of the harness the run goes on; what it had finished keeps its one result."""
+    """After a kill of the harness `--resume` continues the run; finished cases keep their one result."""
     log = tmp_path / "log"
     with start(words, log) as child:
         wait(lambda: finished(runs) > 60)
@@ -161,7 +162,8 @@ def test_resume_does_nothing_twice(words: list[str], runs: Path, tmp_path: Path)
 
 
 def test_deadline_ends_it_in_order(words: list[str], runs: Path) -> None:
-    """What was not begun says so, what was is kept, and the run goes on afterwards and becomes good."""
+    """At the deadline cases not started say so and results are kept; resuming finishes the run with a good
+    verdict."""
     soon = datetime.datetime.now() + datetime.timedelta(seconds=20)
     argv = [sys.executable, "-m", "harness", *words, "--deadline", soon.isoformat(timespec="seconds")]
     done = process.run(argv, deadline=Deadline.after(SECONDS))

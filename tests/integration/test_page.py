@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The HTML report in a real browser: what a person does with it works, without a word to the network."""
+"""The HTML report in a real browser: its controls work, without any network request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from report_night import night
 
-from harness.process import find_tool
+from harness.base.process import find_tool
 from harness.report.files import write
 
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
@@ -27,7 +27,7 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a night with one of everything."""
+    """The report of a nightly run with every kind of result."""
     root = tmp_path_factory.mktemp("page")
     run, background = night(root / "runs")
     write(run, "html", root / "report.html", background)
@@ -50,7 +50,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def browser(chromium: webdriver.Chrome, page: Path) -> Iterator[webdriver.Chrome]:
-    """Chromium with the page open; what it asked for and complained of is looked at in the end."""
+    """Chromium with the page open; after the test its requests and console messages are checked."""
     chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     chromium.get("about:blank")
@@ -92,7 +92,7 @@ def type_filter(browser: webdriver.Chrome, words: str) -> None:
 
 
 def test_a_failure_opens_and_has_its_log(browser: webdriver.Chrome) -> None:
-    """The worst failure is first; a click on it shows splat and output, another hides them."""
+    """The worst failure is first; a click on it shows splat and output, another click hides them."""
     first = find(browser, "details.case")[0]
     summary, splat = (first.find_element(By.CSS_SELECTOR, one) for one in ("summary", "pre.splat"))
     assert "unplug_while_open" in summary.text
@@ -108,7 +108,7 @@ def test_a_failure_opens_and_has_its_log(browser: webdriver.Chrome) -> None:
 
 
 def test_the_filter_leaves_what_matches(browser: webdriver.Chrome) -> None:
-    """Words narrow cases and failures down, a word of a log finds its case, nothing left says 0."""
+    """Words filter cases and failures, a word of a log finds its case, and no match shows 0."""
     everything = len(shown(browser, "details.case"))
     type_filter(browser, "get_pa gap_ends_the_length 7.3.5-cdev-edu")
     (case,) = shown(browser, "details.case")
@@ -126,7 +126,7 @@ def test_the_filter_leaves_what_matches(browser: webdriver.Chrome) -> None:
 
 
 def test_chips_choose_outcomes(browser: webdriver.Chrome) -> None:
-    """A click on an outcome leaves its cases, a second one brings the rest back."""
+    """A click on an outcome shows only its cases, a second click shows all again."""
     (chip,) = find(browser, ".chip[data-label=FLAKY]")
     chip.click()
     assert {row.get_attribute("data-label") for row in shown(browser, "[data-row]")} == {"FLAKY"}
@@ -150,7 +150,7 @@ def test_the_matrix_leads_to_the_job(browser: webdriver.Chrome) -> None:
 
 
 def test_it_fits_a_phone(browser: webdriver.Chrome) -> None:
-    """Nothing makes the page wider than a phone, with everything unfolded."""
+    """With everything unfolded the page is no wider than a phone."""
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; });")
     width, room = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth];")
@@ -159,7 +159,7 @@ def test_it_fits_a_phone(browser: webdriver.Chrome) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read(browser: webdriver.Chrome, scheme: str) -> None:
-    """In a light and in a dark scheme every kind of text stands out from what is behind it (WCAG AA: 4.5)."""
+    """In the light and the dark scheme every kind of text has enough contrast (WCAG AA: 4.5)."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; });")
@@ -169,7 +169,7 @@ def test_text_can_be_read(browser: webdriver.Chrome, scheme: str) -> None:
 
 
 def test_it_prints(browser: webdriver.Chrome) -> None:
-    """On paper the failures are unfolded, the filter is gone, and there are some pages of it."""
+    """When printed, failures are unfolded, the filter is hidden, and there are several pages."""
     browser.execute_script("window.dispatchEvent(new Event('beforeprint'));")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert not browser.find_element(By.CSS_SELECTOR, ".tools").is_displayed()
