@@ -216,8 +216,10 @@ def test_isolation(group_cdev: Kernel, isolation: str, machines: int) -> None:
     words = [word for case in cases for word in ("--case", f"probes/{case}")]
     done, run = harness("run", "--tree", TREE, "--topology", "edu", "--isolation", isolation, *words)
     assert run is not None, done.stderr
-    assert [case.outcome for case in run.cases] == [Outcome.PASS] * 4, told(done, run)
-    assert len({case.vm_dir for case in run.cases}) == machines
+    # A VM that QEMU lost while it booted, and the next one that came up, are a case of the run too.
+    probes = [case for case in run.cases if case.address.suite == "probes"]
+    assert [case.outcome for case in probes] == [Outcome.PASS] * 4, told(done, run)
+    assert len({case.vm_dir for case in probes}) == machines
 
 
 def test_bench_measures(group_cdev: Kernel) -> None:
