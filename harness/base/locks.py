@@ -72,6 +72,31 @@ def shared(name: str, busy: str, waiting: Waiting = lambda: None) -> Iterator[No
 
 
 @contextlib.contextmanager
+def making(
+    name: str, busy: str, is_there: Callable[[], bool], waiting: Waiting = lambda: None
+) -> Iterator[bool]:
+    """Hold the lock *name* alone to make what it protects; yield False, holding nothing, once it *is_there*.
+
+    Its users hold the lock with shared(), maybe for long: nobody who only wants it made waits for them.
+    Raises InfraError when its file cannot be made, and what *waiting* raises.
+    """
+
+    def look() -> None:
+        if is_there():
+            raise _Made
+        waiting()
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(_Made):
+            stack.enter_context(_held(name, busy, look, alone=True))
+        yield not is_there()
+
+
+class _Made(Exception):
+    """Another process made it."""
+
+
+@contextlib.contextmanager
 def try_locked(name: str) -> Iterator[bool]:
     """Hold the lock *name* alone if it is free; yield whether we have it."""
     with locked_by(name, Deadline.after(0)) as ours:

@@ -37,7 +37,7 @@ from typing import Any
 from harness.base import paths
 from harness.base.cause import Cause
 from harness.base.errors import HostError, InfraError
-from harness.base.locks import Waiting, locked, shared
+from harness.base.locks import Waiting, making, shared
 from harness.kernel.arch import Arch, find_arch, host_arch
 from harness.kernel.kconfig import ResolvedConfig
 
@@ -148,16 +148,16 @@ def provide_entry(
     *make* fills a directory beside it, which is then renamed.  Meanwhile other processes wait, say *busy* and
     call *waiting*.  Raises HostError when the cache cannot be written, and what *make* and *waiting* raise.
     """
-    is_new = False
-    if not is_there(entry):
-        with locked(entry.name, busy, waiting), writing_cache(entry):
-            if not is_there(entry):
-                partial = begin_entry(entry)
-                make(partial)
-                partial.rename(entry)
-                is_new = True
+    if is_there(entry):
+        note_use(entry)
+        return False
+    with making(entry.name, busy, lambda: is_there(entry), waiting) as is_ours, writing_cache(entry):
+        if is_ours:
+            partial = begin_entry(entry)
+            make(partial)
+            partial.rename(entry)
     note_use(entry)
-    return is_new
+    return is_ours
 
 
 @contextlib.contextmanager

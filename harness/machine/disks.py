@@ -18,7 +18,7 @@ from pathlib import Path
 from harness.base import paths, process
 from harness.base.deadline import Deadline
 from harness.base.errors import HostError
-from harness.base.locks import locked, shared
+from harness.base.locks import making, shared
 
 RECIPE = 1
 """Raise it when the same contents give another image."""
@@ -61,8 +61,9 @@ def provide_disk(kind: str, digest: str, fill: Callable[[Path], None]) -> Path:
     """
     image = disk_path(kind, digest)
     if find_disk(kind, digest) is None:
-        with locked(image.name, f"another process is making the {kind} disk"):
-            if not image.is_file():
+        busy = f"another process is making the {kind} disk"
+        with making(image.name, busy, image.is_file) as is_ours:
+            if is_ours:
                 _make(image, fill)
     return image
 

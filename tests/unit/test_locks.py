@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.deadline import Deadline
-from harness.base.locks import alone_with, locked, locked_by, shared, take, try_locked
+from harness.base.locks import alone_with, locked, locked_by, making, shared, take, try_locked
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +90,36 @@ def test_open_files_and_directories_are_locked_alone_or_shared(tmp_path: Path) -
         assert (tmp_path / "made").is_file()
     with pytest.raises(FileNotFoundError), alone_with(tmp_path / "missing"):
         pass
+
+
+def test_who_waits_to_make_what_another_process_made_does_not_wait_for_its_users() -> None:
+    made, seen = threading.Event(), []
+
+    def wait() -> None:
+        with making("x", "busy", made.is_set) as is_ours:
+            seen.append(is_ours)
+
+    with shared("x", "never waits"):
+        waiter = threading.Thread(target=wait, daemon=True)
+        waiter.start()
+        waiter.join(0.2)
+        assert not seen
+        made.set()
+        waiter.join(10)
+        assert seen == [False]
+
+
+def test_what_is_made_is_made_by_one() -> None:
+    made: list[str] = []
+
+    def make() -> None:
+        with making("x", "busy", lambda: bool(made)) as is_ours:
+            if is_ours:
+                made.append("x")
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert made == ["x"]

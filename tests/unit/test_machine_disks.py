@@ -67,6 +67,23 @@ def _never(stage: Path) -> None:
     pytest.fail(f"nothing may be put into {stage}")
 
 
+def test_who_waits_for_a_disk_does_not_wait_for_the_vms_that_use_it() -> None:
+    """The VM of the process that made it holds it for as long as it runs."""
+    image = disks.disk_path("kernel", "d1")
+    found: list[Path] = []
+    with disks.held(image):
+        waiter = threading.Thread(
+            target=lambda: found.append(disks.provide_disk("kernel", "d1", Filler())), daemon=True
+        )
+        waiter.start()
+        waiter.join(0.2)
+        assert not found
+        image.parent.mkdir(parents=True)
+        image.touch()
+        waiter.join(10)
+        assert found == [image]
+
+
 @needs_mkfs
 def test_a_disk_is_made_once(cache: Path) -> None:
     """Its name has its kind and its digest; another digest is another disk."""
