@@ -16,22 +16,27 @@ from harness.session import coverage
 
 @click.command("coverage")
 @options.run_argument
-@click.option("--line", "place", metavar="FILE:LINE|FILE:FUNCTION", help="Name the cases that reach it.")
-@click.option("--missing", is_flag=True, help="List the lines that no case reached.")
-@click.option("--all", "everything", is_flag=True, help="With --missing: not only of the no-IOMMU code.")
+@click.option(
+    "--line",
+    "place",
+    metavar="FILE:LINE|FILE:FUNCTION",
+    help="List the cases that run this line or function.",
+)
+@click.option("--missing", is_flag=True, help="List the lines of no-IOMMU code that no case ran.")
+@click.option("--all", "everything", is_flag=True, help="With --missing: the lines of all files.")
 @click.option(
     "--diff",
     "revision",
     is_flag=False,
     flag_value="HEAD",
     metavar="[REV]",
-    help="Show which lines that the run's tree changed since REV (default: HEAD) ran, and by which cases.",
+    help="Show which of the lines that changed since REV (default: HEAD) ran, and in which cases.",
 )
 @click.option(
     "--html", type=click.Path(path_type=Path, file_okay=False), help="Write HTML pages to this directory."
 )
 @click.option("--lcov", type=click.Path(path_type=Path, dir_okay=False), help="Write an lcov tracefile.")
-@click.option("--again", is_flag=True, help="Decode the counters of the run again.")
+@click.option("--again", is_flag=True, help="Decode the counters again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def command(
     run: str | None,
@@ -58,13 +63,15 @@ def command(
       vfio-harness coverage --diff v7.3
     """
     if everything and not missing:
-        raise UsageError("--all is for --missing", hint="add --missing")
+        raise UsageError("--all needs --missing", hint="add --missing")
     asked = [
         name for name, value in {"place": place, "missing": missing, "revision": revision}.items() if value
     ]
     if len(asked) > 1 or (asked and as_json):
         refuse_beside("one question at a time", only={*asked[1:], "as_json"})
     found = coverage.find_coverage(run, again=again)
+    if html is not None or lcov is not None:
+        coverage.export(found, html=html, lcov=lcov)
     for one in found.trees:
         if place is not None:
             emit(coverage.show_cases(one, place))
@@ -76,7 +83,5 @@ def command(
             emit(coverage.to_json(one))
         else:
             emit(coverage.render_table(one))
-        if html is not None or lcov is not None:
-            coverage.write_reports(one, html=html, lcov=lcov)
         coverage.tell_lost(one)
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vfio-harness debug`: open a debugger on a dead guest of a run, or on the VM of a case."""
+"""`vfio-harness debug`: open a debugger on a guest that died in a run, or on the VM of a case."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from harness.session.reporting import find_run
 @click.command("debug")
 @options.runs_argument("run")
 @click.argument("case", required=False, metavar="[CASE]")
-@click.option("--live", is_flag=True, help="Open a VM as CASE finds it, even if there is a dump.")
+@click.option("--live", is_flag=True, help="Open the VM in which CASE starts, even if there is a dump.")
 @click.option("--gdb", is_flag=True, help="Open gdb instead of drgn; only on a VM.")
-@click.option("--answers", is_flag=True, help="Print stacks, locks, devices and contexts, and end.")
+@click.option("--answers", is_flag=True, help="Print stacks, locks, devices and contexts; open nothing.")
 def command(run: str, case: str | None, live: bool, gdb: bool, answers: bool) -> int:
-    """Open drgn on the memory of the guest that died of CASE in RUN, with debug information.
+    """Open drgn on the memory of the guest that died in CASE of RUN, with debug information.
 
-    If CASE left no dump, a VM is opened as CASE finds it: booted, or restored from its snapshot.  Without
-    CASE, it is the only dump of the run.
+    If CASE left no dump, the VM in which CASE starts is opened: booted, or restored from its snapshot.  CASE
+    may be left out if RUN has one dump only.
 
     In drgn the functions summary(), tasks(), locks(), devices() and contexts() print; vfio_devices(),
     vfio_groups(), iommufd_contexts(), iommufd_objects(context), open_files() and blocked_tasks() return
@@ -52,7 +52,7 @@ def command(run: str, case: str | None, live: bool, gdb: bool, answers: bool) ->
         raise UsageError(_no_dump(target), hint="vfio-harness debug without --answers opens a VM")
     if dump is None:
         if not live:
-            tell(f"{_no_dump(target)}: opening a VM as the case finds it")
+            tell(f"{_no_dump(target)}: opening the VM in which it starts")
         return _open_vm(found, target, gdb=gdb)
     if gdb:
         raise UsageError("gdb cannot read a compressed dump", hint="use drgn, or --live for a VM")

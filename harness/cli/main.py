@@ -161,7 +161,8 @@ def _run(command: click.Command) -> int:
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"see: {context.command_path} --help" if context else None
-        return _fail(ExitCode.USAGE, error.format_message(), hint)
+        # click lists choices one a line.
+        return _fail(ExitCode.USAGE, " ".join(error.format_message().split()), hint)
     except (KeyboardInterrupt, click.Abort) as error:
         # click makes an Abort of a KeyboardInterrupt.
         told = next((e.hint for e in (error, error.__cause__) if isinstance(e, Interrupted)), None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from harness.base import output
 from harness.base.errors import UsageError, nearest
 from harness.cli import options
 from harness.cli.given import given, refuse_beside, repeated
-from harness.cli.moment import parse_moment
+from harness.cli.moment import parse_deadline
 from harness.matrix import SHIPPED, Entry, Matrix, load_matrix, matrix_names, with_coverage
 from harness.matrix.recipes import SERVICES, recipe
 from harness.matrix.shards import parse_shard, shard
@@ -152,7 +151,7 @@ def command(
         raise UsageError("--shards is for --emit", hint="run one part with --shard K/N")
     if plan_only and accept is not None:
         raise UsageError("--plan runs nothing: there is nothing to --accept")
-    conduct = dataclasses.replace(conduct, until=_until(deadline))
+    conduct = dataclasses.replace(conduct, until=parse_deadline(deadline))
     request = Request(wishes=(), conduct=conduct, pytest=pytest, junit=junit, accept=accept)
     if resume is not None:
         refuse_beside("--resume uses the options of that run", _WITH_RESUME)
@@ -173,15 +172,6 @@ def _run(request: Request, *, plan_only: bool, as_json: bool) -> int:
     if plan_only:
         return show_plan(planned, as_json=as_json)
     return carry_out(build(planned), as_json=as_json)
-
-
-def _until(deadline: str | None) -> float | None:
-    if deadline is None:
-        return None
-    try:
-        return parse_moment(deadline, datetime.datetime.now().astimezone()).timestamp()
-    except UsageError as error:
-        raise UsageError(f"--deadline: {error.message}", hint=error.hint) from error
 
 
 def _request(

@@ -12,6 +12,16 @@ from harness.base.errors import UsageError
 _SPAN = re.compile(r"(?:(\d{1,12})h)?\s*(?:(\d{1,12})m(?:in)?)?")
 
 
+def parse_deadline(text: str | None) -> float | None:
+    """Return the time of `--deadline`, in seconds since the epoch; None without one.  Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        return parse_moment(text, datetime.datetime.now().astimezone()).timestamp()
+    except UsageError as error:
+        raise UsageError(f"--deadline: {error.message}", hint=error.hint) from error
+
+
 def parse_moment(text: str, now: datetime.datetime) -> datetime.datetime:
     """Return the time that *text* names after *now*, which has a time zone; a bare time means its next
     occurrence.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from harness.base.words import count_of
 from harness.bisect.state import StepOptions
 from harness.cli import options
 from harness.cli.given import refuse_beside
-from harness.cli.moment import parse_moment
+from harness.cli.moment import parse_deadline
 from harness.kernel.trees import open_tree, read_version
 from harness.mutate.choose import Source, changed_faults, named_faults, read_equivalents, sample
 from harness.mutate.faults import Fault
@@ -37,17 +38,20 @@ REPORT_NAME = "report.txt"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """Which faults are asked for."""
+    """Where faults are to be planted, and how many."""
 
     targets: tuple[str, ...]
     diff: str | None
     limit: int | None
     seed: int
 
+    def check(self) -> None:
+        """Refuse a place that is not named, or named in two ways."""
+        if bool(self.targets) == bool(self.diff) or (self.diff or "").startswith(".."):
+            raise click.UsageError("say where to plant faults: FILE, FILE:FUNCTION or --diff REV[..REV]")
+
     def find(self, tree: str | None) -> tuple[Source, list[Fault]]:
         """Return the source, and the faults that were asked for; UsageError when there are none."""
-        if bool(self.targets) == (self.diff is not None):
-            raise click.UsageError("say where to plant faults: FILE, FILE:FUNCTION, or --diff REV[..REV]")
         if self.diff is None:
             source = Source.of(open_tree(tree))
             faults, what = named_faults(source, self.targets), " and ".join(self.targets)
@@ -59,7 +63,7 @@ class _Asked:
             source = Source.of(open_tree(f"{tree or '.'}@{new}" if new else tree))
             faults, what = changed_faults(source, old), f"the C lines of --diff {self.diff}"
         if not faults:
-            raise UsageError(f"there is nothing in {what} to plant a fault in")
+            raise UsageError(f"no fault can be planted in {what}")
         return source, faults
 
 
@@ -68,12 +72,12 @@ _ASKED = (
     click.option(
         "--diff",
         metavar="REV[..REV]",
-        help="Faults in the lines that the tree, or the second REV, has and REV not.",
+        help="Plant faults only in C lines that changed since REV, in the tree or in the second REV.",
     ),
     click.option(
-        "--limit", type=click.IntRange(min=1), metavar="N", help="Plant only N faults, chosen by chance."
+        "--limit", type=click.IntRange(min=1), metavar="N", help="Plant only N faults, chosen at random."
     ),
-    click.option("--seed", type=int, default=1, help="Seed of that chance."),
+    click.option("--seed", type=int, default=1, help="Seed of that choice."),
 )
 
 
@@ -92,10 +96,12 @@ _ASKED = (
     "--equivalents",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Faults that change nothing anybody can see: a YAML mapping of fault id to reason.",
+    help="Faults that no test can see, which are not planted: a YAML mapping of fault id to reason.",
 )
 @click.option("--continue", "go_on", metavar="ID", help="Continue an interrupted mutation, with its options.")
-@click.option("--plan", "plan_only", is_flag=True, help="Show the faults; build nothing.")
+@click.option(
+    "--plan", "plan_only", is_flag=True, help="List the faults that would be planted; build nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @options.fold("asked", lambda **fields: _Asked(**fields), "targets", "diff", "limit", "seed", options=_ASKED)
 def command(
@@ -116,8 +122,8 @@ def command(
     """Plant faults in a kernel, one at a time, and see which of them the cases notice.
 
     A fault is one wrong change: a condition negated, a check dropped, an errno swapped, a bound moved, a
-    statement removed, a flag lost, a lock held shorter.  Each kernel is built, and the cases run until one
-    notices it.  What survives shows what no case tests.  The tree is never written to.
+    statement removed, a flag lost, a lock held shorter.  Each faulty kernel is built, and the cases run until
+    one fails.  A fault that survives shows what no case tests.  The tree is never written to.
 
     Exit codes: 0 every fault was noticed; 1 some survived; 2, 3 and 4 as for run.
 
@@ -127,12 +133,15 @@ def command(
       vfio-harness mutate --tree ~/linux --diff v7.3..topic --limit 50
       vfio-harness mutate --continue mutate-20261130-101500-1f0c
     """
-    until = _until(deadline)
+    ends = parse_deadline(deadline)
+    until = Deadline.after(ends - time.time()) if ends is not None else None
+    if plan_only and as_json:
+        raise UsageError("--plan prints text only: leave --json out")
     if go_on is not None:
         refuse_beside("--continue uses the options that it was started with", _WITH_CONTINUE)
         mutation = load_mutation(_begun(go_on))
         tell(f"continuing {go_on}: {count_of(len(mutation.mutants), 'fault')} tested so far")
-        faults: Sequence[Fault] = mutation.faults
+        known = read_equivalents(equivalents, mutation.faults)
     else:
         kernel, machine = kernel.of(variant), machine.on(topology)
         steps = StepOptions(
@@ -143,13 +152,14 @@ def command(
             keyword=keyword or "",
         )
         check_patterns(cases, suites)
+        asked.check()
         tell(f"accelerator: {_check(kernel, machine)}")
         source, faults = asked.find(kernel.tree)
+        known = read_equivalents(equivalents, faults)
         chosen = sample(faults, asked.limit, asked.seed)
         if plan_only:
             return _show(chosen, len(faults))
         mutation = _begin(source, steps, chosen, len(faults))
-    known = read_equivalents(equivalents, faults) if equivalents is not None else {}
     reaching = _reaching(Source(Path(mutation.root), mutation.commit))
     mutator = Mutator(mutation, paths.runs_dir() / mutation.id, known, reaching, until)
     return _mutate(mutator, as_json=as_json)
@@ -167,19 +177,12 @@ def _begun(name: str) -> Path:
     return known[name]
 
 
-def _until(deadline: str | None) -> Deadline | None:
-    if deadline is None:
-        return None
-    now = datetime.datetime.now().astimezone()
-    return Deadline.after((parse_moment(deadline, now) - now).total_seconds())
-
-
 def _reaching(source: Source) -> dict[str, frozenset[str]]:
     """Return the cases that reach a function, by FILE:FUNCTION; empty without a coverage map."""
     line = line_of_kernels(read_version(source.read("Makefile")))
     functions_by_case = ask(lambda history: history.map.read(line))
     if not functions_by_case:
-        tell(f"there is no coverage map of {line}, so every case runs for each fault; to make one: {HOW}")
+        tell(f"no coverage map of kernel line {line}: every case runs for each fault; to make one: {HOW}")
     cases: dict[str, set[str]] = {}
     for case, functions in functions_by_case.items():
         for function in functions:
@@ -195,7 +198,7 @@ def _show(faults: Sequence[Fault], found: int) -> int:
 
 
 def _check(kernel: KernelWish, machine: MachineWish) -> str:
-    """Refuse impossible values; return which accelerator is used, and why."""
+    """Refuse impossible values; return the accelerator with the reason for it."""
     planning.check_kernel(kernel)
     qemu, choice = planning.choose(machine)
     planning.check_machine(machine, qemu)

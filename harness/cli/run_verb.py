@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +16,12 @@ from harness.session import planning
 from harness.session.pipeline import Request, build, check, collect, plan
 from harness.session.running import carry_out
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, OwnWish, PytestOptions
+
+
+def _pytest_options(keyword: str | None, **fields: Any) -> PytestOptions:
+    if fields["affected"]:
+        refuse_beside("--affected chooses the cases", only={"cases", "keyword", "last_failed", "extra"})
+    return PytestOptions(keyword=keyword or "", **fields)
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
@@ -52,7 +59,7 @@ from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, Ow
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- PYTEST_ARGS...]")
 @options.fold(
     "pytest",
-    lambda keyword, **fields: PytestOptions(keyword=keyword or "", **fields),
+    _pytest_options,
     *("keyword", "exit_first", "last_failed", "affected", "workers", "collect_only", "verbose", "extra"),
 )
 def command(

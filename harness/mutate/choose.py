@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which faults to plant: in the functions that are named, in the lines of a patch, or in a sample of them."""
+"""Choose the faults to plant: those of named functions or of changed lines, all of them or a sample."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Source:
 
     @classmethod
     def of(cls, tree: KernelTree) -> Source:
-        """Return the source of *tree*; one that was unpacked is read as a directory."""
+        """Return the source of *tree*; an unpacked package is committed like a user's directory."""
         if tree.repository is None or not tree.checkout:
             return cls.of(open_tree(os.fspath(tree.path)))
         return cls(tree.repository, tree.checkout)
@@ -38,7 +38,7 @@ class Source:
         return gittree.provide_mirror(self.root)
 
     def read(self, file: str) -> str:
-        """Return the text of *file*; UsageError when there is none."""
+        """Return the text of *file*; UsageError when the commit has none."""
         return gittree.show(self.mirror, self.commit, file)
 
 
@@ -53,18 +53,16 @@ def named_faults(source: Source, targets: Sequence[str]) -> list[Fault]:
             known = [name for name in files if name.endswith(".c") and Path(name).name == Path(file).name]
             known = known or [name for name in files if name.endswith(".c")]
             hint = nearest(file, known, otherwise="name a C file from the top of the tree")
-            raise UsageError(f"{target}: the tree has no C file {file}", hint=hint)
+            raise UsageError(f"the tree has no C file {file!r}", hint=hint)
         functions = functions_of(source.read(file))
         if colon and function not in functions:
-            raise UsageError(
-                f"{target}: {file} defines no function {function!r}", hint=nearest(function, functions)
-            )
+            raise UsageError(f"{file} defines no function {function!r}", hint=nearest(function, functions))
         wanted.setdefault(file, set()).update({function} if colon else functions)
     return _found(source, wanted, lambda file, function, _: function in wanted[file])
 
 
 def changed_faults(source: Source, old: str) -> list[Fault]:
-    """Return the faults in lines of C that *source* has and the commit *old* of its repository has not."""
+    """Return the faults in C lines of *source* that differ from the commit *old* of its repository."""
     before = gittree.resolve(source.root, old).commit
     changes = {one.name: one.after for one in find_changes(source.mirror, before, source.commit)}
     lines = {name: after for name, after in changes.items() if name.endswith(".c") and after}
@@ -81,7 +79,7 @@ def _found(
 
 
 def sample(faults: Sequence[Fault], limit: int | None, seed: int) -> tuple[Fault, ...]:
-    """Return *limit* of *faults*, in their order: as many of each function as its share, by chance."""
+    """Return *limit* of *faults*, chosen at random, in their order; each function gives its share."""
     if limit is None or limit >= len(faults):
         return tuple(faults)
     chance = random.Random(seed)
@@ -97,15 +95,15 @@ def sample(faults: Sequence[Fault], limit: int | None, seed: int) -> tuple[Fault
     return tuple(fault for fault in faults if fault.id in chosen)
 
 
-def read_equivalents(path: Path, faults: Sequence[Fault]) -> dict[str, str]:
+def read_equivalents(path: Path | None, faults: Sequence[Fault]) -> dict[str, str]:
     """Return the reasons in *path*, a YAML mapping of fault id to reason; UsageError for an unknown id."""
+    if path is None:
+        return {}
     section = yamlfile.load(path)
     known = {fault.id for fault in faults}
     reasons = {name: section.text(name) for name in section}
     for name in reasons:
         if name not in known:
-            hint = nearest(name, known, otherwise="ids stand in the report; they change with the code")
-            raise UsageError(
-                f"{section.where(name)}: there is no fault {name!r} in what is mutated", hint=hint
-            )
+            hint = nearest(name, known, otherwise="mutate --plan lists the ids")
+            raise UsageError(f"{section.where(name)}: no fault to be planted has the id {name!r}", hint=hint)
     return reasons

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The coverage of a run: decode what its guests sent, and find it again."""
+"""Decode the coverage counters of a run, find its coverage and show it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from harness.results.store import list_runs, load
 from harness.session.reporting import ask, find_run
 from harness.suites.registry import work_address
 
-__all__ = ["render_missing", "render_table", "write_reports"]
+__all__ = ["render_missing", "render_table"]
 
 HOW = "vfio-harness run --with gcov"
 """The command that makes a run with coverage."""
@@ -38,7 +38,7 @@ HOW = "vfio-harness run --with gcov"
 def keep_coverage(directory: Path) -> None:
     """Decode the counters of the run in *directory*, if its kernels have any, and write its coverage there.
 
-    What goes wrong is said; the run does not suffer.
+    An error is printed and changes no result.
     """
     try:
         counted = [job for job in load_plan(directory / PLAN_FILE).jobs if "gcov" in job.features]
@@ -57,7 +57,7 @@ def keep_coverage(directory: Path) -> None:
 
 
 def tell_summary(coverage: Coverage, html: Path) -> None:
-    """Say how much of the no-IOMMU code ran, and what was lost."""
+    """Print how much of the no-IOMMU code ran, and whose counters are missing."""
     row = next(coverage.rows())
     tell(
         f"coverage: {row.lines_run} of {row.lines} lines and {row.branches_taken} of {row.branches} branches"
@@ -67,7 +67,7 @@ def tell_summary(coverage: Coverage, html: Path) -> None:
 
 
 def tell_lost(coverage: Coverage) -> None:
-    """Say which cases ran and left no counters."""
+    """Print which cases ran and left no counters."""
     if coverage.lost:
         more = f" and {len(coverage.lost) - 3} more" if len(coverage.lost) > 3 else ""
         named = ", ".join(coverage.lost[:3])
@@ -75,7 +75,7 @@ def tell_lost(coverage: Coverage) -> None:
 
 
 def decode(run: Run, jobs: Iterable[Job]) -> list[Coverage]:
-    """Return the coverage of each source tree of *run*, as *jobs* counted it.
+    """Return the coverage of each source tree of *run*, from the counters of *jobs*.
 
     Raises InfraError when a kernel is no longer in the store, or gcov is missing or fails.
     """
@@ -84,7 +84,7 @@ def decode(run: Run, jobs: Iterable[Job]) -> list[Coverage]:
         built = find_built(job.kernel.digest)
         if built is None or not built.gcov:
             raise InfraError(
-                f"kernel {job.kernel.digest[:12]} of job {job.name} is not in the store any more",
+                f"kernel {job.kernel.digest[:12]} of job {job.name} is no longer in the store",
                 hint=f"build and run it again: {HOW}",
             )
         identity = str(read_facts(kernel_entry(built.digest)).get("tree_identity", ""))
@@ -127,7 +127,7 @@ def _sources(notes: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def _counters(run: Run, job: str) -> Mapping[str, list[Path]]:
-    """Return the files with the counters of each piece of work of *job* that ran; empty where none came."""
+    """Return the files of counters of each piece of work of *job* that ran; empty for one that sent none."""
     found: dict[str, list[Path]] = collections.defaultdict(list)
     for result in run.results:
         if result.job != job or not result.vm_dir or result.address.suite in (KERNEL_SUITE, KCONFIG_SUITE):
@@ -142,7 +142,7 @@ def _counters(run: Run, job: str) -> Mapping[str, list[Path]]:
 
 
 def line_of_kernels(version: str) -> str:
-    """Return the line of kernels of a release: `7.3` of `7.3.4` or `7.3.0-rc2`."""
+    """Return the kernel line of a release: `7.3` of `7.3.4` or `7.3.0-rc2`."""
     return ".".join(version.split(".")[:2])
 
 
@@ -157,7 +157,7 @@ class Found:
 def find_coverage(run: str | None, *, again: bool = False) -> Found:
     """Return the coverage of the run called *run*, by default of the newest that has any.
 
-    It is decoded if it was not yet, or *again*.  Raises UsageError for a run without.
+    The counters are decoded if they were not yet, or with *again*.  Raises UsageError for a run without any.
     """
     found = find_run(run) if run is not None else _newest()
     directory = Path(found.directory)
@@ -177,6 +177,24 @@ def _newest() -> Run:
     raise UsageError(f"no run in {paths.runs_dir()} has coverage", hint=f"make a run that has: {HOW}")
 
 
+def export(found: Found, *, html: Path | None, lcov: Path | None) -> None:
+    """Write the reports of the only source tree of *found*.
+
+    Raises UsageError when it has several trees, or a directory is missing.
+    """
+    from harness.report.files import check_place
+
+    for option, path in (("--html", html), ("--lcov", lcov)):
+        if path is not None:
+            check_place(option, path)
+    if len(found.trees) > 1:
+        where = Path(found.run.directory, model.DIRECTORY)
+        raise UsageError(
+            f"run {found.run.info.id} tested several source trees", hint=f"the reports of each are in {where}"
+        )
+    write_reports(found.trees[0], html=html, lcov=lcov)
+
+
 def show_cases(coverage: Coverage, place: str) -> str:
     """Return which cases reach *place*, FILE:LINE or FILE:FUNCTION.  Raises UsageError."""
     name, lines = coverage.find(place)
@@ -190,7 +208,7 @@ def show_cases(coverage: Coverage, place: str) -> str:
 
 
 def show_diff(run: Run, coverage: Coverage, revision: str) -> str:
-    """Return which lines that the source of *coverage* has changed since *revision* ran, and by which cases.
+    """Return which lines changed since *revision* in the source of *coverage* ran, and in which cases.
 
     Raises UsageError when the source is not from git or *revision* does not exist.
     """
@@ -202,7 +220,7 @@ def show_diff(run: Run, coverage: Coverage, revision: str) -> str:
     before = gittree.resolve(directory, revision).commit
     mirror = gittree.provide_mirror(gittree.repository_root(directory))
     if not has_commit(mirror, job.commit):
-        raise UsageError(f"the source of run {run.info.id} is not in the cache any more", hint="run it again")
+        raise UsageError(f"the source of run {run.info.id} is no longer in the cache", hint="run it again")
     changes = find_changes(mirror, before, job.commit)
     outside = [change.name for change in changes if change.name not in coverage.files]
     return render_diff(coverage, {c.name: c.after for c in changes if c.name in coverage.files}, outside)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What `vfio-harness debug` opens: the dump of a guest that died in a run, or the VM of a case."""
+"""Find what `vfio-harness debug` opens: the dump of a guest that died in a run, or the VM of a case."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ from harness.session.dumps import BUDGET_SECONDS, find_dump
 from harness.session.planning import plan_wished_kernel
 from harness.session.wishes import load_wishes
 
+_NAMED = 5
+"""How many cases with a dump are named: a kernel may crash in every case."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A case of a run, and the dump of the guest that died of it."""
+    """A case of a run, and the dump of the guest that died in it."""
 
     result: Result
     dump: Dump | None
-    """None if no guest died; without a file if there is only a reason."""
+    """None if no guest died; it has a reason instead of a file if the dump is missing."""
 
     def path(self, run: Run) -> Path | None:
-        """Return the dump; None if there is none."""
+        """Return the path of the dump; None if there is none."""
         return Path(run.directory, self.dump.file) if self.dump is not None and self.dump.file else None
 
 
 def find_target(run: Run, case: str | None) -> Target:
-    """Return the attempt at *case* in *run* to look at: one that left a dump, else the last.
+    """Return the attempt at *case* in *run* to debug: one that left a dump, else the last.
 
-    Without *case*, that is the only attempt that left a dump.  Raises UsageError when there is none, or when
-    *case* is unknown.
+    Without *case* the run must have one dump only.  Raises UsageError when it has not, or *case* is unknown.
     """
     if case is None:
         found = [target for one in run.results if (target := _target(run, one)).path(run)]
@@ -47,11 +49,15 @@ def find_target(run: Run, case: str | None) -> Target:
         if not guests:
             raise UsageError(
                 f"no guest that died in run {run.info.id} left a dump",
-                hint="name a case, to open a VM as the case finds it",
+                hint="name a case to open the VM in which it starts",
             )
         if len(guests) > 1:
-            names = ", ".join(dict.fromkeys(str(one.result.address) for one in guests.values()))
-            raise UsageError(f"{len(guests)} guests died in run {run.info.id}", hint=f"name a case: {names}")
+            names = list(dict.fromkeys(str(one.result.address) for one in guests.values()))
+            more = ", ..." if len(names) > _NAMED else ""
+            raise UsageError(
+                f"{len(guests)} guests died in run {run.info.id}",
+                hint=f"name a case: {', '.join(names[:_NAMED])}{more}",
+            )
         return next(iter(guests.values()))
     attempts = [_target(run, one) for one in run.results if str(one.address) == case]
     if not attempts:
@@ -75,15 +81,17 @@ def job_of(run: Run, result: Result) -> Job:
 
 
 def debug_information(run: Run, job: Job) -> DebugInformation:
-    """Return what debugs the kernel of *job* in *run*, made if need be.
+    """Return the debug information of the kernel of *job* in *run*; it is made if it is missing.
 
-    Raises HarnessError with the reason when there is none.
+    Raises HarnessError with the reason when that is not possible.
     """
     found = find_debug_information(kernel_of(job))
     if found is not None:
         return found
     wishes, _ = load_wishes(Path(run.directory))
-    problem: HarnessError = HostError("none of the run's kernels is built from this source any more")
+    problem: HarnessError = HostError(
+        f"the source of the kernel of job {job.name} has changed since run {run.info.id}", hint="run it again"
+    )
     for wish in {wish.kernel: wish for wish in wishes}:
         if wish.variant != job.kernel.variant:
             continue

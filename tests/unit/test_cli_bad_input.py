@@ -51,6 +51,8 @@ RUN = ("run", "--accel", "tcg", "--tree", "/nonexistent")
         (("gc",), "say what to keep"),
         (("gc", "--max-size", "lots"), "'lots' is not a size"),
         (("list", "variantz"), "'variantz' is not one of"),
+        (("list",), "Choose from: variants, topologies, matrices,"),
+        ((*RUN, "--affected", "--lf"), "--affected chooses the cases: leave --lf out"),
         (("report",), "there are no runs in"),
         (("report", "x"), "there is no run 'x'"),
         (("report", "./x"), "x"),

@@ -186,7 +186,9 @@ def test_sample_is_spread_over_the_functions_and_repeatable() -> None:
 def test_equivalents_must_be_known(tmp_path: Path) -> None:
     path = tmp_path / "equivalents.yaml"
     path.write_text("'00000001': only a hint\n'00000003': gone\n")
-    with pytest.raises(UsageError, match=r"equivalents\.yaml:2: there is no fault '00000003'"):
+    with pytest.raises(
+        UsageError, match=r"equivalents\.yaml:2: no fault to be planted has the id '00000003'"
+    ):
         read_equivalents(path, [fault(1), fault(2)])
     assert read_equivalents(path, [fault(1), fault(3)]) == {fault(1).id: "only a hint", fault(3).id: "gone"}
 
@@ -209,6 +211,9 @@ def test_report_shows_survivors_with_their_patch() -> None:
         (["--diff", "a..b", "--tree", "debian:7.3"], "debian:7.3 is a package without a history"),
         (["x.c", "--tree", "debian:7.3", "--case", "probes/nodes/nope"], "probes/nodes/nope"),
         (["x.c", "--diff", "a"], "say where to plant faults"),
+        (["--diff", "..a"], "say where to plant faults"),
+        (["x.c", "--plan", "--json"], "--plan prints text only: leave --json out"),
+        (["x.c", "--deadline", "soon"], "--deadline: 'soon' is not a time"),
     ],
 )
 def test_wrong_words(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:

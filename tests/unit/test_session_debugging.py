@@ -54,7 +54,7 @@ def test_without_a_case(run: Run) -> None:
     """It is the only dump; without one, or with several, the message says what to do."""
     with pytest.raises(UsageError, match="no guest that died in run r left a dump") as none:
         find_target(run, None)
-    assert none.value.hint == "name a case, to open a VM as the case finds it"
+    assert none.value.hint == "name a case to open the VM in which it starts"
     died(run, "b")
     assert find_target(run, None).path(run) == Path(run.directory, "vm/b", FILE)
     died(run, "d")

@@ -31,12 +31,11 @@ def write_reports(coverage: Coverage, *, html: Path | None = None, lcov: Path | 
         argv += ["--merge-mode-functions", "separate", "--lcov", "lcov.info"]
         try:
             if html is not None:
-                html.mkdir(parents=True, exist_ok=True)
+                html.mkdir(exist_ok=True)
                 argv += ["--html-details", str(html.absolute() / "index.html")]
                 argv += ["--html-title", f"Coverage of {coverage.tree}"]
             process.run(argv, cwd=top).check("gcovr failed")
             if lcov is not None:
-                lcov.parent.mkdir(parents=True, exist_ok=True)
                 # Names relative to the tree, whatever its place was.
                 text = (top / "lcov.info").read_text(encoding="utf-8").replace(f"SF:{top}/", "SF:")
                 lcov.write_text(text, encoding="utf-8")
