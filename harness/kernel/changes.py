@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which lines of which files differ between two commits of a kernel's source."""
+"""Find which lines of which files differ between two commits of a kernel's source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """A file that differs, with the lines that are not in both."""
+    """A file that differs, with the changed lines of both commits."""
 
     name: str
     before: frozenset[int]
@@ -30,7 +30,7 @@ def has_commit(repository: Path, commit: str) -> bool:
 
 
 def find_changes(repository: Path, before: str, after: str) -> tuple[Change, ...]:
-    """Return what differs between two commits; renamed files are one that is gone and one that is new."""
+    """Return what differs between two commits; a renamed file counts as one removed and one added."""
     words = ["diff", "--unified=0", "--no-renames", "--no-ext-diff", "--no-textconv", before, after]
     done = git(repository, words).check(f"cannot compare {before[:12]} with {after[:12]}", Cause.SOURCE)
     return tuple(parse_diff(done.stdout))

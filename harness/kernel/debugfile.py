@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Give a finished kernel debug information for the code that is tested, for drgn and gdb.
+"""Make debug information for the tested code of a finished kernel, for drgn and gdb.
 
-A whole kernel with -g costs as much as a build.  Instead a copy of its build tree gets the objects of
-DEBUGGED once more, by the commands that kbuild recorded and with -g, and is linked again: the same code at
-the same addresses, which is proved by comparing System.map.
+A whole kernel with -g costs as much as a build.  Instead the objects of DEBUGGED are compiled once more in a
+copy of the build tree, by the commands that kbuild recorded, with -g, and the kernel is linked again.  The
+same code is at the same addresses, which is proved by comparing System.map.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEBUGGED = (
     *("init/init_task.o", "fs/file.o", "fs/namespace.o", "lib/xarray.o", "mm/page_alloc.o", "mm/slub.o"),
     "kernel/module/main.o",
 )
-"""Directories, without those below them, and single objects: what is tested, and what drgn's helpers ask."""
+"""Directories, without those below them, and objects: the tested code, and what drgn's helpers need."""
 
 _SYMBOLS = "System.map"
 
@@ -49,9 +49,7 @@ class DebugInformation:
     """The kernel's ELF file."""
     modules: tuple[Path, ...] = ()
     vmcoreinfo: str = ""
-    """What the kernel would write into VMCOREINFO, for one that does not.
-
-    Empty where that is not known: KASLR moves a kernel.
+    """The VMCOREINFO of a kernel that writes none itself; empty if it is unknown, as KASLR moves a kernel.
     """
 
 
@@ -79,15 +77,15 @@ def symbols_only(built: Built) -> DebugInformation:
 
 
 def find_debug_information(built: Built) -> DebugInformation | None:
-    """Return what there is for the kernel *built*; None if it must be made."""
+    """Return the debug information of the kernel *built*; None if it is not made yet."""
     made = _entry(built.digest) / "vmlinux"
     return _information(made, built) if made.is_file() else None
 
 
 def provide_debug_information(plan: KernelPlan | ReadyKernel, deadline: Deadline) -> DebugInformation:
-    """Return what debugs the kernel of *plan*, which is in the store; made once.
+    """Return the debug information of the kernel of *plan*, which is in the store; it is made once.
 
-    A kernel that was handed in is taken as it is.  Raises HostError with the reason when there is none.
+    A kernel that was handed in must have its own.  Raises HostError with the reason when there is none.
     """
     if isinstance(plan, ReadyKernel):
         if plan.config.get("DEBUG_INFO") != "y":

@@ -16,7 +16,7 @@ from harness.suites.model import Work
 
 
 def keep(booted: Booted, work: Work, counters: str) -> None:
-    """Write the *counters* of *work*, see guest.gcov.Counters.collect(); nothing if they did not come."""
+    """Write the *counters* of *work*, from guest.gcov.Counters.collect(); nothing if they are empty."""
     if counters:
         directory = booted.directory / paths.COUNTERS
         directory.mkdir(exist_ok=True)
@@ -25,7 +25,7 @@ def keep(booted: Booted, work: Work, counters: str) -> None:
 
 @contextlib.contextmanager
 def counted(vm: CurrentVM, booted: Booted, work: Work) -> Iterator[None]:
-    """Keep the counters of what runs in the block outside the agent, where the kernel has any."""
+    """Keep the counters of what the block runs outside the agent, if the kernel has any."""
     if "gcov" not in vm.job.features:
         yield
         return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Dump the memory of a guest that panicked or hangs, within a budget of disk space and time.
 
-A note beside the dump says how large it is and how long it took, or why there is none.  No error of a dump
-ends a run: it is evidence, and the run goes on without it.
+A note beside the dump has its size and duration, or the reason why there is none.  No error of a dump ends a
+run: a dump is evidence, and the run goes on without it.
 """
 
 from __future__ import annotations
@@ -66,20 +66,20 @@ class Dumper:
         self._directory = directory
         self._memory_mib = memory_mib
         self._seconds = SECONDS * factor
-        self._burial: threading.Thread | None = None
+        self._dumping: threading.Thread | None = None
         self._lock = threading.Lock()
         self._taken: DumpNote | None = None
 
     def arm(self) -> None:
-        """Have a guest that panics dumped before QEMU ends.  Raises QmpError."""
-        self._burial = self._qmp.when(PANIC_EVENT, self._bury)
-        # The command line ends QEMU at once, for those who paste it.
+        """Dump a guest that panics before QEMU ends.  Raises QmpError."""
+        self._dumping = self._qmp.when(PANIC_EVENT, self._dump_and_quit)
+        # QEMU's command line, which people paste, ends it at once instead.
         self._qmp.execute("set-action", {"panic": "pause"})
 
     def take(self) -> DumpNote:
-        """Write FILE and NOTE, once for each VM; the guest stops meanwhile.
+        """Write FILE and NOTE, once for each VM; the guest is paused meanwhile.
 
-        After a dump that is not finished in time the VM can only be ended.
+        A VM whose dump did not end in time can only be ended.
         """
         # The console shows a panic before QEMU reports it: two threads may come here.
         with self._lock:
@@ -106,23 +106,23 @@ class Dumper:
 
     def finish(self) -> None:
         """Wait until the dump of a guest that panicked is written, if it did."""
-        if self._burial is not None and self._burial.ident is not None:
-            self._burial.join()
+        if self._dumping is not None and self._dumping.ident is not None:
+            self._dumping.join()
 
-    def _bury(self) -> None:
+    def _dump_and_quit(self) -> None:
         self.take()
         with contextlib.suppress(InfraError):
             self._qmp.execute("quit")
 
     def _note(self, note: DumpNote) -> DumpNote:
-        # On a full disk nothing can be said here; the report says that the note is missing.
+        # The report says that the note is missing, as on a full disk.
         with contextlib.suppress(OSError):
             write_atomic(self._directory / NOTE, json.dumps(dataclasses.asdict(note)) + "\n")
         return note
 
 
 def read_dump_note(directory: Path) -> DumpNote | None:
-    """Return the note in the VM's *directory*; None if the VM neither panicked nor hung, or on damage."""
+    """Return the note in the VM's *directory*; None if there is none or it is damaged."""
     try:
         return DumpNote(**json.loads((directory / NOTE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run drgn on the dump of a guest's memory, in a process of its own: a damaged dump may crash or hang it."""
+"""Run drgn on the dump of a guest's memory, in a child process: a damaged dump may crash or hang it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from harness.base.errors import HostError, InfraError
 from harness.kernel.debugfile import DebugInformation
 
 ANSWERS = "memory.txt"
-"""The file beside a dump with what drgn found in it."""
+"""The file beside a dump with drgn's answers."""
 
 SUMMARY = "== summary"
-"""The title of the short form in that file."""
+"""The title of the first section of that file."""
 
 _QUESTIONS = Path(__file__).with_name("questions.py")
 
@@ -39,7 +39,7 @@ def drgn_command(dump: Path, information: DebugInformation, *options: str) -> li
 
 
 def interrogate(dump: Path, information: DebugInformation, deadline: Deadline) -> str:
-    """Return what drgn finds in *dump*, in sections, the first of which is SUMMARY.
+    """Return drgn's answers about *dump*, in sections; the first is SUMMARY.
 
     Raises HostError with the reason when drgn is missing, cannot open the dump or does not end in time.
     """
@@ -56,6 +56,6 @@ def interrogate(dump: Path, information: DebugInformation, deadline: Deadline) -
 
 
 def summary_of(answers: str) -> tuple[str, ...]:
-    """Return the lines of the short form in *answers*."""
+    """Return the lines of the section SUMMARY of *answers*."""
     _, _, rest = answers.partition(f"{SUMMARY}\n")
     return tuple(line for line in rest.partition("\n== ")[0].splitlines() if line.strip())

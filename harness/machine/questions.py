@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a VFIO developer asks a dead or stopped kernel first; for drgn, as a program of its own.
+"""Answer what a VFIO developer asks first about a dead or stopped kernel; a program that runs drgn.
 
     questions.py DUMP VMLINUX [MODULE.ko...]        print the answers
     questions.py --shell DUMP VMLINUX [...]         open drgn with the questions as functions
 
 DUMP is a dump of a guest's memory.  VMLINUX and the modules have debug information, at least for the code
-that is asked about (harness/kernel/debugfile.py).  Every section stands alone: one that another kernel's
-structures break says so, and the others answer.
+of these questions (harness/kernel/debugfile.py).  Each section stands alone: where this kernel's
+structures differ, it says so, and the others follow.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def blocked_tasks(prog: Program) -> list[Object]:
 
 
 def tasks(prog: Program) -> Lines:
-    """Every running or blocked task with its stack."""
+    """Yield every running or blocked task with its stack."""
     for cpu, task in running_tasks(prog).items():
         yield f"CPU {cpu} runs {task_name(task)}"
         yield from _answers(functools.partial(stack, prog, task), "    ")
@@ -402,12 +402,12 @@ def locks(prog: Program) -> Lines:
         owner = lock_owner(prog, Object(prog, "struct mutex *", lock))
         if owner and owner.value_() not in told:
             told.add(owner.value_())
-            yield f"{task_name(owner)}, which holds one that others wait for: {state_of(owner)}"
+            yield f"{task_name(owner)}, holds a lock that others wait for, state {state_of(owner)}:"
             yield from _answers(functools.partial(stack, prog, owner), "    ")
 
 
 def summary(prog: Program) -> Lines:
-    """What the sections below say, in a few lines."""
+    """Yield a few lines that sum up the other sections."""
     for cpu, task in running_tasks(prog).items():
         yield f"CPU {cpu} runs {task_name(task)}{_where(prog, task)}"
     for task in blocked_tasks(prog)[:_MOST_TASKS]:
@@ -435,11 +435,11 @@ SECTIONS: dict[str, Callable[[Program], Lines]] = {
     "vfio devices": devices,
     "iommufd contexts": contexts,
 }
-"""Title -> what answers."""
+"""Title -> the function that yields the lines of the section."""
 
 
 def _answers(ask: Callable[[], Lines], indent: str = "") -> Lines:
-    """Yield the lines of *ask*; the reason where it cannot go on."""
+    """Yield the lines of *ask*, and its error if it raises one."""
     try:
         yield from ask()
     except Exception as error:
@@ -473,7 +473,7 @@ def _shell(prog: Program) -> None:
 
 
 def main() -> int:
-    """Answer, or open a shell; 1 with a sentence when the dump cannot be opened."""
+    """Print the report, or open a shell; return 1 when the dump cannot be opened."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shell", action="store_true")
     parser.add_argument("--vmcoreinfo", default="")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """C source -> the faults that can be planted in it, from its syntax tree: pure functions.
 
-Every fault still compiles as a rule: a value stays used, an operand keeps its type.
+Most faults compile: a value stays used, and an operand keeps its type.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _C = Parser(Language(tree_sitter_c.language()))
 
 
 class Kind(enum.Enum):
-    """What is wrong then; the value is how people read it."""
+    """What a fault does to the code; the value is its name for people."""
 
     NEGATED = "condition negated"
     NEVER = "condition never true"
@@ -40,31 +40,31 @@ class Fault:
     """One wrong change of one function."""
 
     id: str
-    """Eight hex digits, which stay the same when code elsewhere changes."""
+    """Eight hex digits; they stay the same when other code changes."""
     file: str
     """Relative to the top of the tree."""
     function: str
     line: int
-    """Of its first change, from 1."""
+    """The line of its first edit, from 1."""
     kind: Kind
     edits: tuple[tuple[int, int, str], ...]
-    """Offsets [start, end) in bytes of the source as UTF-8, ascending, and what stands there instead."""
+    """Offsets [start, end) in bytes of the source as UTF-8, ascending, and the text that replaces them."""
 
     def apply(self, source: str) -> str:
-        """Return *source* with the fault in it."""
+        """Return *source* with the fault planted."""
         raw = source.encode()
         for start, end, text in reversed(self.edits):
             raw = raw[:start] + text.encode() + raw[end:]
         return raw.decode()
 
     def diff(self, source: str) -> str:
-        """Return the change of *source* as a patch for `patch -p1`."""
+        """Return the fault as a patch for `patch -p1`."""
         before, after = (text.splitlines(True) for text in (source, self.apply(source)))
         return "".join(difflib.unified_diff(before, after, f"a/{self.file}", f"b/{self.file}", n=2))
 
     @property
     def label(self) -> str:
-        """Return where and what, in one line."""
+        """Return place and kind of the fault, in one line."""
         return f"{self.file}:{self.line} {self.function}(): {self.kind.value}"
 
 
@@ -202,11 +202,11 @@ _LOCK = re.compile(
 )
 _RELEASE = re.compile(r"up_|\w*unlock")
 _UNTOLD = re.compile(r"(?:lockdep_\w+|might_\w+|pr_\w+|dev_\w+|WARN\w*|trace_\w+|kfree\w*|cond_resched)")
-"""Calls whose absence changes nothing that a test can see; kfree's is a leak, which kmemleak tells late."""
+"""Calls whose absence no test can see; a missing kfree() is a leak, which kmemleak reports too late."""
 
 
 _NOTHING = "{ }"
-"""A statement; compilers warn of a lone semicolon after an `if`."""
+"""Replaces a statement; compilers warn of a lone semicolon after an `if`."""
 
 
 def _statements(node: Node) -> Iterator[_Change]:
@@ -265,4 +265,4 @@ _CHANGES: dict[str, Callable[[Node], Iterator[_Change]]] = {
     "binary_expression": _operators,
     "expression_statement": _statements,
 }
-"""What can go wrong in each type of node; the names are those of tree-sitter-c's grammar."""
+"""Type of node in tree-sitter-c's grammar -> the function that makes its faults."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Plant one fault after the other, build each, and run the cases that should notice it.
+"""Plant one fault after the other, build each kernel, and run the cases that should notice the fault.
 
-A mutant is a commit in the repository of the cache: nothing is written into the user's tree.  The next one is
-built while one is tested.  What was found is on disk after each, so an interrupted one can go on.
+A mutant is a commit in a repository of the cache: the user's tree is never written to.  The next mutant is
+built while one is tested.  The state is saved after each, so that an interrupted mutation can continue.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.kernel import gittree
 from harness.mutate.faults import Fault
 
 FORMAT = 1
-"""Raise it when a field changes meaning; a mutation of another format cannot go on."""
+"""Raise it when a field changes meaning; a mutation of another format cannot be continued."""
 
 STATE_NAME = "mutation.json"
 RUNS_NAME = "runs"
@@ -41,12 +41,12 @@ class Fate(enum.Enum):
     KILLED = "killed"
     SURVIVED = "survived"
     SAME_CODE = "same code"
-    """Its kernel is the same as without the fault, byte by byte."""
+    """The kernel image is the same as without the fault, byte by byte."""
     NO_BUILD = "does not build"
     UNTESTED = "not tested"
     """The host failed, not the kernel."""
     EQUIVALENT = "equivalent"
-    """The user's file says so."""
+    """The file of `--equivalents` names it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,40 +56,40 @@ class Mutant:
     fault: Fault
     fate: Fate
     why: str = ""
-    """The case that killed it and how, or why there is no answer."""
+    """Which case killed it and how, or why it has no answer."""
     cases: tuple[str, ...] = ()
-    """Those that ran over it without noticing."""
+    """The cases that passed on a mutant that survived."""
     seconds: float = 0.0
     run_dir: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mutation:
-    """The progress of a mutation."""
+    """The faults of a mutation, and what became of each so far."""
 
     id: str
     root: str
     """The repository whose mirror the mutants are written to."""
     commit: str
-    """The sources without a fault, in the mirror."""
+    """The source without a fault, in the mirror."""
     options: StepOptions
     faults: tuple[Fault, ...]
-    """What is to be planted, in this order."""
+    """The faults to plant, in this order."""
     found: int
-    """How many faults there were to choose from."""
+    """How many faults they were chosen from."""
     base: CommitRun | None = None
-    """What the cases show without a fault."""
+    """The status of each case without a fault."""
     base_image: str = ""
     mutants: tuple[Mutant, ...] = ()
 
     @property
     def left(self) -> tuple[Fault, ...]:
-        """The faults without an answer; those for which the host failed are tried again."""
+        """The faults without an answer; one that could not be tested is tried again."""
         known = {mutant.fault.id for mutant in self.mutants if mutant.fate is not Fate.UNTESTED}
         return tuple(fault for fault in self.faults if fault.id not in known)
 
     def with_mutant(self, mutant: Mutant) -> Mutation:
-        """Return it with *mutant* instead of an earlier try of the same fault."""
+        """Return the mutation with *mutant*, which replaces an earlier try of the same fault."""
         others = tuple(one for one in self.mutants if one.fault.id != mutant.fault.id)
         return dataclasses.replace(self, mutants=(*others, mutant))
 
@@ -104,7 +104,7 @@ class Mutation:
         return killed / (killed + survived) if killed + survived else None
 
     def save(self, directory: Path) -> None:
-        """Write it to *directory*; InfraError when that fails."""
+        """Write the state to *directory*; InfraError when that fails."""
         try:
             values.save(directory / STATE_NAME, self, version=FORMAT, durable=True)
         except OSError as error:
@@ -112,24 +112,24 @@ class Mutation:
 
 
 def load_mutation(directory: Path) -> Mutation:
-    """Read the mutation in *directory*; UsageError when there is none that can go on."""
+    """Read the mutation in *directory*; UsageError when none there can be continued."""
     return values.load(directory / STATE_NAME, Mutation, version=FORMAT, hint="start a new one")
 
 
 @dataclasses.dataclass(slots=True)
 class Mutator:
-    """Carries a mutation on in *directory*, to its end or the deadline."""
+    """Carries out a mutation in *directory*, until its end or the deadline."""
 
     mutation: Mutation
     directory: Path
     equivalents: Mapping[str, str]
-    """Reason by the id of a fault that changes nothing which anybody can see."""
+    """Fault id -> why that fault changes nothing that a test can see."""
     reaching: Mapping[str, frozenset[str]]
-    """The cases that reach a function, by FILE:FUNCTION; empty when it is not known."""
+    """FILE:FUNCTION -> the cases that reach it; empty without a coverage map."""
     deadline: Deadline | None = None
 
     def run(self) -> Mutation:
-        """Carry on; raises UsageError or InfraError when the tree itself gives nothing to compare with."""
+        """Plant and test; raises UsageError or InfraError when no case passes without a fault."""
         mirror = gittree.provide_mirror(Path(self.mutation.root))
         repository, options, runs = os.fspath(mirror), self.mutation.options, self.directory / RUNS_NAME
         self._test_base(VMTester(repository, options, runs, conduct=_CONDUCT))
@@ -156,7 +156,7 @@ class Mutator:
         if self.mutation.base is not None:
             return
         commit = self.mutation.commit
-        tell("building and testing without a fault")
+        tell("building and testing the kernel without a fault")
         built = tester.build(commit)
         base = tester.run(commit, ()) if isinstance(built, BuiltCommit) else built
         passed = sum(status is Status.PASSES for status in base.cases.values())
@@ -225,7 +225,7 @@ class Mutator:
 
     @contextlib.contextmanager
     def _building(self, commit: str | None, mirror: Path) -> Iterator[None]:
-        """Build *commit* in a process of its own meanwhile; what went wrong shows when it is its turn."""
+        """Build *commit* meanwhile, in a child process; a failure shows when its turn comes."""
         if commit is None:
             yield
             return

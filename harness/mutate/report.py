@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A mutation as text and as JSON: pure functions."""
+"""Render a mutation as text and as JSON: pure functions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from harness.mutate.faults import Kind
 from harness.mutate.mutation import Fate, Mutant, Mutation
 
 _SHOWN_CASES = 5
-"""How many of the cases that ran over a survivor are named."""
+"""How many of the cases that passed on a survivor are named."""
 
 
 def render_json(mutation: Mutation) -> str:
-    """Return all of it as JSON."""
+    """Return the mutation with its score as JSON."""
     return values.dumps({**values.unstructure(mutation), "score": mutation.score})
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The few lines of a splat that say what happened and where: title, program counter, first frames, source."""
+"""Extract the essence of a splat: title, program counter, first frames and source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FEWEST = 3
 _FRAMES = 4
 
 OWN = ("drivers/vfio/", "drivers/iommu/iommufd/", "drivers/iommu/generic_pt/")
-"""What the harness tests.  Frames there, or in files that the user changed, are shown before all others."""
+"""The tested code.  Frames there, or in files that the user changed, are shown before all others."""
 
 _NONE: Mapping[str, Place] = MappingProxyType({})
 
@@ -47,7 +47,7 @@ def essence(splat: str, places: Mapping[str, Place] = _NONE) -> list[str]:
             frames.setdefault(function, line)
     if not counter and not frames and not own:
         return lines[:_FEWEST]
-    # What is inlined in other code tells nothing about the subsystem.
+    # Functions that are inlined in other code tell nothing about the subsystem.
     told = [[*lines_with_places(said, places)] for said in own.values()]
     told += [[*lines_with_places(said, places)][-1:] for said in frames.values()]
     return [

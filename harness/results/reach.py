@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The map in the history: which functions each case reaches, for each line of kernels.
+"""The coverage map in the history: which functions each case reaches, for each kernel line.
 
-Runs with coverage write it.  A case keeps what the newest of them found for its cell; cases of a run that is
-gone stay.
+Runs with coverage write it.  For each case and cell the newest such run counts; the map outlives the runs.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ TABLE = """
 
 
 class ReachMap:
-    """The map and the good Runs of an open history."""
+    """The coverage map, and the last good Run, of an open history."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -67,9 +66,9 @@ class ReachMap:
         return found
 
     def last_good(self, line: str) -> tuple[str, JobRecord] | None:
-        """Return the last Run in which a whole Job of the development *line* was good, with that Job.
+        """Return the last Run with a Job of the development *line* that was good and whole, and that Job.
 
-        Its source must have a commit; None without such a Run.
+        The Job's source must have a commit; None without such a Run.
         """
         rows = self._connection.execute(
             "SELECT run.name, run.info, job.record FROM job JOIN run ON run.id = job.run"

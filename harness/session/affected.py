@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which work of a plan reaches what changed since the last good run, by the map of earlier runs."""
+"""Choose the work of a plan that reaches what changed since the last good run, by the coverage map."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from harness.suites.registry import all_suites, suite_named
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Change:
-    """What changed in one tree, and who reaches what."""
+    """What changed in one tree, and the coverage map of its kernel line."""
 
     touched: Touched
     reached: Map
@@ -45,11 +45,11 @@ def choose_affected(
     conduct: Conduct,
     options: PytestOptions,
 ) -> tuple[str, ...]:
-    """Return the work of *plan* that reaches what changed in its trees, as Plan.only names it, and say so.
+    """Return the work of *plan* that reaches what changed, as Plan.only names it, and print how much it is.
 
-    Empty if that is not known or is everything, and if cases were chosen in another way, or by a matrix.
-    Work that the map does not know is taken for affected.  With `--affected` nothing else is to run: then
-    raises UsageError when it is not known, NoCase for no work.
+    Empty if that is unknown or is all of it, if cases were chosen by other options, and for a matrix.  Work
+    that is not in the map counts as affected.  With `--affected`, which runs nothing else, raises UsageError
+    when it is unknown and NoCase when there is none.
     """
     alone = options.affected
     if plan.cases or plan.only or options.keyword or options.extra or "matrix" in conduct.about:
@@ -110,18 +110,18 @@ def _change_in(kernel: PlannedKernel) -> _Change:
 
 
 def _read_map(release: str) -> Map:
-    """Return the map for kernels of the line *release*.  Raises _Unknown when there is none."""
+    """Return the map of the kernel line *release*.  Raises _Unknown when there is none."""
     reached, mapped = ask(lambda history: (history.map.read(release), history.map.lines()))
     if not reached:
-        others = f", only for {', '.join(mapped)}" if mapped else ""
-        raise _Unknown(f"there is no coverage map for kernels of the line {release}{others}")
+        others = f", only of {', '.join(mapped)}" if mapped else ""
+        raise _Unknown(f"there is no coverage map of kernel line {release}{others}")
     return reached
 
 
 def affected_between(repository: Path, before: str, after: str) -> tuple[str, ...]:
-    """Return the cases of the map that reach what differs between two commits, and say so.
+    """Return the cases of the map that reach what differs between two commits, and print how many.
 
-    Raises UsageError when there is no map for the line of kernels of *after*, NoCase for no case.
+    Raises UsageError when there is no map of the kernel line of *after*, NoCase when no case reaches it.
     """
     release = line_of_kernels(read_version(gittree.show(repository, after, "Makefile")))
     try:
@@ -151,6 +151,6 @@ def _edits(mirror: Path, before: str, after: str) -> Iterator[Edit]:
 
 
 def _is_profiled(name: str) -> bool:
-    """Whether the add-on for coverage counts what happens in the file *name*."""
+    """Whether the add-on for coverage has counters for the file *name*."""
     addons = load_catalogue().addons.values()
     return any(name.startswith(f"{directory}/") for addon in addons for directory in addon.profile)

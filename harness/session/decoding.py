@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Find the source lines of a run's splats: of each new kind soon, of all others when the tests are over."""
+"""Find the source lines of a run's splats: of a new kind at once, of all others when the tests are over."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.results.store import RunStore, count_splats, load
 from harness.session.pipeline import PlannedRun
 
 BUDGET_SECONDS = 120.0
-"""For all splats of a run; an object takes about two seconds, and a splat has code of five to twenty."""
+"""Timeout for all splats of a run; an object takes some two seconds, and a splat has code of 5 to 20."""
 
 
 _POLL_SECONDS = 2.0
@@ -33,7 +33,7 @@ _POLL_SECONDS = 2.0
 
 @contextlib.contextmanager
 def telling_splats(planned: PlannedRun) -> Iterator[None]:
-    """While the with block runs, decode and show each new kind of splat soon after it was recorded."""
+    """While the with block runs, decode and print each new kind of splat soon after it was recorded."""
     stop = threading.Event()
     directory = planned.checked.run_dir
 
@@ -55,7 +55,7 @@ def telling_splats(planned: PlannedRun) -> Iterator[None]:
 
 
 def _tell_new(planned: PlannedRun, told: set[str]) -> None:
-    """Show the splats whose fingerprints are not in *told*, and add them."""
+    """Print the splats whose fingerprints are not in *told*, and add these."""
     from harness.report.splats import essence_of
 
     run = load(planned.checked.run_dir)
@@ -71,9 +71,9 @@ def _tell_new(planned: PlannedRun, told: set[str]) -> None:
 
 
 def locate_splats(planned: PlannedRun, run: Run) -> bool:
-    """Record where the addresses in the splats of *run* are in the source; return whether any are new.
+    """Record the source lines of the addresses in the splats of *run*; return whether any are new.
 
-    A run without splats costs nothing.  Trouble is said and changes no result.
+    A run without splats costs nothing.  An error is printed and changes no result.
     """
     wanted = _wanted(run)
     if not wanted or run.state is RunState.OVERTAKEN:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Ask drgn about the guests of a run that died, once its tests are over."""
+"""Read the memory dumps of a run's dead guests with drgn, when its tests are over."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from harness.results.store import record_dumps
 from harness.session.pipeline import PlannedRun
 
 BUDGET_SECONDS = 600.0
-"""For the debug information of all kernels of a run: 45 CPU seconds for each."""
+"""Timeout for the debug information of all kernels of a run; one takes 45 CPU seconds."""
 
 _ASK_SECONDS = 60.0
-"""For one dump, which takes drgn two seconds."""
+"""Timeout for one dump; drgn takes two seconds."""
 
 _MOST_ASKED = 8
-"""Dumps of one run that are asked; a kernel that crashes in every case says much the same in each."""
+"""How many dumps of one run are read; a kernel that crashes in every case shows much the same in each."""
 
 _NO_EVENT = (
     "QEMU ended before it could be dumped: the kernel did not report its panic through pvpanic"
@@ -41,10 +41,10 @@ _NO_EVENT = (
 
 
 def question_dumps(planned: PlannedRun, run: Run) -> bool:
-    """Record what became of the memory of the guests that died in *run*, and what drgn finds in it.
+    """Record the memory dumps of the guests that died in *run*, and what drgn finds in them.
 
-    Return whether there is anything new.  A run in which no guest died costs nothing.  Trouble is said in the
-    report and changes no result.
+    Return whether there is anything new.  A run in which no guest died costs nothing.  An error is
+    shown in the report and changes no result.
     """
     dead: dict[str, Result] = {}
     for one in _of_interest(run):
@@ -57,20 +57,20 @@ def question_dumps(planned: PlannedRun, run: Run) -> bool:
     try:
         record_dumps(Path(run.directory), found)
     except HarnessError as error:
-        tell(f"what became of the memory of dead guests is not recorded: {error}")
+        tell(f"cannot record the memory dumps of dead guests: {error}")
         return False
     return True
 
 
 def _read_dumps(planned: PlannedRun, run: Run, found: dict[str, Dump], jobs: Mapping[str, str]) -> None:
-    """Read those of *found* that are there; *jobs* has the name of each one's Job."""
+    """Read the dumps of *found*, in place, that have a file; *jobs* names the Job of each."""
     plans = {job.name: planned.kernels[wish.kernel].plan for wish, job in planned.jobs.items()}
     deadline = Deadline.after(BUDGET_SECONDS)
     there = [vm_dir for vm_dir, dump in found.items() if dump.file]
     if there:
         # Debug information takes a while the first time; nobody should wait for the verdict.
         so_far = f"{run.verdict.value.upper()} so far; " if run.verdict is not None else ""
-        tell(f"{so_far}asking drgn what {count_of(len(there), 'dead guest')} did")
+        tell(f"{so_far}reading the memory of {count_of(len(there), 'dead guest')} with drgn")
     for number, vm_dir in enumerate(there):
         if run.state.is_cut_off:
             found[vm_dir] = _unread(found[vm_dir], "the run was interrupted")
@@ -81,7 +81,7 @@ def _read_dumps(planned: PlannedRun, run: Run, found: dict[str, Dump], jobs: Map
 
 
 def find_dump(run: Run, result: Result) -> Dump | None:
-    """Return what became of the memory of the guest of *result*; None if the guest did not die."""
+    """Return the dump of the guest of *result*, or why there is none; None if the guest did not die."""
     directory = Path(run.directory, result.vm_dir)
     note = read_dump_note(directory)
     if note is None:
@@ -96,9 +96,7 @@ def find_dump(run: Run, result: Result) -> Dump | None:
 
 
 def read_dump(run: Run, dump: Dump, plan: KernelPlan | ReadyKernel | None, deadline: Deadline) -> Dump:
-    """Return *dump* with what drgn finds in it, which is also written beside it, or with why it finds
-    nothing.
-    """
+    """Return *dump* with drgn's answers, which are also written beside it, or why there are none."""
     path = Path(run.directory, dump.file)
     try:
         refuse_without_drgn()

@@ -60,7 +60,7 @@ def test_which_cases_reach_a_line_or_a_function() -> None:
 @pytest.mark.parametrize(
     ("place", "said", "hint"),
     [
-        ("vfio_main.c", "no line", "FILE:LINE"),
+        ("vfio_main.c", "names no line", "FILE:LINE"),
         ("vfio_man.c:3", "no profiled file ends with 'vfio_man.c'", "'vfio_main.c'"),
         ("vfio_main.c:99", "has 11 lines", ""),
         ("vfio_main.c:0", "has 11 lines", ""),
@@ -79,10 +79,10 @@ def test_the_text_forms() -> None:
     assert "66.6 %" in table
     assert render_missing(COVERAGE, noiommu=True) == f"{NAME}:9  vfio_noiommu()"
     assert render_diff(COVERAGE, {NAME: {3, 5, 9}}, ["kernel/fork.c"]).splitlines() == [
-        "1 of 2 changed lines with code run; vfio_main.c:9 never",
+        "1 of 2 changed lines with code ran; never: vfio_main.c:9",
         f"  {NAME}:3  2 cases: probes/a/one, probes/a/two",
         f"  {NAME}:9  no case",
-        "  kernel/fork.c: changed, but it has no counters",
+        "  kernel/fork.c: changed, but has no coverage counters",
     ]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which cases reach what changed in a tree, by the map of its line of kernels.  Pure."""
+"""Find what edits of a tree touch, and which cases reach that.  Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _IDLE = re.compile(r"\s*(?:$|/?\*|//)")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """A file that differs from the last good run's: its text then and now, and the lines that differ."""
+    """A file that changed: its text before and after, and the lines of each that differ."""
 
     name: str
     texts: tuple[str, str]
@@ -34,14 +34,14 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Touched:
-    """What edits touch."""
+    """The functions and selftests that edits touch."""
 
     functions: frozenset[str] = frozenset()
     """As `FILE:FUNCTION`; `FILE:` is the whole file."""
     suites: frozenset[str] = frozenset()
     """Directories of tools/testing/selftests."""
     everything: str = ""
-    """Why every case may be affected; empty if that is not so."""
+    """Why every case may be affected; empty if only some are."""
 
     def reaches(self, functions: Iterable[str]) -> bool:
         """Whether a case that reaches *functions* is affected."""
@@ -65,7 +65,7 @@ def find_touched(edits: Iterable[Edit], is_profiled: Callable[[str], bool]) -> T
         elif _UNBUILT.fullmatch(edit.name):
             continue
         elif not edit.name.endswith(".c") or not is_profiled(edit.name):
-            what = "has no counters" if edit.name.endswith(".c") else "may matter to all of the kernel"
+            what = "has no coverage counters" if edit.name.endswith(".c") else "may affect every file"
             return Touched(everything=f"{edit.name} {what}")
         else:
             functions |= {f"{edit.name}:{name}" for name in functions_of(edit)}
@@ -73,7 +73,7 @@ def find_touched(edits: Iterable[Edit], is_profiled: Callable[[str], bool]) -> T
 
 
 def functions_of(edit: Edit) -> frozenset[str]:
-    """Return the functions that *edit* changes; an empty name stands for what is outside of them."""
+    """Return the functions that *edit* changes; an empty name stands for code outside all functions."""
     found: set[str] = set()
     for text, lines in zip(edit.texts, edit.lines, strict=True):
         rows = text.splitlines()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Decode the counters that guests sent (guest/gcov.py), with the gcov of the kernel's compiler."""
+"""Decode the coverage counters that guests sent (guest/gcov.py) with the gcov of the kernel's compiler."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from harness.base.errors import HostError
 from harness.results.coverage.model import FileCoverage
 
 _AT_ONCE = 8
-"""How many pieces of work one gcov decodes: it prints some megabytes for each."""
+"""How many files of counters one gcov process decodes: it prints some megabytes for each."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:
-    """What the counters of one kernel are decoded with."""
+    """Decodes the counters of one kernel."""
 
     gcov: str
     notes: Path
-    """The directory with gcov's notes, and with the sources; see harness.kernel.store.Built."""
+    """The directory with gcov's notes and with the sources; see harness.kernel.store.Built."""
 
     def decode(
         self, counters: Sequence[Path], *, processes: int
     ) -> tuple[list[Mapping[str, frozenset[int]]], dict[str, FileCoverage]]:
-        """Return which lines of which files each of the files *counters* has, and the sum of all.
+        """Return the lines that each file of *counters* reached, by source file, and the sum of all counters.
 
         Raises HostError when gcov is missing or fails.
         """
@@ -64,7 +64,7 @@ class Decoder:
         return [{name: frozenset(lines) for name, lines in one.items() if lines} for one in reached], total
 
     def _unrun(self) -> dict[str, FileCoverage]:
-        """Return the lines and branches of all objects, with nothing run."""
+        """Return the lines and branches of all objects, each with the count 0."""
         with tempfile.TemporaryDirectory(prefix="vfio-harness-gcov-") as scratch:
             for name in self._names():
                 self._put(Path(scratch, "0"), name, None)
@@ -102,7 +102,7 @@ class Decoder:
                     yield number, name, _counted(file["lines"])
 
     def _source(self, name: str) -> str:
-        """Return a file as gcov names it, relative to the tree; empty outside the profiled directories."""
+        """Return gcov's *name* of a source relative to the tree; empty outside the profiled directories."""
         words = os.path.normpath(name).replace("../", "").strip("/").split("/")
         tails = ("/".join(words[first:]) for first in range(len(words)))
         return next((tail for tail in tails if (self.notes / tail).is_file()), "")
@@ -121,9 +121,9 @@ def _counted(lines: Iterable[Mapping[str, Any]]) -> FileCoverage:
 
 
 def read_counters(data: bytes, known: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield object and content of the counters in *data*, as guest.gcov sends them; only those of *known*.
+    """Yield object and counters from *data*, as guest.gcov sends them; only of objects in *known*.
 
-    The kernel names them after the directory that they were compiled in, which may be another by now.
+    The kernel names an object by the directory in which it was compiled, which may have moved since.
     Raises HostError when *data* is damaged.
     """
     try:

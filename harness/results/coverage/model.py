@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Coverage: which lines of the profiled files run, how often, and by which cases.
+"""Coverage: which lines of the profiled files ran, how often, and in which cases.
 
-One file for each source tree of a run, below its directory `coverage`.
+A run has one file for each source tree, in its directory `coverage`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SUFFIX = ".json.gz"
 
 @dataclasses.dataclass(slots=True)
 class FileCoverage:
-    """One source file, added up over all that was counted."""
+    """The counts of one source file, added up over all cases."""
 
     lines: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     """Line with code -> how often it ran."""
@@ -39,7 +39,7 @@ class FileCoverage:
     """Line with branches -> how often each was taken."""
 
     def add(self, other: FileCoverage) -> None:
-        """Add what *other* counted; of instances of one line, branches are matched by their order."""
+        """Add the counts of *other*; the branches of a line are matched by their order."""
         for line, count in other.lines.items():
             self.lines[line] += count
         for line, counts in other.branches.items():
@@ -49,7 +49,7 @@ class FileCoverage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reach:
-    """What one case of one job ran."""
+    """The lines that one case of one job ran."""
 
     job: str
     case: str
@@ -61,19 +61,19 @@ class Coverage:
     """The coverage of one source tree in one run."""
 
     tree: str
-    """Its name, for people."""
+    """The tree's name, for people."""
     line: str
-    """Its line of kernels, `7.3`."""
+    """The kernel line, such as `7.3`."""
     sources: Mapping[str, str]
     """Profiled file -> its text."""
     files: Mapping[str, FileCoverage]
-    """Those of them with code in a kernel that ran."""
+    """Profiled file -> its counts; only files with code in a kernel that ran."""
     cases: tuple[Reach, ...]
     lost: tuple[str, ...] = ()
     """Cases that ran and sent no counters, as `JOB CASE`."""
 
     def reached(self, name: str, lines: Iterable[int]) -> dict[str, frozenset[int]]:
-        """Return the cases, without their jobs, that ran some of *lines* of the file, and which."""
+        """Return case -> which of *lines* of the file *name* it ran in any job."""
         wanted, found = frozenset(lines), dict[str, frozenset[int]]()
         for one in self.cases:
             if hit := one.files.get(name, frozenset()) & wanted:
@@ -96,7 +96,7 @@ class Coverage:
         """
         what, _, where = place.rpartition(":")
         if not what or not where:
-            raise UsageError(f"--line {place}: no line", hint="give FILE:LINE or FILE:FUNCTION")
+            raise UsageError(f"--line {place}: it names no line", hint="give FILE:LINE or FILE:FUNCTION")
         names = [name for name in self.sources if f"/{name}".endswith(f"/{what}")]
         if len(names) != 1:
             short = {name.rpartition("/")[2]: name for name in self.sources}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Coverage as text.  Pure."""
+"""Render coverage as text.  Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.base.words import count_of
 from harness.results.coverage.model import Coverage, Row, ranges
 
 _SHOWN = 8
-"""How many cases are named before the rest is counted."""
+"""How many cases are named; the others are only counted."""
 
 
 def render_table(coverage: Coverage) -> str:
@@ -40,19 +40,19 @@ def _cells(row: Row) -> Iterator[str]:
 
 
 def render_cases(cases: Collection[str], most: int = _SHOWN) -> str:
-    """Return a number of cases and the first of them."""
+    """Return how many *cases* there are, with the names of the first."""
     shown = sorted(cases)[:most]
     more = ", ..." if len(cases) > len(shown) else ""
     return f"{count_of(len(cases), 'case')}: {', '.join(shown)}{more}" if cases else "no case"
 
 
 def render_missing(coverage: Coverage, *, noiommu: bool) -> str:
-    """Return where nothing ran, by function."""
+    """Return the lines with code that never ran, by function."""
     found = [
         f"{name}:{ranges(lines)}{f'  {function}()' if function else ''}"
         for name, function, lines in coverage.missing(noiommu)
     ]
-    return "\n".join(found or ["nothing: every line with code ran"])
+    return "\n".join(found or ["every line with code ran"])
 
 
 def render_diff(coverage: Coverage, changed: Mapping[str, Collection[int]], outside: Iterable[str]) -> str:
@@ -70,12 +70,12 @@ def render_diff(coverage: Coverage, changed: Mapping[str, Collection[int]], outs
         for name, lines in known.items()
         if (left := set(lines) - set(run[name]))
     ]
-    said = [f"{ran} of {count_of(total, 'changed line')} with code run"]
-    said[0] += f"; {', '.join(never)} never" if never else ""
+    said = [f"{ran} of {count_of(total, 'changed line')} with code ran"]
+    said[0] += f"; never: {', '.join(never)}" if never else ""
     for name, lines in known.items():
         for together, cases in _grouped(coverage, name, lines):
             said.append(f"  {name}:{ranges(together)}  {render_cases(cases)}")
-    said += [f"  {name}: changed, but it has no counters" for name in outside]
+    said += [f"  {name}: changed, but has no coverage counters" for name in outside]
     return "\n".join(said)
 
 

@@ -12,7 +12,7 @@ _NAME = re.compile(r"\b[A-Z][A-Z0-9_]*\((\w+)\)\s*\(|\b(?!__(?:printf|scanf|attr
 """The name of a function before its parameters; or as the argument of a macro: DOMAIN_NS(map_pages)(...)."""
 
 _BEFORE = re.compile(r"\s*$|.*[;}]\s*$|#|.*\*/\s*$|\s*\*|//")
-"""A line that is not part of the head of the function below it."""
+"""A line before the head of a function."""
 
 _CODE = re.compile(r'"(?:\\.|[^"\\])*"|//.*|/\*.*?\*/')
 """Strings and comments within a line, in which brackets do not count."""
@@ -58,9 +58,9 @@ def _functions(lines: Sequence[str]) -> Iterator[Function]:
 def find_noiommu(name: str, text: str) -> frozenset[int]:
     """Return the lines of no-IOMMU code in the file *name*.
 
-    They are: a file with `noiommu` in its name; a function with it in its name; what `#if` or `#ifdef` of a
-    NOIOMMU symbol includes; a statement that mentions it, with the block that depends on it if it is the
-    condition of an `if` and not negated.  `no_iommu` and capitals count as well.
+    These are: all lines of a file with `noiommu` in its name; functions with it in their name; what `#if` or
+    `#ifdef` of a NOIOMMU symbol includes; statements that mention it, and the block after an `if` whose
+    condition mentions it without negating it.  `no_iommu` and capitals count as well.
     """
     lines = text.splitlines()
     if NOIOMMU.search(name.rpartition("/")[2]):
