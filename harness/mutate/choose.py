@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from harness.base import yamlfile
+from harness.base.csource import find_functions
 from harness.base.errors import UsageError, nearest
 from harness.kernel import gittree
 from harness.kernel.changes import find_changes
 from harness.kernel.trees import KernelTree, open_tree
-from harness.mutate.faults import Fault, find_faults, functions_of
+from harness.mutate.faults import Fault, find_faults
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def named_faults(source: Source, targets: Sequence[str]) -> list[Fault]:
             known = known or [name for name in files if name.endswith(".c")]
             hint = nearest(file, known, otherwise="name a C file from the top of the tree")
             raise UsageError(f"the tree has no C file {file!r}", hint=hint)
-        functions = functions_of(source.read(file))
+        functions = {one.name for one in find_functions(source.read(file))}
         if colon and function not in functions:
             raise UsageError(f"{file} defines no function {function!r}", hint=nearest(function, functions))
         wanted.setdefault(file, set()).update({function} if colon else functions)

@@ -14,10 +14,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 
-import tree_sitter_c
-from tree_sitter import Language, Node, Parser
-
-_C = Parser(Language(tree_sitter_c.language()))
+from harness.base.csource import Node, definitions, text_of, walk
 
 
 class Kind(enum.Enum):
@@ -72,21 +69,14 @@ _Edit = tuple[Node, str]
 _Change = tuple[Kind, tuple[_Edit, ...]]
 
 
-def functions_of(source: str) -> dict[str, range]:
-    """Return the functions that *source* defines, with their lines, from 1."""
-    return {
-        name: range(node.start_point.row + 1, node.end_point.row + 2) for name, node in _definitions(source)
-    }
-
-
 def find_faults(file: str, source: str, wanted: Callable[[str, int], bool] = lambda *_: True) -> list[Fault]:
     """Return the faults for *file* in functions and lines (from 1) for which *wanted* is true."""
     found, seen = [], collections.Counter[str]()
-    for name, definition in _definitions(source):
+    for name, definition in definitions(source):
         for kind, edits in _changes(definition):
             placed = sorted((node.start_byte, node.end_byte, text) for node, text in edits)
             line = min(node.start_point.row for node, _ in edits) + 1
-            old = " ".join(word for node, _ in edits for word in _text(node).split())
+            old = " ".join(word for node, _ in edits for word in text_of(node).split())
             what = f"{file}\n{name}\n{kind.name}\n{old}\n{placed[0][2]}"
             seen[what] += 1
             identity = hashlib.sha256(f"{what}\n{seen[what]}".encode()).hexdigest()[:8]
@@ -97,32 +87,12 @@ def find_faults(file: str, source: str, wanted: Callable[[str, int], bool] = lam
     return found
 
 
-def _definitions(source: str) -> Iterator[tuple[str, Node]]:
-    for node in _walk(_C.parse(source.encode()).root_node):
-        if node.type == "function_definition":
-            name = node.child_by_field_name("declarator")
-            while name is not None and name.type != "identifier":
-                name = name.child_by_field_name("declarator")
-            if name is not None:
-                yield _text(name), node
-
-
-def _walk(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.children:
-        yield from _walk(child)
-
-
-def _text(node: Node | None) -> str:
-    return node.text.decode(errors="replace") if node is not None and node.text is not None else ""
-
-
 def _changes(definition: Node) -> Iterator[_Change]:
     body = definition.child_by_field_name("body")
     if body is None or body.has_error:
         return
     yield from _locks(body)
-    for node in _walk(body):
+    for node in walk(body):
         if node.type in _CHANGES:
             yield from _CHANGES[node.type](node)
 
@@ -132,7 +102,7 @@ def _conditions(node: Node) -> Iterator[_Change]:
     if condition is None:
         return
     inner = _inside(condition)
-    text = _text(inner)
+    text = text_of(inner)
     checks = node.type == "if_statement" and _leaves(node.child_by_field_name("consequence"))
     bare = inner.type == "unary_expression" and text.startswith("!")
     yield Kind.NEGATED, ((inner, text[1:].lstrip() if bare else f"!({text})"),)
@@ -164,11 +134,11 @@ _ERRNO = re.compile(r"E[A-Z0-9]{2,}")
 def _errnos(node: Node) -> Iterator[_Change]:
     name = node.child_by_field_name("argument")
     if (
-        _text(node.child_by_field_name("operator")) == "-"
+        text_of(node.child_by_field_name("operator")) == "-"
         and name is not None
-        and _ERRNO.fullmatch(_text(name))
+        and _ERRNO.fullmatch(text_of(name))
     ):
-        yield Kind.ERRNO, ((name, "EIO" if _text(name) == "EINVAL" else "EINVAL"),)
+        yield Kind.ERRNO, ((name, "EIO" if text_of(name) == "EINVAL" else "EINVAL"),)
 
 
 _MOVED = {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}
@@ -180,19 +150,19 @@ def _operators(node: Node) -> Iterator[_Change]:
     operator = node.child_by_field_name("operator")
     if left is None or right is None or operator is None:
         return
-    word = _text(operator)
+    word = text_of(operator)
     if word in _MOVED:
         yield Kind.BOUND, ((operator, _MOVED[word]),)
-    elif word in "+-" and _text(right) == "1":
+    elif word in "+-" and text_of(right) == "1":
         yield Kind.BOUND, ((right, "0"),)
     elif word in ("&&", "||"):
         neutral = "&& 0" if word == "||" else "|| 1"
         # The left one may guard the right one, whose pointer is NULL without it.
         for operand in (left, right) if word == "||" else (right,):
-            yield Kind.UNCHECKED, ((operand, f"(({_text(operand)}) {neutral})"),)
+            yield Kind.UNCHECKED, ((operand, f"(({text_of(operand)}) {neutral})"),)
     elif word == "|":
         for operand in (left, right):
-            if _FLAG.fullmatch(_text(operand)):
+            if _FLAG.fullmatch(text_of(operand)):
                 yield Kind.FLAG, ((operand, "0"),)
 
 
@@ -224,7 +194,7 @@ def _called(statement: Node) -> str:
     """Return the name of the function that *statement* calls; empty if it is no such call."""
     call = statement.named_children[0] if statement.named_children else None
     return (
-        _text(call.child_by_field_name("function"))
+        text_of(call.child_by_field_name("function"))
         if call is not None and call.type == "call_expression"
         else ""
     )
@@ -232,16 +202,16 @@ def _called(statement: Node) -> str:
 
 def _locks(body: Node) -> Iterator[_Change]:
     by_lock: dict[str, list[Node]] = {}
-    for node in _walk(body):
+    for node in walk(body):
         if node.type != "expression_statement" or not node.named_children:
             continue
         name, call = _called(node), node.named_children[0]
         if name in ("guard", "scoped_guard"):
             continue
         if _LOCK.fullmatch(name):
-            by_lock.setdefault(_text(call.child_by_field_name("arguments")), []).append(node)
+            by_lock.setdefault(text_of(call.child_by_field_name("arguments")), []).append(node)
             yield from _narrowed(node, name)
-        elif call.type == "call_expression" and _text(call).startswith("guard("):
+        elif call.type == "call_expression" and text_of(call).startswith("guard("):
             yield Kind.UNLOCKED, ((node, _NOTHING),)
     for nodes in by_lock.values():
         released = [bool(_RELEASE.match(_called(node))) for node in nodes]
@@ -254,7 +224,7 @@ def _narrowed(node: Node, name: str) -> Iterator[_Change]:
     other = node.prev_named_sibling if _RELEASE.match(name) else node.next_named_sibling
     plain = ("expression_statement", "if_statement", "for_statement", "while_statement")
     if other is not None and other.type in plain and not _LOCK.fullmatch(_called(other)):
-        yield Kind.NARROWED, ((node, _text(other)), (other, _text(node)))
+        yield Kind.NARROWED, ((node, text_of(other)), (other, text_of(node)))
 
 
 _CHANGES: dict[str, Callable[[Node], Iterator[_Change]]] = {

@@ -42,7 +42,7 @@ OWNERS = {
     "pytest": "plugin/",
     "xdist": "plugin/",
     "distributed": "fleet/",
-    "tree_sitter": "mutate/",
+    "tree_sitter": "base/csource.py",
     "drgn": "machine/questions.py",
 }
 """The one file or package that may import each of these."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.mutate.faults import Fault, Kind, find_faults, functions_of
+from harness.mutate.faults import Fault, Kind, find_faults
 
 
 def faults(body: str, kind: Kind | None = None) -> list[str]:
@@ -97,10 +97,6 @@ def test_the_same_change_twice_in_a_function_has_two_ids() -> None:
 def test_only_wanted_functions_and_lines() -> None:
     assert {f.function for f in find_faults("a.c", SOURCE, lambda name, _: name == "one")} == {"one"}
     assert {f.line for f in find_faults("a.c", SOURCE, lambda _, line: line == 8)} == {8}
-
-
-def test_functions_with_their_lines() -> None:
-    assert functions_of(SOURCE) == {"one": range(1, 5), "two": range(6, 12)}
 
 
 def test_diff_is_a_patch() -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from harness.results.coverage.source import find_functions
+from harness.base.csource import find_functions
 
 Map = Mapping[str, frozenset[str]]
 """Case -> the functions that it reaches, as `FILE:FUNCTION`."""

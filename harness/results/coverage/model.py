@@ -16,9 +16,10 @@ import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from harness.base.csource import find_functions
 from harness.base.errors import InfraError, UsageError, nearest
 from harness.base.words import count_of
-from harness.results.coverage.source import find_functions, find_noiommu
+from harness.results.coverage.source import find_noiommu
 
 DIRECTORY = "coverage"
 """In a run's directory."""

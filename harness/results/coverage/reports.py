@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 from harness.base import process
+from harness.base.csource import find_functions
 from harness.base.errors import HostError
 from harness.results.coverage.model import Coverage
-from harness.results.coverage.source import find_functions
 
 
 def write_reports(coverage: Coverage, *, html: Path | None = None, lcov: Path | None = None) -> None:

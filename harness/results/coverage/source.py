@@ -1,58 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where functions are in a C file in the kernel's style, and which lines are no-IOMMU code.  Pure."""
+"""Which lines of a C file are no-IOMMU code.  Pure."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import re
 from collections.abc import Iterator, Sequence
 
-_NAME = re.compile(r"\b[A-Z][A-Z0-9_]*\((\w+)\)\s*\(|\b(?!__(?:printf|scanf|attribute__)\b)(\w+)\s*\(")
-"""The name of a function before its parameters; or as the argument of a macro: DOMAIN_NS(map_pages)(...)."""
-
-_BEFORE = re.compile(r"\s*$|.*[;}]\s*$|#|.*\*/\s*$|\s*\*|//")
-"""A line before the head of a function."""
-
-_CODE = re.compile(r'"(?:\\.|[^"\\])*"|//.*|/\*.*?\*/')
-"""Strings and comments within a line, in which brackets do not count."""
+from harness.base.csource import Node, definitions, lines_of, text_of, walk
 
 NOIOMMU = re.compile(r"no_?iommu", re.IGNORECASE)
 
 _NEGATED = re.compile(r"!\s*[\w>().-]*no_?iommu", re.IGNORECASE)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, order=True)
-class Function:
-    """A function, with the lines of its head and body."""
-
-    start: int
-    end: int
-    name: str
-
-    @property
-    def lines(self) -> range:
-        return range(self.start, self.end + 1)
-
-
-@functools.lru_cache(maxsize=512)
-def find_functions(text: str) -> tuple[Function, ...]:
-    """Return the functions of a C file: as in all of the kernel their outer braces are in column one."""
-    lines = text.splitlines()
-    return tuple(_functions(lines))
-
-
-def _functions(lines: Sequence[str]) -> Iterator[Function]:
-    begin = 0
-    for number, line in enumerate(lines):
-        if line.startswith("{"):
-            begin = number
-            while begin and not _BEFORE.match(lines[begin - 1]):
-                begin -= 1
-            named = _NAME.search(" ".join(lines[begin:number]))
-            end = next((n for n in range(number, len(lines)) if lines[n].startswith("}")), len(lines) - 1)
-            if named is not None:
-                yield Function(begin + 1, end + 1, named[1] or named[2])
 
 
 def find_noiommu(name: str, text: str) -> frozenset[int]:
@@ -65,11 +23,13 @@ def find_noiommu(name: str, text: str) -> frozenset[int]:
     lines = text.splitlines()
     if NOIOMMU.search(name.rpartition("/")[2]):
         return frozenset(range(1, len(lines) + 1))
-    found = {line for one in find_functions(text) if NOIOMMU.search(one.name) for line in one.lines}
-    found.update(_conditional(lines))
-    for number, line in enumerate(lines, 1):
-        if NOIOMMU.search(line) and line[:1].isspace():
-            found.update(_statement(lines, number))
+    found = set(_conditional(lines))
+    for function, definition in definitions(text):
+        if NOIOMMU.search(function):
+            found.update(lines_of(definition))
+        for node in walk(definition):
+            if not node.children and node.type != "comment" and NOIOMMU.search(text_of(node)):
+                found.update(_statement(node))
     return frozenset(found)
 
 
@@ -90,43 +50,12 @@ def _conditional(lines: Sequence[str]) -> Iterator[int]:
                 stack[-1] = False
 
 
-def _statement(lines: Sequence[str], number: int) -> range:
-    """Return the lines of the statement with line *number*, and of the block that it is the condition of."""
-    start = number
-    while start > 1 and not re.search(r"[;{}:]\s*$|^\s*#|^\s*$|\*/\s*$", _bare(lines[start - 2])):
-        start -= 1
-    condition = _balanced(lines, start, start)
-    end = max(condition, _balanced(lines, condition + 1, number))
-    whole = " ".join(lines[start - 1 : condition])
-    is_condition = number <= condition and re.match(r"\s*(?:\} else )?if\b", whole)
-    return range(
-        start, (_end_of_block(lines, end) if is_condition and not _NEGATED.search(whole) else end) + 1
-    )
-
-
-def _balanced(lines: Sequence[str], start: int, least: int) -> int:
-    """Return the first line from *least* on at which all parentheses since *start* are closed."""
-    depth, end = 0, start - 1
-    while end < len(lines) and (end < least or depth > 0):
-        end += 1
-        depth += _bare(lines[end - 1]).count("(") - _bare(lines[end - 1]).count(")")
-    return end
-
-
-def _end_of_block(lines: Sequence[str], end: int) -> int:
-    """Return the last line of what depends on the condition that ends in line *end*."""
-    if not _bare(lines[end - 1]).rstrip().endswith("{"):
-        while end < len(lines) and not _bare(lines[end]).rstrip().endswith((";", "{")):
-            end += 1
-        end = min(end + 1, len(lines))
-        if not _bare(lines[end - 1]).rstrip().endswith("{"):
-            return end
-    depth = 1
-    while end < len(lines) and depth > 0:
-        end += 1
-        depth += _bare(lines[end - 1]).count("{") - _bare(lines[end - 1]).count("}")
-    return end
-
-
-def _bare(line: str) -> str:
-    return _CODE.sub("", line)
+def _statement(node: Node) -> range:
+    """Return the lines of the statement around *node*, and of the block that it is the condition of."""
+    while not node.type.endswith(("_statement", "declaration", "function_definition")) and node.parent:
+        node = node.parent
+    if node.type != "if_statement":
+        return lines_of(node)
+    negated = _NEGATED.search(text_of(node.child_by_field_name("condition")))
+    last = node.child_by_field_name("condition" if negated else "consequence")
+    return range(lines_of(node)[0], lines_of(last or node)[-1] + 1)
