@@ -89,12 +89,23 @@ def find_faults(file: str, source: str, wanted: Callable[[str, int], bool] = lam
 
 def _changes(definition: Node) -> Iterator[_Change]:
     body = definition.child_by_field_name("body")
-    if body is None or body.has_error:
+    if body is None:
         return
-    yield from _locks(body)
+    changes = [*_locks(body)]
     for node in walk(body):
         if node.type in _CHANGES:
-            yield from _CHANGES[node.type](node)
+            changes += _CHANGES[node.type](node)
+    # An error elsewhere does not matter: the grammar knows no macro that takes a type or begins a loop.
+    yield from (change for change in changes if not any(map(_is_unclear, (node for node, _ in change[1]))))
+
+
+def _is_unclear(node: Node | None) -> bool:
+    """Whether *node* or what it is part of could not be parsed."""
+    if node is None or node.has_error:
+        return node is not None
+    while node is not None and node.type != "ERROR":
+        node = node.parent
+    return node is not None
 
 
 def _conditions(node: Node) -> Iterator[_Change]:

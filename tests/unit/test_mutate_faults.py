@@ -114,3 +114,19 @@ def test_letters_outside_ascii_move_nothing() -> None:
 
 def test_code_that_cannot_be_parsed_is_left_alone() -> None:
     assert find_faults("a.c", "int f(void)\n{\n\tif (a ==== b)\n\t\treturn 1;\n}\n") == []
+
+
+@pytest.mark.parametrize(
+    "macro",
+    [
+        "minsz = offsetofend(struct vfio_device_bind_iommufd, out_devid);",
+        "list_for_each_entry(p, &t->l, next) {\n\tuse(p);\n}",
+    ],
+)
+def test_macro_that_is_no_expression_hides_no_other_code(macro: str) -> None:
+    """The grammar has an error there; before and after it faults are found."""
+    check = "if (a)\n\treturn -EPERM;"
+    assert f"if (a)\n\treturn -EINVAL;\n{macro}\nb();" in faults(f"{check}\n{macro}\nb();")
+    assert f"{check}\n{macro}\n{{ }}" in faults(f"{check}\n{macro}\nb();", Kind.REMOVED)
+    assert f"{macro}\n{check.replace('a', '(a) && 0', 1)}" in faults(f"{macro}\n{check}", Kind.UNCHECKED)
+    assert not [body for body in faults(macro) if "offsetofend" not in body and "list_for" not in body]
