@@ -109,7 +109,7 @@ class CommitRun:
     failure: str = ""
     """The kind of failure: equal for two failures with the same cause; empty if unknown."""
     cases: Mapping[str, Status] = dataclasses.field(default_factory=dict)
-    """The status of each case, by address."""
+    """The status of each case, by address; by `TOPOLOGY ADDRESS` in a run on several topologies."""
     run_dir: str = ""
     """The run's directory; empty when nothing was booted."""
     silent: bool = False

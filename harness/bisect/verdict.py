@@ -52,11 +52,19 @@ def read_run(run: Run, *, cases: Sequence[str] = (), boot: bool = False, seconds
     results = run.cases
     status, why, result = _read_boot(results) if boot else _read_cases(results, cases)
     silent = result is not None and result.outcome is Outcome.NOT_RUN and result.cause in _SILENT
+    topologies = {job.name: job.topology for job in run.jobs}
+    several = len(topologies) > 1
+    if several and result is not None:
+        why = f"{topologies.get(result.job, result.job)}: {why}"
     return CommitRun(
         status=status,
         why=why,
         failure=_failure(result) if result and status in (Status.FAILS, Status.NO_BOOT) else "",
-        cases={str(r.address): result_status(r) for r in results if r.address.suite != KERNEL_SUITE},
+        cases={
+            f"{topologies.get(r.job, r.job)} {r.address}" if several else str(r.address): result_status(r)
+            for r in results
+            if r.address.suite != KERNEL_SUITE
+        },
         run_dir=run.directory,
         silent=status is Status.UNTESTED and silent,
         seconds=seconds,

@@ -84,7 +84,7 @@ _ASKED = (
 @click.command("mutate")
 @options.built_kernel_wish
 @options.variant_option(multiple=False)
-@options.topology_option(multiple=False)
+@options.topology_option(multiple=True)
 @options.suite_option
 @options.case_option
 @options.keyword_option
@@ -107,7 +107,7 @@ _ASKED = (
 def command(
     kernel: KernelWish,
     variant: str,
-    topology: str,
+    topologies: tuple[str, ...],
     suites: tuple[str, ...],
     cases: tuple[str, ...],
     keyword: str | None,
@@ -123,7 +123,8 @@ def command(
 
     A fault is one wrong change: a condition negated, a check dropped, an errno swapped, a bound moved, a
     statement removed, a flag lost, a lock held shorter.  Each faulty kernel is built, and the cases run until
-    one fails.  A fault that survives shows what no case tests.  The tree is never written to.
+    one fails, on each topology where they apply.  A fault that survives shows what no case tests.  The tree is
+    never written to.
 
     Exit codes: 0 every fault was noticed; 1 some survived; 2, 3 and 4 as for run.
 
@@ -131,6 +132,7 @@ def command(
     Examples:
       vfio-harness mutate --tree ~/linux drivers/vfio/vfio_main.c:vfio_df_open
       vfio-harness mutate --tree ~/linux --diff v7.3..topic --limit 50
+      vfio-harness mutate --topology edu --topology iommu-intel drivers/vfio/group.c --case 'probes/groups/*'
       vfio-harness mutate --continue mutate-20261130-101500-1f0c
     """
     ends = parse_deadline(deadline)
@@ -143,17 +145,21 @@ def command(
         tell(f"continuing {go_on}: {count_of(len(mutation.mutants), 'fault')} tested so far")
         known = read_equivalents(equivalents, mutation.faults)
     else:
-        kernel, machine = kernel.of(variant), machine.on(topology)
+        kernel = kernel.of(variant)
+        machines = [machine.on(topology) for topology in dict.fromkeys(topologies)]
         steps = StepOptions(
             kernel=dataclasses.replace(kernel.absolute(), tree=None),
-            machine=tuple(machine.options()),
+            machine=(
+                *machines[0].options(),
+                *(word for other in machines[1:] for word in ("--topology", other.absolute().topology)),
+            ),
             suites=suites,
             cases=cases,
             keyword=keyword or "",
         )
         check_patterns(cases, suites)
         asked.check()
-        tell(f"accelerator: {_check(kernel, machine)}")
+        tell(f"accelerator: {_check(kernel, machines)}")
         source, faults = asked.find(kernel.tree)
         known = read_equivalents(equivalents, faults)
         chosen = sample(faults, asked.limit, asked.seed)
@@ -197,11 +203,12 @@ def _show(faults: Sequence[Fault], found: int) -> int:
     return ExitCode.GOOD
 
 
-def _check(kernel: KernelWish, machine: MachineWish) -> str:
+def _check(kernel: KernelWish, machines: Sequence[MachineWish]) -> str:
     """Refuse impossible values; return the accelerator with the reason for it."""
     planning.check_kernel(kernel)
-    qemu, choice = planning.choose(machine)
-    planning.check_machine(machine, qemu)
+    qemu, choice = planning.choose(machines[0])
+    for machine in machines:
+        planning.check_machine(machine, qemu)
     return choice.reason
 
 

@@ -7,6 +7,7 @@ built while one is tested.  The state is saved after each, so that an interrupte
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import enum
@@ -81,6 +82,26 @@ class Mutation:
     """The status of each case without a fault."""
     base_image: str = ""
     mutants: tuple[Mutant, ...] = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether the cases are run on more than one topology."""
+        return self.options.machine.count("--topology") > 1
+
+    @property
+    def passing(self) -> dict[str, str]:
+        """The cases that pass without a fault, as CommitRun.cases has them, with their addresses.
+
+        Without those that fail on another topology: they would end each run.
+        """
+        cases = self.base.cases if self.base is not None else {}
+        address = {case: case.partition(" ")[2] if self.several else case for case in cases}
+        failing = {address[case] for case, status in cases.items() if status is Status.FAILS}
+        return {
+            case: address[case]
+            for case, status in cases.items()
+            if status is Status.PASSES and address[case] not in failing
+        }
 
     @property
     def left(self) -> tuple[Fault, ...]:
@@ -159,12 +180,19 @@ class Mutator:
         tell("building and testing the kernel without a fault")
         built = tester.build(commit)
         base = tester.run(commit, ()) if isinstance(built, BuiltCommit) else built
-        passed = sum(status is Status.PASSES for status in base.cases.values())
-        if not passed or not isinstance(built, BuiltCommit):
+        image = built.image if isinstance(built, BuiltCommit) else ""
+        mutation = dataclasses.replace(self.mutation, base=base, base_image=image)
+        if not (passing := mutation.passing):
             kind = InfraError if base.status is Status.UNTESTED else UsageError
             raise kind(f"no case passes without a fault: {base.why}", hint=base.hint or None)
-        tell(f"{count_of(passed, 'case')} pass in {duration(base.seconds)}")
-        self._update(dataclasses.replace(self.mutation, base=base, base_image=built.image))
+        words = f"{count_of(len(passing), 'case')} pass in {duration(base.seconds)}"
+        if mutation.several:
+            # A topology on which nothing passes is named as well.
+            where = {case.partition(" ")[0]: 0 for case in base.cases}
+            where |= collections.Counter(case.partition(" ")[0] for case in passing)
+            words += f": {', '.join(f'{topology} {count}' for topology, count in where.items())}"
+        tell(words)
+        self._update(mutation)
 
     def _is_equivalent(self, fault: Fault) -> bool:
         reason = self.equivalents.get(fault.id)
@@ -181,15 +209,14 @@ class Mutator:
         self, tester: VMTester, fault: Fault, commit: str, following: str | None, mirror: Path
     ) -> Mutant:
         began = time.monotonic()
-        built = tester.build(commit)
+        built, cases = tester.build(commit), self._cases_of(fault)
 
         def is_(fate: Fate, why: str = "", run: CommitRun | None = None) -> Mutant:
-            passed = () if run is None else tuple(c for c, s in run.cases.items() if s is Status.PASSES)
             return Mutant(
                 fault=fault,
                 fate=fate,
                 why=why,
-                cases=passed if fate is Fate.SURVIVED else (),
+                cases=tuple(cases) if fate is Fate.SURVIVED else (),
                 seconds=time.monotonic() - began,
                 run_dir=run.run_dir if run is not None else "",
             )
@@ -198,13 +225,13 @@ class Mutator:
             return is_(Fate.UNTESTED if built.status is Status.UNTESTED else Fate.NO_BUILD, built.why)
         if built.image == self.mutation.base_image:
             return is_(Fate.SAME_CODE)
-        cases = self._cases_of(fault)
         if not cases:
             return is_(Fate.SURVIVED, "no case reaches it")
+        addresses = tuple(dict.fromkeys(cases.values()))
         with self._building(following, mirror):
-            run = tester.run(commit, cases)
+            run = tester.run(commit, addresses)
             if run.status is Status.UNTESTED:
-                run = tester.run(commit, cases)
+                run = tester.run(commit, addresses)
         if run.status in (Status.FAILS, Status.NO_BOOT):
             return is_(Fate.KILLED, run.why, run)
         silent = next((case for case in cases if run.cases.get(case) is Status.MISSING), None)
@@ -214,14 +241,13 @@ class Mutator:
             return is_(Fate.SURVIVED, run=run)
         return is_(Fate.UNTESTED, run.why, run)
 
-    def _cases_of(self, fault: Fault) -> tuple[str, ...]:
-        """Return the cases that pass without a fault and, if that is known, reach the function."""
-        assert self.mutation.base is not None
-        passed = [case for case, status in self.mutation.base.cases.items() if status is Status.PASSES]
-        reaching = self.reaching.get(f"{fault.file}:{fault.function}") if self.reaching else None
+    def _cases_of(self, fault: Fault) -> dict[str, str]:
+        """Return those of Mutation.passing that, if that is known, reach the function."""
+        passing = self.mutation.passing
         if not self.reaching:
-            return tuple(passed)
-        return tuple(case for case in passed if reaching is not None and case in reaching)
+            return passing
+        reaching = self.reaching.get(f"{fault.file}:{fault.function}", frozenset())
+        return {case: address for case, address in passing.items() if address in reaching}
 
     @contextlib.contextmanager
     def _building(self, commit: str | None, mirror: Path) -> Iterator[None]:

@@ -140,11 +140,18 @@ class PlannedRun:
         return self.kernels[wish.kernel].record(topology, job, problem, suites)
 
     def plan(self) -> Plan:
-        """Return the plan: jobs of built kernels first, then in build order; of several the longest first."""
+        """Return the plan: jobs of built kernels first, then in build order; of several the longest first.
+
+        With `-x` the shortest first: the first failure ends the run.
+        """
+        sign = 1 if self.request.pytest.exit_first else -1
         builds = {kernel.wish: number for number, kernel in enumerate(self.waiting(), start=1)}
         ordered = sorted(
             self.jobs.items(),
-            key=lambda pair: (builds.get(pair[0].kernel, 0), -forecast.job_seconds(pair[1], self.seconds)),
+            key=lambda pair: (
+                builds.get(pair[0].kernel, 0),
+                sign * forecast.job_seconds(pair[1], self.seconds),
+            ),
         )
         conduct, before = self.request.conduct, self.request.before
         own, run_dir = conduct.known_issues, self.checked.run_dir

@@ -55,6 +55,16 @@ def test_only_the_given_cases_count() -> None:
     assert read_run(made).status is F
 
 
+def test_run_on_several_topologies_names_them() -> None:
+    """A case that passes on one and fails on another keeps both; a failure decides."""
+    jobs = (JobRecord(name="7.3-a", topology="edu"), JobRecord(name="7.3-b", topology="mixed"))
+    results = (result(CASE, Outcome.PASS, job="7.3-a"), result(CASE, Outcome.FAIL, job="7.3-b"))
+    read = read_run(dataclasses.replace(RUN, jobs=jobs, results=results), cases=[CASE])
+    assert read.cases == {f"edu {CASE}": P, f"mixed {CASE}": F}
+    assert read.status is F
+    assert read.why.startswith(f"mixed: {CASE} FAIL")
+
+
 def test_selftests_that_do_not_compile_show_nothing() -> None:
     """A build failure of the selftests counts only when it is bisected itself."""
     compiles = "kselftest:vfio/build/compiles"

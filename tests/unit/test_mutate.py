@@ -76,13 +76,14 @@ def mutate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Shower]:
     return Shower
 
 
-def mutator(tmp_path: Path, *faults: Fault, **changes: object) -> Mutator:
-    state = Mutation(id="m", root="/tree", commit="base", options=OPTIONS, faults=faults, found=9)
+ON_ONE = StepOptions()
+SEVERAL = StepOptions(machine=("--topology", "edu", "--topology", "mixed"))
+
+
+def mutator(tmp_path: Path, *faults: Fault, options: StepOptions = ON_ONE, **changes: object) -> Mutator:
+    state = Mutation(id="m", root="/tree", commit="base", options=options, faults=faults, found=9)
     given = {"equivalents": {}, "reaching": {}, "deadline": None, **changes}
     return Mutator(state, tmp_path, **given)  # type: ignore[arg-type]
-
-
-OPTIONS = StepOptions()
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,27 @@ def test_only_cases_that_reach_the_function_are_run(mutate: type[Shower], tmp_pa
     mutated = mutator(tmp_path, fault(1), fault(2, "g"), reaching=reaching).run()
     assert mutate.asked[1:] == [(fault(1).id, ("b",))]
     assert [mutant.why for mutant in mutated.mutants] == ["", "no case reaches it"]
+
+
+@pytest.mark.parametrize(
+    ("on_mixed", "fate"), [(Status.PASSES, Fate.SURVIVED), (Status.MISSING, Fate.KILLED)]
+)
+def test_cases_count_on_each_topology(
+    mutate: type[Shower], tmp_path: Path, on_mixed: Status, fate: Fate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A case that applies on one topology no longer was noticed; one that fails on any says nothing."""
+    base = {"edu s/p/a": Status.PASSES, "mixed s/p/a": Status.PASSES, "mixed s/p/b": Status.PASSES}
+    base |= {"edu s/p/b": Status.FAILS, "igb s/p/b": Status.UNTESTED}
+    found = {"edu s/p/a": Status.PASSES, "mixed s/p/a": on_mixed}
+    mutate.shows = {
+        "base": [CommitRun(status=Status.FAILS, why="b", cases=base)],
+        fault(1).id: [CommitRun(status=Status.PASSES, why="", cases=found)],
+    }
+    reaching = {"a.c:f": frozenset({"s/p/a", "s/p/b"})}
+    mutated = mutator(tmp_path, fault(1), options=SEVERAL, reaching=reaching).run()
+    assert [mutant.fate for mutant in mutated.mutants] == [fate]
+    assert mutate.asked[-1] == (fault(1).id, ("s/p/a",))
+    assert "2 cases pass in 0.0 s: edu 1, mixed 1, igb 0" in capsys.readouterr().err
 
 
 def test_equivalents_are_not_built_and_do_not_count(mutate: type[Shower], tmp_path: Path) -> None:

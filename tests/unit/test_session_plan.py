@@ -118,8 +118,12 @@ def test_job_without_its_tree_is_in_the_results(monkeypatch: pytest.MonkeyPatch)
     assert (records[0].tree, records[0].line) == ("debian:7.2", "debian:7.2")
 
 
-def test_order_of_jobs(tmp_path: Path) -> None:
-    """Jobs of built kernels come first; among them those that may take longest."""
+@pytest.mark.parametrize(
+    ("first_ends", "order"),
+    [(False, ["unknown", "long", "short", "a"]), (True, ["short", "long", "unknown", "a"])],
+)
+def test_order_of_jobs(tmp_path: Path, first_ends: bool, order: list[str]) -> None:
+    """Jobs of built kernels come first; among them those that may take longest, with -x the shortest."""
     there, built_late = (KernelWish(tree="t", variant=name) for name in ("group", "cdev"))
     kernels = {
         kernel: SimpleNamespace(wish=kernel, pinned=kernel, is_built=is_built)
@@ -131,7 +135,10 @@ def test_order_of_jobs(tmp_path: Path) -> None:
     }
     seconds = {"short/x": 3.0, "long/x": 2.0, "long/y": 2.0, "a/x": 90.0}
     run = values.planned(tmp_path, kernels=kernels, jobs=jobs, seconds=seconds)  # type: ignore[arg-type]
-    assert [one.name for one in run.plan().jobs] == ["unknown", "long", "short", "a"]
+    pytest_options = dataclasses.replace(run.request.pytest, exit_first=first_ends)
+    request = dataclasses.replace(run.request, pytest=pytest_options)
+    run = dataclasses.replace(run, checked=dataclasses.replace(run.checked, request=request))
+    assert [one.name for one in run.plan().jobs] == order
 
 
 def test_blocked_variant_is_one_job_whatever_became_of_it(tmp_path: Path) -> None:
