@@ -123,8 +123,8 @@ def command(
 
     A fault is one wrong change: a condition negated, a check dropped, an errno swapped, a bound moved, a
     statement removed, a flag lost, a lock held shorter.  Each faulty kernel is built, and the cases run until
-    one fails, on each topology where they apply.  A fault that survives shows what no case tests.  The tree is
-    never written to.
+    one fails, on each topology where they apply.  A fault that survives shows what no case tests.  The tree
+    is never written to.
 
     Exit codes: 0 every fault was noticed; 1 some survived; 2, 3 and 4 as for run.
 
