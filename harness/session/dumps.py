@@ -117,10 +117,14 @@ def interrogation_limit() -> Deadline:
 
 
 def _of_interest(run: Run) -> Iterator[Result]:
-    """Yield the results whose guest may have died, those that the report shows first."""
-    dying = (Outcome.CRASH, Outcome.TIMEOUT, Outcome.LOST)
-    yield from (case for case in run.cases if case.outcome in dying)
-    yield from (result for result in run.results if result.outcome in dying)
+    """Yield the results whose guest may have died, those that the report shows first.
+
+    Not those whose vCPU QEMU lost: the memory of such a guest says nothing about the kernel.
+    """
+    for one in (*run.cases, *run.results):
+        is_lost = one.outcome is Outcome.LOST and one.cause not in (Cause.STOOD_STILL, Cause.LOST_VCPU)
+        if is_lost or one.outcome in (Outcome.CRASH, Outcome.TIMEOUT):
+            yield one
 
 
 def _unread(dump: Dump, reason: str) -> Dump:

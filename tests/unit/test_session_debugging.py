@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
+from session_values import planned
 
 from harness.base.cause import Cause
 from harness.base.errors import UsageError
@@ -18,7 +19,7 @@ from harness.report import view
 from harness.results import Address, Dump, Outcome, Result, Run, RunInfo
 from harness.results.store import RunStore, load, record_dumps
 from harness.session.debugging import find_target
-from harness.session.dumps import find_dump
+from harness.session.dumps import find_dump, question_dumps
 
 INFO = RunInfo(id="r", started=datetime.datetime(2026, 11, 30, tzinfo=datetime.UTC), harness_version="1")
 ANSWERS = "== summary\nCPU 0 runs python3 (pid 7)\n\n== locks\nnone\n"
@@ -95,6 +96,18 @@ def test_a_panic_that_qemu_was_not_told_of(run: Run) -> None:
     found = find_dump(run, died)
     assert found is not None
     assert "CONFIG_PVPANIC_PCI" in found.reason
+
+
+@pytest.mark.parametrize("cause", [Cause.LOST_VCPU, Cause.STOOD_STILL])
+def test_nobody_asks_about_a_guest_that_lost_its_vcpu(run: Run, cause: Cause) -> None:
+    """QEMU's fault, so the run does not make debug information for it; `debug` still opens its memory."""
+    lost = result("slow", Outcome.LOST, "f", cause=cause)
+    run = dataclasses.replace(run, results=(lost, result("slow", Outcome.PASS, "g")))
+    died(run, "f")
+    RunStore.create(Path(run.directory), INFO).close()
+    plan = planned(Path(run.directory))
+    assert not question_dumps(plan, run)
+    assert find_target(run, "probes/mapping/slow").result.vm_dir == "vm/f"
 
 
 def test_the_report(run: Run) -> None:
