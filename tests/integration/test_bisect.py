@@ -195,7 +195,7 @@ def test_step_tells_git(history: History) -> None:
             "edu",
             *TARGETS[1].words,
         ]
-        statuses.append(process.run(argv, deadline=Deadline.after(1800)).status)
+        statuses.append(process.run(argv, deadline=Deadline.after(3600)).status)
     assert statuses == [ExitCode.GOOD, GIT_SKIP, ExitCode.CASE_FAILED]
 
 
@@ -223,6 +223,6 @@ def test_series_after_each_patch(history: History, tmp_path: Path) -> None:
     history.git("format-patch", "--quiet", "-o", str(tmp_path), "lost-name~2..lost-name")
     argv = [*CLI, "run", "--tree", f"{history.path}@lost-name~2", "--series", str(tmp_path), "--each"]
     argv += ["--topology", "edu", "--suite", "probes", "--case", "probes/nodes/cdev_is_named_noiommu"]
-    done = process.run(argv, deadline=Deadline.after(1800))
+    done = process.run(argv, deadline=Deadline.after(3600))
     assert done.status == ExitCode.CASE_FAILED, done.stderr
     assert [line.split()[2] for line in done.stdout.splitlines()[-2:]] == ["good", "bad"]

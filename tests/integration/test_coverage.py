@@ -19,7 +19,7 @@ NAMED = "vfio_main.c:vfio_device_set_noiommu_and_name"
 
 
 def harness(*words: str) -> process.Completed:
-    return process.run([sys.executable, "-m", "harness", *words], deadline=Deadline.after(1500))
+    return process.run([sys.executable, "-m", "harness", *words], deadline=Deadline.after(3600))
 
 
 @pytest.fixture(scope="module")

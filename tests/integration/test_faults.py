@@ -103,7 +103,7 @@ def run_plan(job: Job, directory: Path, *extra: str) -> Run:
         "no:cacheprovider",
         *extra,
     ]
-    done = process.run(argv, deadline=Deadline.after(900))
+    done = process.run(argv, deadline=Deadline.after(3600))
     (directory / "pytest.log").write_text(done.stdout + done.stderr)
     return load(directory)
 
@@ -143,7 +143,7 @@ def test_memory_of_a_panicked_guest_answers(run: Run, tree: KernelTree) -> None:
     assert dump is not None
     assert dump.file, dump.reason
     planned = plan_wished_kernel(tree, KernelWish(tree=TREE, variant="group-cdev"), with_selftests=False)
-    answered = read_dump(run, dump, planned.plan, Deadline.after(900))
+    answered = read_dump(run, dump, planned.plan, Deadline.after(3600))
     assert not answered.reason
     for words in ("sysrq_handle_crash", "no vfio device is registered", "no iommufd context is open"):
         assert words in answered.answers, answered.answers

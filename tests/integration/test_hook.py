@@ -114,7 +114,7 @@ def test_each_push_to_a_bare_repository_is_judged(checkout: Path, tmp_path: Path
         git(checkout, "add", "--all")
         git(checkout, "commit", "--quiet", f"--message={text}")
         commit = git(checkout, "rev-parse", "HEAD")
-        done = process.run(["git", "-C", checkout, "push", "origin", "main"], deadline=Deadline.after(900))
+        done = process.run(["git", "-C", checkout, "push", "origin", "main"], deadline=Deadline.after(3600))
         assert done.ok, done.stderr
         assert f"exit {ExitCode.GOOD:d}" in done.stderr, (tmp_path / f"{commit}.log").read_text()
         (job,) = report_of(tmp_path, commit)["jobs"]
@@ -130,7 +130,7 @@ def test_commit_in_a_checkout_is_judged(checkout: Path, tmp_path: Path) -> None:
     (checkout / "drivers" / "new.c").write_text("/* three */\n", encoding="utf-8")
     git(checkout, "add", "--all")
     words = ["git", "-C", str(checkout), "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    done = process.run([*words, "commit", "--message=three", "drivers/new.c"], deadline=Deadline.after(900))
+    done = process.run([*words, "commit", "--message=three", "drivers/new.c"], deadline=Deadline.after(3600))
     assert f"exit {ExitCode.GOOD:d}" in done.stdout + done.stderr, (tmp_path / "commit.log").read_text()
     (job,) = report_of(tmp_path, "commit")["jobs"]
     assert git(checkout, "rev-parse", "HEAD")[:12] in job["tree"]

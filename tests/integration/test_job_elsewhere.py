@@ -44,7 +44,7 @@ def _as_other(*words: str) -> list[str]:
 
 def _run(words: list[str], **environment: str) -> process.Completed:
     env = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    return process.run(words, cwd=Path("/"), env=env, deadline=Deadline.after(600))
+    return process.run(words, cwd=Path("/"), env=env, deadline=Deadline.after(3600))
 
 
 @pytest.fixture(name="plain")
@@ -71,7 +71,7 @@ def _planned(group_cdev: Kernel, tmp_path: Path) -> tuple[Plan, Path]:
     (tmp_path / "mine.c").write_text(PROGRAM, encoding="utf-8")
     own = ("--suite", "probes", "--program", f"{tmp_path}/mine.c -x /gone", "--case", "own/*")
     words = ("run", "--tree", TREE, "--topology", "edu", *own, "--case", CASES, "-n", "0")
-    done = process.run([sys.executable, "-m", "harness", *words], deadline=Deadline.after(600))
+    done = process.run([sys.executable, "-m", "harness", *words], deadline=Deadline.after(3600))
     where = re.search(r"^everything is in (.*)$", done.stderr, re.MULTILINE)
     assert where is not None, done.stderr
     return load_plan(Path(where[1]) / "plan.json"), Path(where[1])

@@ -43,7 +43,7 @@ def test_lab_alone_gives_the_outcomes_of_a_run(group_cdev: Kernel, tmp_path: Pat
     It writes only to the directory that it is given and to the store.
     """
     words = ("run", "--tree", TREE, "--topology", "edu", "--case", "probes/nodes/*", "-n", "0")
-    done = process.run([sys.executable, "-m", "harness", *words], deadline=Deadline.after(600))
+    done = process.run([sys.executable, "-m", "harness", *words], deadline=Deadline.after(3600))
     where = re.search(r"^everything is in (.*)$", done.stderr, re.MULTILINE)
     assert where is not None, done.stderr
     ran = Path(where[1])
@@ -62,7 +62,7 @@ def test_lab_alone_gives_the_outcomes_of_a_run(group_cdev: Kernel, tmp_path: Pat
             "PATH": os.environ["PATH"],
             "VFIO_HARNESS_CACHE": str(paths.cache_dir()),
         },
-        deadline=Deadline.after(600),
+        deadline=Deadline.after(3600),
     )
     assert child.status == 0, child.stderr
     assert json.loads(child.stdout) == expected

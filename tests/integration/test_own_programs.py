@@ -59,7 +59,7 @@ def ground_is_restored(t: Test) -> None:
 def run(*words: str) -> tuple[int, dict[str, str], dict[str, Any]]:
     """Return exit code, address -> outcome and reason, and the timing of the VM of a run of *words*."""
     argv = [sys.executable, "-m", "harness", "run", "--json", "--tree", TREE, "--topology", "edu", "-n", "0"]
-    done = process.run([*argv, *words], deadline=Deadline.after(900))
+    done = process.run([*argv, *words], deadline=Deadline.after(3600))
     report = json.loads(done.stdout)
     cases = {case["address"]: f"{case['outcome']} {case['reason']}".strip() for case in report["cases"]}
     timing = next(Path(report["directory"]).glob("vm/*/timing.json"))
@@ -114,7 +114,7 @@ def test_own_program_is_in_the_shell(example: Path) -> None:
     """With the script that starts it as a test."""
     argv = [sys.executable, "-m", "harness", "shell", "--tree", TREE, "--topology", "edu"]
     own = ["--program", str(example), "--", "sh", "/run/vfio-harness/open_cdev.sh"]
-    done = process.run([*argv, *own], deadline=Deadline.after(900))
+    done = process.run([*argv, *own], deadline=Deadline.after(3600))
     assert done.status == 0, done.stderr
     assert "open_cdev runs as in a test by: sh /run/vfio-harness/open_cdev.sh" in done.stderr
 

@@ -31,7 +31,7 @@ def probed(run: Run) -> dict[str, Outcome]:
 
 def ran(*words: str) -> tuple[Run, str]:
     """Run `vfio-harness WORDS`, which must end well; return the Run and what was said."""
-    done = process.run([sys.executable, "-m", "harness", *words], deadline=Deadline.after(900))
+    done = process.run([sys.executable, "-m", "harness", *words], deadline=Deadline.after(3600))
     assert done.status == 0, done.stderr
     where = re.search(r"^everything is in (.*)$", done.stderr, re.MULTILINE)
     assert where is not None

@@ -31,7 +31,7 @@ CLI = (sys.executable, "-m", "harness")
 TOLERATED = {Outcome.PASS, Outcome.SKIP, Outcome.XFAIL}
 
 
-def harness(*words: str, seconds: float = 1500) -> tuple[process.Completed, Run | None]:
+def harness(*words: str, seconds: float = 3600) -> tuple[process.Completed, Run | None]:
     """Run the command line; return the completed process, and the Run that it left, if any."""
     done = process.run([*CLI, *words], deadline=Deadline.after(seconds))
     where = re.search(r"^everything is in (.*)$", done.stderr, re.MULTILINE)
@@ -227,7 +227,7 @@ def test_bench_measures(group_cdev: Kernel) -> None:
     words = ("--tree", TREE, "--topology", "edu", "--repeat", "1", "--json")
     only = ("--only", "startup", "--only", "boot", "--only", "roundtrip")
     bench = (sys.executable, "-m", "tools.bench")
-    done = process.run((*bench, *words, *only), deadline=Deadline.after(600))
+    done = process.run((*bench, *words, *only), deadline=Deadline.after(3600))
     assert done.status == ExitCode.GOOD, done.stderr
     figures = {figure["name"]: figure for figure in json.loads(done.stdout)["figures"]}
     assert figures["snapshot, SSH"]["baseline"] == "image root, SSH"
@@ -265,7 +265,7 @@ def test_kill_leaves_no_qemu(
     words = [*CLI, "run", "--tree", TREE, "--topology", "edu", "--suite", "probes", *workers]
     environ = {**os.environ, "VFIO_HARNESS_RUNS": str(tmp_path)}
     with subprocess.Popen(words, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        assert _wait_for(lambda: _qemus(str(tmp_path)), 120)
+        assert _wait_for(lambda: _qemus(str(tmp_path)), 600)
         child.send_signal(number)
         child.wait(30)
     assert _wait_for(lambda: not _qemus(str(tmp_path)), 20)
