@@ -11,17 +11,17 @@ import contextlib
 import ctypes
 import mmap
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Optional, Union
 
 from guest import libc, memory
+from guest.closing import Closing
 from guest.memory import PAGE
 
 NOWHERE = 0x1000
 """An address that is never mapped, because it is below mmap_min_addr."""
 
 
-class Brink:
+class Brink(Closing):
     """A page of memory followed by an inaccessible page."""
 
     def __init__(self) -> None:
@@ -46,17 +46,6 @@ class Brink:
     def close(self) -> None:
         """Unmap both pages."""
         self._buffer.close()
-
-    def __enter__(self) -> Brink:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        self.close()
 
 
 @contextlib.contextmanager

@@ -348,9 +348,6 @@ class Iommufd(Descriptor):
     def __init__(self, path: str = PATH) -> None:
         super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
-    def __enter__(self) -> Iommufd:
-        return self
-
     def destroy(self, object_id: int) -> None:
         """IOMMU_DESTROY."""
         self.call(DESTROY, Destroy(id=object_id))

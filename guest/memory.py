@@ -10,10 +10,10 @@ import os
 import random
 import struct
 from pathlib import Path
-from types import TracebackType
 from typing import Optional
 
 from guest import libc
+from guest.closing import Closing
 
 PAGE = mmap.PAGESIZE
 HUGE = 2 * 1024 * 1024
@@ -39,7 +39,7 @@ _PRESENT = 1 << 63
 _PFN_MASK = (1 << 55) - 1
 
 
-class Buffer:
+class Buffer(Closing):
     """Mapped memory with a known address.  close() it, or use it in a `with`."""
 
     def __init__(self, address: int, length: int) -> None:
@@ -84,17 +84,6 @@ class Buffer:
     def _check(self, offset: int, count: int) -> None:
         if not self.address or offset < 0 or offset + count > self.length:
             raise ValueError(f"bytes {offset:#x}+{count:#x} are outside a buffer of {self.length:#x}")
-
-    def __enter__(self) -> Buffer:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        self.close()
 
 
 def pattern(source: random.Random, length: int) -> bytes:

@@ -7,9 +7,9 @@ import ctypes
 import fcntl
 import os
 import threading
-from types import TracebackType
-from typing import Callable, Optional, Union
+from typing import Callable, Union
 
+from guest.closing import Closing
 from guest.trouble import path_of
 
 Fields = tuple[tuple[str, type[ctypes._SimpleCData]], ...]  # type: ignore[type-arg]
@@ -78,7 +78,7 @@ class Struct(ctypes.Structure):
             setattr(self, first, ctypes.sizeof(self))
 
 
-class Descriptor:
+class Descriptor(Closing):
     """An object with a file descriptor that is closed at the end of a `with`, or earlier."""
 
     def __init__(self, fd: int) -> None:
@@ -103,11 +103,3 @@ class Descriptor:
         except OSError as error:
             error.strerror, error.filename = f"ioctl {request:#x}: {error.strerror}", path_of(self.fd)
             raise
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        self.close()

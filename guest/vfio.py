@@ -13,10 +13,10 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Optional, Union
 
 from guest import libc, pci
+from guest.closing import Closing
 from guest.uapi import Descriptor, Struct, s32, u32, u64
 
 # _IO(';', 100 + n): every VFIO ioctl is a bare number.
@@ -234,7 +234,7 @@ _WIDTHS: dict[int, type[ctypes._SimpleCData]] = {  # type: ignore[type-arg]
 }
 
 
-class Bar:
+class Bar(Closing):
     """A mapped BAR, or a part of one.  Each access is one load or store of exactly its width."""
 
     def __init__(
@@ -274,17 +274,6 @@ class Bar:
             raise ValueError(f"{width}-byte access at {offset:#x} of a BAR of {self.length:#x} bytes")
         return self.address + offset
 
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        self.close()
-
 
 @dataclass(frozen=True)
 class Region:
@@ -298,9 +287,6 @@ class Region:
 
 class Device(Descriptor):
     """A device file: a cdev just opened, or one from a group (then already bound)."""
-
-    def __enter__(self) -> Device:
-        return self
 
     def bind_iommufd(self, iommufd: int, *, token: Optional[bytes] = None) -> int:
         """DEVICE_BIND_IOMMUFD: bind the device to an iommufd and return its object id there."""
@@ -402,9 +388,6 @@ class Device(Descriptor):
 class Container(Descriptor):
     """/dev/vfio/vfio, or an iommufd used as a container."""
 
-    def __enter__(self) -> Container:
-        return self
-
     def api_version(self) -> int:
         """GET_API_VERSION."""
         return self.call(GET_API_VERSION)
@@ -461,9 +444,6 @@ class Container(Descriptor):
 
 class Group(Descriptor):
     """A group file, /dev/vfio/G or /dev/vfio/noiommu-G."""
-
-    def __enter__(self) -> Group:
-        return self
 
     def status(self) -> int:
         """GROUP_GET_STATUS: the flags."""

@@ -38,9 +38,6 @@ class PlayedContainer(vfio.Container):
     def __init__(self) -> None:
         super().__init__(os.open(iommufd.PATH, os.O_RDWR | os.O_CLOEXEC))
 
-    def __enter__(self) -> PlayedContainer:
-        return self
-
     def ioas_alloc(self) -> int:
         """IOMMU_IOAS_ALLOC."""
         argument = iommufd.IoasAlloc()
