@@ -3,10 +3,26 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from harness.base import paths
 from harness.kernel.kconfig import read_fragment
+
+needs_build_tools = pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in ("make", "gcc", "ld", "flex", "bison", "bc", "git")),
+    reason="the tools of a kernel build are missing",
+)
+
+
+def git(directory: Path, *arguments: str) -> str:
+    """Return what git prints in *directory*."""
+    argv = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+
 
 # Recipe lines begin with '>' here and with a tab in the file.
 _MAKEFILE = """\

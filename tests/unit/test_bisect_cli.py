@@ -6,14 +6,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
 import pytest
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import git, make_fake_tree
 
 from harness.base import process
 from harness.base.errors import GIT_ABORT, GIT_SKIP, ExitCode, Interrupted, UsageError, for_git_bisect
@@ -30,11 +29,6 @@ needs_qemu = pytest.mark.skipif(
     shutil.which("qemu-system-x86_64") is None, reason="a bisect wants QEMU before it builds"
 )
 ENDS = ("--good", "v1", "--bad", "v3")
-
-
-def git(directory: Path, *arguments: str) -> str:
-    argv = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import git, make_fake_tree
 
 from harness.base.errors import InfraError
 from harness.base.process import Completed
@@ -35,11 +34,6 @@ pytestmark = pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in ("make", "gcc", "ld", "flex", "bison", "bc")),
     reason="the tools of a kernel build are missing",
 )
-
-
-def git(directory: Path, *arguments: str) -> None:
-    argv = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-    subprocess.run(argv, check=True, capture_output=True)
 
 
 def commit(tree: Path, name: str) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import errno
 import queue
-import shutil
 import threading
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import make_fake_tree, needs_build_tools
 
 from harness.base.cause import Cause
 from harness.base.errors import (
@@ -34,10 +33,7 @@ from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
 from harness.session.builder import building
 
-TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
-pytestmark = pytest.mark.skipif(
-    any(shutil.which(tool) is None for tool in TOOLS), reason="the tools of a kernel build are missing"
-)
+pytestmark = needs_build_tools
 
 Told = queue.Queue[tuple[str, Built | HarnessError]]
 

@@ -4,20 +4,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import make_fake_tree, needs_build_tools
 
 from harness.base.errors import ExitCode, NotApplicable
 from harness.cli.build_verb import command
 
-TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
-pytestmark = pytest.mark.skipif(
-    any(shutil.which(tool) is None for tool in TOOLS), reason="the tools of a kernel build are missing"
-)
+pytestmark = needs_build_tools
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import base64
 import os
 import quopri
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 from click.testing import CliRunner
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import git, make_fake_tree
 
 from harness.base import itself, process
 from harness.base.deadline import Deadline
@@ -25,11 +24,6 @@ from harness.cli.main import app
 from harness.kernel.patches import Patch, apply_patches
 
 LINES = "".join(f"/* line {number} */\n" for number in range(20))
-
-
-def git(directory: Path, *arguments: str) -> str:
-    argv = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture

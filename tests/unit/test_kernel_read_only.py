@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import git, make_fake_tree, needs_build_tools
 
 from harness.base.errors import SourceError
 from harness.kernel import debian
@@ -18,10 +18,7 @@ from harness.kernel.provide import Kernel, provide_kernel
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
 
-TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc", "git")
-pytestmark = pytest.mark.skipif(
-    any(shutil.which(tool) is None for tool in TOOLS), reason="the tools of a kernel build are missing"
-)
+pytestmark = needs_build_tools
 
 
 @pytest.fixture
@@ -35,11 +32,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def source(tmp_path: Path, cache: Path) -> Path:
     return make_fake_tree(tmp_path / "linux")
-
-
-def git(directory: Path, *arguments: str) -> str:
-    argv = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import git, make_fake_tree, needs_build_tools
 
 from harness.base.locks import locked
 from harness.kernel.build import BuildTree
@@ -21,17 +19,9 @@ from harness.kernel.store import read_facts, source_lock
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
 
-TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc", "git")
-pytestmark = pytest.mark.skipif(
-    any(shutil.which(tool) is None for tool in TOOLS), reason="the tools of a kernel build are missing"
-)
+pytestmark = needs_build_tools
 
 MAIN = "init/main.c"
-
-
-def git(directory: Path, *arguments: str) -> str:
-    argv = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import make_fake_tree, needs_build_tools
 
 from harness.base.environment import warn_ignored
 from harness.base.errors import BuildError, HostError, InfraError, KernelError
@@ -28,10 +28,7 @@ from harness.kernel.toolchain import find_toolchain
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
 
-TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
-pytestmark = pytest.mark.skipif(
-    any(shutil.which(tool) is None for tool in TOOLS), reason="the tools of a kernel build are missing"
-)
+pytestmark = needs_build_tools
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import git, make_fake_tree
 
 from harness.base.errors import SourceError, UsageError
 from harness.kernel.trees import KernelTree, TreeKind, open_tree, read_version
@@ -21,11 +20,6 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}.items():
         monkeypatch.setenv(name, value)
     return make_fake_tree(tmp_path / "linux")
-
-
-def git(directory: Path, *arguments: str) -> str:
-    argv = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def text_in(tree: KernelTree) -> str:

@@ -6,14 +6,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import make_fake_tree, needs_build_tools
 from plan_jobs import job
 
 from harness.base import paths, values
@@ -26,11 +25,6 @@ from harness.session.jobs import make_job, rerun_command
 from harness.session.planning import plan_wished_kernel
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish
 from harness.suites.known import issue_texts, issues_in, load_issues, shipped_issues
-
-TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
-needs_make = pytest.mark.skipif(
-    any(shutil.which(tool) is None for tool in TOOLS), reason="the tools of a kernel build are missing"
-)
 
 
 @pytest.fixture(name="wish")
@@ -52,7 +46,7 @@ def planned(wish: JobWish) -> Job:
     return make_job(found, wish, load_topology(wish.machine.topology))
 
 
-@needs_make
+@needs_build_tools
 def test_job_names_nothing_of_its_host(
     wish: JobWish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +63,7 @@ def test_job_names_nothing_of_its_host(
     assert str(tmp_path) in rerun_command(wish, Conduct(), ())
 
 
-@needs_make
+@needs_build_tools
 def test_job_survives_its_file(wish: JobWish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read elsewhere it is the same, after its topology's file and its tree are gone."""
 

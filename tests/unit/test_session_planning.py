@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from kernel_fake_tree import make_fake_tree
+from kernel_fake_tree import make_fake_tree, needs_build_tools
 
 from harness.base import paths
 from harness.base.errors import NotApplicable
@@ -23,13 +22,8 @@ from harness.session.planning import (
 )
 from harness.session.wishes import KernelWish
 
-TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc")
-needs_make = pytest.mark.skipif(
-    any(shutil.which(tool) is None for tool in TOOLS), reason="the tools of a kernel build are missing"
-)
 
-
-@needs_make
+@needs_build_tools
 def test_plan_that_is_only_shown_starts_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Selftests that are not built yet are marked as not counted."""
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
@@ -47,7 +41,7 @@ def test_plan_that_is_only_shown_starts_no_compiler(tmp_path: Path, monkeypatch:
     assert not planned.is_built
 
 
-@needs_make
+@needs_build_tools
 @pytest.mark.parametrize("ruled", [True, False])
 def test_blocked_variant_fails_only_where_there_is_a_rule(
     ruled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
