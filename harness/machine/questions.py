@@ -109,15 +109,19 @@ def task_name(task: Object) -> str:
 def stack(prog: Program, task: Object) -> Lines:
     """Yield the stack of *task*, with the variables of the code that is tested."""
     for number, frame in enumerate(prog.stack_trace(task)):
-        where, ours = "", False
-        with contextlib.suppress(LookupError):
-            file, line, _ = frame.source()
-            while file.startswith("../"):
-                file = file.removeprefix("../")
-            where, ours = f" {file}:{line}", file.startswith(_OURS)
-        yield f"    #{number:<2} {frame.name or hex(frame.pc)}{where}{' [inline]' * frame.is_inline}"
-        if ours:
+        place = _place(frame)
+        said = f"{frame.name or hex(frame.pc)} {place}".rstrip()
+        yield f"    #{number:<2} {said}{' [inline]' * frame.is_inline}"
+        if place.startswith(_OURS):
             yield from _variables(frame)
+
+
+def _place(frame: StackFrame) -> str:
+    """FILE:LINE of *frame*, the file relative to the tree; empty without debug information."""
+    with contextlib.suppress(LookupError):
+        file, line, _ = frame.source()
+        return f"{file.replace('../', '')}:{line}"
+    return ""
 
 
 def _variables(frame: StackFrame) -> Lines:
@@ -421,10 +425,8 @@ def summary(prog: Program) -> Lines:
 def _where(prog: Program, task: Object) -> str:
     """` in FUNCTION FILE:LINE`: the first function of the tested code in a stack; empty if there is none."""
     for frame in prog.stack_trace(task):
-        with contextlib.suppress(LookupError):
-            file, line, _ = frame.source()
-            if (clean := file.replace("../", "")).startswith(_OURS):
-                return f" in {frame.name} {clean}:{line}"
+        if (place := _place(frame)).startswith(_OURS):
+            return f" in {frame.name} {place}"
     return ""
 
 

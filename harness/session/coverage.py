@@ -104,8 +104,7 @@ def _decode_tree(run: Run, jobs: Sequence[tuple[Job, Built]]) -> Coverage:
                 lost += [] if found else [f"{job.name} {case}"]
         decoder = Decoder(gcov=built.gcov, notes=built.notes)
         reached, counted = decoder.decode([path for _, _, path in sent], processes=default_compilers())
-        for name, one in counted.items():
-            files.setdefault(name, FileCoverage()).add(one)
+        model.add_counts(files, counted.items())
         cases += [Reach(job, case, lines) for (job, case, _), lines in zip(sent, reached, strict=True)]
     return Coverage(
         tree=jobs[0][0].kernel.tree,

@@ -10,13 +10,13 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.base import process
 from harness.base.errors import HostError
-from harness.results.coverage.model import FileCoverage
+from harness.results.coverage.model import FileCoverage, add_counts
 
 _AT_ONCE = 8
 """How many files of counters one gcov process decodes: it prints some megabytes for each."""
@@ -43,10 +43,8 @@ class Decoder:
         with concurrent.futures.ProcessPoolExecutor(max_workers=processes) as pool:
             for lines, files in pool.map(self._decode_some, parts):
                 reached += lines
-                for name, counted in files.items():
-                    total.setdefault(name, FileCoverage()).add(counted)
-        for name, counted in self._unrun().items():
-            total.setdefault(name, FileCoverage()).add(counted)
+                add_counts(total, files.items())
+        add_counts(total, self._unrun())
         return reached, total
 
     def _decode_some(
@@ -63,15 +61,12 @@ class Decoder:
                 total.setdefault(name, FileCoverage()).add(counted)
         return [{name: frozenset(lines) for name, lines in one.items() if lines} for one in reached], total
 
-    def _unrun(self) -> dict[str, FileCoverage]:
+    def _unrun(self) -> list[tuple[str, FileCoverage]]:
         """Return the lines and branches of all objects, each with the count 0."""
         with tempfile.TemporaryDirectory(prefix="vfio-harness-gcov-") as scratch:
             for name in self._names():
                 self._put(Path(scratch, "0"), name, None)
-            total: dict[str, FileCoverage] = {}
-            for _, name, counted in self._ask(Path(scratch)):
-                total.setdefault(name, FileCoverage()).add(counted)
-        return total
+            return [(name, counted) for _, name, counted in self._ask(Path(scratch))]
 
     def _names(self) -> frozenset[str]:
         """Return the names of all objects, without suffix."""
@@ -103,9 +98,13 @@ class Decoder:
 
     def _source(self, name: str) -> str:
         """Return gcov's *name* of a source relative to the tree; empty outside the profiled directories."""
-        words = os.path.normpath(name).replace("../", "").strip("/").split("/")
-        tails = ("/".join(words[first:]) for first in range(len(words)))
-        return next((tail for tail in tails if (self.notes / tail).is_file()), "")
+        return _tail(os.path.normpath(name).replace("../", ""), lambda tail: (self.notes / tail).is_file())
+
+
+def _tail(path: str, is_known: Callable[[str], bool]) -> str:
+    """Return the longest tail of *path* that *is_known*; empty if none is."""
+    words = path.strip("/").split("/")
+    return next((tail for first in range(len(words)) if is_known(tail := "/".join(words[first:]))), "")
 
 
 def _counted(lines: Iterable[Mapping[str, Any]]) -> FileCoverage:
@@ -120,7 +119,7 @@ def _counted(lines: Iterable[Mapping[str, Any]]) -> FileCoverage:
     return counted
 
 
-def read_counters(data: bytes, known: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+def read_counters(data: bytes, known: Container[str]) -> Iterator[tuple[str, bytes]]:
     """Yield object and counters from *data*, as guest.gcov sends them; only of objects in *known*.
 
     The kernel names an object by the directory in which it was compiled, which may have moved since.
@@ -130,9 +129,7 @@ def read_counters(data: bytes, known: Iterable[str]) -> Iterator[tuple[str, byte
         head, _, rest = zlib.decompress(data).partition(b"\n")
         for name, size in json.loads(head):
             content, rest = rest[:size], rest[size:]
-            words = name.removesuffix(".gcda").strip("/").split("/")
-            found = next(("/".join(words[n:]) for n in range(len(words)) if "/".join(words[n:]) in known), "")
-            if found:
+            if found := _tail(name.removesuffix(".gcda"), known.__contains__):
                 yield found, content
     except (zlib.error, ValueError, TypeError) as error:
         raise HostError(f"coverage counters are damaged: {error}") from error

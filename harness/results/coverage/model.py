@@ -48,6 +48,12 @@ class FileCoverage:
             self.branches[line] = [mine + theirs for mine, theirs in pairs]
 
 
+def add_counts(total: dict[str, FileCoverage], counts: Iterable[tuple[str, FileCoverage]]) -> None:
+    """Add *counts*, of file after file, to *total*."""
+    for name, counted in counts:
+        total.setdefault(name, FileCoverage()).add(counted)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reach:
     """The lines that one case of one job ran."""
