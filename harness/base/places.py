@@ -36,7 +36,7 @@ class CodeAddress:
         return self.offset if self.exact or not self.offset else self.offset - 1
 
 
-def find_addresses(text: str, *, exact: bool = False) -> Iterator[CodeAddress]:
+def find_addresses(text: str) -> Iterator[CodeAddress]:
     """Yield the addresses in *text*."""
     for found in ADDRESS.finditer(text):
         yield CodeAddress(
@@ -45,7 +45,6 @@ def find_addresses(text: str, *, exact: bool = False) -> Iterator[CodeAddress]:
             offset=int(found["offset"], 16),
             size=int(found["size"], 16),
             module=(found["module"] or "").replace("-", "_"),
-            exact=exact,
         )
 
 

@@ -192,12 +192,12 @@ def find_candidates() -> list[DebianSource]:
     return offered
 
 
-def _apt_settings(etc: Path = Path("/etc/apt")) -> str:
+def _apt_settings() -> str:
     """Return what decides the mirror: our variable, and apt's own settings by name, size and time.
 
     Asking apt itself takes half a second.
     """
-    facts = [(str(path), path.stat()) for path in sorted(etc.rglob("*")) if path.is_file()]
+    facts = [(str(path), path.stat()) for path in sorted(Path("/etc/apt").rglob("*")) if path.is_file()]
     stamps = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts]
     return "\n".join([os.environ.get(MIRROR_VARIABLE, ""), *stamps])
 

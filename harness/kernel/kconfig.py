@@ -52,7 +52,7 @@ class Fragment:
         return dataclasses.replace(self, settings=kept)
 
 
-def read_fragment(path: Path, *, name: str | None = None) -> Fragment:
+def read_fragment(path: Path) -> Fragment:
     """Read a fragment; UsageError with file and line for the first invalid line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -60,7 +60,7 @@ def read_fragment(path: Path, *, name: str | None = None) -> Fragment:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"cannot read the kconfig fragment {path}: {reason}") from error
     parsed = (_parse_line(path, number, line.rstrip()) for number, line in enumerate(lines, 1))
-    return Fragment(name=name or path.stem, path=path, settings=tuple(filter(None, parsed)))
+    return Fragment(name=path.stem, path=path, settings=tuple(filter(None, parsed)))
 
 
 @functools.cache

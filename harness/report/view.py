@@ -43,6 +43,12 @@ COLUMNS = (
 NOTHING = Background()
 """The Background of a Run that is reported without history."""
 
+_NAMED = 3
+"""How many other cases of one cause are named."""
+
+_RECENT = 10
+"""How many Runs before this one are counted."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
@@ -239,11 +245,11 @@ def failure_groups(
     return list(found.values())
 
 
-def same_cause(group: Sequence[Result], most: int = 3) -> str:
-    """Say how many more cases of *group* there are than the first, and name *most*; empty for no more."""
+def same_cause(group: Sequence[Result]) -> str:
+    """Say how many more cases of *group* there are than the first, and name some; empty for no more."""
     others = [f"{names.name(str(case.address))} [{names.name(case.job)}]" for case in group[1:]]
-    left = f" and {len(others) - most} more" if len(others) > most else ""
-    return f"{len(group)} times for this cause; also {', '.join(others[:most])}{left}" if others else ""
+    left = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    return f"{len(group)} times for this cause; also {', '.join(others[:_NAMED])}{left}" if others else ""
 
 
 def declaration(case: Result) -> DeclaredCase | None:
@@ -302,11 +308,11 @@ def retries(run: Run, job: str | None = None) -> str:
     return f"{count_of(len(lost), 'case')} {did} {first}: {reason(lost[0])}"
 
 
-def recent(past: Sequence[Past], most: int = 10) -> str:
-    """The outcomes of a case in its last *most* Runs: `in the last 10 runs: 2 FAIL, 8 PASS`."""
+def recent(past: Sequence[Past]) -> str:
+    """The outcomes of a case in its last Runs: `in the last 10 runs: 2 FAIL, 8 PASS`."""
     if not past:
         return ""
-    shown = past[-most:]
+    shown = past[-_RECENT:]
     counts = count(one.case for one in shown)
     if counts.keys() == {Outcome.PASS.value}:
         return f"passed in the last {count_of(len(shown), 'run') if len(shown) > 1 else 'run'}"

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import collections
+import datetime
 from pathlib import Path
 
 import pytest
 
 from harness.base.errors import InfraError, UsageError
+from harness.results import Run, RunInfo
 from harness.results.coverage import model
 from harness.results.coverage.model import Coverage, FileCoverage, Reach, Row, parse_ranges, ranges
 from harness.results.coverage.show import render_diff, render_missing, render_table
+from harness.session.coverage import Found, export
 
 NAME = "drivers/vfio/vfio_main.c"
 TEXT = (
@@ -98,6 +101,17 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(InfraError, match=path.name):
         model.load(tmp_path)
+
+
+def test_reports_need_one_tree_and_a_directory(tmp_path: Path) -> None:
+    """The reports of two trees do not overwrite each other, and no directory is made by mistake."""
+    info = RunInfo(id="r", started=datetime.datetime(2026, 11, 30, tzinfo=datetime.UTC), harness_version="1")
+    run = Run(info=info, results=(), directory=str(tmp_path))
+    with pytest.raises(UsageError, match="run r tested several source trees"):
+        export(Found(run, (COVERAGE, COVERAGE)), html=tmp_path / "html", lcov=None)
+    with pytest.raises(UsageError, match="--lcov: there is no directory"):
+        export(Found(run, (COVERAGE,)), html=None, lcov=tmp_path / "none" / "cov.info")
+    assert not list(tmp_path.iterdir())
 
 
 def test_ranges() -> None:

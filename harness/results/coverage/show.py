@@ -39,9 +39,9 @@ def _cells(row: Row) -> Iterator[str]:
         yield f"{1000 * part // whole / 10:.1f} %" if whole else ""
 
 
-def render_cases(cases: Collection[str], most: int = _SHOWN) -> str:
+def render_cases(cases: Collection[str]) -> str:
     """Return how many *cases* there are, with the names of the first."""
-    shown = sorted(cases)[:most]
+    shown = sorted(cases)[:_SHOWN]
     more = ", ..." if len(cases) > len(shown) else ""
     return f"{count_of(len(cases), 'case')}: {', '.join(shown)}{more}" if cases else "no case"
 
