@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -135,8 +136,7 @@ def command(
       vfio-harness mutate --topology edu --topology iommu-intel drivers/vfio/group.c --case 'probes/groups/*'
       vfio-harness mutate --continue mutate-20261130-101500-1f0c
     """
-    ends = parse_deadline(deadline)
-    until = Deadline.after(ends - time.time()) if ends is not None else None
+    until = parse_deadline(deadline)
     if plan_only and as_json:
         raise UsageError("--plan prints text only: leave --json out")
     if go_on is not None:
@@ -149,10 +149,7 @@ def command(
         machines = [machine.on(topology) for topology in dict.fromkeys(topologies)]
         steps = StepOptions(
             kernel=dataclasses.replace(kernel.absolute(), tree=None),
-            machine=(
-                *machines[0].options(),
-                *(word for other in machines[1:] for word in ("--topology", other.absolute().topology)),
-            ),
+            machine=_machine_words(machines),
             suites=suites,
             cases=cases,
             keyword=keyword or "",
@@ -166,12 +163,15 @@ def command(
         if plan_only:
             return _show(chosen, len(faults))
         mutation = _begin(source, steps, chosen, len(faults))
-    reaching = _reaching(Source(Path(mutation.root), mutation.commit))
-    mutator = Mutator(mutation, paths.runs_dir() / mutation.id, known, reaching, until)
-    return _mutate(mutator, as_json=as_json)
+    return _mutate(mutation, known, until, as_json=as_json)
 
 
 _WITH_CONTINUE = {"go_on", "deadline", "equivalents", "as_json"}
+
+
+def _machine_words(machines: Sequence[MachineWish]) -> tuple[str, ...]:
+    others = (("--topology", other.absolute().topology) for other in machines[1:])
+    return (*machines[0].options(), *itertools.chain.from_iterable(others))
 
 
 def _begun(name: str) -> Path:
@@ -231,12 +231,14 @@ def _begin(source: Source, steps: StepOptions, chosen: tuple[Fault, ...], found:
     return mutation
 
 
-def _mutate(mutator: Mutator, *, as_json: bool) -> int:
+def _mutate(mutation: Mutation, known: Mapping[str, str], until: float | None, *, as_json: bool) -> int:
+    source = Source(Path(mutation.root), mutation.commit)
+    deadline = Deadline.after(until - time.time()) if until is not None else None
+    mutator = Mutator(mutation, paths.runs_dir() / mutation.id, known, _reaching(source), deadline)
     try:
         mutation = mutator.run()
     except KeyboardInterrupt as error:
         raise Interrupted(f"to continue: vfio-harness mutate --continue {mutator.mutation.id}") from error
-    source = Source(Path(mutation.root), mutation.commit)
     text = summary(mutation, source.read)
     (mutator.directory / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
     emit(render_json(mutation).rstrip("\n") if as_json else text)
