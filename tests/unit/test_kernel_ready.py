@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from kernel_fake_ready import AARCH64, RELEASE, good_config, make_build, make_module, make_vmlinux
 
-from harness.base import process
+from guest import agent
+from harness.base import paths, process
 from harness.base.deadline import Deadline
 from harness.base.errors import InfraError, KernelError, NotApplicable, UsageError
 from harness.kernel.arch import ARCHES, host_arch
@@ -307,6 +308,22 @@ def test_what_can_be_loaded_may_be_a_module() -> None:
     needs(config, has_modules=True)
     with pytest.raises(KernelError, match="CONFIG_VIRTIO_NET is m"):
         needs(config)
+
+
+def test_what_may_be_a_module_is_loaded() -> None:
+    """Process 1 of either root loads the module of each `loadable` symbol; of VFIO the agent loads it too."""
+    guest = paths.guest_dir()
+    init = re.search(r'"modprobe", "-a", "-q",([^}]*), NULL', (guest / "init.c").read_text(encoding="utf-8"))
+    script = re.search(r"\tmodprobe -a -q (.*) 2>", (guest / "init.sh").read_text(encoding="utf-8"))
+    assert init
+    assert script
+    loaded = re.findall(r'"(\S+)"', init[1])
+    assert script[1].split() == loaded
+    named = {"FW_CFG_SYSFS": "qemu_fw_cfg", "VFIO": "vfio-pci", "VFIO_PCI": "vfio-pci"}  # vfio-pci needs vfio
+    needed = {named.get(symbol, symbol.lower()) for symbol in _required()["guest"]["loadable"]}
+    # A kernel may lack the type1 container.
+    assert set(loaded) == {*needed, "vfio_iommu_type1"}
+    assert {name for name in loaded if name.startswith("vfio")} < set(agent.MODULES)
 
 
 def test_a_topology_may_be_out_of_reach() -> None:
