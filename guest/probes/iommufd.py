@@ -169,6 +169,30 @@ def reserved_fields_are_refused(t: Test) -> None:
 
 @case(
     needs=("iommufd",),
+    cites="include/uapi/linux/iommufd.h struct iommu_hwpt_set_dirty_tracking (__reserved, must be 0)",
+)
+def reserved_field_of_set_dirty_tracking_is_refused(t: Test) -> None:
+    """SET_DIRTY_TRACKING with a nonzero reserved field is EOPNOTSUPP before any object is looked up."""
+    with Iommufd() as iommufd:
+        wrong = api.HwptSetDirtyTracking(hwpt_id=NO_SUCH_ID, reserved=1)
+        t.errno(errno.EOPNOTSUPP, iommufd.call, api.HWPT_SET_DIRTY_TRACKING, wrong)
+
+
+@case(
+    needs=("iommufd",),
+    cites="include/uapi/linux/iommufd.h struct iommu_viommu_alloc (__reserved, must be 0)",
+)
+def reserved_field_of_viommu_alloc_is_refused(t: Test) -> None:
+    """VIOMMU_ALLOC with a nonzero reserved field is EOPNOTSUPP before any object is looked up."""
+    with Iommufd() as iommufd:
+        if errno_of(iommufd.call, api.VIOMMU_ALLOC, api.ViommuAlloc()) == errno.ENOTTY:
+            t.skip("this kernel has no VIOMMU_ALLOC")
+        wrong = api.ViommuAlloc(type=1, dev_id=NO_SUCH_ID, reserved=1)
+        t.errno(errno.EOPNOTSUPP, iommufd.call, api.VIOMMU_ALLOC, wrong)
+
+
+@case(
+    needs=("iommufd",),
     cites="drivers/iommu/iommufd/ioas.c iommufd_ioas_alloc_ioctl() (out_table)",
 )
 def unreported_ioas_is_not_made(t: Test) -> None:

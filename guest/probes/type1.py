@@ -219,8 +219,7 @@ def every_mapped_page_is_dirty(t: Test) -> None:
         got = int.from_bytes(_bitmap(container, IOVA, 128 * PAGE, room=16), "little")
         t.equal(hex(got), hex(mapped), "the first bitmap of the whole range")
         for _ in range(2):
-            # Later bitmaps of 7.3 have bits in holes as well: update_user_bitmap() shifts a mapping's own
-            # bitmap in place, and vfio_iova_dirty_bitmap() clears no more of it than the mapping has pages.
+            # Bits of holes are the matter of hole_is_never_dirty().
             for first, count, want in ((0, 128, mapped), (5, 3, 0b111), (2, 64, 0b111 << 3)):
                 answer = _bitmap(container, IOVA + first * PAGE, count * PAGE, room=16)
                 got = int.from_bytes(answer, "little") & want
@@ -245,6 +244,24 @@ def every_mapped_page_is_dirty(t: Test) -> None:
         t.errno(errno.EINVAL, _bitmap, container, IOVA, 2 * PAGE)
         _dirty(container, DIRTY_START)
         t.equal(_bitmap(container, IOVA, 2 * PAGE), b"\3" + bytes(7), "the bitmap after the second start")
+
+
+@case(
+    needs=NATIVE,
+    cites="include/uapi/linux/vfio.h VFIO_IOMMU_DIRTY_PAGES; drivers/vfio/vfio_iommu_type1.c "
+    "update_user_bitmap(), vfio_iova_dirty_bitmap()",
+)
+def hole_is_never_dirty(t: Test) -> None:
+    """No dirty bitmap has the bit of a page that nothing maps, however often and from which page on one
+    asks."""
+    with _container(t, pages=5) as (user, buffer):
+        container = user.container
+        container.map_dma(buffer.address, IOVA, 2 * PAGE)
+        container.map_dma(buffer.address + 2 * PAGE, IOVA + 5 * PAGE, 3 * PAGE)
+        _dirty(container, DIRTY_START)
+        for first in (5, 0, 5, 0, 0):
+            got = int.from_bytes(_bitmap(container, IOVA + first * PAGE, (64 - first) * PAGE), "little")
+            t.equal(hex(got), hex(0b11100011 >> first), f"the bitmap from page {first} on")
 
 
 @case(

@@ -15,6 +15,7 @@ from harness.cli.main import VERBS, app
 from harness.kernel.variants import load_catalogue
 from harness.machine.topology import shipped_topologies
 from harness.suites.catalogue import check_patterns
+from harness.suites.probes import probe_cases
 from harness.suites.registry import suite_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,19 @@ def test_links_resolve(path: Path) -> None:
     for target in _LINK.findall(path.read_text(encoding="utf-8")):
         if "://" not in target and not target.startswith("#"):
             assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+def test_cases_of_findings_exist() -> None:
+    """Each finding in the table has a directory and names cases that there are."""
+    findings = ROOT / "docs/findings"
+    text = (findings / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\S+)\].*\|(.*)\|$", text, re.MULTILINE)
+    assert {name for name, _cases in rows} == {path.name for path in findings.iterdir() if path.is_dir()}
+    known = {case.address for case in probe_cases()}
+    for name, cases in rows:
+        named = re.findall(r"`([^`]+)`", cases)
+        assert named, name
+        assert set(named) <= known, name
 
 
 def test_readme_is_short() -> None:

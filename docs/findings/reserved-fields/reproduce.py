@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""HWPT_ALLOC ignores its second reserved field, which must be 0.
+"""HWPT_ALLOC, HWPT_SET_DIRTY_TRACKING and VIOMMU_ALLOC ignore a reserved field, which must be 0.
 
 Usage: reproduce.py BDF   (as root; a PCI device without an IOMMU and without a driver)
 Exit status: 0 the kernel behaves, 1 the defect shows, 2 it cannot be tried here.
@@ -20,6 +20,8 @@ from pathlib import Path
 PCI = Path("/sys/bus/pci")
 PARAMETER = Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode")
 BIND_IOMMUFD, IOAS_ALLOC, HWPT_ALLOC = 0x3B76, 0x3B81, 0x3B89
+SET_DIRTY_TRACKING, GET_DIRTY_BITMAP, VIOMMU_ALLOC = 0x3B8B, 0x3B8C, 0x3B90
+NO_SUCH_ID = 0x7FFFFFFF
 
 
 class CannotRun(Exception):
@@ -103,11 +105,30 @@ def main(bdf: str) -> int:
         print(f"HWPT_ALLOC with 0 in both reserved fields: want 0, got {name(allocate(0, 0))}")
         want = name(-errno.EOPNOTSUPP)
         print(f"with 1 in __reserved: want {want}, got {name(allocate(1, 0))}")
-        got = allocate(0, 1)
-        print(f"with 1 in __reserved2: want {want}, got {name(got)}")
+        got = [allocate(0, 1)]
+        print(f"with 1 in __reserved2: want {want}, got {name(got[0])}")
+
+        # These look up an object after they have checked their flags: ENOENT is from behind the check.
+        none = NO_SUCH_ID
+        refused = ioctl(iommufd, GET_DIRTY_BITMAP, "=4I4Q", 48, none, 0, 1, 0, 0, 0, 0)[0]
+        print(f"HWPT_GET_DIRTY_BITMAP with 1 in __reserved: want {want}, got {name(refused)}")
+        for call, number, form, flagged, wrong in (
+            ("HWPT_SET_DIRTY_TRACKING", SET_DIRTY_TRACKING, "=4I", (16, 2, none, 0), (16, 0, none, 1)),
+            (
+                "VIOMMU_ALLOC",
+                VIOMMU_ALLOC,
+                "=8IQ",
+                (40, 1, 1, none, *[0] * 5),
+                (40, 0, 1, none, 0, 0, 0, 1, 0),
+            ),
+        ):
+            refused = ioctl(iommufd, number, form, *flagged)[0]
+            print(f"{call} with an unknown flag: want {want}, got {name(refused)}")
+            got.append(ioctl(iommufd, number, form, *wrong)[0])
+            print(f"with 1 in __reserved: want {want}, got {name(got[-1])}")
         os.close(device)
         os.close(iommufd)
-    return int(got == 0)
+    return int(any(one != -errno.EOPNOTSUPP for one in got))
 
 
 if __name__ == "__main__":
