@@ -94,7 +94,7 @@ def provide_debug_information(plan: KernelPlan | ReadyKernel, deadline: Deadline
 
     def waiting() -> None:
         if deadline.expired:
-            raise HostError("another process has been building from the same source all the time")
+            raise HostError("another process kept building from the same source")
 
     def make(partial: Path) -> None:
         with plan.tree.held(waiting):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Find the source lines of code addresses in a kernel, which was mostly built without debug information.
+"""Find the source lines of code addresses in a kernel, which as a rule has no debug information.
 
 The object that defines the function is compiled again, by the command that kbuild recorded and with `-g1`,
-into a private directory: the code is the same, and GNU addr2line tells the lines.  A kernel that was
-handed in is asked itself.
+into a private directory: the code is the same, and GNU addr2line finds the lines.  For a kernel that was
+handed in, addr2line reads its own files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _ANSWER = re.compile(r"(.*):(\d+)(?: \(discriminator \d+\))?")
 _CLONE = re.compile(r"\.(?:isra|constprop|part|cold|llvm)\b.*")
 
 _SHARED = ("drivers/vfio/", "drivers/iommu/")
-"""Where what the harness tests is: its objects are compiled first, while there is time."""
+"""The tested code: its objects are compiled first, while there is time."""
 
 
 class Unknown(Exception):
@@ -72,7 +72,7 @@ class _Symbol:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """Whom to ask about files of one kernel, and where its source is."""
+    """The tools that read the files of one kernel, and where its source is."""
 
     prefix: str
     """Of the GNU programs for this architecture."""
@@ -175,7 +175,7 @@ def _find_in_objects(plan: KernelPlan, wanted: Sequence[CodeAddress], deadline: 
 
     def waiting() -> None:
         if deadline.expired:
-            raise Unknown("another process has been building from the same source all the time")
+            raise Unknown("another process kept building from the same source")
 
     tree = build_tree_of(plan.tree.path, plan.config)
     # Nobody changes an unpacked source.
@@ -391,7 +391,7 @@ def _place(wanted: CodeAddress, lines: tuple[Line, ...]) -> Place:
 
 
 def _find_in_ready(plan: ReadyKernel, wanted: Sequence[CodeAddress], deadline: Deadline) -> dict[str, Place]:
-    """Ask the kernel and its modules, which were handed in, themselves."""
+    """Find the lines in the kernel and modules that were handed in, by their own debug information."""
     vmlinux = plan.built.vmlinux
     source = _Source(prefix=_prefix(plan), places=(), deadline=deadline, newest=vmlinux.stat().st_mtime)
     start = _read_symbols(source.run("objdump", "-t", vmlinux), {"start_kernel"})["start_kernel"]
