@@ -133,7 +133,7 @@ def command(
     Examples:
       vfio-harness mutate --tree ~/linux drivers/vfio/vfio_main.c:vfio_df_open
       vfio-harness mutate --tree ~/linux --diff v7.3..topic --limit 50
-      vfio-harness mutate --topology edu --topology iommu-intel drivers/vfio/group.c --case 'probes/groups/*'
+      vfio-harness mutate --topology edu --topology iommu-intel drivers/vfio/group.c --case 'probes/group/*'
       vfio-harness mutate --continue mutate-20261130-101500-1f0c
     """
     until = parse_deadline(deadline)
