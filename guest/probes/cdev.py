@@ -242,6 +242,20 @@ def _refuses_growth(t: Test, fd: int, request: int, argument: ctypes.Structure) 
         t.errno(errno.EFAULT, libc.ioctl, fd, request, edge.put(argument))
 
 
+@case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (iommufd < 0)")
+def bind_takes_descriptor_zero(t: Test) -> None:
+    """BIND_IOMMUFD accepts an iommufd whose file descriptor is 0."""
+    with unbound(t.device("edu", iommu=False)) as (device, iommufd):
+        before = os.dup(0)
+        try:
+            os.dup2(iommufd.fd, 0)
+            t.check(device.bind_iommufd(0) > 0, "the device has no id")
+        finally:
+            os.dup2(before, 0)
+            os.close(before)
+        t.check(device.info().flags & vfio.DEVICE_FLAGS_PCI, "GET_INFO lacks the PCI flag")
+
+
 @case(needs=BARE, cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd() (copy_struct_from_user())")
 def bind_takes_a_longer_structure(t: Test) -> None:
     """BIND_IOMMUFD accepts a longer structure with a zero tail, and refuses a nonzero tail, an argsz that
