@@ -22,7 +22,7 @@ from harness.results import JobRecord
 from harness.results.history import History
 from harness.session.planning import PlannedKernel
 from harness.session.reporting import ask
-from harness.session.wishes import PytestOptions
+from harness.session.wishes import JobWish, KernelWish, PytestOptions
 from harness.suites.catalogue import is_asked_for, to_do, work_of
 
 FEWEST_CASES = 20
@@ -61,6 +61,24 @@ def job_seconds(job: Job, seconds: Mapping[str, float]) -> float:
     """
     known = [value for group, value in seconds.items() if group.startswith(f"{job.name}/")]
     return sum(known) if known else math.inf
+
+
+def ordered(
+    jobs: Mapping[JobWish, Job],
+    builds: Mapping[KernelWish, int],
+    seconds: Mapping[str, float],
+    options: PytestOptions,
+) -> tuple[Job, ...]:
+    """Return *jobs* by the order of *builds*, then the longest first, which ends the run soonest.
+
+    With `-x` the shortest first: the first failure ends the run.
+    """
+    sign = 1 if options.exit_first else -1
+
+    def key(wish: JobWish) -> tuple[int, float]:
+        return builds.get(wish.kernel, 0), sign * job_seconds(jobs[wish], seconds)
+
+    return tuple(jobs[wish] for wish in sorted(jobs, key=key))
 
 
 def workers_for(plan: Plan, options: PytestOptions) -> int:

@@ -140,19 +140,9 @@ class PlannedRun:
         return self.kernels[wish.kernel].record(topology, job, problem, suites)
 
     def plan(self) -> Plan:
-        """Return the plan: jobs of built kernels first, then in build order; of several the longest first.
-
-        With `-x` the shortest first: the first failure ends the run.
-        """
-        sign = 1 if self.request.pytest.exit_first else -1
+        """Return the plan: jobs of built kernels first, then in build order; see forecast.ordered()."""
         builds = {kernel.wish: number for number, kernel in enumerate(self.waiting(), start=1)}
-        ordered = sorted(
-            self.jobs.items(),
-            key=lambda pair: (
-                builds.get(pair[0].kernel, 0),
-                sign * forecast.job_seconds(pair[1], self.seconds),
-            ),
-        )
+        jobs = forecast.ordered(self.jobs, builds, self.seconds, self.request.pytest)
         conduct, before = self.request.conduct, self.request.before
         own, run_dir = conduct.known_issues, self.checked.run_dir
         # A rerun names the run's copies: a list may be edited in the meantime.
@@ -173,7 +163,7 @@ class PlannedRun:
                 job.name: rerun_command(self._pinned(wish), conduct, copies)
                 for wish, job in self.jobs.items()
             },
-            jobs=tuple(job for _, job in ordered),
+            jobs=jobs,
         )
 
     def kept(self, wish: JobWish) -> JobWish:
