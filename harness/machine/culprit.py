@@ -72,6 +72,9 @@ class Account:
     """The functions to blame, innermost first; for a stall the outermost ones, because the others vary."""
     counter: str = ""
     """The line with the program counter, where it has one."""
+    parts: tuple[tuple[str, ...], ...] = ()
+    """What happened, for the kinds of splats that tell it in several parts: a line each, with the lines below
+    it that name a lock or a function to blame."""
 
 
 def explain(lines: Sequence[str], rules: Policy | None = None) -> Account:
@@ -100,8 +103,12 @@ def explain(lines: Sequence[str], rules: Policy | None = None) -> Account:
     if earlier := _before(kept, rule, rules):
         title = f"{title}, earlier in {earlier}"
     cause = "\n".join(_lasting(one, rules) for one in (said if known else "", first) if one)
-    counter = next((message for message in kept if COUNTER.match(message)), "")
-    return Account(title=title, cause=cause, functions=functions, counter=counter)
+    # One without a function, below a stack trace, is that of the system call in user space.
+    above = itertools.takewhile(lambda message: not _TRACE.match(message), kept)
+    counters = (one for one in itertools.chain(above, filter(function_in, kept)) if COUNTER.match(one))
+    counter = next(counters, "")
+    parts = tuple(_parts(kept, rule, rules))
+    return Account(title=title, cause=cause, functions=functions, counter=counter, parts=parts)
 
 
 def function_in(message: str) -> str:
@@ -181,6 +188,31 @@ def _before(messages: Sequence[str], rule: Rule | None, rules: Policy) -> str:
     since = itertools.dropwhile(lambda message: not earlier.match(message), messages)
     names = (function_in(message.lstrip()) for message in since)
     return next((name for name in names if name and not rules.machinery.fullmatch(name)), "")
+
+
+def _parts(messages: Sequence[str], rule: Rule | None, rules: Policy) -> Iterator[tuple[str, ...]]:
+    """Yield each part of a splat, as Account.parts."""
+    if rule is None or rule.parts is None:
+        return
+    part: list[str] = []
+    below = False
+    for message in messages:
+        function = function_in(message.lstrip())
+        if rule.parts.match(message):
+            yield from (tuple(part),) if part else ()
+            part = [" ".join(message.split())]
+        elif below and message.startswith(" ") and not function:
+            part[0] += message.rstrip()
+        elif not message.strip(" =") and len(part) > 1:
+            yield tuple(part)
+            part = []
+        elif part and (
+            (rule.named and rule.named.match(message))
+            or (function and not message.lstrip().startswith("?") and not rules.machinery.fullmatch(function))
+        ):
+            part.append(message.strip())
+        below = rule.parts.match(message) is not None
+    yield from (tuple(part),) if part else ()
 
 
 def _traces(messages: Sequence[str], rules: Policy) -> Iterator[_Trace]:

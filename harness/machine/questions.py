@@ -109,19 +109,22 @@ def task_name(task: Object) -> str:
 def stack(prog: Program, task: Object) -> Lines:
     """Yield the stack of *task*, with the variables of the code that is tested."""
     for number, frame in enumerate(prog.stack_trace(task)):
-        place = _place(frame)
-        said = f"{frame.name or hex(frame.pc)} {place}".rstrip()
-        yield f"    #{number:<2} {said}{' [inline]' * frame.is_inline}"
-        if place.startswith(_OURS):
+        what = _place(prog, frame)
+        yield f"    #{number:<2} {what}{' [inline]' * frame.is_inline}"
+        if what.partition(" ")[2].startswith(_OURS):
             yield from _variables(frame)
 
 
-def _place(frame: StackFrame) -> str:
-    """FILE:LINE of *frame*, the file relative to the tree; empty without debug information."""
+def _place(prog: Program, frame: StackFrame) -> str:
+    """Return function and line of *frame*, or its address as printk prints it: the harness decodes that."""
     with contextlib.suppress(LookupError):
         file, line, _ = frame.source()
-        return f"{file.replace('../', '')}:{line}"
-    return ""
+        return f"{frame.name} {file.replace('../', '')}:{line}"
+    with contextlib.suppress(LookupError):
+        symbol, module = frame.symbol(), prog.module(frame.pc)
+        name = "" if isinstance(module, drgn.MainModule) else f" [{module.name}]"
+        return f"{symbol.name}+{frame.pc - symbol.address:#x}/{symbol.size:#x}{name}"
+    return frame.name or hex(frame.pc)
 
 
 def _variables(frame: StackFrame) -> Lines:
@@ -394,7 +397,7 @@ def lock_lines(prog: Program) -> Lines:
         if owner is None and address not in waiting:
             continue
         held = f"held by {task_name(owner)}, state {state_of(owner)}" if owner else "holder not known"
-        names = ", ".join(map(task_name, waiting.get(address, ())))
+        names = ", ".join("itself" if task == owner else task_name(task) for task in waiting.get(address, ()))
         yield f"{name}: {held}; {f'waiting: {names}' if names else 'nobody waits'}"
 
 
@@ -424,10 +427,8 @@ def summary(prog: Program) -> Lines:
 
 def _where(prog: Program, task: Object) -> str:
     """` in FUNCTION FILE:LINE`: the first function of the tested code in a stack; empty if there is none."""
-    for frame in prog.stack_trace(task):
-        if (place := _place(frame)).startswith(_OURS):
-            return f" in {frame.name} {place}"
-    return ""
+    places = (_place(prog, frame) for frame in prog.stack_trace(task))
+    return next((f" in {what}" for what in places if what.partition(" ")[2].startswith(_OURS)), "")
 
 
 SECTIONS: dict[str, Callable[[Program], Lines]] = {

@@ -12,7 +12,7 @@ import re
 
 from guest import kmsg
 from harness.machine.culprit import explain
-from harness.machine.splatpolicy import CUT_HERE, TRACE_END, Policy, Rule, is_drop, message_of, policy, split
+from harness.machine.splatpolicy import CUT_HERE, Policy, Rule, is_drop, message_of, policy, split
 
 _MARKER = re.compile(rf"({kmsg.BEGIN}|{kmsg.END}) (\S+)$")
 _TRACE = re.compile(r"\s*(Call Trace|Call trace|Backtrace):")
@@ -85,7 +85,7 @@ class _Block:
         self.since = 0
         self.lines.append(line)
         caller, message = split(line)
-        if _TRACE.match(message) and self.rule.end is not None and self.rule.end.pattern == TRACE_END:
+        if _TRACE.match(message) and self.rule.end is not None and self.rule.end.match(" </TASK>"):
             self.tracer, self.strangers = caller or "", 0
         elif _TAG.match(message):
             self.tracer = None

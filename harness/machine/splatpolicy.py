@@ -41,6 +41,8 @@ class Rule:
     """A pattern for a line that names a function to blame, as group `name`."""
     earlier: re.Pattern[str] | None
     """A pattern for the line above the stack trace of an earlier event that led to the splat."""
+    parts: re.Pattern[str] | None
+    """A pattern for the lines that tell what happened, each with the lines below it."""
     longest: int
     """Maximum number of lines; it ends there at the latest."""
     fatal: bool
@@ -133,6 +135,7 @@ def _rule(section: yamlfile.Section) -> Rule:
         interrupted=section.flag("interrupted", False),
         named=section.pattern("named") if "named" in section else None,
         earlier=section.pattern("earlier") if "earlier" in section else None,
+        parts=section.pattern("parts") if "parts" in section else None,
         longest=section.number("longest", _LONGEST),
         fatal=section.flag("fatal"),
         reason=section.text("reason"),

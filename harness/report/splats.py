@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from harness.base.places import Line, Place, find_addresses
 from harness.machine.addresses import lines_with_places, with_places
-from harness.machine.culprit import function_in
+from harness.machine.culprit import Account, function_in
 from harness.machine.splatpolicy import message_of
 from harness.report import names
 from harness.results import Result, Run
@@ -17,6 +17,8 @@ from harness.results.fingerprint import account_of
 
 _FEWEST = 3
 _FRAMES = 4
+_PARTS = 8
+_OF_A_PART = 2
 
 OWN = ("drivers/vfio/", "drivers/iommu/iommufd/", "drivers/iommu/generic_pt/")
 """The tested code.  Frames there, or in files that the user changed, are shown before all others."""
@@ -27,35 +29,63 @@ _NONE: Mapping[str, Place] = MappingProxyType({})
 def essence(splat: str, places: Mapping[str, Place] = _NONE) -> list[str]:
     """Return title, program counter and the first frames of *splat*; its first lines if it has neither.
 
-    With *places*, those of the subsystem come before others, and the source around the culprit follows.
+    With *places*, those of the subsystem come before others, and the source around the culprit follows.  A
+    splat that tells what happened in several parts, such as lockdep's, has the first frames of each.
     """
     texts = names.text(splat.strip().split("\n\n")[0]).splitlines()
     spoken = [text if (said := message_of(text)) is None else said for text in texts]
-    lines = [line for said in spoken if (line := said.strip())]
-    account = account_of(splat)
+    account = account_of("\n".join(texts))
     counter = account.counter.strip()
+    told: list[str] = []
+    if account.parts:
+        parts = account.parts[:_PARTS]
+        frames = [line for _, *below in parts for line in _chosen(below, places)]
+        for heading, *below in parts:
+            told.append(f"  {heading}")
+            told += (f"    {line}" for said in _chosen(below, places) for line in _decoded(said, places))
+    else:
+        frames = _frames(spoken, account, places)
+        told += (f"  {line}" for said in frames[:_FRAMES] for line in _decoded(said, places))
+    if not counter and not told:
+        return [line for said in spoken if (line := said.strip())][:_FEWEST]
+    return [
+        names.name(account.title),
+        *with_places(counter, places).splitlines(),
+        *told,
+        *_source([counter, *frames], places),
+    ]
+
+
+def _frames(spoken: Iterable[str], account: Account, places: Mapping[str, Place]) -> list[str]:
+    """Return the first line of each function in the stack trace, those of the subsystem first."""
     frames: dict[str, str] = {}
     own: dict[str, str] = {}
     for said in spoken:
         line, function = said.strip(), function_in(said)
-        if line == counter or account.title.startswith(line):
+        if line == account.counter.strip() or account.title.startswith(line):
             continue
         # Behind `?` may be what an earlier call left on the stack.
-        if not line.startswith("?") and any(map(_is_own, _lines_in(said, places))):
+        if not line.startswith("?") and _is_of_the_subsystem(said, places):
             own.setdefault(function or line, line)
         elif function and function in account.functions:
             frames.setdefault(function, line)
-    if not counter and not frames and not own:
-        return lines[:_FEWEST]
-    # Functions that are inlined in other code tell nothing about the subsystem.
-    told = [[*lines_with_places(said, places)] for said in own.values()]
-    told += [[*lines_with_places(said, places)][-1:] for said in frames.values()]
-    return [
-        names.name(account.title),
-        *with_places(counter, places).splitlines(),
-        *(f"  {line}" for lines in told[:_FRAMES] for line in lines),
-        *_source([counter, *own.values(), *frames.values()], places),
-    ]
+    return [*own.values(), *frames.values()]
+
+
+def _chosen(below: Sequence[str], places: Mapping[str, Place]) -> list[str]:
+    """Return the lines of one part of a splat that are shown: the first of the subsystem, else the first."""
+    own = [said for said in below if _is_of_the_subsystem(said, places)]
+    return own[:_OF_A_PART] or [*below[:1]]
+
+
+def _decoded(said: str, places: Mapping[str, Place]) -> list[str]:
+    """Return a line with what is inlined there, which tells nothing in code of others."""
+    lines = [*lines_with_places(said, places)]
+    return lines if _is_of_the_subsystem(said, places) else lines[-1:]
+
+
+def _is_of_the_subsystem(said: str, places: Mapping[str, Place]) -> bool:
+    return any(map(_is_own, _lines_in(said, places)))
 
 
 def _lines_in(said: str, places: Mapping[str, Place]) -> Iterator[Line]:

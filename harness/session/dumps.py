@@ -16,8 +16,10 @@ from harness.base.files import write_atomic
 from harness.base.output import tell
 from harness.base.words import count_of
 from harness.kernel.debugfile import provide_debug_information
+from harness.kernel.lines import find_places
 from harness.kernel.plan import KernelPlan
 from harness.kernel.ready import ReadyKernel
+from harness.machine.addresses import addresses_in, lines_with_places
 from harness.machine.dump import FILE, read_dump_note
 from harness.machine.interrogation import ANSWERS, interrogate, refuse_without_drgn
 from harness.machine.vm import PANIC
@@ -103,12 +105,19 @@ def read_dump(run: Run, dump: Dump, plan: KernelPlan | ReadyKernel | None, deadl
         if plan is None:
             return _unread(dump, "how its kernel was built is not known")
         information = provide_debug_information(plan, deadline)
-        answers = interrogate(path, information, interrogation_limit())
+        answers = _with_lines(plan, interrogate(path, information, interrogation_limit()), deadline)
     except HarnessError as error:
         return _unread(dump, str(error))
     with contextlib.suppress(OSError):
         write_atomic(path.with_name(ANSWERS), answers)
     return dataclasses.replace(dump, answers=answers)
+
+
+def _with_lines(plan: KernelPlan | ReadyKernel, answers: str, deadline: Deadline) -> str:
+    """Return *answers* with the lines of code without debug information, for which addresses stand there."""
+    places = find_places(plan, addresses_in(answers), deadline)
+    lines = (told for line in answers.splitlines() for told in lines_with_places(line, places))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def interrogation_limit() -> Deadline:

@@ -11,6 +11,7 @@ from report_night import GOLDEN, night
 from report_sample import RUN, SPLAT, result
 
 from harness.base.places import Line, Place
+from harness.machine.splat import Detector
 from harness.report import console, html, markdown, view
 from harness.report.splats import essence
 from harness.results import Background, Change, Comparison, Outcome, Run, reach_verdict
@@ -170,10 +171,112 @@ def test_lockdep_tells_where_both_locks_are_taken() -> None:
     }
     assert essence("\n".join(lines), places) == [
         "WARNING: possible circular locking dependency detected, in vfio_group_fops_unl_ioctl",
-        f"  ffff888004a11378 (&group->group_lock){{+.+.}}-{{4:4}}, at: {taken[0]} drivers/vfio/group.c:1",
-        f"  ffff888004a22ae8 (&dev_set->lock){{+.+.}}-{{4:4}}, at: {taken[1]} drivers/vfio/group.c:2",
-        f"  {taken[0]} drivers/vfio/group.c:1",
-        "  __x64_sys_ioctl+0x8b/0xc0",
+        "  python3/101 is trying to acquire lock:",
+        f"    ffff888004a11378 (&group->group_lock){{+.+.}}-{{4:4}}, at: {taken[0]} drivers/vfio/group.c:1",
+        "  but task is already holding lock:",
+        f"    ffff888004a22ae8 (&dev_set->lock){{+.+.}}-{{4:4}}, at: {taken[1]} drivers/vfio/group.c:2",
+    ]
+
+
+def test_lockdep_tells_who_took_the_locks_in_the_other_order() -> None:
+    """The chain of earlier locks is half of the report; what lockdep calls #0 is the new one once more."""
+    names = ("iommufd_ranges", "iommufd_allow", "iommufd_attach")
+    places = {
+        f"{name}+0x9/0x90": Place(
+            lines=(Line(function=name, file="drivers/vfio/a.c", line=n, code=("x",), first=n),)
+        )
+        for n, name in enumerate(names, start=1)
+    }
+    splat = """\
+[    5.0][  T90] WARNING: possible circular locking dependency detected
+[    5.0][  T90] 7.3.4 #1 Not tainted
+[    5.0][  T90] python3/90 is trying to acquire lock:
+[    5.0][  T90] ffff888 (&ioas->mutex){+.+.}-{4:4}, at: iommufd_ranges+0x9/0x90
+[    5.0][  T90]
+[    5.0][  T90] but task is already holding lock:
+[    5.0][  T90] ffff889 (&iopt->iova_rwsem){++++}-{4:4}, at: iommufd_ranges+0x9/0x90
+[    5.0][  T90]
+[    5.0][  T90] which lock already depends on the new lock.
+[    5.0][  T90]
+[    5.0][  T90] the existing dependency chain (in reverse order) is:
+[    5.0][  T90]
+[    5.0][  T90] -> #1 (&iopt->iova_rwsem){++++}-{4:4}:
+[    5.0][  T90]        down_write+0x3a/0xd0
+[    5.0][  T90]        iommufd_allow+0x9/0x90
+[    5.0][  T90]        iommufd_attach+0x9/0x90
+[    5.0][  T90]        iommufd_attach+0x9/0x90
+[    5.0][  T90]        __x64_sys_ioctl+0x8b/0xc0
+[    5.0][  T90]
+[    5.0][  T90] -> #0 (&ioas->mutex){+.+.}-{4:4}:
+[    5.0][  T90]        __mutex_lock+0x9f/0xe80
+[    5.0][  T90]        iommufd_ranges+0x9/0x90
+[    5.0][  T90]
+[    5.0][  T90] other info that might help us debug this:
+[    5.0][  T90]  *** DEADLOCK ***
+[    5.0][  T90] Call Trace:
+[    5.0][  T90]  <TASK>
+[    5.0][  T90]  iommufd_ranges+0x9/0x90
+[    5.0][  T90]  </TASK>
+""".replace("5.0]", "5.000001]")
+    assert essence(splat, places) == [
+        "WARNING: possible circular locking dependency detected, in iommufd_ranges, earlier in iommufd_allow",
+        "  python3/90 is trying to acquire lock:",
+        "    ffff888 (&ioas->mutex){+.+.}-{4:4}, at: iommufd_ranges+0x9/0x90 drivers/vfio/a.c:1",
+        "  but task is already holding lock:",
+        "    ffff889 (&iopt->iova_rwsem){++++}-{4:4}, at: iommufd_ranges+0x9/0x90 drivers/vfio/a.c:1",
+        "  -> #1 (&iopt->iova_rwsem){++++}-{4:4}:",
+        "    iommufd_allow+0x9/0x90 drivers/vfio/a.c:2",
+        "    iommufd_attach+0x9/0x90 drivers/vfio/a.c:3",
+        "drivers/vfio/a.c:1 in iommufd_ranges():",
+        ">     1  x",
+    ]
+
+
+HUNG = """\
+[  196.241719][   T30] INFO: task python3:55 blocked for more than 61 seconds.
+[  196.242085][   T30]       Tainted: G     U              7.3.4 #1
+[  196.242181][   T30] "echo 0 > /proc/sys/kernel/hung_task_timeout_secs" disables this message.
+[  196.242273][   T30] task:python3         state:D stack:0     pid:55    tgid:55    ppid:53  flags:0x00080000
+[  196.242632][   T30] Call Trace:
+[  196.276258][   T30]  <TASK>
+[  196.277381][   T30]  schedule+0x23/0x90
+[  196.277431][   T30]  __mutex_lock.constprop.0+0x37e/0x7b0
+[  196.277463][   T30]  vfio_pci_set_msi_trigger+0x7e/0x2a0
+[  196.277582][   T30]  ? hrtimer_start_range_ns+0xa3/0xc0
+[  196.335441][   T30]  vfio_device_fops_unl_ioctl+0x284/0x990
+[  196.335749][   T30]  entry_SYSCALL_64_after_hwframe+0x4b/0x53
+[  196.336307][   T30] RIP: 0033:0x7fdcdc5d8d6b
+[  196.336637][   T30] RSP: 002b:00007ffcce71ff10 EFLAGS: 00000246 ORIG_RAX: 0000000000000010
+[  196.336968][   T30]  </TASK>
+[  196.337304][   T30] INFO: task python3:55 is blocked on a mutex likely owned by task python3:{owner}.
+"""
+OWNER = """\
+[  196.337404][   T30] task:python3         state:S stack:0     pid:56    tgid:56    ppid:53  flags:0x00080000
+[  196.337504][   T30] Call Trace:
+[  196.337604][   T30]  <TASK>
+[  196.337704][   T30]  schedule+0x23/0x90
+[  196.337804][   T30]  vfio_pci_ioctl_reset+0x23/0x90
+[  196.337904][   T30]  </TASK>
+"""
+LATER = "[  197.000000][    T1] vfio-pci 0000:00:05.0: enabling device (0000 -> 0002)\n"
+
+
+@pytest.mark.parametrize("owner", [55, 56])
+def test_hung_task_tells_who_holds_the_lock(owner: int) -> None:
+    """The kernel says it below the stack; the program counter there is that of the system call."""
+    text = HUNG.format(owner=owner) + OWNER * (owner == 56) + LATER
+    detector = Detector()
+    for line in text.splitlines():
+        detector.feed(line, 0)
+    (splat,) = detector.splats
+    holder = ["  task:python3 state:S stack:0 pid:56 tgid:56 ppid:53 flags:0x00080000"]
+    holder.append("    vfio_pci_ioctl_reset+0x23/0x90")
+    assert essence("\n".join(splat.lines)) == [
+        "INFO: task python3:55 blocked for more than 61 seconds., in vfio_pci_set_msi_trigger",
+        "  task:python3 state:D stack:0 pid:55 tgid:55 ppid:53 flags:0x00080000",
+        "    vfio_pci_set_msi_trigger+0x7e/0x2a0",
+        f"  INFO: task python3:55 is blocked on a mutex likely owned by task python3:{owner}.",
+        *holder * (owner == 56),
     ]
 
 
@@ -193,11 +296,17 @@ def test_frames_of_every_form_are_shown() -> None:
 
 
 def test_frames_that_only_report_are_left_out() -> None:
-    """KASAN's own functions stand above the one that has the bug."""
-    splat = "\n".join((GOLDEN / "console-kasan.txt").read_text(encoding="utf-8").splitlines()[1:33])
-    assert essence(splat)[:2] == [
+    """KASAN's own functions stand above those that use, allocate and free the memory."""
+    splat = "\n".join((GOLDEN / "console-kasan.txt").read_text(encoding="utf-8").splitlines()[1:-2])
+    object_at = "24 bytes inside of freed 1024-byte region [ffff888004c5a800, ffff888004c5ac00)"
+    assert essence(splat) == [
         "BUG: KASAN: slab-use-after-free in vfio_group_fops_release+0x4c/0x120",
-        "  vfio_group_fops_release+0x4c/0x120",
+        "  Read of size 8 at addr ffff888004c5a818 by task python3/80",
+        "    vfio_group_fops_release+0x4c/0x120",
+        "  Allocated by task 78:",
+        "    vfio_group_alloc+0x58/0x1f0",
+        "  Freed by task 80:",
+        f"  The buggy address is located {object_at}",
     ]
     assert essence("only\none line\n") == ["only", "one line"]
 
