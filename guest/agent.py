@@ -38,6 +38,9 @@ READY = "# agent ready"
 DIRTY = "dirty: "
 """Prefix of a diagnostic that names what could not be cleaned up."""
 
+REFUSED = "refused"
+"""Key of the diagnostic that says why a request is not carried out."""
+
 DEFAULT_SEED = 1
 
 MODULES = ("iommufd", "vfio", "vfio_iommu_type1", "vfio-pci")
@@ -170,7 +173,7 @@ class Agent:
                 raise BadRequest(f"no case is called {name!r}{nearest(name, self._cases)}")
         except BadRequest as error:
             writer = ktap.Writer(self._out, plan=1)
-            writer.diagnostic(f"why: bad request: {error}")
+            writer.diagnostic(f"{REFUSED}: {error}")
             writer.not_ok(name)
             writer.end(name)
             return

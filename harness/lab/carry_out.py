@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guest import kmsg
+from guest.agent import REFUSED
 from harness.base.cause import Cause
 from harness.base.deadline import Deadline
 from harness.base.errors import LostGuest
@@ -90,6 +91,8 @@ def _run(
         if isinstance(how, AgentCase):
             agent = vm.agent()
             report, spoilt = agent.run(how.name, work.timeout * vm.factor, vm.settings.seed, raw)
+            if refused := report.notes(REFUSED):
+                raise _SetupFailed(f"its agent refused: {refused[0]}; did the harness change during the run?")
             counters.keep(booted, work, agent.counters)
         else:
             with counters.counted(vm, booted, work):

@@ -348,7 +348,7 @@ def test_an_untainted_vm_runs_fresh_cases(package: str, monkeypatch: pytest.Monk
 def test_an_unknown_case_is_answered_with_the_nearest(package: str) -> None:
     lines = _ask(package, {"case": "fake_probes/pases"})
     assert lines[0] == (
-        "# why: bad request: no case is called 'fake_probes/pases' (did you mean 'fake_probes/passes'?)"
+        "# refused: no case is called 'fake_probes/pases' (did you mean 'fake_probes/passes'?)"
     )
     assert lines[-1] == "not ok 1 fake_probes/pases"
 
@@ -379,7 +379,7 @@ def test_rubbish_does_not_end_the_service(package: str) -> None:
     out = io.StringIO()
     served = Agent(discover(package), frozenset({"edu"}), out)
     served.serve(io.StringIO('rubbish\n\n{"case": "fake_probes/needs_edu"}\n'))
-    assert "# why: bad request: not JSON" in out.getvalue()
+    assert "# refused: not JSON" in out.getvalue()
     assert out.getvalue().endswith("ok 1 fake_probes/needs_edu\n# END fake_probes/needs_edu\n")
 
 

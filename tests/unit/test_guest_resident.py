@@ -177,7 +177,7 @@ def test_the_agent_serves_requests(server: Server) -> None:
             client.send({"case": name})
             answer = [client.line() for _ in range(5)]
             assert answer[:2] == ["KTAP version 1\n", "1..1\n"]
-            assert answer[2].startswith(f"# why: bad request: no case is called {name!r}")
+            assert answer[2].startswith(f"# refused: no case is called {name!r}")
             assert answer[3:] == [f"not ok 1 {name}\n", f"# END {name}\n"]
         client.finish()
         assert client.rest() == ""

@@ -111,6 +111,16 @@ def test_time_that_ran_out_while_the_host_had_no_cpu(
     assert all(one.cause is Cause.HOST and "no CPU for QEMU" in one.reason for one in lost)
 
 
+def test_a_guest_with_other_probes_says_nothing_about_the_kernel(host: Host, tmp_path: Path) -> None:
+    """Its agent does not know the case when the harness was changed during the run."""
+    host.answers = ["# refused: no case is called 'x'\nnot ok 1 {}"]
+    host.silent = {WORK.name}
+    (attempt,) = run(tmp_path, WORK, confirm=False)
+    (result,) = attempt.results
+    assert result.outcome is Outcome.ERROR
+    assert "its agent refused: no case is called 'x'" in result.reason
+
+
 def test_fresh_cases_share_a_vm_that_stays_fresh(host: Host, tmp_path: Path) -> None:
     fresh = [FRESH[0], dataclasses.replace(FRESH[0], case="another")]
     run(tmp_path, *fresh, WORK, fresh[0])
