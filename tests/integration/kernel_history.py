@@ -16,6 +16,7 @@ from pathlib import Path
 
 from harness.base import paths, process
 from harness.base.locks import locked
+from harness.kernel.store import OURS
 
 NOISE = "noise"
 """The file of a Change that has no effect but a different image."""
@@ -276,12 +277,12 @@ def _take(path: Path, env: dict[str, str], before: str, names: re.Pattern[str]) 
 
 
 def _import(path: Path, source: Path, tag: str = BASE) -> None:
-    """Commit *source* as it is; its files are added without copying them."""
+    """Commit *source* without what was built in it; its files are added without copying them."""
     path.mkdir(parents=True, exist_ok=True)
     _git(path, "init", "--quiet", "--initial-branch=mine")
     with _scratch_index(path) as env:
         where = {**env, "GIT_WORK_TREE": os.fspath(source)}
-        _git(path, "add", "--all", "--force", ".", env=where)
+        _git(path, "add", "--all", "--force", ".", f":!{OURS}*", env=where)
         tree = _git(path, "write-tree", env=env).strip()
     _git(path, "tag", tag, _commit(path, tree, f"Linux {tag[1:]}", None, 0))
 
