@@ -95,13 +95,13 @@ def explain(lines: Sequence[str], rules: Policy | None = None) -> Account:
         else (said or first).strip().rstrip(":")
     )
     if functions and functions[0] not in title:
-        title = f"{title}, in {functions[0]}"
+        title = f"{title.rstrip('.')}, in {functions[0]}"
     if rule is not None and rule.interrupted:
         functions = _outermost(functions, rules)
         if functions and functions[0] not in title:
-            title = f"{title}, for {functions[0]}"
+            title = f"{title.rstrip('.')}, for {functions[0]}"
     if earlier := _before(kept, rule, rules):
-        title = f"{title}, earlier in {earlier}"
+        title = f"{title.rstrip('.')}, earlier in {earlier}"
     cause = "\n".join(_lasting(one, rules) for one in (said if known else "", first) if one)
     # One without a function, below a stack trace, is that of the system call in user space.
     above = itertools.takewhile(lambda message: not _TRACE.match(message), kept)

@@ -185,7 +185,10 @@ def test_message_of_a_warning_without_callers_is_known_by_its_words() -> None:
     link = explain(report(WARNING, "e1000: eth0 NIC Link is Up", *BODY, caller=""))
     assert link.title == WARNING
     saturated = "refcount_t: saturated; leaking memory."
-    assert explain(report(WARNING, saturated, *BODY, caller="")).title == f"{saturated}, in vfio_guilty"
+    assert (
+        explain(report(WARNING, saturated, *BODY, caller="")).title
+        == f"{saturated.rstrip('.')}, in vfio_guilty"
+    )
     old = fingerprint("\n".join(report(saturated, WARNING, *BODY)))
     assert fingerprint("\n".join(report(WARNING, saturated, *BODY))) == old
 

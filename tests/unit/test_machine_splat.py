@@ -363,7 +363,7 @@ def test_message_of_a_kernel_without_time_stamps_is_heard() -> None:
     for message in (WARN[0], said, *WARN[1:]):
         detector.feed(message, 0)
     (found,) = detector.splats
-    assert (found.title, len(found.lines)) == (f"{said}, in boot_thing", 4)
+    assert (found.title, len(found.lines)) == (f"{said.rstrip('.')}, in boot_thing", 4)
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_hung_task_tells_who_holds_the_lock(owner: int) -> None:
     holder = ["  task:python3 state:S stack:0 pid:56 tgid:56 ppid:53 flags:0x00080000"]
     holder.append("    vfio_pci_ioctl_reset+0x23/0x90")
     assert essence("\n".join(splat.lines)) == [
-        "INFO: task python3:55 blocked for more than 61 seconds., in vfio_pci_set_msi_trigger",
+        "INFO: task python3:55 blocked for more than 61 seconds, in vfio_pci_set_msi_trigger",
         "  task:python3 state:D stack:0 pid:55 tgid:55 ppid:53 flags:0x00080000",
         "    vfio_pci_set_msi_trigger+0x7e/0x2a0",
         f"  INFO: task python3:55 is blocked on a mutex likely owned by task python3:{owner}.",

@@ -174,7 +174,7 @@ def test_what_says_what_it_is_counts(said: str) -> None:
     warn = ("WARNING: lib/x.c:25 at check_unmap+0x1/0x2, CPU#0: probe/200", *TAIL)
     cut = "------------[ cut here ]------------"
     found = report(cut, said, *warn)
-    assert account_of(found).title == f"{said}, in vfio_guilty"
+    assert account_of(found).title == f"{said.rstrip('.')}, in vfio_guilty"
     assert fingerprint(found) != fingerprint(report(cut, *warn))
     assert fingerprint(found) == fingerprint(
         found.replace("0000:00:04.0", "0000:00:1a.0").replace("c4490", "c1111")
