@@ -148,6 +148,6 @@ class ResolvedConfig:
         lines = (f"{symbol}={value}\n" for symbol, value in sorted(self.values.items()))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def difference(self, other: ResolvedConfig) -> int:
-        """Return how many symbols differ: the distance to another build."""
-        return len(set(self.values.items()) ^ set(other.values.items()))
+    def differing(self, other: ResolvedConfig) -> frozenset[str]:
+        """Return the symbols that differ."""
+        return frozenset(name for name, _ in set(self.values.items()) ^ set(other.values.items()))

@@ -33,6 +33,11 @@ _FILES = f"{OURS}files"
 _ASKED = 4
 """How many sources, the most recently used, are compared: listing the files of one takes half a second."""
 
+_EVERYWHERE = frozenset({"GCOV_KERNEL", "HZ", "KASAN", "LOCKDEP"})
+"""Symbols that change the commands, or a header, of nearly all objects: scripts/Makefile.lib, Makefile.kasan,
+linux/jiffies.h, linux/lockdep_types.h.  Of a build that differs in one of them next to nothing can be kept.
+"""
+
 _ALIKE = 0.5
 """The least part of equal files with which a copy of the objects saves anything."""
 
@@ -133,25 +138,28 @@ def _link(theirs: Path, ours: Path) -> bool:
 
 
 def start_from_nearest(objects: BuildTree, config: ResolvedConfig) -> int | None:
-    """Make *objects* a copy of this compiler's finished build tree that differs in the fewest symbols.
+    """Make *objects* a copy of this compiler's finished build tree of which the most can be kept.
 
-    Return in how many; None, and *objects* is empty, when there is none.  Copied with its times, beside and
-    then renamed; shares blocks where the file system can.  Objects with debug information name the directory
-    in which they were built, so they are not copied.
+    Return in how many symbols that differs; None, and *objects* is empty, when there is none.  Copied with
+    its times, beside and then renamed; shares blocks where the file system can.  Objects with debug
+    information name the directory in which they were built, so they are not copied.
     """
     partial = objects.path.with_name(f"{objects.path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     source = objects.path.parent
-    ranked: list[tuple[int, BuildTree]] = []
+    ranked: list[tuple[frozenset[str], BuildTree]] = []
     if config.get("DEBUG_INFO") == "n":
         ranked = _rank(source, config)
         if not ranked and not find_build_trees(source):
             # When it was unpacked nothing was built from any other yet.
             start_from_relative(source)
             ranked = _rank(source, config)
-    differing, nearest = min(ranked, key=lambda pair: pair[0], default=(None, None))
+    symbols, nearest = min(
+        ranked, key=lambda pair: (bool(pair[0] & _EVERYWHERE), len(pair[0])), default=(frozenset[str](), None)
+    )
+    differing = None
     if nearest is not None:
-        before = nearest.facts
+        before, differing = nearest.facts, len(symbols)
         if not copy_objects(nearest.path, partial, objects.path) or nearest.facts != before:
             # Another process builds there, or has removed it.
             shutil.rmtree(partial, ignore_errors=True)
@@ -161,10 +169,10 @@ def start_from_nearest(objects: BuildTree, config: ResolvedConfig) -> int | None
     return differing
 
 
-def _rank(source: Path, config: ResolvedConfig) -> list[tuple[int, BuildTree]]:
-    """Return the build trees that are good for *config* in *source*, with the number of differing symbols."""
+def _rank(source: Path, config: ResolvedConfig) -> list[tuple[frozenset[str], BuildTree]]:
+    """Return the build trees that are good for *config* in *source*, with the symbols that differ."""
     return [
-        (theirs.difference(config), tree)
+        (theirs.differing(config), tree)
         for tree in _usable(source)
         # Of another compiler's objects none could be kept.
         if (theirs := tree.config) and theirs.get("CC_VERSION_TEXT") == config.get("CC_VERSION_TEXT")

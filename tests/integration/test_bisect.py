@@ -91,7 +91,10 @@ TARGETS = (
 
 @pytest.fixture(scope="module")
 def history(tree: KernelTree) -> History:
-    return make_history(tree.path)
+    made = make_history(tree.path)
+    # Tests that were killed leave one that is not finished.
+    process.run([*CLI, "bisect", "--tree", str(made.path), "--reset"], deadline=Deadline.after(600))
+    return made
 
 
 def bisect(history: History, *words: str, seconds: float = 3600) -> process.Completed:

@@ -86,6 +86,6 @@ def test_resolved_config_digest_ignores_comments() -> None:
 def test_difference_counts_symbols() -> None:
     """The nearest build is the one with the fewest differing settings."""
     base = ResolvedConfig.parse("CONFIG_A=y\nCONFIG_B=y\n")
-    assert base.difference(base) == 0
-    assert base.difference(ResolvedConfig.parse("CONFIG_A=y\n")) == 1
-    assert base.difference(ResolvedConfig.parse("")) == 2
+    assert not base.differing(base)
+    assert base.differing(ResolvedConfig.parse("CONFIG_A=y\n")) == {"B"}
+    assert base.differing(ResolvedConfig.parse("")) == {"A", "B"}

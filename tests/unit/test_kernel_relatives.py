@@ -167,5 +167,13 @@ def test_paths_of_host_programs_are_those_of_the_copy(tmp_path: Path) -> None:
     copy = ours.path / "tools/objtool/.check.o.cmd"
     assert copy.read_text() == f"-o {ours.path}/tools/check.o -I{tmp_path}/7.3/tools {tmp_path}/7.3-x/y\n"
     assert copy.stat().st_mtime == 1_000_000_000
+    counted = BuildTree(tmp_path / "7.3" / "vfio-harness-counted")
+    wanted = ResolvedConfig.parse("CONFIG_X=y\nCONFIG_Y=y\nCONFIG_Z=y\n")
+    counted.path.mkdir()
+    counted.set_config(ResolvedConfig.parse("CONFIG_GCOV_KERNEL=y\nCONFIG_X=y\nCONFIG_Y=y\nCONFIG_Z=y\n"))
+    counted.note_begun(1.0)
+    counted.note_finished(1)
+    # One symbol, but all objects.
+    assert start_from_nearest(BuildTree(tmp_path / "7.3" / "vfio-harness-d"), wanted) == 2
     debugged = ResolvedConfig.parse("CONFIG_X=y\nCONFIG_DEBUG_INFO=y\n")
     assert start_from_nearest(BuildTree(tmp_path / "7.3" / "vfio-harness-c"), debugged) is None
