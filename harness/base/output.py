@@ -22,7 +22,7 @@ def wants_colour() -> bool | None:
 
 
 def open_standard_streams() -> None:
-    """Connect every closed standard stream with /dev/null, lest a file opened later gets its number."""
+    """Connect every closed standard stream with /dev/null, so that no file opened later gets its number."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             _discard(number)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The work of a plan: all work of its jobs, what was selected of it, and what is not done yet.
+"""The work of a plan: all work of its jobs, the selected part of it, and the part still to do.
 
 Collection in every xdist worker and the controller's list of expected results both come from here.
 """

@@ -85,7 +85,7 @@ $(OUTPUT)/%: %.c
 
 
 def test_missing_file_costs_only_its_program(tmp_path: Path) -> None:
-    """A program whose C file is missing is told of; the others of its collection are there."""
+    """A program without its C file is named in a message; the others of its collection are built."""
     source, target = tree(tmp_path / "linux", vfio=GOOD, iommu=GOOD), tmp_path / "target"
     target.mkdir()
     place = source / "tools/testing/selftests/vfio"

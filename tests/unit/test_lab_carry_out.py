@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One attempt at a piece of work: who is blamed for what cuts it off, and what is kept of the console."""
+"""One attempt at a piece of work: whose fault its early end is, and which lines of the console are kept."""
 
 from __future__ import annotations
 

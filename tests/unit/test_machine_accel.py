@@ -87,7 +87,7 @@ def slow_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> Qemu
 def test_time_that_ran_out_on_a_busy_host_is_not_remembered_against_kvm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_kvm: Qemu
 ) -> None:
-    """A busy host slows a guest down; what was not proven is asked again on the next run."""
+    """A busy host slows a guest down; an accelerator that was not proven is tried again on the next run."""
     monkeypatch.setattr(accel, "starvation", lambda _: lambda: 60.0)
     assert accel.kvm_fault(slow_kvm, Path("vmlinux")) is not None
     assert noted(tmp_path) == {}

@@ -64,7 +64,7 @@ def test_a_vanished_point_is_told() -> None:
 
 
 def test_recording_replaces_the_programs_of_a_run(tmp_path: Path) -> None:
-    """Each point is recorded once, whatever the devices; what is not about a point is left out."""
+    """Each point is recorded once, whatever the devices; lines that name no point are left out."""
     program, digest = "vfio/vfio_pci_device_test", "0" * 64
     addresses = [
         BOOTS,
