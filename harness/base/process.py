@@ -136,6 +136,12 @@ class Process:
         assert self._popen.stdout is not None
         return self._popen.stdout
 
+    @property
+    def stdin(self) -> IO[bytes]:
+        """The pipe to its standard input; only with stdin=PIPE."""
+        assert self._popen.stdin is not None
+        return self._popen.stdin
+
     def wait(self, deadline: Deadline) -> int | None:
         """Wait until it ends or *deadline*; return its status, None if it still runs."""
         pause = _SHORTEST_PAUSE

@@ -6,10 +6,9 @@ A query that fails does not prevent the others.  write_bundle() never raises.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import socket
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,45 +35,25 @@ _CPUS_SHOWN = 2
 """How many vCPUs' interrupt controllers are shown: the default number of vCPUs."""
 
 _BREAK_PAUSE = 0.1
-_SYSRQ_PAUSE = 0.5
 _SYSRQ_MOST = 3.0
 _QUIET = 0.4
 
 
-def sysrq(qmp: Qmp, console_socket: Path, key: str) -> None:
+def sysrq(qmp: Qmp, keyboard: int, key: str) -> None:
     """Send a serial break and *key*: magic SysRq without the guest's help.
 
-    Needs CONFIG_MAGIC_SYSRQ_SERIAL and a process in the guest that holds the serial port open.
-    Raises QmpError, or OSError when the console's socket cannot be reached.
+    *keyboard* is the file descriptor of the serial port's input.  Needs CONFIG_MAGIC_SYSRQ_SERIAL and a
+    process in the guest that holds the serial port open.  Raises QmpError, or OSError when QEMU is gone.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-        line.settimeout(2)
-        line.connect(str(console_socket))
-        qmp.execute("chardev-send-break", {"id": CONSOLE_ID}, seconds=2)
-        _drain(line, _BREAK_PAUSE, _BREAK_PAUSE)
-        line.sendall(key.encode("ascii"))
-        _drain(line, _SYSRQ_PAUSE, _SYSRQ_MOST)
+    qmp.execute("chardev-send-break", {"id": CONSOLE_ID}, seconds=2)
+    time.sleep(_BREAK_PAUSE)
+    os.write(keyboard, key.encode("ascii"))
 
 
-def _drain(line: socket.socket, quiet: float, most: float) -> None:
-    """Read what the guest prints until it is *quiet* for so many seconds, for *most* seconds.
-
-    QEMU writes byte by byte: when some 280 of them are unread the socket is full, and QEMU drops what the
-    guest prints, from the console's log too.
-    """
-    limit = Deadline.after(most)
-    # QEMU may end, because the kernel panics.
-    with contextlib.suppress(TimeoutError, ConnectionError):
-        while not limit.expired:
-            line.settimeout(min(quiet, limit.remaining + 0.001))
-            if not line.recv(65536):
-                return
-
-
-def write_bundle(directory: Path, pid: int, qmp: Qmp, console_socket: Path, interrupts: Interrupts) -> Path:
+def write_bundle(directory: Path, pid: int, qmp: Qmp, keyboard: int, interrupts: Interrupts) -> Path:
     """Collect what BUDGET_SECONDS allow, write it to FILE in *directory* and return that file.
 
-    *pid* is QEMU's.
+    *pid* is QEMU's; *keyboard* as in sysrq().
     """
     limit = Deadline.after(BUDGET_SECONDS)
 
@@ -93,7 +72,7 @@ def write_bundle(directory: Path, pid: int, qmp: Qmp, console_socket: Path, inte
         ("PCI as QEMU sees it", monitor("info pci")),
         ("events", lambda: "\n".join(json.dumps(event) for event in qmp.events)),
         *(
-            (f"sysrq {key}: {what}", functools.partial(_press, qmp, console_socket, key))
+            (f"sysrq {key}: {what}", functools.partial(_press, qmp, keyboard, key, directory, limit))
             for key, what in SYSRQ.items()
         ),
     ]
@@ -102,7 +81,6 @@ def write_bundle(directory: Path, pid: int, qmp: Qmp, console_socket: Path, inte
         for title, ask in questions:
             file.write(f"== {title}\n{_answer(ask, limit)}\n\n")
             file.flush()
-    _let_settle(directory / CONSOLE_LOG, limit)
     return path
 
 
@@ -114,8 +92,9 @@ def _let_settle(console: Path, limit: Deadline) -> None:
         time.sleep(min(_QUIET, limit.remaining))
 
 
-def _press(qmp: Qmp, console_socket: Path, key: str) -> str:
-    sysrq(qmp, console_socket, key)
+def _press(qmp: Qmp, keyboard: int, key: str, directory: Path, limit: Deadline) -> str:
+    sysrq(qmp, keyboard, key)
+    _let_settle(directory / CONSOLE_LOG, limit.within(_SYSRQ_MOST))
     return "see the console"
 
 

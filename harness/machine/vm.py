@@ -16,7 +16,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from guest.resident import READY as AGENT_READY
@@ -32,7 +32,6 @@ from harness.machine.dump import PANIC_EVENT, Dumper
 from harness.machine.hostlink import Actions, HostLink
 from harness.machine.machine import (
     CONSOLE_LOG,
-    CONSOLE_SOCKET,
     HOSTLINK_SOCKET,
     QMP_SOCKET,
     Machine,
@@ -63,7 +62,7 @@ _SAVE_SECONDS = 20.0
 MOST_EXCUSED = 4.0
 """Most that a timeout is extended while the host gives QEMU no CPU, in multiples of its length."""
 
-_STALE = (QMP_SOCKET, CONSOLE_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG, BOOT_LOG, RAM, STATE)
+_STALE = (QMP_SOCKET, HOSTLINK_SOCKET, CONSOLE_LOG, BOOT_LOG, RAM, STATE)
 """What an earlier VM may have left in its directory."""
 
 _LEAST_FREE_MIB = 8
@@ -102,13 +101,14 @@ class VM:
         qmp: Qmp,
         hostlink: HostLink,
         ssh: Endpoint,
-        console_socket: Path,
+        keyboard: int,
         ram: int | None,
     ) -> None:
         self.machine = machine
         self.directory = directory
         self.console = Console(directory / CONSOLE_LOG)
-        self.console_socket = console_socket
+        self.keyboard = keyboard
+        """The file descriptor of the serial port's input."""
         self.pid = child.pid
         self.qmp = qmp
         self.hostlink = hostlink
@@ -237,7 +237,7 @@ class VM:
         if self.dumper is not None:
             self.dumper.take()
         interrupts = self.machine.arch.interrupts
-        return diagnose.write_bundle(self.directory, self.pid, self.qmp, self.console_socket, interrupts)
+        return diagnose.write_bundle(self.directory, self.pid, self.qmp, self.keyboard, interrupts)
 
     def save(self, target: Path) -> None:
         """Write the VM's memory and device state into the directory *target*; the VM keeps running.
@@ -388,11 +388,7 @@ def start_vm(
         if restore is not None:
             memory = _saved_memory(stack, directory, restore)
         argv = machine.argv(qemu, parts, nonce, memory)
-        stderr = stack.enter_context((directory / STDERR_FILE).open("wb"))
-        fds = () if ram is None else (ram,)
-        child = stack.enter_context(
-            process.spawn(argv, cwd=directory, stdout=stderr, stderr=stderr, pass_fds=fds)
-        )
+        child = _spawn(argv, directory, ram, stack)
         start_limit = limit.within(START_SECONDS * machine.accel.timeout_factor)
         start_limit = _patient(start_limit, child.pid)
         vm = _attach(machine, directory, child, ram, host_key, start_limit, stack)
@@ -404,6 +400,18 @@ def start_vm(
             if vm.qmp.execute("query-status")["status"] != "running":
                 vm.qmp.execute("cont")
         yield vm
+
+
+def _spawn(
+    argv: Sequence[str], directory: Path, ram: int | None, stack: contextlib.ExitStack
+) -> process.Process:
+    """Start QEMU in *directory*; the guest's serial port is its standard input and output."""
+    console = stack.enter_context((directory / CONSOLE_LOG).open("wb"))
+    stderr = stack.enter_context((directory / STDERR_FILE).open("wb"))
+    fds = () if ram is None else (ram,)
+    return stack.enter_context(
+        process.spawn(argv, cwd=directory, stdin=process.PIPE, stdout=console, stderr=stderr, pass_fds=fds)
+    )
 
 
 def _attach(
@@ -434,7 +442,7 @@ def _attach(
         client_key=directory / keys.CLIENT_KEY,
         host_key=host_key,
     )
-    vm = VM(machine, directory, child, qmp, hostlink, ssh, near / CONSOLE_SOCKET, ram)
+    vm = VM(machine, directory, child, qmp, hostlink, ssh, child.stdin.fileno(), ram)
     # Last in, first out: QEMU is asked to quit while QMP is still connected.
     stack.callback(vm.stop)
     return vm

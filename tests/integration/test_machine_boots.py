@@ -110,7 +110,7 @@ def test_panic_is_noticed(make: Maker, tmp_path: Path) -> None:
     """A panic ends QEMU at once and is attributed to the running case."""
     with make.boot("edu", tmp_path) as (vm, guest):
         guest.check(("sh", "-c", "echo 'vfio-harness: begin a/b' > /dev/kmsg"), make.limit())
-        sysrq(vm.qmp, vm.console_socket, "c")
+        sysrq(vm.qmp, vm.keyboard, "c")
         assert vm.wait(Deadline.after(20)) == Ending(
             Cause.PANICKED, "the guest's kernel panicked: sysrq triggered crash, in sysrq_handle_crash"
         )
@@ -147,7 +147,7 @@ def test_killed_qemu_is_no_panic(make: Maker, tmp_path: Path) -> None:
 def test_power_off_is_told_apart(make: Maker, tmp_path: Path) -> None:
     """A guest that powers itself off is reported as such, neither as a panic nor as a dead QEMU."""
     with make.boot("edu", tmp_path) as (vm, _):
-        sysrq(vm.qmp, vm.console_socket, "o")
+        sysrq(vm.qmp, vm.keyboard, "o")
         assert vm.wait(Deadline.after(20)) == Ending(Cause.GUEST_OFF, "the guest powered off")
 
 
