@@ -22,7 +22,11 @@ from harness.session import coverage
     metavar="FILE:LINE|FILE:FUNCTION",
     help="List the cases that run this line or function.",
 )
-@click.option("--missing", is_flag=True, help="List the lines of no-IOMMU code that no case ran.")
+@click.option(
+    "--missing",
+    is_flag=True,
+    help="List the lines of no-IOMMU code that no case ran, and branches not taken.",
+)
 @click.option("--all", "everything", is_flag=True, help="With --missing: the lines of all files.")
 @click.option(
     "--diff",

@@ -80,7 +80,10 @@ def test_the_text_forms() -> None:
     table = render_table(COVERAGE)
     assert "no-IOMMU code" in table
     assert "66.6 %" in table
-    assert render_missing(COVERAGE, noiommu=True) == f"{NAME}:9  vfio_noiommu()"
+    assert render_missing(COVERAGE, noiommu=True).splitlines() == [
+        f"{NAME}:9  vfio_noiommu()",
+        f"{NAME}:8  vfio_noiommu(): 1 of 2 branches never taken",
+    ]
     assert render_diff(COVERAGE, {NAME: {3, 5, 9}}, ["kernel/fork.c"]).splitlines() == [
         "1 of 2 changed lines with code ran; never: vfio_main.c:9",
         f"  {NAME}:3  2 cases: probes/a/one, probes/a/two",

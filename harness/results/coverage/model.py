@@ -145,14 +145,25 @@ class Coverage:
 
     def missing(self, noiommu: bool) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         """Yield file, function and the lines with code that nothing ran; of the no-IOMMU code or of all."""
+        for name, function, lines in self._by_function(noiommu):
+            if left := tuple(line for line in lines if not self.files[name].lines[line]):
+                yield name, function, left
+
+    def untaken(self, noiommu: bool) -> Iterator[tuple[str, str, int, list[int]]]:
+        """Yield file, function, line and its branches' counts where a line ran, but not all its branches."""
+        for name, function, lines in self._by_function(noiommu):
+            counted = self.files[name]
+            for line in lines:
+                if counted.lines[line] and 0 in counted.branches.get(line, ()):
+                    yield name, function, line, counted.branches[line]
+
+    def _by_function(self, noiommu: bool) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """Yield file, function and the lines with code, of the no-IOMMU code or of all."""
         for name in sorted(self.files):
-            text = self.sources[name]
-            wanted = find_noiommu(name, text) if noiommu else self.files[name].lines.keys()
-            left = sorted(
-                line for line, count in self.files[name].lines.items() if not count and line in wanted
-            )
+            text, known = self.sources[name], self.files[name].lines
+            wanted = find_noiommu(name, text) if noiommu else known.keys()
             where = {line: one.name for one in find_functions(text) for line in one.lines}
-            named = [(where.get(line, ""), line) for line in left]
+            named = [(where.get(line, ""), line) for line in sorted(known) if line in wanted]
             for function, lines in itertools.groupby(named, operator.itemgetter(0)):
                 yield name, function, tuple(line for _, line in lines)
 

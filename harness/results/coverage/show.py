@@ -47,12 +47,19 @@ def render_cases(cases: Collection[str]) -> str:
 
 
 def render_missing(coverage: Coverage, *, noiommu: bool) -> str:
-    """Return the lines with code that never ran, by function."""
+    """Return the lines with code that never ran, by function, and those of which a branch was not taken."""
     found = [
-        f"{name}:{ranges(lines)}{f'  {function}()' if function else ''}"
-        for name, function, lines in coverage.missing(noiommu)
+        f"{name}:{ranges(lines)}{_of(function)}" for name, function, lines in coverage.missing(noiommu)
+    ] or ["every line with code ran"]
+    found += [
+        f"{name}:{line}{_of(function)}: {counts.count(0)} of {len(counts)} branches never taken"
+        for name, function, line, counts in coverage.untaken(noiommu)
     ]
-    return "\n".join(found or ["every line with code ran"])
+    return "\n".join(found)
+
+
+def _of(function: str) -> str:
+    return f"  {function}()" if function else ""
 
 
 def render_diff(coverage: Coverage, changed: Mapping[str, Collection[int]], outside: Iterable[str]) -> str:
