@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Binding and unbinding with allocation failures: each allocation on the way fails in turn.
+"""Binding, attaching and mapping with allocation failures: each allocation on the way fails in turn.
 
 The kernel's fault injection does it for one task (Documentation/fault-injection/fault-injection.rst): N in
 /proc/self/fail-nth fails the Nth allocation from then on; the file reads 0 once that has failed.
@@ -10,16 +10,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from guest import pci
+from guest import memory, pci, vfio
 from guest.case import Test, case
+from guest.iommufd import Iommufd
+from guest.opened import unbound
 
 DEBUGFS = Path("/sys/kernel/debug")
 
 MOST = 400
-"""More than the number of failures possible during a bind, which is 113 on 7.3."""
+"""More than the number of allocations that can fail during one call: 113 in a bind to vfio-pci on 7.3."""
+
+BARE = ("noiommu-cdev", "fault-injection", "edu", "!viommu")
 
 
 @contextlib.contextmanager
@@ -37,22 +41,6 @@ def failing() -> Iterator[int]:
         os.close(fd)
 
 
-def _bind_failing(fd: int, bdf: str, nth: int) -> tuple[int, bool]:
-    """Bind with the *nth* allocation failing; return the errno (0 for success) and whether that many were
-    made."""
-    bind = os.open(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", os.O_WRONLY | os.O_CLOEXEC)
-    code, name = 0, bdf.encode()
-    try:
-        os.pwrite(fd, str(nth).encode(), 0)
-        os.write(bind, name)
-    except OSError as error:
-        code = error.errno or -1
-    finally:
-        failed = _has_failed(fd)
-        os.close(bind)
-    return code, failed
-
-
 def _has_failed(fd: int) -> bool:
     """Return whether the requested failure has happened; cancel it otherwise."""
     try:
@@ -61,6 +49,32 @@ def _has_failed(fd: int) -> bool:
         return False  # the read itself was the next thing to fail
     finally:
         os.pwrite(fd, b"0", 0)
+
+
+def _each_failing(t: Test, attempt: Callable[[], object]) -> Iterator[int]:
+    """Call *attempt* with its first allocation failing, then with its second, and so on, until it makes no
+    more; yield the errno of each call, 0 for success.  The caller undoes a success before the next call."""
+    refused = 0
+    with failing() as fd:
+        for nth in range(1, MOST):
+            code = 0
+            os.pwrite(fd, str(nth).encode(), 0)
+            try:
+                attempt()
+            except OSError as error:
+                code = error.errno or -1
+            finally:
+                failed = _has_failed(fd)
+            # EFAULT: copying from or to user space is made to fail as well.
+            t.check(code in (0, errno.ENOMEM, errno.EFAULT), f"errno {code} when allocation {nth} fails")
+            t.check_no_complaint()
+            refused += bool(code)
+            yield code
+            if not failed:
+                t.equal(code, 0, "errno when nothing fails")
+                t.check(refused > 0, f"none of {nth - 1} failing allocations was noticed")
+                return
+    raise AssertionError(f"one call makes {MOST} or more allocations")
 
 
 @case(
@@ -73,27 +87,89 @@ def bind_that_fails_leaves_nothing(t: Test) -> None:
     """If any allocation fails during a bind, the bind succeeds completely or fails without leaving anything
     behind, and the kernel reports no bug."""
     bdf = t.device("edu", iommu=False)
-    refused = 0
     pci.set_parameter(True)
-    with failing() as fd:
-        pci.set_override(bdf, pci.VFIO_PCI)
-        for nth in range(1, MOST):
-            code, failed = _bind_failing(fd, bdf, nth)
-            t.check(
-                code in (0, errno.ENOMEM, errno.EFAULT),
-                f"allocation {nth} failing makes the bind errno {code}",
-            )
-            t.check_no_complaint()
+    pci.set_override(bdf, pci.VFIO_PCI)
+    bind = os.open(pci.BUS / "drivers" / pci.VFIO_PCI / "bind", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for code in _each_failing(t, lambda: os.pwrite(bind, bdf.encode(), 0)):
             if code:
-                refused += 1
-                t.equal(pci.driver(bdf), None, f"the driver after allocation {nth} failed")
-                t.equal(pci.iommu_group(bdf), None, f"the group after allocation {nth} failed")
+                t.equal(pci.driver(bdf), None, "the driver after a bind failed")
+                t.equal(pci.iommu_group(bdf), None, "the group after a bind failed")
             else:
                 pci.unbind(bdf)
-                if not failed:
-                    break
-        else:
-            raise AssertionError(f"a bind makes {MOST} or more allocations")
-    t.check(refused > 5, f"a bind failed for only {refused} of the failing allocations")
+    finally:
+        os.close(bind)
     with pci.bound(bdf):
         t.check_no_complaint()
+
+
+@case(
+    needs=BARE,
+    cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd(); drivers/iommu/iommufd/device.c "
+    "iommufd_device_bind(), iommufd_bind_noiommu()",
+    timeout=60,
+)
+def bind_to_an_iommufd_that_fails_can_be_repeated(t: Test) -> None:
+    """If any allocation fails during VFIO_DEVICE_BIND_IOMMUFD, the same device file can be bound to the same
+    iommufd afterwards."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), Iommufd() as iommufd, contextlib.ExitStack() as opened:
+        files = [opened.enter_context(vfio.open_cdev(bdf))]
+        for code in _each_failing(t, lambda: files[-1].bind_iommufd(iommufd.fd)):
+            if not code:
+                files[-1].close()
+                files.append(opened.enter_context(vfio.open_cdev(bdf)))
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/device.c iommufd_device_auto_get_domain(); hwpt_noiommu.c "
+    "noiommu_alloc_paging_flags()",
+    timeout=60,
+)
+def attach_that_fails_leaves_nothing(t: Test) -> None:
+    """If any allocation fails during VFIO_DEVICE_ATTACH_IOMMUFD_PT, no page is pinned, GET_PA finds no page
+    table (EOPNOTSUPP), and the device can be attached afterwards."""
+    with (
+        unbound(t.device("edu", iommu=False)) as (device, iommufd),
+        memory.anonymous(4 * memory.PAGE) as pages,
+    ):
+        pages.touch()
+        device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        iommufd.map(ioas, pages.address, pages.length, 0x10000)
+        for code in _each_failing(t, lambda: device.attach(ioas)):
+            if code:
+                t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0x10000, 1)
+                t.equal(memory.pinned_pages(), 0, "pages pinned after an attach failed")
+            else:
+                t.equal(iommufd.get_pa(ioas, 0x10000, 1)[0], pages.physical(), "the address once attached")
+                device.detach()
+
+
+@case(
+    needs=BARE,
+    cites="drivers/iommu/iommufd/io_pagetable.c iopt_map_pages(); pages.c iopt_area_fill_domains()",
+    timeout=60,
+)
+def map_that_fails_leaves_nothing(t: Test) -> None:
+    """If any allocation fails during IOMMU_IOAS_MAP into an attached IOAS (ENOMEM), nothing is mapped and no
+    page is pinned."""
+    with (
+        unbound(t.device("edu", iommu=False)) as (device, iommufd),
+        memory.anonymous(4 * memory.PAGE) as pages,
+    ):
+        pages.touch()
+        device.bind_iommufd(iommufd.fd)
+        ioas = iommufd.ioas_alloc()
+        device.attach(ioas)
+        for code in _each_failing(t, lambda: iommufd.map(ioas, pages.address, pages.length, 0x10000)):
+            if code == errno.ENOMEM:
+                t.errno(errno.ENOENT, iommufd.get_pa, ioas, 0x10000, 1)
+                t.equal(memory.pinned_pages(), 0, "pages pinned after a map failed")
+            elif code == 0:
+                iommufd.unmap(ioas, 0x10000, pages.length)
+            else:
+                # The result could not be written: it may be mapped or not.
+                with contextlib.suppress(FileNotFoundError):
+                    iommufd.unmap(ioas, 0x10000, pages.length)
