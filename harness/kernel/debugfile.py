@@ -34,7 +34,7 @@ DEBUGGED = (
     *("drivers/vfio", "drivers/vfio/pci", "drivers/iommu/iommufd"),
     *("kernel/sched/core.o", "kernel/locking/mutex.o", "kernel/locking/rwsem.o", "kernel/pid.o"),
     *("init/init_task.o", "fs/file.o", "fs/namespace.o", "lib/xarray.o", "mm/page_alloc.o", "mm/slub.o"),
-    "kernel/module/main.o",
+    *("kernel/module/main.o", "kernel/module/sysfs.o"),
 )
 """Directories, without those below them, and objects: the tested code, and what drgn's helpers need."""
 

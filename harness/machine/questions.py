@@ -75,11 +75,13 @@ def open_program(dump: str, files: list[Path], vmcoreinfo: str = "") -> Program:
     program, *modules = files
     main = next(module for module, _ in prog.loaded_modules() if isinstance(module, drgn.MainModule))
     main.try_file(program, force=True)
+    by_name = {path.stem.replace("-", "_"): path for path in modules}
     with contextlib.suppress(Exception):
-        by_name = {path.stem.replace("-", "_"): path for path in modules}
         for module, _ in prog.loaded_modules():
             if module.name in by_name:
-                module.try_file(by_name[module.name], force=True)
+                module.try_file(by_name.pop(module.name), force=True)
+        listed = list_for_each_entry("struct module", prog["modules"].address_of_(), "list")
+        prog.cache["unread"] = sorted({one.name.string_().decode() for one in listed} & by_name.keys())
     return prog
 
 
@@ -277,8 +279,7 @@ def devices(prog: Program) -> Lines:
             if one.kind == "vfio device":
                 opened = drgn.cast("struct vfio_device_file *", private)
                 if opened.device == device:
-                    granted = "" if opened.access_granted else ", no access granted yet"
-                    yield f"    open: {one}{granted}"
+                    yield f"    open: {one}{'' if opened.access_granted else ', no access granted yet'}"
             elif one.kind == "vfio group" and group and private.value_() == group.value_():
                 yield f"    group open: {one}"
     if not found:
@@ -287,11 +288,9 @@ def devices(prog: Program) -> Lines:
 
 def _member(owner: Object, name: str) -> Object | None:
     """The member *name*, None in a kernel whose structure lacks it."""
-    try:
-        member: Object = owner.member_(name)
-    except LookupError:
-        return None
-    return member
+    with contextlib.suppress(LookupError):
+        return owner.member_(name)
+    return None
 
 
 def contexts(prog: Program) -> Lines:
@@ -415,6 +414,8 @@ def locks(prog: Program) -> Lines:
 
 def summary(prog: Program) -> Lines:
     """Yield a few lines that sum up the other sections."""
+    if unread := prog.cache.get("unread"):
+        yield f"drgn cannot use the debug information of the modules {', '.join(unread)}"
     for cpu, task in running_tasks(prog).items():
         yield f"CPU {cpu} runs {task_name(task)}{_where(prog, task)}"
     for task in blocked_tasks(prog)[:_MOST_TASKS]:
