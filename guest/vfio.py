@@ -60,7 +60,7 @@ IRQ_EVENTFD, IRQ_MASKABLE, IRQ_AUTOMASKED, IRQ_NORESIZE = 1, 2, 4, 8
 SET_DATA_NONE, SET_DATA_BOOL, SET_DATA_EVENTFD = 1, 2, 4
 SET_ACTION_MASK, SET_ACTION_UNMASK, SET_ACTION_TRIGGER = 8, 16, 32
 FEATURE_GET, FEATURE_SET, FEATURE_PROBE = 1 << 16, 1 << 17, 1 << 18
-FEATURE_VF_TOKEN, FEATURE_MIGRATION = 0, 1
+FEATURE_VF_TOKEN, FEATURE_MIGRATION, FEATURE_DMA_BUF = 0, 1, 11
 LOW_POWER_ENTRY, LOW_POWER_ENTRY_WAKEUP, LOW_POWER_EXIT = 3, 4, 5
 BIND_FLAG_TOKEN = 1
 PASID_FLAG = 1
@@ -364,6 +364,12 @@ class Device(Descriptor):
         argument = bytearray(struct.pack("<II", 8 + len(payload), flags) + payload)
         self.call(DEVICE_FEATURE, argument)
         return bytes(argument[8:])
+
+    def dma_buf(self, index: int, length: int) -> int:
+        """Return a new descriptor of a dma-buf with the first *length* bytes of a BAR."""
+        request = struct.pack("<IIIIQQ", index, os.O_RDWR | os.O_CLOEXEC, 0, 1, 0, length)
+        argument = bytearray(struct.pack("<II", 8 + len(request), FEATURE_GET | FEATURE_DMA_BUF) + request)
+        return self.call(DEVICE_FEATURE, argument)
 
     def read_config(self, offset: int, size: int) -> int:
         """Read a little-endian number of *size* bytes from configuration space."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import struct
 import time
 
-from guest import brink, forked, libc, memory
+from guest import brink, forked, libc, memory, pci, vfio
 from guest import iommufd as api
 from guest.case import Failure, Test, case
 from guest.iommufd import LAST_IOVA, NO_SUCH_ID, Iommufd
 from guest.memory import HUGE, PAGE
 from guest.opened import CdevUser, through_cdev
+from guest.vfio import PCI_COMMAND, PCI_COMMAND_MEMORY
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
 BASE = 0x1000_0000
@@ -408,3 +410,29 @@ def kernel_has_the_ioctl(t: Test) -> None:
         t.errno(errno.ENOENT, iommufd.get_pa, NO_SUCH_ID, 0, 1)
         ioas = iommufd.ioas_alloc()
         t.errno(errno.ENOENT, iommufd.get_pa, ioas, 0, 1)
+
+
+# The add-on has PCI_P2PDMA, without which no BAR can be a dma-buf.
+@case(
+    needs=(*BARE, "fault-injection"),
+    cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys(); drivers/vfio/pci/vfio_pci_dmabuf.c "
+    "vfio_pci_dma_buf_move()",
+)
+def dma_buf_has_the_address_of_the_bar(t: Test) -> None:
+    """GET_PA of a BAR mapped as a dma-buf returns the BAR's address until memory decoding is switched off,
+    and EINVAL from then on."""
+    bdf = t.device("edu", iommu=False)
+    with through_cdev(bdf) as user:
+        fd = user.device.dma_buf(vfio.BAR0, 2 * PAGE)
+        try:
+            user.iommufd.map_file(user.ioas, fd, 2 * PAGE, BASE)
+        finally:
+            os.close(fd)
+        bar = pci.resource_start(bdf, 0)
+        t.equal(
+            user.iommufd.get_pa(user.ioas, BASE + 8, 2 * PAGE), (bar + 8, 2 * PAGE - 8), "address and length"
+        )
+        command = user.device.read_config(PCI_COMMAND, 2)
+        for now in (command & ~PCI_COMMAND_MEMORY, command):
+            user.device.write_config(PCI_COMMAND, 2, now)
+            t.errno(errno.EINVAL, user.iommufd.get_pa, user.ioas, BASE, 1)
