@@ -13,7 +13,7 @@ import dataclasses
 import enum
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from harness.base import itself, process, values
@@ -104,6 +104,14 @@ class Mutation:
         }
 
     @property
+    def left_out(self) -> str:
+        """That cases came to no result without a fault, and so test none; empty if all did."""
+        cases = self.base.cases if self.base is not None else {}
+        without = [case for case, status in cases.items() if status is Status.UNTESTED]
+        where = _by_topology(without) if self.several else ""
+        return f"{count_of(len(without), 'case')} left out, without a result{where}" if without else ""
+
+    @property
     def left(self) -> tuple[Fault, ...]:
         """The faults without an answer; one that could not be tested is tried again."""
         known = {mutant.fault.id for mutant in self.mutants if mutant.fate is not Fate.UNTESTED}
@@ -130,6 +138,13 @@ class Mutation:
             values.save(directory / STATE_NAME, self, version=FORMAT, durable=True)
         except OSError as error:
             raise InfraError(f"cannot write {directory / STATE_NAME}: {error.strerror}") from error
+
+
+def _by_topology(cases: Iterable[str], known: Iterable[str] = ()) -> str:
+    """Return how many of *cases* each topology has; those of *known* are named even without any."""
+    counts = collections.Counter({case.partition(" ")[0]: 0 for case in known})
+    counts.update(case.partition(" ")[0] for case in cases)
+    return f": {', '.join(f'{topology} {count}' for topology, count in counts.items())}"
 
 
 def load_mutation(directory: Path) -> Mutation:
@@ -187,11 +202,8 @@ class Mutator:
             raise kind(f"no case passes without a fault: {base.why}", hint=base.hint or None)
         words = f"{count_of(len(passing), 'case')} pass in {duration(base.seconds)}"
         if mutation.several:
-            # A topology on which nothing passes is named as well.
-            where = {case.partition(" ")[0]: 0 for case in base.cases}
-            where |= collections.Counter(case.partition(" ")[0] for case in passing)
-            words += f": {', '.join(f'{topology} {count}' for topology, count in where.items())}"
-        tell(words)
+            words += _by_topology(passing, base.cases)
+        tell(f"{words}; {mutation.left_out}" if mutation.left_out else words)
         self._update(mutation)
 
     def _is_equivalent(self, fault: Fault) -> bool:

@@ -50,6 +50,8 @@ def _ran_over(mutant: Mutant) -> str:
 
 
 def _rest(mutation: Mutation) -> Iterator[str]:
+    if mutation.left_out:
+        yield f"\n{mutation.left_out}"
     for fate in (Fate.UNTESTED, Fate.NO_BUILD):
         for mutant in mutation.fates(fate):
             yield f"\n{fate.value}: {mutant.fault.id} {mutant.fault.label}: {mutant.why}"
