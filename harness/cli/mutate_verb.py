@@ -183,17 +183,13 @@ def _begun(name: str) -> Path:
     return known[name]
 
 
-def _reaching(source: Source) -> dict[str, frozenset[str]]:
-    """Return the cases that reach a function, by FILE:FUNCTION; empty without a coverage map."""
+def _reached(source: Source) -> Mapping[str, frozenset[str]]:
+    """Return the functions that each case reaches, as FILE:FUNCTION; empty without a coverage map."""
     line = line_of_kernels(read_version(source.read("Makefile")))
     functions_by_case = ask(lambda history: history.map.read(line))
     if not functions_by_case:
         tell(f"no coverage map of kernel line {line}: every case runs for each fault; to make one: {HOW}")
-    cases: dict[str, set[str]] = {}
-    for case, functions in functions_by_case.items():
-        for function in functions:
-            cases.setdefault(function, set()).add(case)
-    return {function: frozenset(found) for function, found in cases.items()}
+    return functions_by_case
 
 
 def _show(faults: Sequence[Fault], found: int) -> int:
@@ -234,7 +230,7 @@ def _begin(source: Source, steps: StepOptions, chosen: tuple[Fault, ...], found:
 def _mutate(mutation: Mutation, known: Mapping[str, str], until: float | None, *, as_json: bool) -> int:
     source = Source(Path(mutation.root), mutation.commit)
     deadline = Deadline.after(until - time.time()) if until is not None else None
-    mutator = Mutator(mutation, paths.runs_dir() / mutation.id, known, _reaching(source), deadline)
+    mutator = Mutator(mutation, paths.runs_dir() / mutation.id, known, _reached(source), deadline)
     try:
         mutation = mutator.run()
     except KeyboardInterrupt as error:

@@ -160,8 +160,8 @@ class Mutator:
     directory: Path
     equivalents: Mapping[str, str]
     """Fault id -> why that fault changes nothing that a test can see."""
-    reaching: Mapping[str, frozenset[str]]
-    """FILE:FUNCTION -> the cases that reach it; empty without a coverage map."""
+    reached: Mapping[str, frozenset[str]]
+    """Case -> FILE:FUNCTION of what it reaches: the coverage map, which may be older than some cases."""
     deadline: Deadline | None = None
 
     def run(self) -> Mutation:
@@ -254,12 +254,13 @@ class Mutator:
         return is_(Fate.UNTESTED, run.why, run)
 
     def _cases_of(self, fault: Fault) -> dict[str, str]:
-        """Return those of Mutation.passing that, if that is known, reach the function."""
-        passing = self.mutation.passing
-        if not self.reaching:
-            return passing
-        reaching = self.reaching.get(f"{fault.file}:{fault.function}", frozenset())
-        return {case: address for case, address in passing.items() if address in reaching}
+        """Return those of Mutation.passing that reach the function, as far as that is known of them."""
+        function = f"{fault.file}:{fault.function}"
+        return {
+            case: address
+            for case, address in self.mutation.passing.items()
+            if address not in self.reached or function in self.reached[address]
+        }
 
     @contextlib.contextmanager
     def _building(self, commit: str | None, mirror: Path) -> Iterator[None]:

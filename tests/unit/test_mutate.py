@@ -82,7 +82,7 @@ SEVERAL = StepOptions(machine=("--topology", "edu", "--topology", "mixed"))
 
 def mutator(tmp_path: Path, *faults: Fault, options: StepOptions = ON_ONE, **changes: object) -> Mutator:
     state = Mutation(id="m", root="/tree", commit="base", options=options, faults=faults, found=9)
-    given = {"equivalents": {}, "reaching": {}, "deadline": None, **changes}
+    given = {"equivalents": {}, "reached": {}, "deadline": None, **changes}
     return Mutator(state, tmp_path, **given)  # type: ignore[arg-type]
 
 
@@ -129,10 +129,18 @@ def test_mutant_without_a_kernel_of_its_own(
 
 def test_only_cases_that_reach_the_function_are_run(mutate: type[Shower], tmp_path: Path) -> None:
     mutate.shows = {"base": [PASSED], fault(1).id: [shown(Status.PASSES, b=Status.PASSES)]}
-    reaching = {"a.c:f": frozenset({"b", "c"})}
-    mutated = mutator(tmp_path, fault(1), fault(2, "g"), reaching=reaching).run()
+    reached = {case: frozenset({function}) for case, function in (("a", "a.c:h"), ("b", "a.c:f"))}
+    mutated = mutator(tmp_path, fault(1), fault(2, "g"), reached=reached).run()
     assert mutate.asked[1:] == [(fault(1).id, ("b",))]
     assert [mutant.why for mutant in mutated.mutants] == ["", "no case reaches it"]
+
+
+def test_cases_that_are_not_in_the_map_are_run(mutate: type[Shower], tmp_path: Path) -> None:
+    """The map may be older than they are."""
+    mutate.shows = {"base": [PASSED], fault(1).id: [shown(Status.PASSES, b=Status.PASSES)]}
+    mutated = mutator(tmp_path, fault(1), reached={"a": frozenset({"a.c:h"})}).run()
+    assert mutate.asked[1:] == [(fault(1).id, ("b",))]
+    assert [mutant.fate for mutant in mutated.mutants] == [Fate.SURVIVED]
 
 
 @pytest.mark.parametrize(
@@ -149,8 +157,8 @@ def test_cases_count_on_each_topology(
         "base": [CommitRun(status=Status.FAILS, why="b", cases=base)],
         fault(1).id: [CommitRun(status=Status.PASSES, why="", cases=found)],
     }
-    reaching = {"a.c:f": frozenset({"s/p/a", "s/p/b"})}
-    mutated = mutator(tmp_path, fault(1), options=SEVERAL, reaching=reaching).run()
+    reached = {case: frozenset({"a.c:f"}) for case in ("s/p/a", "s/p/b")}
+    mutated = mutator(tmp_path, fault(1), options=SEVERAL, reached=reached).run()
     assert [mutant.fate for mutant in mutated.mutants] == [fate]
     assert mutate.asked[-1] == (fault(1).id, ("s/p/a",))
     words = "2 cases pass in 0.0 s: edu 1, mixed 1, igb 0; 1 case left out, without a result: igb 1"
