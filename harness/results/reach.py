@@ -86,8 +86,12 @@ class ReachMap:
 
 def _rows(run: Run, coverage: model.Coverage) -> Iterator[tuple[str, ...]]:
     cells = {job.name: job.cell for job in run.jobs}
+    # What failed may have ended early: it reaches more when it passes.
+    ended_early = {(result.job, str(result.address)) for result in run.cases if result.is_bad}
     found: dict[tuple[str, str], set[str]] = {}
     for one in coverage.cases:
+        if (one.job, one.case) in ended_early:
+            continue
         key = cells.get(one.job, one.job), one.case
         found.setdefault(key, set()).update(coverage.functions_of(one))
     for (cell, case), functions in found.items():

@@ -33,6 +33,15 @@ def test_the_newest_run_decides_and_cases_stay(tmp_path: Path) -> None:
     assert read(tmp_path) == {"one": {VFIO_NOIOMMU}, "two": {F}}
 
 
+def test_a_case_that_failed_is_not_in_the_map(tmp_path: Path) -> None:
+    """It may have ended before it reached all that it reaches otherwise."""
+    good, bad = case("good", Outcome.PASS), case("bad", Outcome.FAIL)
+    directory = make_run(tmp_path, 1, results=(good, bad))
+    reached = tuple(Reach(JOB.name, str(one.address), {NAME: frozenset({3})}) for one in (good, bad))
+    dataclasses.replace(COVERAGE, cases=reached).save(directory)
+    assert read(tmp_path) == {str(good.address): {F}}
+
+
 def test_a_map_is_for_one_line_of_kernels(tmp_path: Path) -> None:
     covered(tmp_path, 1, ("one", {3}), line="7.2")
     assert read(tmp_path) == {}
