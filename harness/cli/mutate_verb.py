@@ -161,7 +161,8 @@ def command(
         known = read_equivalents(equivalents, faults)
         chosen = sample(faults, asked.limit, asked.seed)
         if plan_only:
-            return _show(chosen, len(faults))
+            planned = frozenset(chosen)
+            return _show([fault for fault in faults if fault in planned], len(faults))
         mutation = _begin(source, steps, chosen, len(faults))
     return _mutate(mutation, known, until, as_json=as_json)
 

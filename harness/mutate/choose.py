@@ -80,9 +80,10 @@ def _found(
 
 
 def sample(faults: Sequence[Fault], limit: int | None, seed: int) -> tuple[Fault, ...]:
-    """Return *limit* of *faults*, chosen at random, in their order; each function gives its share."""
-    if limit is None or limit >= len(faults):
-        return tuple(faults)
+    """Return *limit* of *faults*, or all, in a random order in which each function gives its share.
+
+    So what is done at a deadline is a sample, too.
+    """
     chance = random.Random(seed)
     by_function: dict[tuple[str, str], list[Fault]] = {}
     for fault in faults:
@@ -92,8 +93,7 @@ def sample(faults: Sequence[Fault], limit: int | None, seed: int) -> tuple[Fault
     for group in by_function.values():
         chance.shuffle(group)
         places += [((number + chance.random()) / len(group), fault) for number, fault in enumerate(group)]
-    chosen = {fault.id for _, fault in sorted(places, key=lambda place: place[0])[:limit]}
-    return tuple(fault for fault in faults if fault.id in chosen)
+    return tuple(fault for _, fault in sorted(places, key=lambda place: place[0])[:limit])
 
 
 def read_equivalents(path: Path | None, faults: Sequence[Fault]) -> dict[str, str]:

@@ -210,8 +210,10 @@ def test_sample_is_spread_over_the_functions_and_repeatable() -> None:
     assert chosen == sample(faults, 20, 1) != sample(faults, 20, 2)
     shares = collections.Counter(one.function for one in chosen)
     assert all(4 <= count <= 6 for count in shares.values())
-    assert list(chosen) == [one for one in faults if one in chosen]
-    assert sample(faults, None, 1) == sample(faults, 100, 1) == tuple(faults)
+    everything = sample(faults, None, 1)
+    assert sorted(everything, key=faults.index) == faults
+    # What is done at a deadline is spread in the same way.
+    assert everything[:20] == chosen
 
 
 def test_equivalents_must_be_known(tmp_path: Path) -> None:
