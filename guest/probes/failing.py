@@ -100,6 +100,14 @@ def _each_failing(
     t.check(refused >= least, f"only {refused} of the failing allocations were noticed")
 
 
+def _next_id(iommufd: Iommufd) -> int:
+    """Return the ID that the next object of *iommufd* gets: the lowest that none has, even none that is left
+    behind half-made."""
+    found = iommufd.ioas_alloc()
+    iommufd.destroy(found)
+    return found
+
+
 @case(
     needs=("noiommu", "fault-injection", "edu", "!viommu"),
     cites="drivers/vfio/group.c vfio_create_group(), vfio_group_release(); vfio_main.c __vfio_register_dev()",
@@ -134,13 +142,16 @@ def bind_that_fails_leaves_nothing(t: Test) -> None:
     timeout=60,
 )
 def bind_to_an_iommufd_that_fails_can_be_repeated(t: Test) -> None:
-    """If an allocation of iommufd fails during VFIO_DEVICE_BIND_IOMMUFD, the same device file can be bound to
-    the same iommufd afterwards."""
+    """If an allocation of iommufd fails during VFIO_DEVICE_BIND_IOMMUFD, no object is left, and the same
+    device file can be bound to the same iommufd afterwards."""
     bdf = t.device("edu", iommu=False)
     with pci.bound(bdf), Iommufd() as iommufd, contextlib.ExitStack() as opened:
+        free = _next_id(iommufd)
         files = [opened.enter_context(vfio.open_cdev(bdf))]
-        for _, code in _each_failing(t, lambda: files[-1].bind_iommufd(iommufd.fd), first=IN_IOMMUFD):
-            if not code:
+        for nth, code in _each_failing(t, lambda: files[-1].bind_iommufd(iommufd.fd), first=IN_IOMMUFD):
+            if code:
+                t.equal(_next_id(iommufd), free, f"ID of the next object after allocation {nth} failed")
+            else:
                 files[-1].close()
                 files.append(opened.enter_context(vfio.open_cdev(bdf)))
 
@@ -152,8 +163,8 @@ def bind_to_an_iommufd_that_fails_can_be_repeated(t: Test) -> None:
     timeout=60,
 )
 def attach_that_fails_leaves_nothing(t: Test) -> None:
-    """If any allocation fails during VFIO_DEVICE_ATTACH_IOMMUFD_PT, no page is pinned, GET_PA finds no page
-    table (EOPNOTSUPP), and the device can be attached afterwards."""
+    """If any allocation fails during VFIO_DEVICE_ATTACH_IOMMUFD_PT, no object is left and no page is pinned,
+    GET_PA finds no page table (EOPNOTSUPP), and the device can be attached afterwards."""
     with (
         unbound(t.device("edu", iommu=False)) as (device, iommufd),
         memory.anonymous(4 * memory.PAGE) as pages,
@@ -162,8 +173,10 @@ def attach_that_fails_leaves_nothing(t: Test) -> None:
         device.bind_iommufd(iommufd.fd)
         ioas = iommufd.ioas_alloc()
         iommufd.map(ioas, pages.address, pages.length, 0x10000)
+        free = _next_id(iommufd)
         for nth, code in _each_failing(t, lambda: device.attach(ioas)):
             if code:
+                t.equal(_next_id(iommufd), free, f"ID of the next object after allocation {nth} failed")
                 t.errno(errno.EOPNOTSUPP, iommufd.get_pa, ioas, 0x10000, 1)
                 t.equal(memory.pinned_pages(), 0, f"pages pinned after allocation {nth} failed")
             else:
