@@ -23,6 +23,7 @@ from guest.resident import READY as AGENT_READY
 from harness.base import process
 from harness.base.cause import Cause
 from harness.base.deadline import Deadline
+from harness.base.endpoint import Endpoint
 from harness.base.errors import InfraError, LostGuest
 from harness.base.host import free_mib, starvation
 from harness.kernel.arch import Arch
@@ -44,7 +45,6 @@ from harness.machine.rootparts import RootParts
 from harness.machine.shares import link
 from harness.machine.snapshot import BOOT_LOG, RAM, STATE, Snapshot, copy_sparse, keep_host_key
 from harness.machine.splatpolicy import message_of
-from harness.remote import Endpoint
 
 PANIC = "Kernel panic - not syncing: "
 COMMAND_FILE = "qemu.cmd"

@@ -23,6 +23,7 @@ import paramiko
 
 from harness.base.cause import Cause
 from harness.base.deadline import Deadline
+from harness.base.endpoint import Endpoint
 from harness.base.errors import LostGuest
 
 _RETRY_SECONDS = 0.02
@@ -36,19 +37,6 @@ _CHUNK = 65536
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 _LOST = (paramiko.SSHException, EOFError, OSError)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where a guest's SSH server listens and how both sides prove who they are."""
-
-    host: str
-    port: int
-    user: str
-    client_key: Path
-    """Private key file, OpenSSH format, ed25519."""
-    host_key: str
-    """The server's public key in one OpenSSH line: `ssh-ed25519 AAAA...`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
