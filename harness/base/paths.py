@@ -35,6 +35,11 @@ def cache_dir() -> Path:
     return _moved("VFIO_HARNESS_CACHE") or Path(platformdirs.user_cache_dir("vfio-harness"))
 
 
+def programs_entry(digest: str) -> Path:
+    """Return the directory in the cache of the user's own program or probes *digest*, there or not."""
+    return cache_dir() / "programs" / digest
+
+
 def runs_dir() -> Path:
     """Return the directory of all runs: VFIO_HARNESS_RUNS, or `runs` in the current directory."""
     return _moved("VFIO_HARNESS_RUNS") or Path("runs").absolute()

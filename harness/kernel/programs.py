@@ -14,12 +14,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from harness.base import process
+from harness.base import paths, process
 from harness.base.deadline import Deadline
 from harness.base.errors import HostError, UsageError, nearest
 from harness.kernel.make import Progress, ignore_progress
 from harness.kernel.provide import SelftestPlan, provide_headers
-from harness.kernel.store import digest_of, programs_entry, provide_entry
+from harness.kernel.store import digest_of, provide_entry
 from harness.kernel.toolchain import Toolchain
 
 FORM = "1"
@@ -66,7 +66,7 @@ class Taken:
     @property
     def entry(self) -> Path:
         """The directory in the store with its files."""
-        return programs_entry(self.digest)
+        return paths.programs_entry(self.digest)
 
     def place_in(self, directory: Path) -> Path:
         """Return the path of its copy in *directory*, which can be given in its place."""
@@ -171,7 +171,7 @@ def _store(files: Mapping[str, Path]) -> str:
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     parts = (f"{name} {mode} {hashlib.sha256(data).hexdigest()}" for name, (mode, data) in read.items())
-    entry = programs_entry(digest_of("files", FORM, *sorted(parts)))
+    entry = paths.programs_entry(digest_of("files", FORM, *sorted(parts)))
 
     def write(partial: Path) -> None:
         for name, (executable, data) in read.items():
@@ -201,7 +201,7 @@ def provide_program(
             hint="give a source for them, --selftests TREE, or compile it yourself",
         )
     parts = ("program", FORM, taken.digest, plan.headers.selftest_identity, str(plan.built_with))
-    entry = programs_entry(digest_of(*parts, plan.arch.name))
+    entry = paths.programs_entry(digest_of(*parts, plan.arch.name))
 
     def compile_it(partial: Path) -> None:
         headers = provide_headers(plan, compilers=compilers, progress=progress)

@@ -112,11 +112,6 @@ def selftests_entry(key: str) -> Path:
     return paths.cache_dir() / "selftests" / key
 
 
-def programs_entry(key: str) -> Path:
-    """Return the directory of the user's own program *key*, there or not."""
-    return paths.cache_dir() / "programs" / key
-
-
 def notes_in(entry: Path) -> Path:
     """Return the directory for Built.notes in a kernel's *entry*."""
     return entry / "gcov"
@@ -216,7 +211,7 @@ def hold(
     entries = [
         kernel_entry(kernel_digest),
         *([selftests_entry(selftests_digest)] if selftests_digest else []),
-        *map(programs_entry, programs),
+        *map(paths.programs_entry, programs),
     ]
     with contextlib.ExitStack() as stack:
         for entry in entries:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TypedDict
 
 from guest.ground import RESTORE_TIMEOUT
+from harness.base import paths
 from harness.base.cause import Cause
 from harness.base.deadline import Deadline
 from harness.base.errors import BootCrash, DeadlinePassed, HarnessError, InfraError, KernelError, LostGuest
 from harness.base.outcome import Outcome
 from harness.kernel.pending import wait_for_kernel
-from harness.kernel.store import hold, programs_entry
+from harness.kernel.store import hold
 from harness.lab.admission import admitted
 from harness.lab.agent import AgentClient
 from harness.lab.attempt import Attempt
@@ -111,7 +112,7 @@ class CurrentVM:
             fresh = not self._used_before
             own = {}
             if self.job.own.probes:
-                self._booted.bring({_OWN_PROBES: programs_entry(self.job.own.probes)}, limit)
+                self._booted.bring({_OWN_PROBES: paths.programs_entry(self.job.own.probes)}, limit)
                 own = {"own": _OWN_PROBES}
             self._agent = AgentClient(
                 guest, self.job.features, limit, fresh=fresh, patient=self._booted.vm.patient, **own

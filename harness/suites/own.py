@@ -10,8 +10,8 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from harness.base import paths
 from harness.base.outcome import Outcome
-from harness.kernel.store import programs_entry
 from harness.ktap import KtapReport, ProblemKind, explain
 from harness.machine.rootparts import GUEST_RUN
 from harness.plan import Job, OwnProgram
@@ -104,7 +104,7 @@ def script(program: OwnProgram, bdfs: Mapping[str, str], features: frozenset[str
             f"cd {GUEST_RUN} && exec python3 -m guest.program {shlex.quote(json.dumps(asked))} 2>&1",
         )
     )
-    return Script(text, files={place: programs_entry(program.digest)})
+    return Script(text, files={place: paths.programs_entry(program.digest)})
 
 
 def _by_status(report: KtapReport, status: int) -> CaseResult:

@@ -11,7 +11,6 @@ from pathlib import Path
 from guest.case import Case, discover, discover_own
 from harness.base import paths
 from harness.base.cause import Cause
-from harness.kernel.store import programs_entry
 from harness.ktap import KtapReport
 from harness.plan import Job
 from harness.results import Address, Outcome
@@ -41,7 +40,7 @@ def own_cases(digest: str) -> tuple[Case, ...]:
     From then on they are among the declared cases.  Raises BadCase, and what importing the modules raises.
     """
     if digest not in _own:
-        _own[digest] = discover_own(os.fspath(programs_entry(digest)))
+        _own[digest] = discover_own(os.fspath(paths.programs_entry(digest)))
     return _own[digest]
 
 

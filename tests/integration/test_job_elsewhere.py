@@ -20,7 +20,7 @@ from conftest import TREE
 from harness.base import paths, process
 from harness.base.deadline import Deadline
 from harness.kernel.provide import Kernel
-from harness.kernel.store import kernel_entry, programs_entry, selftests_entry
+from harness.kernel.store import kernel_entry, selftests_entry
 from harness.lab.boot import Recipe
 from harness.plan import Job, Plan, load_plan
 from harness.results import Outcome
@@ -82,7 +82,7 @@ def _copy_of_store(job: Job, target: Path) -> Path:
     source = paths.cache_dir()
     wanted = [kernel_entry(job.kernel.digest), *Recipe.of(job).machine.parts().files]
     wanted += [selftests_entry(job.kernel.selftests)] if job.kernel.selftests else []
-    wanted += map(programs_entry, job.own.digests)
+    wanted += map(paths.programs_entry, job.own.digests)
     for path in wanted:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
