@@ -32,7 +32,6 @@ from harness.kernel.provide import Kernel, plan_selftests, provide_kernel
 from harness.kernel.toolchain import find_toolchain
 from harness.kernel.trees import open_tree
 from harness.kernel.variants import load_catalogue
-from harness.plan import Own
 from harness.results.store import load
 from harness.session import planning
 from harness.session.own import take
@@ -92,15 +91,16 @@ class VMTester:
             toolchain = find_toolchain(wish.toolchain)
             with build_progress(commit[:12], sys.stderr) as progress:
                 # Before the kernel: a program that does not compile cannot test it.
-                own = Own()
+                own: tuple[str, ...] = ()
                 if options.own.programs:
                     plan = plan_kernel(tree, variant, wish.addons, fragments, toolchain=toolchain)
                     headers = plan_selftests(plan, tree)
                     taken = take(options.own, None)
-                    own = taken.compiled(headers, compilers=wish.compilers, progress=progress)
-                    for program in own.programs:
+                    compiled = taken.compiled(headers, compilers=wish.compilers, progress=progress)
+                    for program in compiled.programs:
                         if program.problem:
                             raise UsageError(program.problem)
+                    own = compiled.digests
                 kernel = provide_kernel(
                     tree,
                     variant,
@@ -117,7 +117,7 @@ class VMTester:
             return CommitRun(
                 status=_error_status(error), why=error.message, hint=error.hint or "", seconds=seconds
             )
-        image = image_digest(kernel, own.digests)
+        image = image_digest(kernel, own)
         return BuiltCommit(image=image, seconds=time.monotonic() - began)
 
     def run(self, commit: str, cases: tuple[str, ...]) -> CommitRun:
