@@ -12,8 +12,6 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from guest.case import BadCase
-from guest.needs import UnknownFeature, check_names
 from harness.base import process
 from harness.base.deadline import Deadline
 from harness.base.errors import HostError, InfraError, KernelError, NoCase, UsageError
@@ -30,8 +28,8 @@ from harness.machine.roots import find_root
 from harness.plan import Job, Own, OwnProgram
 from harness.session.planning import PlannedKernel, build_progress
 from harness.session.wishes import OwnWish, split_program
-from harness.suites.own import SUITE
-from harness.suites.probes import own_cases
+from harness.suites.own import SUITE, check_needs
+from harness.suites.probes import import_own
 from harness.suites.programs import DEFAULT_SECONDS
 from harness.suites.registry import suite_named
 
@@ -137,10 +135,7 @@ def take(wish: OwnWish, root: str | None) -> TakenOwn:
 
     Raises UsageError for what cannot run there, InfraError for host trouble.
     """
-    try:
-        check_names(wish.needs)
-    except UnknownFeature as error:
-        raise UsageError(f"--needs: {error}", hint="guest/needs.py has all features") from error
+    check_needs(wish.needs)
     if wish.needs and not wish.programs:
         raise UsageError("--needs is about your own program", hint="add --program PATH")
     programs: dict[str, tuple[Taken, tuple[str, ...]]] = {}
@@ -161,15 +156,7 @@ def _take_probes(path: Path) -> Taken:
     taken = take_probes(path)
     for file in sorted(taken.entry.glob("*.py")):
         _check_module(file, path / file.name)
-    try:
-        cases = own_cases(taken.digest)
-    except BadCase as error:
-        told = str(error).replace(os.fspath(taken.entry), os.fspath(path))
-        raise UsageError(f"--probes: {told}") from error
-    except Exception as error:
-        raise UsageError(f"--probes {path}: {type(error).__name__}: {error}") from error
-    if not cases:
-        raise UsageError(f"--probes {path}: it has no case", hint="a case is a function with @case")
+    import_own(taken.digest, path)
     return taken
 
 

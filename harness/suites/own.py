@@ -10,7 +10,9 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from guest.needs import UnknownFeature, check_names
 from harness.base import paths
+from harness.base.errors import UsageError
 from harness.base.outcome import Outcome
 from harness.ktap import KtapReport, ProblemKind, explain
 from harness.machine.rootparts import GUEST_RUN
@@ -31,6 +33,14 @@ DEFAULT_NEEDS = ("noiommu|viommu",)
 
 _BY_STATUS = {0: Outcome.PASS, 1: Outcome.FAIL, 2: Outcome.XFAIL, 3: Outcome.XPASS, 4: Outcome.SKIP}
 """KSFT_PASS to KSFT_SKIP of tools/testing/selftests/kselftest.h."""
+
+
+def check_needs(names: Sequence[str]) -> None:
+    """Refuse a feature in the value of --needs that does not exist."""
+    try:
+        check_names(names)
+    except UnknownFeature as error:
+        raise UsageError(f"--needs: {error}", hint="guest/needs.py has all features") from error
 
 
 class OwnSuite(Suite):

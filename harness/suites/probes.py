@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from guest.case import Case, discover, discover_own
+from guest.case import BadCase, Case, discover, discover_own
 from harness.base import paths
 from harness.base.cause import Cause
+from harness.base.errors import UsageError
 from harness.ktap import KtapReport
 from harness.plan import Job
 from harness.results import Address, Outcome
@@ -42,6 +43,22 @@ def own_cases(digest: str) -> tuple[Case, ...]:
     if digest not in _own:
         _own[digest] = discover_own(os.fspath(paths.programs_entry(digest)))
     return _own[digest]
+
+
+def import_own(digest: str, path: Path) -> None:
+    """Import the user's own probes with *digest* in the store, which the user has in *path*.
+
+    Raises UsageError, with that path, for a declaration that is wrong.
+    """
+    try:
+        cases = own_cases(digest)
+    except BadCase as error:
+        told = str(error).replace(os.fspath(paths.programs_entry(digest)), os.fspath(path))
+        raise UsageError(f"--probes: {told}") from error
+    except Exception as error:
+        raise UsageError(f"--probes {path}: {type(error).__name__}: {error}") from error
+    if not cases:
+        raise UsageError(f"--probes {path}: it has no case", hint="a case is a function with @case")
 
 
 class ProbeSuite(Suite):
