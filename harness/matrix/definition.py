@@ -11,10 +11,8 @@ from pathlib import Path
 
 from harness.base import yamlfile
 from harness.base.errors import UsageError, nearest
-from harness.kernel.toolchain import DEFAULT as DEFAULT_TOOLCHAIN
-from harness.kernel.toolchain import find_toolchain
 from harness.session import names
-from harness.session.wishes import KernelWish
+from harness.session.wishes import DEFAULT_TOOLCHAIN, KernelWish
 
 COVERAGE = "gcov"
 """The add-on with coverage counters."""
@@ -133,7 +131,7 @@ def with_coverage(matrix: Matrix) -> Matrix:
     counted = tuple(
         dataclasses.replace(entry, addons=tuple(dict.fromkeys((*entry.addons, COVERAGE))))
         for entry in matrix.entries
-        if find_toolchain(entry.toolchain).gcov
+        if names.has_counters(entry.toolchain)
     )
     return dataclasses.replace(matrix, name=f"{matrix.name}+{COVERAGE}", entries=counted)
 
@@ -161,7 +159,9 @@ def _block(
         trees=section.texts("trees", trees),
         variants=known("variants", section.texts("variants"), names.variant),
         addons=known("with", section.texts("with", ()), names.check_addon),
-        toolchains=known("toolchains", section.texts("toolchains", (DEFAULT_TOOLCHAIN,)), find_toolchain),
+        toolchains=known(
+            "toolchains", section.texts("toolchains", (DEFAULT_TOOLCHAIN,)), names.check_toolchain
+        ),
         topologies=known(
             "topologies", (_beside(path, name) for name in section.texts("topologies")), names.check_topology
         ),

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jinja2
 
 from harness.base.errors import UsageError
-from harness.kernel.toolchain import DEFAULT
 from harness.matrix.definition import Matrix
+from harness.session.wishes import DEFAULT_TOOLCHAIN
 
 SERVICES = ("github", "gitlab")
 """CI services: GitHub Actions and GitLab CI/CD."""
@@ -33,7 +33,9 @@ def recipe(service: str, matrix: Matrix, options: Sequence[str], shards: int) ->
             f"the matrix {matrix.name!r} has {len(matrix.entries)} jobs, too few for {shards} shards",
             hint="use fewer --shards",
         )
-    toolchains = dict.fromkeys(entry.toolchain for entry in matrix.entries if entry.toolchain != DEFAULT)
+    toolchains = dict.fromkeys(
+        entry.toolchain for entry in matrix.entries if entry.toolchain != DEFAULT_TOOLCHAIN
+    )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("harness.matrix"), undefined=jinja2.StrictUndefined, autoescape=False
     )

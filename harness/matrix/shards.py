@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.base.errors import UsageError
-from harness.kernel.toolchain import find_toolchain
 from harness.matrix.definition import Entry
+from harness.session.wishes import KernelWish
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -65,8 +65,7 @@ def _turn(entry: Entry) -> tuple[bytes, bytes]:
 
 
 def _kernel(entry: Entry) -> tuple[str, ...]:
-    toolchain = find_toolchain(entry.toolchain).label
-    return entry.tree or "", entry.variant, *entry.addons, *([toolchain] if toolchain else [])
+    return entry.tree or "", *entry.kernel(KernelWish(variant="")).words
 
 
 def _draw(*words: str) -> bytes:

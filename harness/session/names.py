@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from harness.kernel.toolchain import find_toolchain
 from harness.kernel.variants import Variant, load_catalogue
 from harness.machine.topology import load_topology
 from harness.suites.registry import suite_named
@@ -16,6 +17,16 @@ def variant(name: str) -> Variant:
 def check_addon(name: str) -> None:
     """Refuse an add-on that does not exist."""
     load_catalogue().addon(name)
+
+
+def check_toolchain(name: str) -> None:
+    """Refuse a toolchain that does not exist."""
+    find_toolchain(name)
+
+
+def has_counters(toolchain: str) -> bool:
+    """Return whether kernels of *toolchain* can have coverage counters."""
+    return bool(find_toolchain(toolchain).gcov)
 
 
 def check_topology(name: str) -> None:

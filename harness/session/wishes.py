@@ -12,8 +12,7 @@ from pathlib import Path
 from harness.base import values
 from harness.base.errors import UsageError
 from harness.base.host import default_compilers
-from harness.kernel.toolchain import DEFAULT as DEFAULT_TOOLCHAIN
-from harness.kernel.toolchain import find_toolchain
+from harness.kernel.toolchain import DEFAULT, find_toolchain
 from harness.kernel.trees import DEFAULT_SPEC, is_linux
 from harness.lab.admission import CPUS
 from harness.machine.qemu import find_qemu
@@ -50,6 +49,10 @@ def line_of(spec: str | None) -> str:
     directory, at, ref = spec.rpartition("@")
     repository = Path(directory).expanduser()
     return f"{repository.absolute()}@{ref}" if at and repository.is_dir() else spec
+
+
+DEFAULT_TOOLCHAIN = DEFAULT
+"""What `--toolchain` is by default."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +98,13 @@ class KernelWish:
     @property
     def name(self) -> str:
         """The variant with its add-ons, and the toolchain when it is not the default one."""
+        return "-".join(self.words)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of its name."""
         toolchain = find_toolchain(self.toolchain).label
-        return "-".join([self.variant, *self.addons, *([toolchain] if toolchain else [])])
+        return (self.variant, *self.addons, *([toolchain] if toolchain else []))
 
     def of(self, variant: str) -> KernelWish:
         """Return the same with another variant; a finished kernel has only its own."""
