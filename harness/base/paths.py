@@ -19,6 +19,11 @@ COUNTERS = "counters"
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
+def package_dir() -> Path:
+    """Return the directory of the package harness."""
+    return _PACKAGE
+
+
 def kconfigs_dir() -> Path:
     """Return the directory of the kconfig fragments: beside the package, or inside it in a wheel."""
     beside = _PACKAGE.parent / "kconfigs"

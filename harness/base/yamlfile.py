@@ -128,6 +128,10 @@ class Section:
                 )
         return {str(name): value for name, value in values.items()}
 
+    def mapping(self, key: str) -> dict[str, Any]:
+        """The mapping at *key*, of whatever is in it; empty when the key is absent."""
+        return {str(name): value for name, value in self._typed(key, dict).items()} if key in self else {}
+
     def section(self, key: str) -> Section:
         """The mapping at *key*."""
         value = self._value(key)

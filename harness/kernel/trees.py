@@ -26,7 +26,10 @@ from harness.kernel.relatives import start_from_relative
 from harness.kernel.store import OURS, note_use, provide_entry, source_lock
 from harness.kernel.working_tree import take_working_tree
 
-DEFAULT_SPEC = "debian:latest"
+DEBIAN = "debian:"
+"""What `--tree` begins with for a source that every host can fetch by itself."""
+
+DEFAULT_SPEC = f"{DEBIAN}latest"
 _TARBALL = re.compile(r".*\.tar(\.\w+)?$|.*\.t[gx]z$")
 _TROUBLE = re.compile(r"[^\w./+~@-]")
 """A character that make, kbuild's shell scripts or sed do not accept in a name."""
@@ -133,8 +136,8 @@ def open_tree(spec: str | None = None, *, cwd: Path | None = None) -> KernelTree
     here = cwd or Path.cwd()
     if spec is None:
         return _open_directory(here) if is_linux(here) else open_tree(DEFAULT_SPEC, cwd=here)
-    if spec.startswith("debian:"):
-        return _open_debian(spec.removeprefix("debian:"))
+    if spec.startswith(DEBIAN):
+        return _open_debian(spec.removeprefix(DEBIAN))
     path = (here / Path(spec).expanduser()).absolute()
     if path.is_dir():
         return _open_directory(path)
