@@ -62,6 +62,8 @@ class Cause(enum.StrEnum):
     """Its program did not report it."""
     WORKER_DIED = "worker-died"
     """The process that ran it died."""
+    NO_WORKER = "no-worker"
+    """No worker of the fleet could run it."""
     NO_CASE = "no-case"
     """None of the requested cases exists in this tree."""
 

@@ -37,10 +37,10 @@ class Lab:
     def perform(self, job: Job, work: Work) -> Iterator[Attempt]:
         """Run *work* of *job* as often as the rule for retries says; yield each Attempt when it ends."""
         if work.refusal:
-            yield _unused(work, Outcome.SKIP, work.refusal, Cause.NOT_APPLICABLE)
+            yield unused(work, Outcome.SKIP, work.refusal, Cause.NOT_APPLICABLE)
             return
         if late := too_late(self._settings.until):
-            yield _unused(work, Outcome.NOT_RUN, late, Cause.DEADLINE)
+            yield unused(work, Outcome.NOT_RUN, late, Cause.DEADLINE)
             return
         attempts: list[Attempt] = []
         why: Again | None = None
@@ -82,7 +82,7 @@ class Lab:
             return carry_out(vm, work, last_chance=is_last_chance(before))
         except (HarnessError, TimeoutError) as error:
             cause = error.cause if isinstance(error, HarnessError) else Cause.NO_ANSWER
-            untried = _unused(work, Outcome.NOT_RUN, str(error), cause or Cause.HOST)
+            untried = unused(work, Outcome.NOT_RUN, str(error), cause or Cause.HOST)
             return dataclasses.replace(untried, **vm.untold())
 
     def _vm_of(self, job: Job) -> CurrentVM:
@@ -96,7 +96,7 @@ class Lab:
         return self._vm
 
 
-def _unused(work: Work, outcome: Outcome, reason: str, cause: Cause) -> Attempt:
+def unused(work: Work, outcome: Outcome, reason: str, cause: Cause) -> Attempt:
     """Return the Attempt of work that no VM was used for."""
     result = CaseResult(case=WHOLE_PROGRAM, outcome=outcome, reason=reason, cause=cause)
     return Attempt(work=work, results=(result,))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from harness.base.cause import Cause
@@ -39,11 +39,17 @@ class Ledger:
         self._waiting.pop(work.key, None)
         self._spool.drop(work)
 
-    def lost(self, work: Work, reason: str, cause: Cause) -> tuple[Result, ...]:
+    def keep(self, work: Work, results: Sequence[Result]) -> None:
+        """Keep *results* of *work*, which is tried once more, should that end this process."""
+        self._spool.keep(work, results)
+
+    def lost(
+        self, work: Work, reason: str, cause: Cause, outcome: Outcome = Outcome.LOST
+    ) -> tuple[Result, ...]:
         """Return the Results of *work* whose process failed; none if it was reported before."""
         if self._waiting.pop(work.key, None) is None:
             return ()
-        return (*self._spool.take(work), _without_attempt(work, Outcome.LOST, reason, cause))
+        return (*self._spool.take(work), _without_attempt(work, outcome, reason, cause))
 
     def unreported(self, *, interrupted: bool) -> Iterator[Result]:
         """Yield the Results of all work that was not reported by the end of the run."""
