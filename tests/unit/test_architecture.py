@@ -23,6 +23,7 @@ LAYERS = {
     "lab": 6,
     "report": 6,
     "plugin": 7,
+    "fleet": 7,
     "session": 8,
     "matrix": 9,
     "bisect": 9,

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Evidence: the files of VM directories that travel from a worker to the client, within a limit.
+
+The timings and counters of every VM, and for a bad result everything small.  Dumps of a guest's memory stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.base import paths
+from harness.results.model import Result
+
+MOST_BYTES = 16 << 20
+"""Of the files of one unit, before they are packed."""
+
+_MOST_FILE = 4 << 20
+"""A larger file is a dump or a disk, except a console that never ends."""
+
+_NEVER = ("memory.json",)
+"""Says that a dump is beside it."""
+
+
+class Evidence:
+    """What a worker still has to hand over of a run."""
+
+    def __init__(self, directory: Path, process: str) -> None:
+        """*directory* is that of the run; *process* is in the names of this worker's VM directories."""
+        self.directory = directory
+        self._mark = f"-{process}-"
+        self._bad: set[str] = set()
+        self._sent: dict[Path, int] = {}
+        """File -> when it had been modified when it was sent."""
+
+    def note(self, result: Result) -> None:
+        """Send everything small of the VM's directory if *result* is bad."""
+        if result.is_bad and result.vm_dir:
+            self._bad.add(result.vm_dir)
+
+    def pack(self) -> tuple[bytes, int]:
+        """Return an archive with the files that are new, and how many were too large for it."""
+        buffer, dropped, total = io.BytesIO(), 0, 0
+        with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=3) as tar:
+            for path in self._files():
+                with contextlib.suppress(FileNotFoundError):  # The VM may still run.
+                    about = path.stat()
+                    if self._sent.get(path) == about.st_mtime_ns:
+                        continue
+                    self._sent[path] = about.st_mtime_ns
+                    if about.st_size > _MOST_FILE or total + about.st_size > MOST_BYTES:
+                        dropped += 1
+                        continue
+                    total += about.st_size
+                    tar.add(path, str(path.relative_to(self.directory)), recursive=False)
+        return (buffer.getvalue() if total else b""), dropped
+
+    def _files(self) -> Iterator[Path]:
+        for vm in sorted(self.directory.glob(f"vm/*{self._mark}*")):
+            is_bad = str(vm.relative_to(self.directory)) in self._bad
+            for path in sorted(vm.rglob("*")):
+                wanted = path.name == paths.TIMING_FILE or path.parent.name == paths.COUNTERS or is_bad
+                if wanted and path.name not in _NEVER and path.is_file() and not path.is_symlink():
+                    yield path
+
+
+def take_in(packed: bytes, directory: Path) -> None:
+    """Unpack what Evidence.pack() returned into the run's *directory*.  Raises OSError."""
+    if packed:
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
+            tar.extractall(directory, filter="data")

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The client on a Dask cluster in this process: all work is recorded once, and what cannot run says why."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import pytest
+from distributed import Client, LocalCluster, get_worker
+
+from harness.base.cause import Cause
+from harness.base.errors import BuildError, HarnessError, InfraError
+from harness.base.outcome import Outcome
+from harness.fleet import client as under_test
+from harness.fleet import offers
+from harness.fleet.client import FleetClient
+from harness.fleet.link import FleetJob, Link
+from harness.fleet.messages import Account, Began, Order, Said
+from harness.fleet.resources import for_build
+from harness.fleet.tasks import topic
+from harness.lab.abilities import Abilities
+from harness.lab.artefacts import Artefact, BuildOrder
+from harness.lab.units import Unit
+
+HOST = Abilities(host="here", memory_mib=4096, emulators={})
+ANY = {"vm": 1.0}
+
+
+class Book:
+    """A Recorder that counts."""
+
+    def __init__(self) -> None:
+        self.kept: collections.Counter[str] = collections.Counter()
+        self.given_up: dict[str, tuple[str, Cause, Outcome]] = {}
+        self.accounts: list[Account] = []
+
+    def is_reported(self, key: str) -> bool:
+        return key in self.kept or key in self.given_up
+
+    def keep(self, said: Said) -> None:
+        if said.key and said.final and not self.is_reported(said.key):
+            self.kept[said.key] += 1
+
+    def give_up(self, key: str, reason: str, cause: Cause, outcome: Outcome = Outcome.NOT_RUN) -> None:
+        if not self.is_reported(key):
+            self.given_up[key] = (reason, cause, outcome)
+
+    def take_in(self, account: Account) -> None:
+        self.accounts.append(account)
+
+
+def say(order: Order, what: Said | Began) -> None:
+    get_worker().log_event(topic(order.run), pickle.dumps(what))
+
+
+class Good:
+    """Workers that report all work of each unit."""
+
+    topic = staticmethod(topic)
+    plans: ClassVar[list[str]] = []
+
+    @staticmethod
+    def tell_plan(text: str) -> str:
+        return text
+
+    @staticmethod
+    def provide(session: str, artefact: Artefact, order: BuildOrder | None) -> str:
+        return f"cargo of {artefact.place}"
+
+    @classmethod
+    def perform(cls, order: Order, plan: str, cargo: Sequence[str]) -> Account:
+        cls.plans.append(plan)
+        worker = get_worker()
+        say(order, Began(worker=str(worker.name), address=worker.address, job=order.job, abilities=HOST))
+        return cls.do(order, cargo)
+
+    @classmethod
+    def do(cls, order: Order, cargo: Sequence[str]) -> Account:
+        for key in order.keys:
+            say(order, Said(worker="w", key=key))
+        return Account(worker="w", address=get_worker().address)
+
+    @staticmethod
+    def retire(session: str) -> Account:
+        return Account(worker="retired")
+
+    @staticmethod
+    def abandon(session: str) -> None:
+        pass
+
+
+ABANDONED: set[str] = set()
+SEEN: collections.Counter[str] = collections.Counter()
+
+
+class Slow(Good):
+    """Workers that can be told to begin nothing more."""
+
+    @classmethod
+    def do(cls, order: Order, cargo: Sequence[str]) -> Account:
+        if order.session in ABANDONED:
+            return Account(worker="w", address=get_worker().address)
+        time.sleep(0.2)
+        return super().do(order, cargo)
+
+    @staticmethod
+    def abandon(session: str) -> None:
+        ABANDONED.add(session)
+
+
+class Troubled(Good):
+    """Workers whose disk is full after the first work of each unit."""
+
+    @classmethod
+    def do(cls, order: Order, cargo: Sequence[str]) -> Account:
+        SEEN[order.unit] += 1
+        if SEEN[order.unit] > 1:
+            return super().do(order, cargo)
+        say(order, Said(worker="w", key=order.keys[0]))
+        return Account(worker="w", address=get_worker().address, trouble="no space left on device")
+
+
+class FullBuilder(Good):
+    """Workers of which the first that builds a kernel has no room for it."""
+
+    @staticmethod
+    def provide(session: str, artefact: Artefact, order: BuildOrder | None) -> str:
+        SEEN[artefact.place] += 1
+        if SEEN[artefact.place] == 1:
+            raise InfraError("no space left on device")
+        return "cargo"
+
+
+def units(jobs: int = 2, each: int = 4) -> list[Unit]:
+    return [
+        Unit(f"job{job}", tuple(f"job{job} {unit}/{case}" for case in range(3)), 3.0)
+        for job in range(jobs)
+        for unit in range(each)
+    ]
+
+
+class Night:
+    """A run of *work* by *tasks*."""
+
+    def __init__(self, connect: Callable[[], Client], tasks: Any, work: Sequence[Unit] = ()) -> None:
+        self.book = Book()
+        self.told: list[str] = []
+        self.provided: dict[str, HarnessError | None] = {}
+        self.work = list(work) or units()
+        self.jobs = {
+            unit.job: FleetJob(plan=f"plan of {unit.job}", needs=ANY, artefacts=()) for unit in self.work
+        }
+        self.until: float | None = None
+        self._connect, self._tasks = connect, tasks
+
+    def run(self) -> Book:
+        link = Link(self._connect, "run", tasks=self._tasks, store=ANY)
+        client = FleetClient(
+            link,
+            self.book,
+            self.work,
+            self.jobs,
+            until=self.until,
+            tell=self.told.append,
+            provided=lambda digest, error: self.provided.update({digest: error}),
+        )
+        with contextlib.closing(link):
+            client.run()
+        return self.book
+
+    def is_whole(self) -> bool:
+        """Whether every piece of work has its results, once."""
+        return self.book.kept == dict.fromkeys((key for unit in self.work for key in unit.keys), 1)
+
+
+@pytest.fixture(name="cluster", scope="module")
+def _cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(
+        n_workers=3,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=None,
+        resources={"vm": 1, "vfio-harness 0.0.9": 1, **for_build("gcc 12")},
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture(name="connect")
+def _connect(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Client]:
+    monkeypatch.setattr(under_test, "_LOOK_SECONDS", 0.1)
+    return lambda: Client(cluster, set_as_default=False)
+
+
+def test_all_work_is_recorded_once(connect: Callable[[], Client]) -> None:
+    Good.plans.clear()
+    night = Night(connect, Good)
+    night.run()
+    assert night.is_whole()
+    assert set(Good.plans) == {"plan of job0", "plan of job1"}
+    # Each worker that worked was asked what its kernel still printed.
+    assert night.book.accounts[-1].worker == "retired"
+    assert any("0.0.9" in line for line in night.told)
+
+
+def test_work_that_a_unit_left_is_done_by_another(connect: Callable[[], Client]) -> None:
+    SEEN.clear()
+    night = Night(connect, Troubled)
+    night.run()
+    assert night.is_whole()
+    assert "fleet: worker w cannot work: no space left on device" in night.told
+
+
+def test_work_that_killed_three_workers_is_given_up(connect: Callable[[], Client]) -> None:
+    class Deadly(Good):
+        @classmethod
+        def do(cls, order: Order, cargo: Sequence[str]) -> Account:
+            if order.keys[1] == "job0 1/1":
+                say(order, Said(worker="w", key=order.keys[1], deaths=("a",), final=False))
+                say(order, Said(worker="w", key=order.keys[1], deaths=("a", "b", "c")))
+            return super().do(order, cargo)
+
+    night = Night(connect, Deadly)
+    book = night.run()
+    assert book.given_up == {
+        "job0 1/1": ("3 workers died while running it: a, b, c", Cause.WORKER_DIED, Outcome.NOT_RUN)
+    }
+    assert len(book.kept) == 23
+    assert "fleet: worker a died at job0 1/1; w goes on with it" in night.told
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_fault_of_the_harness_is_not_the_kernels(connect: Callable[[], Client], raises: bool) -> None:
+    class Broken(Good):
+        @classmethod
+        def do(cls, order: Order, cargo: Sequence[str]) -> Account:
+            if order.job == "job1" and raises:
+                raise ValueError("surprise")
+            if order.job == "job1":
+                return Account(worker="w", address=get_worker().address)
+            return super().do(order, cargo)
+
+    night = Night(connect, Broken, units(each=1))
+    book = night.run()
+    assert len(book.kept) == 3
+    assert {(cause, outcome) for _, cause, outcome in book.given_up.values()} == {
+        (Cause.HARNESS, Outcome.LOST)
+    }
+    assert len(book.given_up) == 3
+
+
+def test_a_kernel_that_does_not_compile_is_said_once(connect: Callable[[], Client]) -> None:
+    class NoKernel(Good):
+        @staticmethod
+        def provide(session: str, artefact: Artefact, order: BuildOrder | None) -> str:
+            raise BuildError("it does not compile")
+
+    night = Night(connect, NoKernel)
+    order = BuildOrder(
+        digest="d1",
+        tree="/home/me/linux",
+        variant="cdev",
+        addons=(),
+        fragments=(),
+        toolchain="gcc",
+        built_with="gcc",
+    )
+    artefact = Artefact("kernels/d1")
+    night.jobs["job0"] = FleetJob(plan="plan", needs=ANY, artefacts=(artefact,), order=order)
+    book = night.run()
+    assert set(book.kept) == {key for unit in night.work if unit.job == "job1" for key in unit.keys}
+    assert {reason for reason, *_ in book.given_up.values()} == {"it does not compile"}
+    assert str(night.provided["d1"]) == "it does not compile"
+
+
+def test_job_that_no_worker_can_run(connect: Callable[[], Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offers, "PATIENCE_SECONDS", 0.2)
+    night = Night(connect, Good)
+    night.jobs["job1"] = FleetJob(plan="plan", needs={"arm64": 1}, artefacts=())
+    book = night.run()
+    assert len(book.kept) == 12
+    assert {cause for _, cause, _ in book.given_up.values()} == {Cause.NO_WORKER}
+
+
+def test_nothing_is_begun_after_the_deadline(connect: Callable[[], Client]) -> None:
+    ABANDONED.clear()
+    night = Night(connect, Slow, units(jobs=1, each=150))
+    night.until = time.time() + 2.0
+    book = night.run()
+    assert book.kept
+    assert {cause for _, cause, _ in book.given_up.values()} == {Cause.DEADLINE}
+    assert len(book.kept) + len(book.given_up) == 450
+
+
+def _cut(client: Any) -> None:
+    client.loop.add_callback(client.scheduler_comm.comm.abort)
+
+
+def test_a_connection_that_is_lost_costs_nothing(
+    cluster: LocalCluster, connect: Callable[[], Client]
+) -> None:
+    """Dask's client cancels all tasks then, and connects again without our topics."""
+    ABANDONED.clear()
+    made: list[Client] = []
+
+    def connect_and_note() -> Client:
+        made.append(connect())
+        return made[-1]
+
+    night = Night(connect_and_note, Slow, units(jobs=1, each=12))
+    cut = threading.Timer(0.5, lambda: _cut(made[0]))
+    cut.start()
+    night.run()
+    cut.join()
+    assert len(made) == 2
+    assert night.is_whole()
+    assert not [line for line in night.told if "failed" in line]
+
+
+def test_a_kernel_that_another_host_cannot_build_is_built_here(connect: Callable[[], Client]) -> None:
+    SEEN.clear()
+    night = Night(connect, FullBuilder)
+    order = BuildOrder(
+        digest="d2",
+        tree="debian:7.3",
+        variant="cdev",
+        addons=(),
+        fragments=(),
+        toolchain="gcc",
+        built_with="gcc 12",
+    )
+    artefacts = (Artefact("kernels/d2"),)
+    night.jobs["job0"] = FleetJob(plan="plan", needs=ANY, artefacts=artefacts, order=order)
+    night.run()
+    assert night.is_whole()
+    assert "fleet: no space left on device; this host builds the kernel" in night.told

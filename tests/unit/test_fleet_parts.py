@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How far a unit is, who may run it, and how an archive travels."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plan_jobs import job
+
+from harness.base.errors import InfraError
+from harness.fleet import cargo, journal, resources
+from harness.fleet.cargo import Cargo
+from harness.fleet.version import own_version
+from harness.lab.abilities import Abilities, Emulator, resources_of
+from harness.lab.artefacts import Artefact, archive_path, pack
+
+B, L = journal.BEGAN, journal.LEFT
+
+
+@pytest.mark.parametrize(
+    ("lines", "index", "died"),
+    [
+        ((), 0, ()),
+        (((0, B, "a"),), 0, ("a",)),
+        (((0, B, "a"), (1, B, "a")), 1, ("a",)),
+        (((0, B, "a"), (1, B, "a"), (1, B, "b"), (1, B, "c")), 1, ("a", "b", "c")),
+        # It gave the case back: its host is at fault.
+        (((0, B, "a"), (0, L, "a"), (0, B, "b")), 0, ("b",)),
+        (((0, B, "a"), (1, B, "a"), (1, L, "a")), 1, ()),
+        # A late line of a worker that was thought dead changes nothing.
+        (((0, B, "a"), (1, B, "b"), (0, B, "a")), 1, ("b",)),
+    ],
+)
+def test_journal(lines: tuple[journal.Line, ...], index: int, died: tuple[str, ...]) -> None:
+    assert journal.where(lines) == (index, died)
+
+
+def abilities(accel: str = "tcg", devices: tuple[str, ...] = ("edu", "igb")) -> Abilities:
+    emulator = Emulator(version="10.0.2", devices=devices, accel=accel, reason="")
+    return Abilities(host="here", memory_mib=4096, emulators={"x86_64": emulator})
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacks"),
+    [
+        ({}, ""),
+        ({"arch": "arm64"}, "no worker has arm64"),
+        ({"accel": "kvm"}, "no worker has kvm x86_64"),
+        ({"memory_mib": 8192}, "no worker has 8192 MiB of memory"),
+    ],
+)
+def test_who_may_run_a_job(changes: dict[str, Any], lacks: str) -> None:
+    offer, needed = (
+        resources.of_worker(abilities(), builds=False),
+        resources.for_unit(resources_of(dataclasses.replace(job(), **changes))),
+    )
+    assert resources.is_met(needed, offer) == (not lacks)
+    if lacks:
+        assert resources.lack(needed, [offer]) == lacks
+
+
+def test_a_device_that_qemu_lacks_is_named() -> None:
+    offer = resources.of_worker(abilities(devices=("edu",)), builds=False)
+    needed = resources.for_unit(resources_of(job())) | {"x86_64 device igb": 1}
+    assert resources.lack(needed, [offer]) == "no worker has x86_64 device igb"
+
+
+def test_other_versions_and_empty_fleets_are_named() -> None:
+    needed = resources.for_unit(resources_of(job()))
+    store = resources.of_store("run")
+    assert resources.lack(needed, [store]) == "the fleet has no worker"
+    old = {"vfio-harness 0.0.9": 1.0}
+    assert resources.foreign_version(old) == "0.0.9"
+    assert (
+        resources.lack(needed, [old, store])
+        == f"all workers have vfio-harness 0.0.9, this is {own_version()}"
+    )
+    assert resources.foreign_version(resources.of_worker(abilities(), builds=False)) == ""
+
+
+@pytest.fixture(name="caches")
+def _caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The cache of a worker that has a program's entry, in use, and that of one that has none."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    (one / "programs" / "d1").mkdir(parents=True)
+    (one / "programs" / "d1" / "test").write_text(os.urandom(1000).hex())
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(one))
+    return one, two
+
+
+def _packed() -> Cargo:
+    cargo.archives_dir().mkdir(parents=True)
+    archive, _ = pack(Artefact("programs/d1"), cargo.archives_dir())
+    return Cargo(archive)
+
+
+def test_cargo_travels(caches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = caches
+    there = _packed()
+    sent: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(there, protocol=5, buffer_callback=sent.append)
+    # The archive itself is handed on as it lies in the file.
+    assert len(data) < there.archive.size
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(two))
+    arrived = pickle.loads(data, buffers=sent)
+    assert (arrived.archive, arrived.trouble) == (there.archive, "")
+    entry = Path("programs", "d1", "test")
+    assert (two / entry).read_text() == (one / entry).read_text()
+    # It can go on from there.
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(two))
+    assert pickle.loads(pickle.dumps(arrived, protocol=5)).trouble == ""
+    assert there.__sizeof__() == there.archive.size
+
+
+def test_damaged_cargo_is_refused(caches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, two = caches
+    there = _packed()
+    path = archive_path(cargo.archives_dir(), there.archive.digest)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    data = pickle.dumps(there, protocol=5)
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(two))
+    arrived = pickle.loads(data)
+    assert "arrived damaged" in arrived.trouble
+    assert not (two / "programs" / "d1").exists()
+
+
+def test_full_disk_is_trouble_of_the_host(caches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pickle.dumps(_packed(), protocol=5)
+
+    def full(*_arguments: object) -> None:
+        raise InfraError("cannot write: No space left on device")
+
+    monkeypatch.setattr(cargo, "unpack", full)
+    assert "No space left on device" in pickle.loads(data).trouble

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A plan in units, and the evidence that comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from plan_jobs import job
+
+from harness.base.cause import Cause
+from harness.fleet.evidence import Evidence, take_in
+from harness.fleet.version import own_version
+from harness.lab.units import UNIT_SECONDS, Unit, refused, units_of
+from harness.plan import Plan
+from harness.results import Outcome, Result
+from harness.results.model import Address
+from harness.suites.catalogue import to_do
+
+JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
+PLAN = Plan(run_id="r", seed=1, cases=(), jobs=(JOB,))
+
+
+def test_units_have_all_work_that_applies_once() -> None:
+    work = to_do(PLAN)
+    keys = [key for unit in units_of(PLAN, 2) for key in unit.keys]
+    assert sorted(keys) == sorted(one.key for one in work if one.refusal is None)
+    assert {result.cause for result in refused(PLAN)} == {Cause.NOT_APPLICABLE}
+    assert len(keys) + len(list(refused(PLAN))) == len(work)
+
+
+def test_groups_stay_together_and_destructive_work_apart() -> None:
+    work = {one.key: one for one in to_do(PLAN)}
+    seen: dict[str, int] = {}
+    for number, unit in enumerate(units_of(PLAN, 50)):
+        assert len({work[key].destructive for key in unit.keys}) == 1
+        for key in unit.keys:
+            assert seen.setdefault(work[key].group, number) == number
+
+
+def test_units_are_as_long_as_they_should_be() -> None:
+    groups = {one.group for one in to_do(PLAN) if one.refusal is None}
+    plan = dataclasses.replace(PLAN, seconds=dict.fromkeys(groups, 25.0))
+    units = units_of(plan, 1)
+    assert max(unit.seconds for unit in units) <= UNIT_SECONDS
+    assert sum(unit.seconds for unit in units) == pytest.approx(25.0 * len(groups))
+
+
+def test_unit_without_what_is_done() -> None:
+    unit = Unit("job", ("a", "b", "c", "d"), 8.0)
+    assert unit.without({"a", "c"}) == Unit("job", ("b", "d"), 4.0)
+    assert unit.without({"a", "b", "c", "d"}) is None
+
+
+def test_version_depends_on_the_files() -> None:
+    assert own_version() == own_version()
+    assert own_version().count("+") == 1
+
+
+def test_evidence_of_bad_cases_alone(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for name in ("job-w1-1", "job-w1-2", "job-w10-1"):
+        (there / "vm" / name / "cases").mkdir(parents=True)
+        (there / "vm" / name / "timing.json").write_text("{}", encoding="utf-8")
+        (there / "vm" / name / "console.log").write_text("a splat", encoding="utf-8")
+        (there / "vm" / name / "ram").symlink_to("/dev/zero")
+    with (there / "vm" / "job-w1-2" / "guest.dump").open("wb") as file:
+        os.ftruncate(file.fileno(), 1 << 30)
+    evidence = Evidence(there, "w1")
+    bad = Result(address=Address.parse("probes/p/c"), job="job", outcome=Outcome.FAIL, vm_dir="vm/job-w1-2")
+    evidence.note(bad)
+    evidence.note(dataclasses.replace(bad, outcome=Outcome.PASS, vm_dir="vm/job-w1-1"))
+    packed, dropped = evidence.pack()
+    assert dropped == 1
+    take_in(packed, here)
+    assert {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()} == {
+        "vm/job-w1-1/timing.json",
+        "vm/job-w1-2/timing.json",
+        "vm/job-w1-2/console.log",
+    }
+    assert evidence.pack() == (b"", 0)
+    (there / "vm" / "job-w1-2" / "console.log").write_text("a splat, and more", encoding="utf-8")
+    take_in(evidence.pack()[0], here)
+    assert (here / "vm/job-w1-2/console.log").read_text(encoding="utf-8") == "a splat, and more"
