@@ -8,21 +8,34 @@ from pathlib import Path
 
 import click
 
-from harness.base.output import emit, tolerant_stdout
+from harness.base import paths
+from harness.base.errors import UsageError
+from harness.base.output import emit, tell, tolerant_stdout
+from harness.base.words import count_of
 from harness.cli import options
 from harness.report.console import show
 from harness.report.files import FORMATS, check_place, write
+from harness.results import Run, is_alive
+from harness.results.merge import merge
 from harness.results.store import RunStore
-from harness.session.reporting import find_run, see
+from harness.session.reporting import find_run, see, write_reports
 
 
 @click.command("report")
-@options.run_argument
+@click.argument("runs", nargs=-1, metavar="[RUN]", shell_complete=options.complete_run)
+@click.option(
+    "--merge",
+    "is_merge",
+    is_flag=True,
+    help="Make one run of several RUNs, such as the shards of a matrix, and show that.",
+)
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="text")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
 @options.accept_option("RUN")
-def command(run: str | None, form: str, output: Path | None, accept: str | None) -> int:
+def command(runs: tuple[str, ...], is_merge: bool, form: str, output: Path | None, accept: str | None) -> int:
     """Show the report of RUN (an id or a run's directory; the newest by default).
+
+    With --merge the runs themselves stay, and the history has the new one in place of them.
 
     Exits with the exit code of that run.
 
@@ -30,15 +43,20 @@ def command(run: str | None, form: str, output: Path | None, accept: str | None)
     Examples:
       vfio-harness report --format html -o report.html
       vfio-harness report --format markdown
+      vfio-harness report --merge shard-1 shard-2 shard-3
     """
     if output is not None:
         check_place("--output", output)
-    found = find_run(run)
+    if len(runs) > 1 and not is_merge:
+        raise UsageError("report shows one run", hint="compare BEFORE AFTER, or one run of all: --merge")
+    found = _merged(runs) if is_merge else find_run(next(iter(runs), None))
     if accept is not None:
         with RunStore.open(Path(found.directory)) as store:
             store.accept(accept)
             found = store.read()
     seen = see(found)
+    if is_merge:
+        write_reports(found, seen.background, None)
     if output is not None:
         write(found, form, output, seen.background)
     elif form == "text":
@@ -47,3 +65,14 @@ def command(run: str | None, form: str, output: Path | None, accept: str | None)
     else:
         emit(FORMATS[form](found, seen.background))
     return int(seen.exit_code)
+
+
+def _merged(names: tuple[str, ...]) -> Run:
+    """Return one run of the runs *names*, which are not going on any more."""
+    found = [find_run(name) for name in names]
+    for run in found:
+        if is_alive(Path(run.directory)):
+            raise UsageError(f"run {run.info.id} is still going on", hint="wait for it, or stop it")
+    run = merge(found, paths.runs_dir(), tuple(sys.argv))
+    tell(f"{count_of(len(found), 'run')} merged into {run.directory}")
+    return run

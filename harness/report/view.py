@@ -328,6 +328,8 @@ def acceleration(run: Run) -> str:
             return f"TCG: emulated without hardware acceleration{stretched}; durations say little"
         case "":
             return "accelerator not recorded"
+        case "kvm; tcg":
+            return "some workers accelerated by KVM, others emulated (TCG); durations say little"
         case _:
             return f"accelerated by {names.name(inputs.accel).upper()}"
 

@@ -34,6 +34,7 @@ from harness.results.compare import (
     left_out,
 )
 from harness.results.fingerprint import fingerprint
+from harness.results.merge import MERGED, in_turn, parts_of
 from harness.results.model import FLAKY, Address, Inputs, JobRecord, Result, Run, RunState, Verdict
 from harness.results.owner import is_alive
 from harness.results.past import Background, Past, PastRun
@@ -56,21 +57,17 @@ class History:
     def catch_up(self) -> None:
         """Add every ended Run below the root that is not in the history, or was resumed since."""
         known = dict(self._connection.execute("SELECT directory, stamp FROM run"))
-        behind: list[tuple[datetime.datetime, Path]] = []
-        for path in self._root.glob(f"*/{store.FILE_NAME}"):
-            if known.get(path.parent.name) != _stamp(path):
-                info = store.summarize(path.parent).info
-                # The list of runs reports those that cannot be read.
-                behind += [(info.started, path)] if info is not None else []
+        paths = self._root.glob(f"*/{store.FILE_NAME}")
+        behind = [store.summarize(p.parent) for p in paths if known.get(p.parent.name) != _stamp(p)]
         # Each Run is compared with those before it; only one is in memory at a time.
-        for _, path in sorted(behind):
+        for directory in in_turn(behind, _merged(self._connection)):
             try:
-                run = store.load(path.parent)
+                run = store.load(directory)
             except HarnessError:
                 continue
-            if run.state is not RunState.RUNNING or not is_alive(path.parent):
+            if run.state is not RunState.RUNNING or not is_alive(directory):
                 # Reading may have migrated the file, so its stamp is read now.
-                self._add(run, _stamp(path))
+                self._add(run, _stamp(directory / store.FILE_NAME))
 
     def _add(self, run: Run, stamp: str) -> None:
         directory = Path(run.directory).name
@@ -82,6 +79,8 @@ class History:
                 # Another process has added it meanwhile.
                 return
             self._connection.execute("DELETE FROM run WHERE directory = ?", (directory,))
+            for part in parts_of(run.info):
+                self._connection.execute("DELETE FROM run WHERE name = ?", (part,))
             cases = {**{job.name: [] for job in run.jobs}, **cases_by_job(run)}
             comparisons = {job.name: self._compare_job(run, job, cases[job.name]) for job in run.jobs}
             whole = self._with_left_out(run, join(comparisons.values()))
@@ -416,6 +415,13 @@ def _read_past(row: tuple[Any, ...], kernels: dict[str, str]) -> Past:
 def _label(outcome: str, flaky: int) -> str:
     """Return the label, as in Result.label."""
     return FLAKY if flaky and outcome != Outcome.CRASH.value else Outcome(outcome).value
+
+
+def _merged(connection: sqlite3.Connection) -> Iterator[str]:
+    """Yield the ids of the Runs that another Run was made of: their outcomes would count twice."""
+    merged = f"json_extract(info, '$.inputs.extra.{MERGED}')"
+    for (ids,) in connection.execute(f"SELECT {merged} FROM run WHERE {merged} IS NOT NULL"):
+        yield from str(ids).split()
 
 
 def _stamp(path: Path) -> str:

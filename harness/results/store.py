@@ -167,12 +167,18 @@ class RunStore:
                 "UPDATE run SET state = ?, verdict = NULL, finished = NULL", (RunState.RUNNING.value,)
             )
 
-    def finish(self, verdict: Verdict, state: RunState = RunState.FINISHED) -> None:
-        """Record the end, and make the file stand alone (no -wal) when no other process has it open."""
+    def finish(
+        self,
+        verdict: Verdict,
+        state: RunState = RunState.FINISHED,
+        at: datetime.datetime | None = None,
+    ) -> None:
+        """Record the end, *at* a time or now; without other users the file then stands alone (no -wal)."""
+        ended = at or datetime.datetime.now(datetime.UTC)
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE run SET state = ?, verdict = ?, finished = ?",
-                (state.value, verdict.value, codec.time_to_text(datetime.datetime.now(datetime.UTC))),
+                (state.value, verdict.value, codec.time_to_text(ended)),
             )
         self._stand_alone()
 
@@ -180,6 +186,16 @@ class RunStore:
         with self._lock, contextlib.suppress(sqlite3.OperationalError):
             self._connection.execute("PRAGMA busy_timeout = 1000")
             self._connection.execute("PRAGMA journal_mode = DELETE")
+
+    def amend(self, accel: str, extra: Mapping[str, str]) -> None:
+        """Record which accelerator the Run really had, if that is known, and more facts of Inputs.extra."""
+        info = self.read().info
+        inputs = dataclasses.replace(
+            info.inputs, accel=accel or info.inputs.accel, extra={**info.inputs.extra, **extra}
+        )
+        plain = json.dumps(codec.info_to_plain(dataclasses.replace(info, inputs=inputs)))
+        with self._transaction() as connection:
+            connection.execute("UPDATE run SET info = ?", (plain,))
 
     def accept(self, reason: str) -> None:
         """Accept the coverage that this Run lost: later Runs are compared with it.

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Several runs become one: one page, one verdict, one entry of the history."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from history_runs import GOOD, INPUTS, JOB, case, make_run
+
+from harness.base.errors import UsageError
+from harness.results import Outcome, Run, RunState, Verdict
+from harness.results.historyfile import consult
+from harness.results.merge import MERGED, merge
+from harness.results.store import load
+
+OTHER = dataclasses.replace(JOB, name="7.3.4-cdev-igb", topology="igb")
+
+
+def _shard(root: Path, day: int, part: int, **fields: object) -> Run:
+    extra = {"matrix": "nightly", "shard": f"{part}/2", "host": f"host{part}"}
+    cells = {1: (OTHER.cell,), 2: (JOB.cell,)}
+    inputs = dataclasses.replace(INPUTS, extra=extra, elsewhere=cells[part])
+    job = {1: JOB, 2: OTHER}[part]
+    results = tuple(dataclasses.replace(case(n, o), job=job.name) for n, o in GOOD.items())
+    made = {"results": results, **fields}
+    directory = make_run(root, day, {}, job=job, inputs=inputs, **made)  # type: ignore[arg-type]
+    return load(directory)
+
+
+def test_two_shards_are_one_run(tmp_path: Path) -> None:
+    shards = [_shard(tmp_path, 1, 1), _shard(tmp_path, 2, 2)]
+    run = merge(shards, tmp_path, ("report", "--merge"))
+    assert [job.name for job in run.jobs] == [JOB.name, OTHER.name]
+    assert len(run.cases) == 2 * len(GOOD)
+    assert (run.state, run.verdict) == (RunState.FINISHED, Verdict.GOOD)
+    inputs = run.info.inputs
+    assert inputs.elsewhere == ()
+    assert inputs.matrix == "nightly"
+    assert inputs.extra["host"] == "host1; host2"
+    assert inputs.extra[MERGED] == "run01 run02"
+    assert run.finished == max(shard.finished for shard in shards if shard.finished)
+
+
+def test_history_has_it_once(tmp_path: Path) -> None:
+    """Whether its parts were in the history before or not."""
+    first = [_shard(tmp_path, 1, 1), _shard(tmp_path, 2, 2)]
+    assert len(consult(tmp_path, lambda history: history.runs())) == 2
+    run = merge(first, tmp_path, ())
+    for _ in range(2):
+        (entry,) = consult(tmp_path, lambda history: history.runs())
+        assert entry.name == run.info.id
+    merge([_shard(tmp_path, 3, 1), _shard(tmp_path, 4, 2)], tmp_path, ())
+    assert len(consult(tmp_path, lambda history: history.runs())) == 2
+    assert len(consult(tmp_path, lambda history: history.of_case("kselftest:vfio/edu/a"))) == 4
+
+
+def test_failure_of_one_part_is_the_verdict(tmp_path: Path) -> None:
+    bad = (dataclasses.replace(case("a", Outcome.FAIL), job=OTHER.name),)
+    run = merge([_shard(tmp_path, 1, 1), _shard(tmp_path, 2, 2, results=bad)], tmp_path, ())
+    assert run.verdict is Verdict.BAD
+    cut = merge([_shard(tmp_path, 3, 1), _shard(tmp_path, 4, 2, state=RunState.INTERRUPTED)], tmp_path, ())
+    assert cut.state is RunState.INTERRUPTED
+
+
+def test_vm_directories_keep_apart(tmp_path: Path) -> None:
+    vm_dir = f"vm/{JOB.name}-gw0-1"
+    shards = []
+    for day, text in ((1, "first"), (2, "second")):
+        results = (case("a", Outcome.FAIL, vm_dir=vm_dir),)
+        shard = _shard(tmp_path, day, 1, results=results)
+        (Path(shard.directory) / vm_dir).mkdir(parents=True)
+        (Path(shard.directory) / vm_dir / "console.log").write_text(text, encoding="utf-8")
+        shards.append(shard)
+    run = merge(shards, tmp_path, ())
+    texts = [
+        Path(run.directory, one.vm_dir, "console.log").read_text(encoding="utf-8") for one in run.results
+    ]
+    assert texts == ["first", "second"]
+    assert len(run.cases) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cases": ("probes/*",)}, "their cases differ"),
+        ({"extra": {"matrix": "smoke"}}, "their matrix differ"),
+    ],
+)
+def test_other_runs_are_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    one, other = _shard(tmp_path, 1, 1), _shard(tmp_path, 2, 2)
+    inputs = dataclasses.replace(other.info.inputs, **change)  # type: ignore[arg-type]
+    other = dataclasses.replace(other, info=dataclasses.replace(other.info, inputs=inputs))
+    with pytest.raises(UsageError, match=said):
+        merge([one, other], tmp_path, ())
+
+
+def test_one_job_with_two_kernels_is_refused(tmp_path: Path) -> None:
+    one, other = _shard(tmp_path, 1, 1), _shard(tmp_path, 2, 1)
+    changed = dataclasses.replace(other.jobs[0], kernel="7.3.4 bb")
+    with pytest.raises(UsageError, match="has one kernel in run run01 and another in run02"):
+        merge([one, dataclasses.replace(other, jobs=(changed,))], tmp_path, ())
+
+
+def test_one_run_is_not_merged(tmp_path: Path) -> None:
+    one = _shard(tmp_path, 1, 1)
+    for runs in ([one], [one, one]):
+        with pytest.raises(UsageError, match="two or more different runs"):
+            merge(runs, tmp_path, ())
