@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.base import process
-from harness.base.errors import InfraError
+from harness.base.errors import HostError, InfraError
 from harness.base.host import available_mib
 from harness.base.locks import locked
 from harness.base.paths import cache_dir
 from harness.base.process import find_tool
+from harness.fleet.cluster import require_distributed
+from harness.fleet.version import own_version
 from harness.kernel import debian
 from harness.kernel.arch import ARCHES, host_arch
 from harness.kernel.hostneeds import KERNEL_NEEDS, HostNeed, tool, toolchain_needs
@@ -27,6 +29,9 @@ from harness.kernel.toolchain import DEFAULT, GCC, TOOLCHAINS, find_toolchain
 
 DISK_GIB = 6
 """Free space that one source tree (1.9 GiB), one build tree, its copies and a run need; measured on 7.3."""
+
+WORKER_DISK_GIB = 2
+"""Free space for a worker: a kernel, its disks and some snapshots of 0.3 GiB each."""
 
 MEMORY_GIB = 3
 """Memory for a 1 GiB guest, the compiler and the harness; vfio_pci_driver_test needs a 4 GiB guest on top."""
@@ -73,6 +78,9 @@ _BOOT_NEEDS = (
     tool("ip", "iproute2", "virtme guests get no network"),
     tool("lspci", "pciutils", "a shell in the guest lacks it"),
 )
+
+_WORKER_NEEDS = ("setpriv", "mkfs.erofs")
+"""Those of them that a worker needs: root disks come to it."""
 
 QEMU_PACKAGES = tuple(dict.fromkeys(arch.qemu_package for arch in ARCHES.values()))
 """Packages to take from backports if those of the release are too old for igb."""
@@ -188,6 +196,27 @@ def examine(toolchains: Sequence[str] = ()) -> tuple[Check, ...]:
     others = (_guest_python(), _qemu(), _acceleration(), _cache(), _disk(), _memory())
     more = [check for name in dict.fromkeys(toolchains) if name != DEFAULT for check in _toolchain(name)]
     return (*map(_look, (*KERNEL_NEEDS, *_BOOT_NEEDS)), *more, *others)
+
+
+def examine_worker() -> tuple[Check, ...]:
+    """Check what a worker of a fleet needs of this host: it boots VMs and builds nothing."""
+    needs = [need for need in _BOOT_NEEDS if need.name in _WORKER_NEEDS]
+    room = _disk()
+    free = shutil.disk_usage(next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())).free
+    if free < WORKER_DISK_GIB << 30:
+        room = _missing("disk", room.detail, f"kernels, disks and snapshots need {WORKER_DISK_GIB} GiB")
+    cache = _cache()
+    if cache.state is CheckState.WARNING:
+        cache = _missing("cache", cache.detail, "kernels and disks cannot arrive")
+    return (*map(_look, needs), _distributed(), _qemu(), _acceleration(), cache, room, _memory())
+
+
+def _distributed() -> Check:
+    try:
+        require_distributed()
+    except HostError as error:
+        return _missing("distributed", error.message, f"it cannot join a fleet; {error.hint}")
+    return _ok("distributed", f"vfio-harness {own_version()}; workers and clients must have the same")
 
 
 def packages_for(checks: Sequence[Check]) -> tuple[str, ...]:

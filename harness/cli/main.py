@@ -49,6 +49,8 @@ VERBS = {
     "coverage": "Show which lines of the kernel a run reached, and by which cases.",
     "history": "Show the outcomes of a case in all runs.",
     "doctor": "Check what this host lacks; --fix installs it.",
+    "worker": "Run VMs of this host for a fleet.",
+    "fleet": "Prepare a fleet of hosts for matrix and run.",
     "mutate": "Plant faults in a kernel, and see which the cases notice.",
     "gc": "Remove old kernels, objects, sources, images, snapshots and runs.",
 }

@@ -13,8 +13,10 @@ import click
 from harness.base import output
 from harness.base.errors import UsageError, nearest
 from harness.cli import options
+from harness.cli.fleet_options import FLEET, fleet_options
 from harness.cli.given import given, refuse_beside, repeated
 from harness.cli.moment import parse_deadline
+from harness.fleet.cluster import FleetWish
 from harness.matrix import SHIPPED, Entry, Matrix, load_matrix, matrix_names, with_coverage
 from harness.matrix.recipes import SERVICES, recipe
 from harness.matrix.shards import parse_shard, shard
@@ -108,6 +110,7 @@ from harness.suites.catalogue import check_patterns
 @options.machine_options
 @options.conduct_options(confirm=True)
 @options.workers_option
+@fleet_options
 @options.junit_option
 @options.accept_option("this run")
 @options.verbose_option
@@ -130,6 +133,7 @@ def command(
     machine: MachineWish,
     conduct: Conduct,
     pytest: PytestOptions,
+    fleet: FleetWish | None,
     junit: Path | None,
     accept: str | None,
     as_json: bool,
@@ -144,6 +148,7 @@ def command(
       vfio-harness matrix smoke --tree ~/linux
       vfio-harness matrix nightly --plan
       vfio-harness matrix nightly --tree debian:7.3 --tree debian:7.2 --deadline 06:30
+      vfio-harness matrix nightly --fleet tls://build1:8786 --fleet-keys ~/fleet
       vfio-harness matrix --resume 20261125-221503-1f0c
       vfio-harness matrix nightly --emit github --shards 8 > .github/workflows/nightly.yml
     """
@@ -152,7 +157,7 @@ def command(
     if plan_only and accept is not None:
         raise UsageError("--plan runs nothing: there is nothing to --accept")
     conduct = dataclasses.replace(conduct, until=parse_deadline(deadline))
-    request = Request(wishes=(), conduct=conduct, pytest=pytest, junit=junit, accept=accept)
+    request = Request(wishes=(), conduct=conduct, pytest=pytest, fleet=fleet, junit=junit, accept=accept)
     if resume is not None:
         refuse_beside("--resume uses the options of that run", _WITH_RESUME)
         with _resumed(resume, request) as request:
@@ -235,7 +240,7 @@ def _emit(service: str, matrix: Matrix, cases: Sequence[str], shards: int) -> in
     return 0
 
 
-_WITH_RESUME = {"resume", "deadline", "accept", "junit", "workers", "verbose", "as_json", "plan_only"}
+_WITH_RESUME = {"resume", "deadline", "accept", "junit", "workers", "verbose", "as_json", "plan_only", *FLEET}
 """Options that may change on resume; all others are those of the run."""
 
 

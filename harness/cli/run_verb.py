@@ -11,7 +11,9 @@ import click
 
 from harness.base.errors import UsageError
 from harness.cli import options, patch_runs
+from harness.cli.fleet_options import fleet_options
 from harness.cli.given import given, refuse_beside, repeated
+from harness.fleet.cluster import FleetWish
 from harness.session import planning
 from harness.session.pipeline import Request, build, check, collect, plan
 from harness.session.running import carry_out
@@ -43,6 +45,7 @@ def _pytest_options(keyword: str | None, **fields: Any) -> PytestOptions:
     help="Run only the cases that reach what changed since the last good run; needs a coverage map.",
 )
 @options.workers_option
+@fleet_options
 @click.option(
     "--series",
     metavar="FILE|DIR|MESSAGE-ID",
@@ -71,6 +74,7 @@ def command(
     machine: MachineWish,
     conduct: Conduct,
     pytest: PytestOptions,
+    fleet: FleetWish | None,
     series: str | None,
     each: bool,
     watch: bool,
@@ -118,7 +122,7 @@ def command(
         for variant in dict.fromkeys(variants)
         for topology in dict.fromkeys(topologies)
     )
-    request = Request(wishes=wishes, conduct=conduct, pytest=pytest, junit=junit)
+    request = Request(wishes=wishes, conduct=conduct, pytest=pytest, fleet=fleet, junit=junit)
     planned = plan(check(request), expect=not pytest.collect_only)
     return collect(planned) if pytest.collect_only else carry_out(build(planned), as_json=as_json)
 

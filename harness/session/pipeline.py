@@ -28,6 +28,7 @@ from harness.base.errors import (
 from harness.base.outcome import Outcome
 from harness.base.output import emit, tell, tolerant_stdout
 from harness.base.words import count_of
+from harness.fleet.cluster import FleetWish
 from harness.kernel.trees import KernelTree
 from harness.lab.admission import most_vms
 from harness.machine.accel import Choice
@@ -60,6 +61,8 @@ class Request:
     wishes: tuple[JobWish, ...]
     conduct: Conduct
     pytest: PytestOptions = dataclasses.field(default_factory=PytestOptions)
+    fleet: FleetWish | None = None
+    """Where the work runs; None: on this host, by pytest."""
     junit: Path | None = None
     accept: str | None = None
     """Why the coverage that the run lost is accepted."""
@@ -447,7 +450,7 @@ def build(planned: PlannedRun) -> BuiltRun:
     began = time.monotonic()
     built = BuiltRun(planned=planned)
     until = planned.request.conduct.until
-    while not built.planned.ready() and built.planned.waiting() and not too_late(until):
+    while not (planned.request.fleet or built.planned.ready() or too_late(until)) and built.planned.waiting():
         built = _build_one(built)
     ready = built.planned.ready()
     for kernel in ready:

@@ -40,6 +40,7 @@ from harness.kernel.store import Built
 from harness.kernel.toolchain import Toolchain, find_toolchain
 from harness.kernel.trees import KernelTree, TreeKind, open_tree
 from harness.kernel.variants import Variant, load_catalogue
+from harness.lab.artefacts import BuildOrder
 from harness.machine.accel import Choice, choose_accel
 from harness.machine.devices import Topology
 from harness.machine.qemu import Qemu, find_qemu
@@ -183,6 +184,21 @@ class PlannedKernel:
     def is_built(self) -> bool:
         """Whether the store has it."""
         return self.plan is not None and self.plan.cached
+
+    def order(self) -> BuildOrder | None:
+        """Return how another process builds it; None for a finished kernel."""
+        if not isinstance(self.plan, KernelPlan):
+            return None
+        return BuildOrder(
+            digest=self.plan.key,
+            tree=str(self.pinned.absolute().tree),
+            variant=self.wish.variant,
+            addons=self.wish.addons,
+            fragments=tuple(map(read_fragment, self.wish.configs)),
+            toolchain=self.wish.toolchain,
+            built_with=str(self.plan.built_with),
+            profile=bool(self.plan.config_plan.profile),
+        )
 
     @property
     def is_never_built(self) -> bool:

@@ -27,8 +27,9 @@ from harness.session.coverage import keep_coverage
 from harness.session.decoding import locate_splats, telling_splats
 from harness.session.dumps import question_dumps
 from harness.session.forecast import workers_for
+from harness.session.on_fleet import run_on_fleet
 from harness.session.own import OWN_DIRECTORY
-from harness.session.pipeline import BuiltRun, Checked, PlannedRun
+from harness.session.pipeline import BuiltRun, PlannedRun
 from harness.session.planning import slug
 from harness.session.records import open_store, record_jobs
 from harness.session.remaining import check_inputs, left_to_try
@@ -45,7 +46,8 @@ def carry_out(built: BuiltRun, *, as_json: bool = False) -> int:
         if before.state is RunState.FINISHED and not to_do(plan):
             tell("nothing is left to do in this run")
             return report(built, as_json=as_json)
-        check_inputs(before, {"the accelerator": checked.accel.accel.value})
+        if checked.request.fleet is None:
+            check_inputs(before, {"the accelerator": checked.accel.accel.value})
     _fill_run_dir(built.planned, plan)
     # The caller has locked a resumed run already.
     with owned(checked.run_dir) if before is None else contextlib.nullcontext():
@@ -84,7 +86,7 @@ def _run_in_parts(planned: PlannedRun, plan: Plan) -> None:
     """Run *plan*; what reaches the change of the tree first, with a verdict on that, or alone."""
     checked, first = planned.checked, planned.first
     if not first:
-        _run_twice(checked, plan)
+        _run_twice(planned, plan)
         return
     alone = checked.request.pytest.affected
     began, path = time.monotonic(), checked.run_dir / PLAN_FILE
@@ -94,7 +96,7 @@ def _run_in_parts(planned: PlannedRun, plan: Plan) -> None:
         _note_unrun(checked.run_dir, plan, set(first), reason, Cause.BY_WISH)
     part.save(path)
     try:
-        _run_twice(checked, part)
+        _run_twice(planned, part)
     finally:
         plan.save(path)
     so_far = load(checked.run_dir)
@@ -110,7 +112,7 @@ def _run_in_parts(planned: PlannedRun, plan: Plan) -> None:
     with RunStore.open(checked.run_dir) as store:
         store.go_on()
     try:
-        _run_twice(checked, left)
+        _run_twice(planned, left)
     finally:
         plan.save(path)
 
@@ -133,10 +135,11 @@ def _note_unrun(run_dir: Path, plan: Plan, but: Container[str], reason: str, cau
         )
 
 
-def _run_twice(checked: Checked, plan: Plan) -> None:
+def _run_twice(planned: PlannedRun, plan: Plan) -> None:
     """Run *plan*, and with --confirm once more what could not be tried, as when a worker died."""
-    options, path = checked.request.pytest, checked.run_dir / PLAN_FILE
-    ended = run_pytest(options.words(), path, workers_for(plan, options))
+    checked = planned.checked
+    path = checked.run_dir / PLAN_FILE
+    ended = _engine(planned, plan)
     if ended is Ended.REFUSED:
         raise UsageError("pytest refused its options", hint="see its message above")
     if not checked.request.conduct.confirm or ended is not Ended.RAN:
@@ -148,17 +151,47 @@ def _run_twice(checked: Checked, plan: Plan) -> None:
         with RunStore.open(checked.run_dir) as store:
             store.go_on()
         try:
-            run_pytest(options.words(), path, workers_for(again, options))
+            _engine(planned, again)
         finally:
             plan.save(path)
+
+
+def _engine(planned: PlannedRun, plan: Plan) -> Ended:
+    """Run *plan*, which is saved in the run's directory: on the fleet, or on this host by pytest."""
+    checked = planned.checked
+    if checked.request.fleet is None:
+        options = checked.request.pytest
+        return run_pytest(options.words(), checked.run_dir / PLAN_FILE, workers_for(plan, options))
+    orders = {order.digest: order for kernel in planned.waiting() if (order := kernel.order()) is not None}
+
+    for order in orders.values():
+        tell(f"kernel: {order.variant} is to be built in the fleet")
+
+    def provided(digest: str, error: HarnessError | None) -> None:
+        tell(f"kernel: {orders[digest].variant}: {error or 'built in the fleet'}")
+        if error is not None:
+            _note_unbuilt(planned, digest, error)
+
+    return run_on_fleet(plan, checked.request.fleet, orders, provided)
+
+
+def _note_unbuilt(planned: PlannedRun, digest: str, error: HarnessError) -> None:
+    """Record for its jobs why there is no kernel *digest*."""
+    with RunStore.open(planned.checked.run_dir) as store:
+        for wish, job in planned.jobs.items():
+            if job.kernel.digest == digest:
+                store.add_job(planned.record(wish, job, error))
 
 
 def _background_builds(
     planned: PlannedRun, spent: Callable[[float], object]
 ) -> contextlib.AbstractContextManager[object]:
-    """Build the other kernels in the background; *spent* is called with the CPU seconds of each."""
+    """Build the other kernels in the background, unless a fleet does.
+
+    *spent* is called with the CPU seconds of each.
+    """
     waiting = {kernel.plan.key: kernel for kernel in planned.waiting() if isinstance(kernel.plan, KernelPlan)}
-    if not waiting:
+    if not waiting or planned.request.fleet is not None:
         return contextlib.nullcontext()
 
     def note(plan: KernelPlan, result: Built | HarnessError, seconds: float) -> None:
@@ -170,10 +203,7 @@ def _background_builds(
             tell(f"\nkernel: {name} {result.release} {how} in {seconds:.1f} s")
             return
         tell(f"\nkernel: {name}: {result}")
-        with RunStore.open(planned.checked.run_dir) as store:
-            for wish, job in planned.jobs.items():
-                if job.kernel.digest == plan.key:
-                    store.add_job(planned.record(wish, job, result))
+        _note_unbuilt(planned, plan.key, result)
 
     plans = [kernel.plan for kernel in waiting.values() if isinstance(kernel.plan, KernelPlan)]
     compilers = next(iter(waiting.values())).wish.compilers
