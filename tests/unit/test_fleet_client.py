@@ -185,7 +185,7 @@ def _cluster() -> Iterator[LocalCluster]:
         n_workers=3,
         threads_per_worker=1,
         processes=False,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         resources={"vm": 1, "vfio-harness 0.0.9": 1, **for_build("gcc 12")},
     ) as cluster:
         yield cluster
