@@ -24,6 +24,7 @@ FEATURES: dict[str, str] = {
     "debug": "built with KASAN or lockdep: slower and stricter",
     "fault-injection": "built with the fault injection frameworks",
     "gcov": "built with coverage counters",
+    "64k-pages": "built with pages of 64 KiB",
     "kunit": "built with KUnit and the unit tests of the generic page tables",
     # The topology: its devices and their IOMMUs.
     "edu": "one QEMU `edu` device",
@@ -36,6 +37,7 @@ FEATURES: dict[str, str] = {
     "viommu-intel": "that IOMMU is intel-iommu",
     "viommu-amd": "that IOMMU is amd-iommu",
     "viommu-virtio": "that IOMMU is virtio-iommu",
+    "viommu-smmuv3": "that IOMMU is an SMMUv3",
     "mixed": "one device behind an emulated IOMMU and one outside it, in the same machine",
     "hotplug": "the host can unplug the devices and plug them in",
     "sriov": "a device that can have virtual functions",

@@ -26,6 +26,7 @@ from harness.base.errors import ExitCode, HarnessError, InfraError, KernelError,
 from harness.base.words import count_of
 from harness.bisect.state import CommitRun, GitVerdict, Rules, Status, Step, StepOptions
 from harness.bisect.verdict import decide, read_run
+from harness.kernel.arch import find_arch
 from harness.kernel.kconfig import read_fragment
 from harness.kernel.plan import plan_kernel
 from harness.kernel.provide import Kernel, plan_selftests, provide_kernel
@@ -88,12 +89,12 @@ class VMTester:
         try:
             tree, variant = open_tree(self._tree_of(commit)), load_catalogue().variant(wish.variant)
             fragments = [read_fragment(config) for config in wish.configs]
-            toolchain = find_toolchain(wish.toolchain)
+            toolchain, arch = find_toolchain(wish.toolchain), find_arch(wish.arch)
             with build_progress(commit[:12], sys.stderr) as progress:
                 # Before the kernel: a program that does not compile cannot test it.
                 own: tuple[str, ...] = ()
                 if options.own.programs:
-                    plan = plan_kernel(tree, variant, wish.addons, fragments, toolchain=toolchain)
+                    plan = plan_kernel(tree, variant, wish.addons, fragments, toolchain=toolchain, arch=arch)
                     headers = plan_selftests(plan, tree)
                     taken = take(options.own, None)
                     compiled = taken.compiled(headers, compilers=wish.compilers, progress=progress)
@@ -107,6 +108,7 @@ class VMTester:
                     wish.addons,
                     fragments,
                     toolchain=toolchain,
+                    arch=arch,
                     compilers=wish.compilers,
                     progress=progress,
                     with_selftests=planning.needs_selftests(options.suites),

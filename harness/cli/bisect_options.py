@@ -16,7 +16,7 @@ from harness.base.errors import UsageError
 from harness.bisect.state import StepOptions
 from harness.bisect.step import BOOT_CASE
 from harness.cli import options
-from harness.kernel.arch import host_arch
+from harness.kernel.arch import find_arch
 from harness.kernel.hostneeds import require_build_tools
 from harness.kernel.toolchain import find_toolchain
 from harness.kernel.trees import open_tree
@@ -77,7 +77,7 @@ class Asked:
     @property
     def taken(self) -> TakenOwn:
         """The user's own programs and probes, read once.  Raises as take()."""
-        return _take(self.own, self.machine.root)
+        return _take(self.own, self.machine.root, find_arch(self.kernel.arch))
 
     @property
     def what(self) -> str:
@@ -127,8 +127,9 @@ class Asked:
             raise UsageError(f"variant {variant!r} is never built, so there is nothing to bisect")
         planning.check_kernel(self.kernel)
         # Without a compiler every commit would be skipped.
-        require_build_tools(find_toolchain(self.kernel.toolchain).resolve(host_arch()))
-        qemu, choice = planning.choose(self.machine)
+        arch = find_arch(self.kernel.arch)
+        require_build_tools(find_toolchain(self.kernel.toolchain).resolve(arch), arch.label)
+        qemu, choice = planning.choose(self.machine, self.kernel.arch)
         planning.check_machine(self.machine, qemu)
         return choice.reason
 
@@ -151,7 +152,7 @@ _no_kernel_option = click.option("--kernel", hidden=True, expose_value=False, ca
 _kernel_wish = options.fold(
     "kernel",
     lambda **fields: KernelWish(variant="", **fields),
-    *("addons", "configs", "toolchain", "compilers", "selftests"),
+    *("addons", "configs", "toolchain", "arch", "compilers", "selftests"),
     options=(options.selftests_option, options.kernel_options),
 )
 

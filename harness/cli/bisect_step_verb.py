@@ -94,7 +94,7 @@ def command(tree: str | None, asked: Asked, find_fix: bool, missing_fails: bool)
 
 def _machine_of(asked: Asked) -> tuple[str, ...]:
     """What decides about the machine and is not in its options."""
-    qemu, choice = planning.choose(asked.machine)
+    qemu, choice = planning.choose(asked.machine, asked.kernel.arch)
     own = Path(asked.machine.topology)
     return (qemu.identity, choice.accel.value, own.read_text(encoding="utf-8") if own.is_file() else "")
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.base import process
-from harness.base.errors import HostError, InfraError
+from harness.base.errors import HarnessError, HostError, InfraError
 from harness.base.host import available_mib
 from harness.base.locks import locked
 from harness.base.paths import cache_dir
@@ -23,9 +23,10 @@ from harness.base.process import find_tool
 from harness.fleet.cluster import require_distributed
 from harness.fleet.version import own_version
 from harness.kernel import debian
-from harness.kernel.arch import ARCHES, host_arch
+from harness.kernel.arch import ARCHES, Arch, find_arch, host_arch
 from harness.kernel.hostneeds import KERNEL_NEEDS, HostNeed, tool, toolchain_needs
 from harness.kernel.toolchain import DEFAULT, GCC, TOOLCHAINS, find_toolchain
+from harness.kernel.userspace import provide_userspace, userspace_entry
 
 DISK_GIB = 6
 """Free space that one source tree (1.9 GiB), one build tree, its copies and a run need; measured on 7.3."""
@@ -114,17 +115,36 @@ def _missing(name: str, detail: str, cost: str, packages: tuple[str, ...] = ()) 
     return Check(name=name, state=CheckState.MISSING, detail=detail, cost=cost, packages=packages)
 
 
-def _qemu() -> Check:
+def _qemu(arch: Arch) -> Check:
     from harness.machine.qemu import find_qemu
 
+    name, packages = f"QEMU{_of(arch)}", (arch.qemu_package,)
     try:
-        qemu = find_qemu()
-    except InfraError as error:
-        return _missing("QEMU", error.message, _NO_BOOT, QEMU_PACKAGES)
+        qemu = find_qemu(arch=arch)
+    except HarnessError as error:
+        return _missing(name, error.message, _NO_BOOT, packages)
     if "igb" not in qemu.devices:
         detail = f"{qemu.version_text} has no igb device"
-        return _warning("QEMU", detail, "topologies with igb are refused", QEMU_PACKAGES)
-    return _ok("QEMU", f"{qemu.version_text} ({qemu.path})")
+        return _warning(name, detail, "topologies with igb are refused", packages)
+    return _ok(name, f"{qemu.version_text} ({qemu.path})")
+
+
+def _of(arch: Arch) -> str:
+    """Return what tells the need of guests of *arch* from that of this host's."""
+    return f" for {arch.label} guests" if arch.label else ""
+
+
+def _userspace(arch: Arch) -> Check:
+    name, entry = f"user space{_of(arch)}", userspace_entry(arch)
+    if entry.is_dir():
+        return _ok(name, str(entry))
+    return _warning(name, "not fetched yet", "the first run fetches and unpacks some 40 MB of packages")
+
+
+def _foreign(arch: Arch) -> tuple[Check, ...]:
+    """Check what guests of another architecture need besides."""
+    crossing = tuple(map(_look, toolchain_needs(GCC.resolve(arch), arch.label)))
+    return (*crossing, _qemu(arch), _userspace(arch))
 
 
 def _guest_python() -> Check:
@@ -178,28 +198,37 @@ def _acceleration() -> Check:
     return _warning("acceleration", choice.reason, cost)
 
 
-def _toolchain(name: str) -> tuple[Check, ...]:
+def _toolchain(name: str, arch: Arch) -> tuple[Check, ...]:
     """Check a toolchain that is not the default one."""
-    toolchain = find_toolchain(name).resolve(host_arch())
-    checks = tuple(map(_look, toolchain_needs(toolchain)))
+    toolchain = find_toolchain(name).resolve(arch)
+    checks = tuple(map(_look, toolchain_needs(toolchain, arch.label)))
     compiler = toolchain.programs[0]
     if any(check.state is not CheckState.OK for check in checks) or toolchain.is_new_enough:
         return checks
-    detail = f"{toolchain.identify(host_arch()).compiler} ({checks[0].detail})"
+    detail = f"{toolchain.identify(arch).compiler} ({checks[0].detail})"
     cost = f"Linux 7.3 refuses {compiler} before version {toolchain.oldest}"
     packages = () if find_toolchain(name).suffix else toolchain.compiler_packages
     return (_warning(checks[0].name, detail, cost, packages), *checks[1:])
 
 
-def examine(toolchains: Sequence[str] = ()) -> tuple[Check, ...]:
-    """Check everything the harness needs of this host, and *toolchains* besides the default one."""
-    others = (_guest_python(), _qemu(), _acceleration(), _cache(), _disk(), _memory())
-    more = [check for name in dict.fromkeys(toolchains) if name != DEFAULT for check in _toolchain(name)]
-    return (*map(_look, (*KERNEL_NEEDS, *_BOOT_NEEDS)), *more, *others)
+def examine(toolchains: Sequence[str] = (), arches: Sequence[str] = ()) -> tuple[Check, ...]:
+    """Check everything the harness needs of this host; *toolchains* and *arches* besides the default ones."""
+    others = (_guest_python(), _qemu(host_arch()), _acceleration(), _cache(), _disk(), _memory())
+    foreign = [arch for arch in map(find_arch, dict.fromkeys(arches)) if arch.label]
+    more = [
+        check
+        for name in dict.fromkeys(toolchains)
+        if name != DEFAULT
+        # The prefix of a cross compiler is for one architecture.
+        for arch in (foreign if foreign and find_toolchain(name).prefix else [host_arch(), *foreign])
+        for check in _toolchain(name, arch)
+    ]
+    more += [check for arch in foreign for check in _foreign(arch)]
+    return (*map(_look, (*KERNEL_NEEDS, *_BOOT_NEEDS)), *dict.fromkeys(more), *others)
 
 
 def examine_worker() -> tuple[Check, ...]:
-    """Check what a worker of a fleet needs of this host: it boots VMs and builds nothing."""
+    """Check what a worker of a fleet needs of this host to boot VMs."""
     needs = [need for need in _BOOT_NEEDS if need.name in _WORKER_NEEDS]
     room = _disk()
     free = shutil.disk_usage(next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())).free
@@ -208,7 +237,7 @@ def examine_worker() -> tuple[Check, ...]:
     cache = _cache()
     if cache.state is CheckState.WARNING:
         cache = _missing("cache", cache.detail, "kernels and disks cannot arrive")
-    return (*map(_look, needs), _distributed(), _qemu(), _acceleration(), cache, room, _memory())
+    return (*map(_look, needs), _distributed(), _qemu(host_arch()), _acceleration(), cache, room, _memory())
 
 
 def _distributed() -> Check:
@@ -225,7 +254,7 @@ def packages_for(checks: Sequence[Check]) -> tuple[str, ...]:
 
 
 def fix(packages: Sequence[str]) -> None:
-    """Install *packages* with apt, QEMU from backports where the release's own is too old for igb.
+    """Install *packages* with apt, QEMUs from backports where the release's own are too old for igb.
 
     apt and sudo talk to the user on their own terminal.  The system's own sources are not touched.
     Raises InfraError when apt is missing or fails, or when there is neither root nor sudo.
@@ -234,14 +263,15 @@ def fix(packages: Sequence[str]) -> None:
         raise InfraError("this host has no apt", hint=f"install the equivalents of: {' '.join(packages)}")
     _apt("update", check=False)
     packages = tuple(dict.fromkeys(found for name in packages for found in _new_enough(name)))
-    own = [name for name in packages if name not in QEMU_PACKAGES]
+    emulators = [name for name in packages if name in QEMU_PACKAGES]
+    own = [name for name in packages if name not in emulators]
     if own:
         _apt("install", *own)
-    if len(own) < len(packages):
-        if _candidate_major(QEMU_PACKAGES[0]) >= _IGB_SINCE:
-            _apt("install", *QEMU_PACKAGES)
+    if emulators:
+        if _candidate_major(emulators[0]) >= _IGB_SINCE:
+            _apt("install", *emulators)
         else:
-            _from_backports(QEMU_PACKAGES)
+            _from_backports(emulators)
 
 
 def _apt(verb: str, *words: str, options: Sequence[str] = (), check: bool = True) -> None:
@@ -273,6 +303,13 @@ def _candidate_major(package: str) -> int:
     policy = process.run(["apt-cache", "policy", package]).stdout
     match = re.search(r"Candidate: (?:\d+:)?(\d+)", policy)
     return int(match[1]) if match else 0
+
+
+def fetch_userspaces(arches: Sequence[str]) -> None:
+    """Fetch and unpack what guests of the foreign ones of *arches* are made of.  Raises InfraError."""
+    for arch in map(find_arch, dict.fromkeys(arches)):
+        if arch.label:
+            provide_userspace(arch)
 
 
 def _from_backports(packages: Sequence[str]) -> None:

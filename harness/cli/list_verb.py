@@ -26,10 +26,19 @@ def _variants() -> list[Row]:
 
 
 def _topologies() -> list[Row]:
-    from harness.machine.topology import load_topology, shipped_topologies
+    from harness.kernel.arch import ARCHES
+    from harness.machine.topology import arches_of, read_topology, shipped_topologies
 
-    loaded = [load_topology(name) for name in shipped_topologies()]
-    return [{"name": t.name, "what": t.summary, "features": " ".join(sorted(t.features))} for t in loaded]
+    loaded = [(topology, arches_of(topology)) for topology in map(read_topology, shipped_topologies())]
+    return [
+        {
+            "name": topology.name,
+            "what": topology.summary + ("" if len(on) == len(ARCHES) else f" ({', '.join(on)} only)"),
+            "features": " ".join(sorted(topology.features)),
+            "arches": " ".join(on),
+        }
+        for topology, on in loaded
+    ]
 
 
 def _matrices() -> list[Row]:
@@ -79,12 +88,14 @@ def _known_issues() -> list[Row]:
 
 
 def _kernels() -> list[Row]:
+    from harness.kernel.arch import find_arch
     from harness.kernel.store import list_kernels
 
     return [
         {
             "name": str(facts["digest"]),
             "what": f"{facts['release']} {facts['variant']}"
+            + (f" for {facts['arch']}" if "arch" in facts and find_arch(facts["arch"]).label else "")
             + (f" from {facts['tree_label']}" if facts.get("handed_in") else ""),
             "tree": str(facts["tree_label"]),
         }

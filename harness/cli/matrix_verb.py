@@ -63,6 +63,7 @@ from harness.suites.catalogue import check_patterns
     help="As in run; replaces the trees of the matrix. Repeatable.",
 )
 @options.toolchain_option(multiple=True, words=" Repeatable; replaces the toolchains of the matrix.")
+@options.arch_option(multiple=True, words=" Repeatable; replaces the architectures of the matrix.")
 @click.option(
     "--plan",
     "plan_only",
@@ -121,6 +122,7 @@ def command(
     path: Path,
     trees: tuple[str, ...],
     toolchains: tuple[str, ...],
+    arches: tuple[str, ...],
     plan_only: bool,
     part: str | None,
     deadline: str | None,
@@ -164,7 +166,7 @@ def command(
             return _run(request, plan_only=plan_only, as_json=as_json)
     if name is None:
         raise UsageError("which matrix?", hint=nearest("", matrix_names(path)))
-    matrix = load_matrix(name, path, trees, toolchains)
+    matrix = load_matrix(name, path, trees, toolchains, arches)
     matrix = with_coverage(matrix) if coverage else matrix
     if emit is not None:
         return _emit(emit, matrix, conduct.cases, shards)
@@ -207,7 +209,7 @@ def _request(
 def _with_ready(matrix: Matrix, kernel: KernelWish) -> Matrix:
     """Return *matrix* with the finished *kernel* once on each topology, with all suites that run there."""
     suites: dict[str, dict[str, None]] = {}
-    for entry in matrix.entries:
+    for entry in (one for one in matrix.entries if one.arch == kernel.arch):
         suites.setdefault(entry.topology, {}).update(dict.fromkeys(entry.suites))
     every = tuple(dict.fromkeys(suite for names in suites.values() for suite in names))
     runnable = planning.runnable(kernel, every)
@@ -216,6 +218,7 @@ def _with_ready(matrix: Matrix, kernel: KernelWish) -> Matrix:
             tree=None,
             variant=kernel.variant,
             addons=kernel.addons,
+            arch=kernel.arch,
             topology=topology,
             suites=tuple(name for name in names if name in runnable),
         )

@@ -203,7 +203,7 @@ def _show(faults: Sequence[Fault], found: int) -> int:
 def _check(kernel: KernelWish, machines: Sequence[MachineWish]) -> str:
     """Refuse impossible values; return the accelerator with the reason for it."""
     planning.check_kernel(kernel)
-    qemu, choice = planning.choose(machines[0])
+    qemu, choice = planning.choose(machines[0], kernel.arch)
     for machine in machines:
         planning.check_machine(machine, qemu)
     return choice.reason

@@ -16,6 +16,7 @@ from harness.base import paths
 from harness.base.errors import UsageError
 from harness.base.host import default_compilers
 from harness.cli.given import given, refuse_beside
+from harness.kernel.arch import ARCHES, find_arch, host_arch
 from harness.kernel.toolchain import DEFAULT as DEFAULT_TOOLCHAIN
 from harness.kernel.toolchain import EXAMPLE_PREFIX, TOOLCHAINS, find_toolchain
 from harness.kernel.variants import load_catalogue
@@ -158,10 +159,31 @@ def toolchain_option(multiple: bool, words: str = "") -> Callable[[F], F]:
     )
 
 
+def _arch(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Return the names of the rows that *value* means, one or several; None means this host's."""
+    if isinstance(value, tuple):
+        return tuple(find_arch(one).name for one in value)
+    return find_arch(value).name if value is not None else host_arch().name
+
+
+def arch_option(multiple: bool, words: str = "") -> Callable[[F], F]:
+    """Return --arch, for one or for several; *words* end its help."""
+    return click.option(
+        "--arch",
+        "arches" if multiple else "arch",
+        multiple=multiple,
+        metavar="ARCH",
+        callback=_arch,
+        shell_complete=completing(_plain(lambda: ARCHES)),
+        help=f"Architecture of kernel and guest: {', '.join(ARCHES)}; by default this host's.{words}",
+    )
+
+
 def kernel_options(function: F) -> F:
-    """Add --with, --config, --toolchain and -j."""
+    """Add --with, --config, --toolchain, --arch and -j."""
     for option in (
         compilers_option,
+        arch_option(multiple=False, words=" Others are built by a cross compiler and emulated."),
         toolchain_option(multiple=False),
         click.option(
             "--config",
@@ -221,7 +243,9 @@ def ready_options(function: F) -> F:
     return function
 
 
-_BUILT = (*("tree", "trees", "variant", "variants", "addons", "configs", "toolchains", "series", "watch"),)
+_BUILT = (
+    *("tree", "trees", "variant", "variants", "addons", "configs", "toolchains", "arches", "series", "watch"),
+)
 """Parameters that say which kernel is built."""
 
 
@@ -240,14 +264,15 @@ def make_kernel_wish(
     compiles = fields.get("selftests") is not None
     refused = _BUILT if compiles else (*_BUILT, "toolchain")
     refuse_beside("--kernel names a finished kernel, which nothing is built for", only=refused)
-    wish = ReadyWish(kernel=ready, modules=modules, config=kernel_config)
+    arch = fields.get("arch", "") if "arch" in given() else ""
+    wish = ReadyWish(kernel=ready, modules=modules, config=kernel_config, arch=arch)
     return KernelWish(**{**fields, "tree": None}, variant="", ready=wish)
 
 
-_KERNEL = ("tree", "addons", "configs", "toolchain", "compilers")
+_KERNEL = ("tree", "addons", "configs", "toolchain", "arch", "compilers")
 
 built_kernel_wish = fold("kernel", make_kernel_wish, *_KERNEL, options=(tree_option, kernel_options))
-"""--tree, --with, --config, --toolchain and -j: one argument *kernel*, a KernelWish without a variant."""
+"""--tree and the options of kernel_options(): one argument *kernel*, a KernelWish without a variant."""
 
 kernel_wish = fold(
     "kernel",

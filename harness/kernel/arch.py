@@ -18,7 +18,7 @@ from harness.base.errors import InfraError, UsageError, nearest
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Iommu:
-    """A device model of QEMU that is an IOMMU."""
+    """A device model of QEMU that is an IOMMU, or a value of the machine's property `iommu`."""
 
     feature: str
     """The feature of guest/needs.py that it stands for."""
@@ -62,13 +62,13 @@ class Interrupts:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BootSector:
-    """A guest of a few instructions that makes QEMU exit with a special status, which proves that it ran."""
+    """A guest of a few instructions that makes QEMU exit, which proves that it ran."""
 
     code: bytes
-    """The first bytes of a virtio disk."""
-    device: str
-    """The device with which it makes QEMU exit."""
+    options: tuple[str, ...]
+    """Options of QEMU that boot it; `{file}` is the file that begins with *code*."""
     status: int
+    """QEMU's exit status then; without *code* it would not exit."""
 
 
 # Rows are compared by identity: mappings have no hash.
@@ -77,11 +77,13 @@ class Arch:
     """One architecture: its kernels, its QEMU machine and how its kernels report trouble."""
 
     name: str
-    """The name that uname(1) prints on such a host, and that Jobs and results use."""
+    """The value of kbuild's ARCH, which Jobs and results use."""
+    host: str
+    """The name that uname(1) prints on such a host."""
+    debian: str
+    """Debian's name."""
 
     # Kernel.
-    kbuild: str
-    """The value of ARCH."""
     source: str
     """Its directory below arch/ in the source."""
     image: str
@@ -97,7 +99,8 @@ class Arch:
     debugged: tuple[str, ...]
     """Objects of its own in which debuggers need types; see harness/kernel/debugfile.py."""
     vmcoreinfo: str
-    """VMCOREINFO of a kernel that was not moved, but for its release; symbols in braces are its addresses."""
+    """VMCOREINFO of a kernel that was not moved, but for its release; symbols in braces are its addresses.
+    Empty if it depends on more than them."""
     required: tuple[str, ...]
     """What a kernel must have =y to boot on the machine below and be heard; see kconfigs/required.yaml."""
 
@@ -111,16 +114,19 @@ class Arch:
     """The properties that a topology may set; `-machine TYPE,help` does not list all of them."""
     firmware: str | None
     """Firmware that boots faster than the default one and leaves the PCI buses to the kernel."""
+    has_more_roots: bool
+    """Whether it boots with firmware that sets up further root complexes."""
     cpu: Mapping[str, str]
     """Accelerator -> CPU model."""
     kvm_hosts: tuple[str, ...]
     """Hosts, as uname(1) names them, whose KVM can run it."""
     iommus: Mapping[str, Iommu]
-    """The IOMMUs by device model."""
+    """The IOMMUs by model."""
     slots: Slots
     panic_device: str
     """The device through which a kernel that panicked tells QEMU."""
-    interrupts: Interrupts
+    interrupts: Interrupts | None
+    """None where QEMU's monitor does not tell."""
     boot_sector: BootSector
 
     # The running kernel.
@@ -139,14 +145,34 @@ class Arch:
     @property
     def cross_compile(self) -> str:
         """The value of CROSS_COMPILE; empty where this host's own compiler will do."""
-        return "" if platform.machine() == self.name else f"{self.triplet}-"
+        return "" if self.is_host else f"{self.triplet}-"
 
+    @property
+    def is_host(self) -> bool:
+        """Whether it is that of this host."""
+        return platform.machine() == self.host
+
+    @property
+    def label(self) -> str:
+        """Its name as part of the name of a job; empty if it is that of this host."""
+        return "" if self.is_host else self.name
+
+    @property
+    def doctor(self) -> str:
+        """The command that installs what this host lacks for it."""
+        return f"vfio-harness doctor{f' --arch {self.label}' if self.label else ''} --fix"
+
+
+_VIRTIO_IOMMU = Iommu(
+    feature="viommu-virtio", on_pci=True, needs_split_irqchip=False, symbols=("VIRTIO_IOMMU",)
+)
 
 _DEBUG_EXIT_PORT, _DEBUG_EXIT_VALUE = 0x501, 0x2A
 
 _X86_64 = Arch(
     name="x86_64",
-    kbuild="x86_64",
+    host="x86_64",
+    debian="amd64",
     source="x86",
     # Entered through PVH: no decompressor, no real mode.
     image="vmlinux",
@@ -171,6 +197,7 @@ _X86_64 = Arch(
     ),
     # 0.15 s faster than SeaBIOS under TCG.
     firmware="qboot.rom",
+    has_more_roots=True,
     # Page tables of five levels cost an emulator one more level at every miss.
     cpu=MappingProxyType({"kvm": "host", "tcg": "max,la57=off"}),
     kvm_hosts=("x86_64",),
@@ -188,9 +215,7 @@ _X86_64 = Arch(
                 needs_split_irqchip=True,
                 symbols=("AMD_IOMMU", "IRQ_REMAP"),
             ),
-            "virtio-iommu-pci": Iommu(
-                feature="viommu-virtio", on_pci=True, needs_split_irqchip=False, symbols=("VIRTIO_IOMMU",)
-            ),
+            "virtio-iommu-pci": _VIRTIO_IOMMU,
         }
     ),
     # 0x00 is the host bridge, 0x01 goes to amd-iommu's own PCI function, 0x1f is the ICH9.
@@ -214,7 +239,11 @@ _X86_64 = Arch(
             + b"\xf4\xeb\xfd"  # halt for ever if the write did not end QEMU
         ).ljust(510, b"\0")
         + b"\x55\xaa",
-        device=f"isa-debug-exit,iobase={_DEBUG_EXIT_PORT:#x},iosize=1",
+        options=(
+            *("-device", f"isa-debug-exit,iobase={_DEBUG_EXIT_PORT:#x},iosize=1"),
+            *("-drive", "if=none,id=sector,format=raw,readonly=on,file={file}"),
+            *("-device", "virtio-blk-pci,drive=sector"),
+        ),
         # QEMU hw/misc/debugexit.c.
         status=(_DEBUG_EXIT_VALUE << 1) | 1,
     ),
@@ -230,25 +259,84 @@ _X86_64 = Arch(
     program_counter=r"RIP: \w+:",
 )
 
-ARCHES: Mapping[str, Arch] = MappingProxyType({arch.name: arch for arch in (_X86_64,)})
+_ARM64 = Arch(
+    name="arm64",
+    host="aarch64",
+    debian="arm64",
+    source="arm64",
+    image="arch/arm64/boot/Image",
+    triplet="aarch64-linux-gnu",
+    fragment="arch-arm64",
+    elf_machine=183,
+    # Documentation/arch/arm64/booting.rst: the magic number in the header of an uncompressed image.
+    packed_image=(56, b"ARM\x64", "boot Image"),
+    debugged=("arch/arm64/kernel/process.o",),
+    # arch/arm64/kernel/vmcore_info.c: it depends on the page size and on where the kernel was loaded.
+    vmcoreinfo="",
+    required=(
+        "64BIT",
+        "SERIAL_AMBA_PL011",
+        "SERIAL_AMBA_PL011_CONSOLE",
+        "PCI_HOST_GENERIC",
+        "ARM_GIC_V3_ITS",
+    ),
+    qemu="qemu-system-aarch64",
+    qemu_package="qemu-system-arm",
+    machine=MappingProxyType({"type": "virt", "gic-version": "3"}),
+    machine_properties=frozenset(
+        {
+            *("gic-version", "its", "iommu", "default-bus-bypass-iommu", "highmem", "highmem-ecam"),
+            *("highmem-mmio", "kernel-irqchip", "acpi", "mte", "ras", "secure", "virtualization"),
+        }
+    ),
+    # The device tree of a direct boot describes one root complex.
+    firmware=None,
+    has_more_roots=False,
+    # Pointer authentication by QEMU's own algorithm: the architected one costs an emulator half its time.
+    cpu=MappingProxyType({"kvm": "host", "tcg": "max,pauth-impdef=on,sve=off,sme=off,lpa2=off"}),
+    kvm_hosts=("aarch64",),
+    iommus=MappingProxyType(
+        {
+            "smmuv3": Iommu(
+                feature="viommu-smmuv3", on_pci=False, needs_split_irqchip=False, symbols=("ARM_SMMU_V3",)
+            ),
+            "virtio-iommu-pci": _VIRTIO_IOMMU,
+        }
+    ),
+    slots=_X86_64.slots,
+    panic_device="pvpanic-pci",
+    interrupts=None,
+    boot_sector=BootSector(
+        # Arm DEN0022, Power State Coordination Interface: SYSTEM_OFF.
+        code=bytes.fromhex("000180d20080b0f2020000d400000014"),
+        options=("-kernel", "{file}"),
+        status=0,
+    ),
+    console="ttyAMA0",
+    emulated_args=(),
+    program_counter=r"pc :",
+)
+
+ARCHES: Mapping[str, Arch] = MappingProxyType({arch.name: arch for arch in (_X86_64, _ARM64)})
 """Every architecture the harness knows, by name."""
 
 IOMMUS: Mapping[str, Iommu] = MappingProxyType(
     {driver: iommu for arch in ARCHES.values() for driver, iommu in arch.iommus.items()}
 )
-"""Every device model that is an IOMMU on some architecture."""
+"""Every model that is an IOMMU on some architecture."""
 
 
 def find_arch(name: str) -> Arch:
-    """Return the architecture called *name*; UsageError names the nearest one."""
-    if name not in ARCHES:
-        raise UsageError(f"there is no architecture {name!r}", hint=nearest(name, ARCHES))
-    return ARCHES[name]
+    """Return the architecture that kbuild, uname(1) or Debian call *name*; UsageError names the nearest."""
+    for arch in ARCHES.values():
+        if name in (arch.name, arch.host, arch.debian):
+            return arch
+    raise UsageError(f"there is no architecture {name!r}", hint=nearest(name, ARCHES))
 
 
 def host_arch() -> Arch:
     """Return the architecture of this host; InfraError if the harness does not know it."""
-    name = platform.machine()
-    if name not in ARCHES:
-        raise InfraError(f"hosts of the architecture {name} are not supported")
-    return ARCHES[name]
+    for arch in ARCHES.values():
+        if arch.is_host:
+            return arch
+    raise InfraError(f"hosts of the architecture {platform.machine()} are not supported")

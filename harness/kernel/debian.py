@@ -16,8 +16,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from harness.base import paths, process
 from harness.base.cause import Cause
@@ -168,7 +169,7 @@ def find_candidates() -> list[DebianSource]:
         raise SourceError(
             f"{KEYRING} is missing", hint="install debian-archive-keyring, or give a kernel tree"
         )
-    memo = _apt_root() / CANDIDATES_FILE
+    memo = apt_root() / CANDIDATES_FILE
     settings = _apt_settings()
     remembered = _recall(memo, settings)
     if remembered:
@@ -261,13 +262,17 @@ def choose_mirrors(targets: str, known: tuple[str, ...]) -> list[str]:
     )
 
 
-def _apt_root() -> Path:
+def apt_root() -> Path:
+    """Return the directory with all that apt keeps for us; it changes under LISTS_LOCK."""
     return paths.cache_dir() / "apt"
 
 
 def _options() -> list[str]:
-    """Return the options that make apt keep all its package data in a directory of ours."""
-    root = _apt_root()
+    return apt_options(apt_root())
+
+
+def apt_options(root: Path, more: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """Return the options that make apt keep all its package data in the directory *root*, and *more*."""
     values: Mapping[str, str] = {
         "Dir::Etc::sourcelist": os.fspath(root / "sources.list"),
         "Dir::Etc::sourceparts": "-",
@@ -281,30 +286,36 @@ def _options() -> list[str]:
         "Acquire::Retries": "2",
         "APT::Sandbox::User": "root",
         "APT::Update::Error-Mode": "any",
+        **more,
     }
     return [word for name, value in values.items() for word in ("-o", f"{name}={value}")]
 
 
 def _update(mirror: str) -> list[str]:
     """Refresh the lists of every suite; return what went wrong.  Older lists stay usable."""
-    root = _apt_root()
+    root = apt_root()
     try:
-        for name in ("lists/partial", "cache/archives/partial"):
-            (root / name).mkdir(parents=True, exist_ok=True)
-        (root / "status").touch()
-        lines = (f"deb [signed-by={KEYRING}] {mirror} {suite} main\n" for suite in suites())
-        write_atomic(root / "sources.list", "".join(lines))
-        done = _bounded(["apt-get", *_options(), "update"], _UPDATE_SECONDS, f"asking {mirror}")
+        write_sources(root, mirror, suites())
+        done = bounded(["apt-get", *_options(), "update"], _UPDATE_SECONDS, f"asking {mirror}")
         # apt does not touch unchanged lists, and gc goes by this time.
         os.utime(root / "lists")
     except OSError as error:
         return [f"cannot write to the cache: {root}: {error.strerror}"]
     except SourceError as error:
         return [error.message]
-    return [] if done.ok else [error for error in _errors(done) if _ABSENT not in error]
+    return [] if done.ok else [error for error in errors_in(done) if _ABSENT not in error]
 
 
-def _bounded(argv: list[str], seconds: float, what: str, cwd: Path | None = None) -> process.Completed:
+def write_sources(root: Path, mirror: str, wanted: Iterable[str]) -> None:
+    """Prepare *root* for apt_options(), with the suites *wanted* of *mirror*.  Raises OSError."""
+    for name in ("lists/partial", "cache/archives/partial"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "status").touch()
+    lines = (f"deb [signed-by={KEYRING}] {mirror} {suite} main\n" for suite in wanted)
+    write_atomic(root / "sources.list", "".join(lines))
+
+
+def bounded(argv: list[str], seconds: float, what: str, cwd: Path | None = None) -> process.Completed:
     """Run apt for at most *seconds*; SourceError when that is not enough."""
     deadline = Deadline.after(seconds)
     try:
@@ -315,7 +326,8 @@ def _bounded(argv: list[str], seconds: float, what: str, cwd: Path | None = None
         raise SourceError(f"{what} timed out after {seconds:.0f} s") from error
 
 
-def _errors(done: process.Completed) -> list[str]:
+def errors_in(done: process.Completed) -> list[str]:
+    """Return apt's messages about what went wrong, or how it ended."""
     errors = [line[3:] for line in done.stderr.splitlines() if line.startswith("E: ")]
     return errors or [f"apt-get {done.ending}"]
 
@@ -363,10 +375,10 @@ def _fetch_tarball(chosen: DebianSource, work: Path) -> Path:
     what = f"{chosen.package} {chosen.version}"
     argv = ["apt-get", *_options(), "download", f"{chosen.package}={chosen.version}"]
     with shared(LISTS_LOCK, "another process is asking Debian's mirror"):
-        done = _bounded(argv, _DOWNLOAD_SECONDS, f"fetching {what}", cwd=work)
+        done = bounded(argv, _DOWNLOAD_SECONDS, f"fetching {what}", cwd=work)
     packages = list(work.glob("*.deb"))
     if not done.ok or len(packages) != 1:
-        raise SourceError(f"cannot fetch {what}: {_errors(done)[0]}")
+        raise SourceError(f"cannot fetch {what}: {errors_in(done)[0]}")
     process.run(["dpkg-deb", "--extract", packages[0], work / "content"]).check(
         "cannot unpack the package", Cause.SOURCE
     )

@@ -77,15 +77,17 @@ _NO_DEBIAN = "Debian's kernel sources cannot be fetched; give a tree of your own
 _MAKE_TOOLS = tuple(tool(name, name, _NO_BUILD) for name in ("make", "flex", "bison", "bc"))
 
 
-def build_needs(toolchain: Toolchain) -> tuple[HostNeed, ...]:
+def build_needs(toolchain: Toolchain, cross: str = "") -> tuple[HostNeed, ...]:
     """Return the programs without which no build is begun (Documentation/process/changes.rst)."""
-    return (*toolchain_needs(toolchain), *_MAKE_TOOLS)
+    return (*toolchain_needs(toolchain, cross), *_MAKE_TOOLS)
 
 
-def toolchain_needs(toolchain: Toolchain) -> tuple[HostNeed, ...]:
-    """Return the programs of *toolchain*."""
+def toolchain_needs(toolchain: Toolchain, cross: str = "") -> tuple[HostNeed, ...]:
+    """Return the programs of *toolchain*; *cross* is the label of an architecture that is not this host's."""
     of = f" of {toolchain.name}" if toolchain.label else ""
-    cost = f"nothing can be built with --toolchain {toolchain.name}" if of else _NO_BUILD
+    of += f" for {cross}" if cross else ""
+    cost = f"nothing can be built with --toolchain {toolchain.name}" if toolchain.label else _NO_BUILD
+    cost = f"no kernel can be built for {cross}" if cross else cost
     rows = (
         ("C compiler" + of, toolchain.programs[:1], toolchain.compiler_packages),
         ("linker" + of, toolchain.programs[1:], toolchain.linker_packages),
@@ -97,15 +99,17 @@ def toolchain_needs(toolchain: Toolchain) -> tuple[HostNeed, ...]:
     )
 
 
-def require_build_tools(toolchain: Toolchain) -> None:
-    """Raise InfraError naming the programs and packages that a build with *toolchain* lacks."""
-    missing = [need for need in build_needs(toolchain) if need.find() is None]
+def require_build_tools(toolchain: Toolchain, cross: str = "") -> None:
+    """Raise InfraError naming the programs and packages that a build lacks; parameters as build_needs()."""
+    missing = [need for need in build_needs(toolchain, cross) if need.find() is None]
     if missing:
         packages = " ".join(dict.fromkeys(package for need in missing for package in need.packages))
         option = f" --toolchain {toolchain.name}" if toolchain.label else ""
+        option += f" --arch {cross}" if cross else ""
         fix = f"install {packages}, or run: vfio-harness doctor{option} --fix"
+        kernel = f"a kernel build for {cross}" if cross else "a kernel build"
         raise HostError(
-            f"a kernel build needs {', '.join(need.wanted for need in missing)}",
+            f"{kernel} needs {', '.join(need.wanted for need in missing)}",
             hint=fix if packages else f"check the prefix {toolchain.name}",
         )
 

@@ -259,7 +259,7 @@ class Make:
         every other failure.
         """
         argv = ["make", "-C", os.fspath(self.tree / directory), f"-j{self.compilers}"]
-        argv += [f"ARCH={self.arch.kbuild}", *self.toolchain.make_arguments, *arguments]
+        argv += [f"ARCH={self.arch.name}", *self.toolchain.make_arguments, *arguments]
         start = time.monotonic()
         with self.log.open("ab") as sink, self.log.open("rb") as source:
             source.seek(0, os.SEEK_END)

@@ -116,7 +116,7 @@ def installed_toolchain(arch: Arch, toolchain: Toolchain = GCC) -> tuple[Toolcha
     """
     toolchain = toolchain.resolve(arch)
     warn_ignored(" ".join(["--toolchain", *filter(None, [named_in(os.environ)])]))
-    require_build_tools(toolchain)
+    require_build_tools(toolchain, arch.label)
     return toolchain, toolchain.identify(arch)
 
 
@@ -144,13 +144,15 @@ def _describe_files(path: Path) -> str:
     return digest_of(*(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in facts))
 
 
-def prove_blocked(tree: KernelTree, variant: Variant, toolchain: Toolchain = GCC) -> BlockedProof:
-    """Prove by olddefconfig alone that the tree refuses no-IOMMU mode in a *blocked* variant.
+def prove_blocked(
+    tree: KernelTree, variant: Variant, toolchain: Toolchain = GCC, arch: Arch | None = None
+) -> BlockedProof:
+    """Prove by olddefconfig alone that the tree refuses no-IOMMU mode in a *blocked* variant on *arch*.
 
     Raises NotRefused when it does not, NotApplicable when this tree has other rules.
     """
     assert variant.blocked, variant.name
-    plan = plan_kernel(tree, variant, toolchain=toolchain)
+    plan = plan_kernel(tree, variant, toolchain=toolchain, arch=arch)
     asked = plan.config_plan.blocked
     with tree.configurable() as source:
         reason = _symbols(source, tree.config_identity, plan.arch).explain_miss(asked[0], "y", plan.config)

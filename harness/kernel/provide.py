@@ -38,6 +38,7 @@ from harness.kernel.store import (
 )
 from harness.kernel.toolchain import GCC, Toolchain, ToolchainIdentity
 from harness.kernel.trees import KernelTree
+from harness.kernel.userspace import provide_userspace
 from harness.kernel.variants import Variant
 
 TYPICAL_STEPS = 2200
@@ -61,12 +62,13 @@ def provide_kernel(
     extra_fragments: Iterable[Fragment] = (),
     *,
     toolchain: Toolchain = GCC,
+    arch: Arch | None = None,
     compilers: int,
     progress: Progress = ignore_progress,
     with_selftests: bool = True,
     selftests_of: KernelTree | None = None,
 ) -> Kernel:
-    """Return the kernel of *variant* in *tree*: from the store, or built now.
+    """Return the kernel of *variant* in *tree*, for this host or *arch*: from the store, or built now.
 
     Its selftests are those of *tree*, or of *selftests_of* if given.
 
@@ -78,7 +80,7 @@ def provide_kernel(
             f"the variant {variant.name!r} is proved by its configuration and never built",
             cause=Cause.KCONFIG,
         )
-    plan = plan_kernel(tree, variant, addons, extra_fragments, toolchain=toolchain)
+    plan = plan_kernel(tree, variant, addons, extra_fragments, toolchain=toolchain, arch=arch)
     built = build_kernel(plan, compilers=compilers, progress=progress)
     programs = None
     if with_selftests:
@@ -223,8 +225,10 @@ class SelftestPlan:
     def entry(self) -> Path:
         """Where they are in the store, or will be."""
         trees = dict.fromkeys(tree.selftest_identity for tree in (self.tree, self.headers))
+        # One LLVM compiles for all architectures.
+        of_arch = filter(None, (self.arch.label,))
         return selftests_entry(
-            digest_of("selftests", str(RECIPE), selftests.FORM, *trees, str(self.built_with))
+            digest_of("selftests", str(RECIPE), selftests.FORM, *trees, str(self.built_with), *of_arch)
         )
 
     @property
@@ -308,7 +312,8 @@ def _build_selftests(
     with plan.tree.held(waiting):
         work = plan.tree.path / f"{OURS}selftests"
         make = _make_for(plan, plan.tree, work, compilers, progress)
-        selftests.build_selftests(make, work, target, headers=headers)
+        userspace = provide_userspace(plan.arch) if plan.arch.label else None
+        selftests.build_selftests(make, work, target, headers=headers, userspace=userspace)
 
 
 def seconds_lately(plan: KernelPlan) -> float | None:

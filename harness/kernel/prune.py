@@ -2,9 +2,9 @@
 """Prune the cache: remove the least recently used entries.
 
 That is kernels, selftests, the user's own programs, objects, configurations, unpacked sources, worktrees,
-apt's lists, the disks of guests and their snapshots.  Each is removed under the lock that its users take, so
-what is in use stays: a build holds its objects and its source, a VM its disks, kernel, selftests and programs
-(harness.kernel.store.hold).
+apt's lists, the user spaces and disks of guests, and their snapshots.  Each is removed under the lock that
+its users take, so what is in use stays: a build holds its objects and its source, a VM its disks, kernel,
+selftests and programs (harness.kernel.store.hold).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _KINDS = {
     "repositories": "repositories/*",
     "apt": "apt/*",
     "images": "images/*",
+    "userspaces": "userspaces/*",
     SNAPSHOTS: f"{SNAPSHOTS}/*",
     "bench": "bench/*",
     "tests": "tests/*",

@@ -17,6 +17,7 @@ from pathlib import Path
 from harness.base.errors import BuildError, HostError
 from harness.kernel import elf
 from harness.kernel.make import Make
+from harness.kernel.userspace import libraries_of, top_of
 
 COLLECTIONS = ("vfio", "iommu")
 FORM = "4"
@@ -62,10 +63,13 @@ def install_headers(make: Make, work: Path, target: Path) -> None:
     shutil.copytree(work / "usr" / "include", target)
 
 
-def build_selftests(make: Make, work: Path, target: Path, *, headers: Path | None = None) -> None:
+def build_selftests(
+    make: Make, work: Path, target: Path, *, headers: Path | None = None, userspace: Path | None = None
+) -> None:
     """Install the tree's headers below *work*, build its selftests there and put the programs into *target*.
 
-    With *headers*, the directory of another kernel's, they are compiled against these.
+    With *headers*, the directory of another kernel's, they are compiled against these.  Another architecture
+    has its libraries in the entry *userspace* of the cache.
     *target* gets one directory per collection, with the programs and their scripts.  If a program does not
     compile, as in some released kernels, a file beside the others gives the reason: see failures(). The
     digests of the programs' sources are kept, too, and what libvfio can do: see sources() and features().
@@ -87,6 +91,7 @@ def build_selftests(make: Make, work: Path, target: Path, *, headers: Path | Non
             f"OUTPUT={output}",
             f"KHDR_INCLUDES=-isystem {headers or work / 'usr/include'}",
             f"top_srcdir={tree}",
+            *(_foreign(userspace) if userspace is not None else ()),
             "all",
         ]
         try:
@@ -99,6 +104,17 @@ def build_selftests(make: Make, work: Path, target: Path, *, headers: Path | Non
     # Read them now, because a shared worktree may have another ref checked out later.
     (target / _SOURCES).write_text(json.dumps(_digests(tree, target)), encoding="utf-8")
     (target / _FEATURES).write_text(json.dumps(libvfio_features(tree)), encoding="utf-8")
+
+
+def _foreign(userspace: Path) -> tuple[str, str]:
+    """Return the variables of kselftest's lib.mk with which it finds headers and libraries in *userspace*.
+
+    Of the headers only those that the cross compiler has not: it has its own libc.
+    """
+    return (
+        f"USERCFLAGS=-idirafter {top_of(userspace) / 'usr/include'}",
+        f"USERLDFLAGS=-L{libraries_of(userspace)}",
+    )
 
 
 def kselftest_headers(tree: Path) -> tuple[Path, ...]:

@@ -251,7 +251,7 @@ class _Reader:
     def _source(self, rest: str) -> None:
         # What the top Makefile exports to Kconfig.
         arch = self.found.arch
-        variables = {"SRCARCH": arch.source, "HEADER_ARCH": arch.source, "ARCH": arch.kbuild}
+        variables = {"SRCARCH": arch.source, "HEADER_ARCH": arch.source, "ARCH": arch.name}
         path = re.sub(r"\$\((\w+)\)", lambda m: variables.get(m[1], m[0]), rest.strip().strip('"'))
         if path not in self.found.files and (self.found.tree / path).is_file():
             _Reader(self.found, path).read(self._outer())

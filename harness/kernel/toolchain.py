@@ -145,7 +145,7 @@ class Toolchain:
         compiler, linker = map(_version, self.programs)
         if self.prefix and not self.retargetable:
             target = process.run([self.programs[0], "-dumpmachine"]).stdout.strip()
-            if not target.startswith(f"{arch.name}-"):
+            if target.partition("-")[0] != arch.host:
                 raise UsageError(f"{self.programs[0]} compiles for {target}, not for {arch.name}")
         tools = _version(self.tools[0]) if self.binutils_packages != self.linker_packages else ""
         return ToolchainIdentity(compiler=compiler, linker=linker, tools=tools)

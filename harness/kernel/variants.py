@@ -110,6 +110,15 @@ class Addon:
     fragments: tuple[str, ...]
     profile: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()  # symbols for which its fragments override those of the variant
+    arches: tuple[str, ...] = ()  # the architectures that have it; empty: all
+
+    def check(self, arch: Arch) -> None:
+        """Raise UsageError if kernels of *arch* cannot have it."""
+        if self.arches and arch.name not in self.arches:
+            raise UsageError(
+                f"--with {self.name} is for {' and '.join(self.arches)} kernels, not for {arch.name}",
+                hint=f"add --arch {self.arches[0]}, or leave it out",
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from harness.kernel.arch import ARCHES
 from harness.lab.admission import RESERVE_MIB
 from harness.machine.accel import choose_accel
 from harness.machine.qemu import find_qemu
-from harness.machine.topology import load_topology, shipped_topologies
+from harness.machine.topology import read_topology, shipped_topologies
 from harness.plan import Job
 
 KVM = "kvm"
@@ -75,7 +75,7 @@ def _device(arch: str, name: str) -> str:
 
 @functools.cache
 def _shipped_devices() -> frozenset[str]:
-    shipped = map(load_topology, shipped_topologies())
+    shipped = map(read_topology, shipped_topologies())
     return frozenset(device.driver for topology in shipped for device in topology.devices)
 
 

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from harness.base.errors import HarnessError
+from harness.kernel.arch import find_arch
 from harness.machine.accel import Choice, choose_accel
 from harness.machine.qemu import find_qemu
 from harness.plan import Job
@@ -14,9 +15,9 @@ from harness.plan import Job
 
 def choices(jobs: Sequence[Job]) -> Iterator[Choice]:
     """Yield the Choice for each accelerator that *jobs* request, unless this host has none."""
-    for wish in dict.fromkeys(job.accel for job in jobs):
+    for wish, arch in dict.fromkeys((job.accel, job.arch) for job in jobs):
         with contextlib.suppress(HarnessError):
-            yield choose_accel(wish, find_qemu())
+            yield choose_accel(wish, find_qemu(arch=find_arch(arch)))
 
 
 def proven_accel(jobs: Sequence[Job]) -> str:

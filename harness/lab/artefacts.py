@@ -22,7 +22,7 @@ from harness.base.cause import Cause
 from harness.base.errors import HarnessError, InfraError
 from harness.base.host import default_compilers
 from harness.base.locks import shared
-from harness.kernel.arch import host_arch
+from harness.kernel.arch import find_arch, host_arch
 from harness.kernel.kconfig import Fragment
 from harness.kernel.plan import installed_toolchain, plan_kernel
 from harness.kernel.provide import build_kernel
@@ -85,10 +85,10 @@ def artefacts_of(job: Job) -> tuple[Artefact, ...]:
 
 def provide_disks(jobs: Iterable[Job]) -> None:
     """Have the disks that *jobs* name in this host's store.  Raises InfraError when it cannot make them."""
-    named = {(job.root.name, tuple(sorted(job.root.disks.items()))) for job in jobs}
-    for name, disks in sorted(named):
+    named = {(job.root.name, job.arch, tuple(sorted(job.root.disks.items()))) for job in jobs}
+    for name, arch, disks in sorted(named):
         if disks:
-            find_root(name, dict(disks)).parts(paths.guest_dir(), None, None)
+            find_root(name, find_arch(arch), dict(disks)).parts(paths.guest_dir(), None, None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +102,7 @@ class BuildOrder:
     addons: tuple[str, ...]
     fragments: tuple[Fragment, ...]
     toolchain: str
+    arch: str
     built_with: str
     """The versions of compiler and linker that are part of the digest."""
     profile: bool = False
@@ -113,7 +114,9 @@ class BuildOrder:
 
         That one keeps what counts and locates lines, too, which does not travel.
         """
-        return self.tree.startswith(DEBIAN) and self.toolchain in _COMMON and not self.profile
+        is_foreign = bool(find_arch(self.arch).label)
+        is_common = self.toolchain in _COMMON and not is_foreign
+        return self.tree.startswith(DEBIAN) and is_common and not self.profile
 
 
 def build_ordered(order: BuildOrder, check: Callable[[], None] = lambda: None) -> Built:
@@ -129,6 +132,7 @@ def build_ordered(order: BuildOrder, check: Callable[[], None] = lambda: None) -
         order.addons,
         order.fragments,
         toolchain=find_toolchain(order.toolchain),
+        arch=find_arch(order.arch),
     )
     if plan.key != order.digest:
         message = f"{order.tree} gives another {order.variant} kernel here than when the run was planned"

@@ -118,7 +118,7 @@ class Recipe:
             cpus=job.cpus,
             memory_mib=job.memory_mib,
             accel=accel,
-            root=find_root(job.root.name, job.root.disks),
+            root=find_root(job.root.name, arch, job.root.disks),
             gdb=gdb,
             shares=shares,
         )

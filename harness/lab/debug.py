@@ -15,7 +15,6 @@ from harness.lab.boot import Recipe, boot
 from harness.machine.dump import FILE, Dumper
 from harness.machine.interrogation import drgn_command
 from harness.machine.machine import GDB_SOCKET
-from harness.machine.qemu import find_qemu
 from harness.plan import Job
 
 
@@ -37,7 +36,7 @@ def debug_live(
     The guest is as its first case finds it, and runs.  *tell* is called with how to log in.  Returns the
     debugger's exit status.  Raises what boot() raises, and HostError when the debugger is missing.
     """
-    recipe = Recipe.of(job, qemu=find_qemu())
+    recipe = Recipe.of(job)
     with hold(job.kernel.digest, programs=job.own.digests), boot(recipe, directory) as booted:
         ssh = booted.vm.ssh
         login = ["ssh", "-i", str(ssh.client_key), "-p", str(ssh.port)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from harness.base.cause import Cause
 from harness.base.deadline import Deadline
 from harness.base.errors import HostError, InfraError, KernelError, LostGuest
+from harness.kernel.arch import find_arch
 from harness.kernel.store import find_built, hold
 from harness.lab.boot import Booted, Recipe, ask, boot
 from harness.lab.current import SERVICE_SECONDS
@@ -55,7 +56,8 @@ def open_shell(
     Raises what boot() raises, KernelError if no device can be bound, and LostGuest with the reason if the VM
     ends meanwhile.
     """
-    recipe = Recipe.of(job, qemu=find_qemu(shell.qemu), gdb=shell.gdb, shares=shell.shares)
+    qemu = find_qemu(shell.qemu, find_arch(job.arch))
+    recipe = Recipe.of(job, qemu=qemu, gdb=shell.gdb, shares=shell.shares)
     with contextlib.ExitStack() as stack:
         built = find_built(job.kernel.digest)
         if shell.gdb and built is not None:

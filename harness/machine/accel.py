@@ -257,9 +257,7 @@ def _try_sector(qemu: Qemu, accel: Accel) -> _Try:
         argv = [
             *_base(qemu, accel),
             *("-m", "64"),
-            *("-device", sector.device),
-            *("-drive", f"if=none,id=sector,format=raw,readonly=on,file={disk.name}"),
-            *("-device", "virtio-blk-pci,drive=sector"),
+            *(word.format(file=disk.name) for word in sector.options),
         ]
         ran = _run_guest(qemu, argv, _SECTOR_SECONDS)
     if ran.status == sector.status:

@@ -16,7 +16,7 @@ from harness.machine.splatpolicy import CUT_HERE, TRACE_END, Policy, Rule, is_dr
 
 COUNTER = re.compile(
     "|".join(
-        [*(arch.program_counter for arch in ARCHES.values()), r"e?pc :", r"PC is at", r"NIP \[[0-9a-f]+\]"]
+        [*(arch.program_counter for arch in ARCHES.values()), r"epc :", r"PC is at", r"NIP \[[0-9a-f]+\]"]
     )
 )
 """What stands before the function in a register dump; also of architectures whose logs somebody reads in."""

@@ -123,8 +123,10 @@ class Topology:
         return next(device for device in self.devices if device.id == device_id)
 
     @property
-    def iommu(self) -> Device | None:
-        return next((device for device in self.devices if device.is_iommu), None)
+    def iommu(self) -> str | None:
+        """The model of its IOMMU, a device or part of the machine; None without one."""
+        models = (*(device.driver for device in self.devices), str(self.machine.get("iommu")))
+        return next((model for model in models if model in IOMMUS), None)
 
     @property
     def has_more_roots(self) -> bool:
@@ -171,7 +173,7 @@ class Topology:
             yield "mixed"
         elif True in sides and self.iommu is not None:
             yield "viommu"
-            yield IOMMUS[self.iommu.driver].feature
+            yield IOMMUS[self.iommu].feature
         drivers = [device.driver for device in present]
         yield from {"edu", "igb", "nvme"} & set(drivers)
         if drivers.count("edu") >= 2:

@@ -50,7 +50,7 @@ def sysrq(qmp: Qmp, keyboard: int, key: str) -> None:
     os.write(keyboard, key.encode("ascii"))
 
 
-def write_bundle(directory: Path, pid: int, qmp: Qmp, keyboard: int, interrupts: Interrupts) -> Path:
+def write_bundle(directory: Path, pid: int, qmp: Qmp, keyboard: int, interrupts: Interrupts | None) -> Path:
     """Collect what BUDGET_SECONDS allow, write it to FILE in *directory* and return that file.
 
     *pid* is QEMU's; *keyboard* as in sysrq().
@@ -66,7 +66,11 @@ def write_bundle(directory: Path, pid: int, qmp: Qmp, keyboard: int, interrupts:
         ("registers", monitor("info registers -a", 4)),
         ("interrupts", monitor("info pic")),
         # Shows whether the timer is armed and which interrupts are in service.
-        *((f"{interrupts.title} {cpu}", monitor(interrupts.command.format(cpu=cpu))) for cpu in cpus),
+        *(
+            (f"{interrupts.title} {cpu}", monitor(interrupts.command.format(cpu=cpu)))
+            for cpu in cpus
+            if interrupts is not None
+        ),
         ("threads of QEMU", lambda: describe_threads(pid)),
         ("network", monitor("info usernet")),
         ("PCI as QEMU sees it", monitor("info pci")),

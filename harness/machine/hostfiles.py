@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """List the user space of the `image` root: programs of this host, their libraries, and its Python.
 
+For guests of another architecture they are those of a user space that harness.kernel.userspace unpacked.
+
 The Listing records size and time of every file, so that the next run sees at once, without running ldd again,
-whether the image made from it is still up to date.
+whether the image made from it is still up to date.  An unpacked user space never changes.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from harness.base import process, values
 from harness.base.deadline import Deadline
 from harness.base.errors import HostError
 from harness.kernel import elf
+from harness.kernel.arch import Arch
+from harness.kernel.userspace import identity_of, packages_of, provide_userspace, top_of
 
 GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where guests look for programs (guest/init.c, guest/init.sh)."""
@@ -62,6 +66,10 @@ _UNUSED = frozenset(
 )
 """Parts of Python's library that no guest needs; bytecode is compiled for the image."""
 
+_ALTERNATIVES = {"awk": "mawk", "which": "which.debianutils"}
+"""What Debian's update-alternatives(1) would have made of packages that are installed, not only unpacked."""
+
+_SONAME = re.compile(r".*\.so\.\d+$")
 _LOADED = re.compile(r"(?:=> )?(/\S+) \(0x")
 _ASK_SECONDS = 60.0
 
@@ -93,6 +101,8 @@ class Listing:
     """The interpreter's path, which is the same on this host and in the image."""
     stdlib: str
     """The directory of its library, likewise."""
+    packages: str = ""
+    """What the packages are whose files these are; empty if they are this host's own."""
     recipe: str = dataclasses.field(default_factory=_recipe)
     """Digest of the code that collected it."""
 
@@ -104,6 +114,16 @@ class Listing:
             and all(_stamp(path) == stamp for path, stamp in self.stamps.items())
             and all(_which(name) == path for name, path in self.found.items())
         )
+
+    @property
+    def identity(self) -> str:
+        """What is the same when the image is; for unpacked packages on all hosts."""
+        return f"{self.packages} {self.recipe}" if self.packages else self.to_json()
+
+    @property
+    def compiler(self) -> str:
+        """The Python of this host that writes bytecode for that of the guests; empty if there is none."""
+        return _which(Path(self.python).name) if self.packages else self.python
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -128,8 +148,50 @@ def _stamp(path: str) -> str:
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
-def collect() -> Listing:
-    """Search this host.  Raises HostError if it lacks a program that every guest needs."""
+def collect(arch: Arch) -> Listing:
+    """List the files for guests of *arch*.
+
+    Raises HostError if this host lacks a program that every guest needs, InfraError as provide_userspace().
+    """
+    return _collect_own() if arch.is_host else _collect_foreign(arch)
+
+
+def _collect_foreign(arch: Arch) -> Listing:
+    entry = provide_userspace(arch)
+    top = top_of(entry)
+    path = ":".join(f"{top}{place}" for place in GUEST_PATH.split(":"))
+    collection = _Collection(os.fspath(top))
+    for name in (*NEEDED, *WANTED):
+        found = process.find_tool(name, path=path) or process.find_tool(
+            _ALTERNATIVES.get(name, name), path=path
+        )
+        if found and name != "python3":
+            collection.add_program(name, found)
+    real = os.path.realpath(f"{top}/usr/bin/python3")
+    python = real.removeprefix(os.fspath(top))
+    collection.add(real, at=python)
+    collection.links["usr/bin/python3"] = python
+    stdlib = f"/usr/lib/{Path(python).name}"
+    collection.add_tree(stdlib, skip=_UNUSED)
+    for place in _DATA:
+        collection.add_tree(place)
+    for directory in ("/usr/lib", f"/usr/lib/{arch.triplet}"):
+        for library in sorted(Path(f"{top}{directory}").iterdir()):
+            if _SONAME.match(library.name):
+                collection.add(os.fspath(library), at=f"{directory}/{library.name}")
+    listed = os.fspath(packages_of(entry))
+    return Listing(
+        files=collection.files,
+        links=collection.links,
+        stamps={listed: _stamp(listed)},
+        found={},
+        python=python,
+        stdlib=stdlib,
+        packages=identity_of(entry),
+    )
+
+
+def _collect_own() -> Listing:
     found = {name: _which(name) for name in (*NEEDED, *WANTED)}
     missing = [name for name in NEEDED if not found[name]]
     if missing:
@@ -167,7 +229,9 @@ def _ask_python(python: str) -> tuple[str, str, str]:
 class _Collection:
     """Files on their way into a Listing."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str = "") -> None:
+        """*root* is the directory on this host that is the root directory of the files."""
+        self._root = root
         self.files: dict[str, str] = {}
         self.links: dict[str, str] = {}
         self.stamps: dict[str, str] = {}
@@ -188,17 +252,18 @@ class _Collection:
             self._placed[real] = name
 
     def add_tree(self, top: str, skip: Iterable[str] = ()) -> None:
-        """Add a file, or everything below a directory, at the host's path; nothing if the host lacks it."""
-        self.stamps[top] = _stamp(top)
-        if Path(top).is_file():
-            self.add(top, at=top)
-        for directory, names, files in os.walk(top):
+        """Add a file, or everything below a directory, at its own path; nothing if there is none."""
+        here = f"{self._root}{top}"
+        self.stamps[here] = _stamp(here)
+        if Path(here).is_file():
+            self.add(here, at=top)
+        for directory, names, files in os.walk(here):
             names[:] = sorted(name for name in names if name not in skip and not name.startswith("config-"))
             self.stamps[directory] = _stamp(directory)
             for name in sorted(files):
                 path = f"{directory}/{name}"
                 if os.access(path, os.R_OK):
-                    self.add(path, at=path)
+                    self.add(path, at=path.removeprefix(self._root))
 
     def add_libraries(self) -> None:
         """Add the shared libraries that the files so far load at start, and those that glibc loads later."""

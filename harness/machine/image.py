@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The `image` root: a small user space on read-only disks, made from the programs of this host.
+"""The `image` root: a small user space on read-only disks, made from the programs of this host, or for guests
+of another architecture from Debian's packages.
 
 Three disks, by how often they change: `root` (programs, libraries, Python, guest/init.c), `guest` (the
 package guest) and `kernel` (one kernel's modules and selftests).  guest/init.c mounts a tmpfs over the root,
@@ -21,6 +22,8 @@ from harness.base.cause import Cause
 from harness.base.deadline import Deadline
 from harness.base.errors import HostError, InfraError, UsageError
 from harness.base.files import write_atomic
+from harness.kernel.arch import Arch, host_arch
+from harness.kernel.toolchain import GCC
 from harness.machine import disks
 from harness.machine.hostfiles import Listing, collect, merged
 from harness.machine.rootparts import GUEST_DIR, GUEST_KERNEL_DIR, RootParts
@@ -50,6 +53,7 @@ _TEXTS = {
 class ImageRoot:
     """A root without the live host, which boots in half the time of the `virtme` root."""
 
+    arch: Arch = dataclasses.field(default_factory=host_arch)
     wanted: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Kind of disk -> digest of the disk to use; this host makes its own disks of other kinds."""
 
@@ -62,11 +66,11 @@ class ImageRoot:
         return True
 
     def disks(self, guest_dir: Path) -> dict[str, str]:
-        listing = _listing()
+        listing = _listing(self.arch)
         return {"root": _root_digest(listing, guest_dir), "guest": _guest_digest(listing, guest_dir)}
 
     def has(self, path: str) -> bool:
-        listing, place = _listing(), merged(path)
+        listing, place = _listing(self.arch), merged(path)
         return place in listing.files or place in listing.links
 
     def parts(self, guest_dir: Path, modules_dir: Path | None, selftests_dir: Path | None) -> RootParts:
@@ -106,8 +110,10 @@ class ImageRoot:
                 hint=f"copy {disks.disk_path(kind, str(wanted)).name} into {disks.images_dir()}",
                 cause=Cause.ROOT_MISSING,
             )
-        make = _root_disk if kind == "root" else _guest_disk
-        return make(_listing(), guest_dir, own)
+        listing = _listing(self.arch)
+        if kind == "root":
+            return _root_disk(listing, guest_dir, own, self.arch)
+        return _guest_disk(listing, guest_dir, own)
 
 
 def _escaped(path: Path) -> str:
@@ -116,14 +122,14 @@ def _escaped(path: Path) -> str:
 
 
 @functools.cache
-def _listing() -> Listing:
-    """Return the files of this host that go into the root disk; cached until one changes."""
-    memo = disks.images_dir() / "root.json"
+def _listing(arch: Arch) -> Listing:
+    """Return the files that go into the root disk of *arch*; cached until one changes."""
+    memo = disks.images_dir() / ("root.json" if arch.is_host else f"root-{arch.name}.json")
     with contextlib.suppress(OSError, ValueError, UsageError):
         known = Listing.from_json(memo.read_text(encoding="utf-8"))
         if known.fresh:
             return known
-    listing = collect()
+    listing = collect(arch)
     # In a read-only cache it is collected every time.
     with contextlib.suppress(OSError):
         memo.parent.mkdir(parents=True, exist_ok=True)
@@ -134,10 +140,15 @@ def _listing() -> Listing:
 def _root_digest(listing: Listing, guest_dir: Path) -> str:
     fixed = (*_DIRECTORIES, *map(str, _LINKS.items()), *map(str, _TEXTS.items()))
     init = (guest_dir / "init.c").read_text(encoding="utf-8")
-    return disks.digest_of((listing.to_json(), init, *fixed))
+    return disks.digest_of((listing.identity, init, *fixed, *_compiled_by(listing)))
 
 
-def _root_disk(listing: Listing, guest_dir: Path, digest: str) -> Path:
+def _compiled_by(listing: Listing) -> tuple[str, ...]:
+    """Return part of the digest of a disk without bytecode, because this host has not the Python for it."""
+    return () if listing.compiler else ("no bytecode",)
+
+
+def _root_disk(listing: Listing, guest_dir: Path, digest: str, arch: Arch) -> Path:
     init = guest_dir / "init.c"
 
     def fill(stage: Path) -> None:
@@ -153,8 +164,10 @@ def _root_disk(listing: Listing, guest_dir: Path, digest: str) -> Path:
             _link(stage / target, said)
         for target, text in _TEXTS.items():
             (stage / target).write_text(text, encoding="utf-8")
-        _compile_init(init, stage / "init")
-        disks.compile_python(listing.python, stage, stage / listing.stdlib.lstrip("/"), seen_at="/")
+        _compile_init(init, stage / "init", arch)
+        if listing.compiler:
+            library = stage / listing.stdlib.lstrip("/")
+            disks.compile_python(listing.compiler, stage, library, seen_at="/")
 
     return disks.provide_disk("root", digest, fill)
 
@@ -165,11 +178,13 @@ def _link(target: Path, said: str) -> None:
         target.symlink_to(said)
 
 
-def _compile_init(source: Path, target: Path) -> None:
+def _compile_init(source: Path, target: Path, arch: Arch) -> None:
     """Compile guest/init.c statically: libraries would have to be loaded at every boot."""
-    if process.find_tool("gcc") is None:
-        raise HostError("gcc is missing", hint="run `vfio-harness doctor --fix`, or use --root virtme")
-    argv = ["gcc", "-O2", "-static", "-o", os.fspath(target), os.fspath(source)]
+    compiler = f"{arch.cross_compile}{GCC.compiler}"
+    if process.find_tool(compiler) is None:
+        otherwise = ", or use --root virtme" if arch.is_host else ""
+        raise HostError(f"{compiler} is missing", hint=f"run `{arch.doctor}`{otherwise}")
+    argv = [compiler, "-O2", "-static", "-o", os.fspath(target), os.fspath(source)]
     process.run(argv, deadline=Deadline.after(_COMPILE_SECONDS)).check("compiling guest/init.c")
 
 
@@ -178,14 +193,16 @@ def _guest_digest(listing: Listing, guest_dir: Path) -> str:
         f"{path.relative_to(guest_dir)} {hashlib.sha256(path.read_bytes()).hexdigest()}"
         for path in sorted(guest_dir.rglob("*.py"))
     )
-    return disks.digest_of((listing.python, listing.stamps[listing.python], *contents))
+    python = listing.packages or listing.stamps[listing.python]
+    return disks.digest_of((listing.python, python, *contents, *_compiled_by(listing)))
 
 
 def _guest_disk(listing: Listing, guest_dir: Path, digest: str) -> Path:
     def fill(stage: Path) -> None:
         for path in guest_dir.rglob("*.py"):
             disks.put(path, stage / path.relative_to(guest_dir))
-        disks.compile_python(listing.python, stage, stage, seen_at=GUEST_DIR)
+        if listing.compiler:
+            disks.compile_python(listing.compiler, stage, stage, seen_at=GUEST_DIR)
 
     return disks.provide_disk("guest", digest, fill)
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from harness.base import paths, process
 from harness.base.deadline import Deadline
-from harness.base.errors import HostError
+from harness.base.errors import HostError, UsageError
 from harness.base.files import write_atomic
-from harness.kernel.arch import Arch, host_arch
+from harness.kernel.arch import ARCHES, Arch, host_arch
 
 OLDEST = (7, 2)
 """The oldest QEMU that is tested: Debian bookworm's."""
@@ -91,7 +91,7 @@ def chosen_qemu(path: str | None) -> Iterator[None]:
     before = os.environ.get(SETTING)
     try:
         if path is not None:
-            os.environ[SETTING] = os.fspath(find_qemu(path).path)
+            os.environ[SETTING] = os.fspath(qemu_path(path))
         yield
     finally:
         os.environ.pop(SETTING, None)
@@ -107,7 +107,8 @@ def find_qemu(path: Path | str | None = None, arch: Arch | None = None) -> Qemu:
     A word without a slash is looked up in PATH as a shell does; a Path, which cannot tell `./qemu` from
     `qemu`, means a file of the current directory first.  What is found has an absolute path: QEMU runs
     elsewhere.
-    Raises InfraError when there is none, it does not run or is older than OLDEST.
+    Raises InfraError when there is none, it does not run or is older than OLDEST, UsageError when it is the
+    one for another architecture.
     """
     arch = arch or host_arch()
     named = path is not None or bool(os.environ.get(SETTING))
@@ -115,9 +116,18 @@ def find_qemu(path: Path | str | None = None, arch: Arch | None = None) -> Qemu:
     try:
         about = binary.stat()
     except OSError as error:
-        hint = _NAMED_HINT if named else _HINT
+        hint = _NAMED_HINT if named else f"run: {arch.doctor}"
         raise HostError(f"{binary}: {error.strerror}", hint=hint) from error
+    other = next((one for one in ARCHES.values() if one.qemu == binary.resolve().name), arch)
+    if other is not arch:
+        hint = f"give the path of a {arch.qemu}, or --arch {other.name}"
+        raise UsageError(f"{binary} is the QEMU for {other.name} guests, not for {arch.name}", hint=hint)
     return _probe(binary, f"{binary.resolve()}:{about.st_mtime_ns}:{about.st_size}", arch)
+
+
+def qemu_path(path: Path | str) -> Path:
+    """Return the absolute path of the QEMU *path*, as find_qemu() looks it up.  Raises HostError."""
+    return Path(_find(path, host_arch())).absolute()
 
 
 def _find(path: Path | str | None, arch: Arch) -> str:
@@ -126,7 +136,7 @@ def _find(path: Path | str | None, arch: Arch) -> str:
         return os.fspath(Path(word).expanduser())
     found = process.find_tool(word)
     if found is None:
-        hint = _HINT if word == arch.qemu else _NAMED_HINT
+        hint = f"run: {arch.doctor}" if word == arch.qemu else _NAMED_HINT
         raise HostError(f"{word} is not installed", hint=hint)
     return found
 

@@ -38,6 +38,13 @@ def _refuse_first(topology: Topology, faults: Iterator[_Fault]) -> None:
 
 def _impossible(topology: Topology, arch: Arch) -> Iterator[_Fault]:
     yield from _names(topology)
+    for name in topology.machine:
+        if name not in arch.machine_properties:
+            why = f"the {arch.machine['type']} machine has no property {name!r}"
+            yield 1, why, nearest(name, arch.machine_properties)
+    if topology.has_more_roots and not arch.has_more_roots:
+        line = next(device.line for device in topology.devices if device.driver == "pxb-pcie")
+        yield line, f"{arch.name} machines start without the firmware that sets up a pxb-pcie", None
     for device in topology.devices:
         if device.bus == ROOT_BUS:
             yield from _on_root_bus(device, arch.slots.topology)
@@ -113,9 +120,13 @@ def _collisions(topology: Topology) -> Iterator[_Fault]:
 
 def _iommus(topology: Topology, arch: Arch) -> Iterator[_Fault]:
     iommus = [device for device in topology.devices if device.is_iommu]
-    if len(iommus) > 1:
-        why = f"a {arch.machine['type']} machine has one IOMMU, and {iommus[0].id!r} is one already"
-        yield iommus[1].line, why, None
+    built_in = topology.machine.get("iommu")
+    if built_in is not None and built_in not in arch.iommus:
+        yield 1, f"{arch.name} machines have no IOMMU {built_in!r}", nearest(str(built_in), arch.iommus)
+    if len(iommus) > (built_in is None):
+        first = repr(iommus[0].id) if built_in is None else "'iommu' of the machine"
+        why = f"a {arch.machine['type']} machine has one IOMMU, and {first} is one already"
+        yield iommus[-1].line, why, None
     for iommu in iommus:
         row = arch.iommus.get(iommu.driver)
         if row is None:
@@ -148,8 +159,3 @@ def _unavailable(topology: Topology, qemu: Qemu) -> Iterator[_Fault]:
             if name not in known or name in ("id", "bus", "addr"):
                 hint = f"write {name!r} beside 'driver'" if name in known else nearest(name, known)
                 yield device.line, f"{device.driver!r} has no property {name!r}", hint
-    known = qemu.arch.machine_properties
-    for name in topology.machine:
-        if name not in known:
-            why = f"the {qemu.arch.machine['type']} machine has no property {name!r}"
-            yield 1, why, nearest(name, known)

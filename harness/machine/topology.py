@@ -6,6 +6,7 @@ A file is read once, where a job is planned.  From there on the Topology travels
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import MappingProxyType
 
 from harness.base import yamlfile
 from harness.base.errors import UsageError, nearest
-from harness.kernel.arch import IOMMUS, host_arch
+from harness.kernel.arch import ARCHES, IOMMUS, Arch, host_arch
 from harness.machine import refusals
 from harness.machine.devices import BRIDGES, ROOT_BUS, Backend, Device, Topology
 from harness.machine.qemu import Qemu
@@ -37,11 +38,48 @@ def shipped_topologies() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
 
 
-def load_topology(name_or_path: str | Path, qemu: Qemu | None = None) -> Topology:
+def load_topology(name_or_path: str | Path, qemu: Qemu | None = None, arch: Arch | None = None) -> Topology:
+    """Return read_topology() of *name_or_path*, refused if machines of *arch* cannot have it.
+
+    The default is the architecture of *qemu*, else of this host.  With *qemu*, devices and properties that
+    this QEMU lacks are refused as well.  Raises UsageError with file and line for everything that is wrong.
+    """
+    topology = read_topology(name_or_path)
+    arch = arch or (qemu.arch if qemu is not None else host_arch())
+    try:
+        refusals.refuse_impossible(topology, arch)
+    except UsageError as error:
+        with contextlib.suppress(UsageError):
+            on = arches_of(topology)
+            error.hint = f"{' and '.join(on)} machines can have it: --arch {on[0]}"
+        raise
+    if qemu is not None:
+        refusals.refuse_unavailable(topology, qemu)
+    return topology
+
+
+def arches_of(topology: Topology) -> tuple[str, ...]:
+    """Return the names of the architectures whose machines can have *topology*.
+
+    Raises UsageError as load_topology() if none can.
+    """
+    found, errors = [], []
+    for arch in ARCHES.values():
+        try:
+            refusals.refuse_impossible(topology, arch)
+        except UsageError as error:
+            errors.append(error)
+        else:
+            found.append(arch.name)
+    if not found:
+        raise errors[0]
+    return tuple(found)
+
+
+def read_topology(name_or_path: str | Path) -> Topology:
     """Read a shipped topology by name, or any file by its path (something with a `/` or ending in .yaml).
 
-    A path may leave out .yaml.  With *qemu*, devices and properties that this QEMU lacks are refused as well.
-    Raises UsageError with file and line for everything that is wrong in it.
+    A path may leave out .yaml.  Raises UsageError with file and line if it is no topology.
     """
     text = str(name_or_path)
     if "/" in text or text.endswith(_SUFFIXES):
@@ -50,11 +88,7 @@ def load_topology(name_or_path: str | Path, qemu: Qemu | None = None) -> Topolog
         path = SHIPPED / f"{text}.yaml"
         if text not in shipped_topologies():
             raise UsageError(f"there is no topology {text!r}", hint=nearest(text, shipped_topologies()))
-    topology = parse_topology(path.stem, yamlfile.read(path), str(path))
-    refusals.refuse_impossible(topology, qemu.arch if qemu is not None else host_arch())
-    if qemu is not None:
-        refusals.refuse_unavailable(topology, qemu)
-    return topology
+    return parse_topology(path.stem, yamlfile.read(path), str(path))
 
 
 def topology_in_results(topology: Topology) -> str:

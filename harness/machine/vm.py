@@ -176,6 +176,8 @@ class VM:
         interrupts = self.machine.arch.interrupts
 
         def in_service(cpu: int) -> frozenset[str]:
+            if interrupts is None:
+                return frozenset()
             return interrupts.parse(self.qmp.monitor(interrupts.command.format(cpu=cpu), seconds=2))
 
         self._pulse = Pulse(threads, self.pid, in_service)

@@ -30,6 +30,7 @@ class Entry:
     addons: tuple[str, ...]
     toolchain: str = DEFAULT_TOOLCHAIN
     """As `--toolchain` takes it."""
+    arch: str = dataclasses.field(default_factory=names.default_arch)
     topology: str
     """The name of a shipped one, or an absolute path."""
     suites: tuple[str, ...]
@@ -37,7 +38,12 @@ class Entry:
     def kernel(self, like: KernelWish) -> KernelWish:
         """Return its kernel, *like* another in all that the matrix does not say."""
         return dataclasses.replace(
-            like, tree=self.tree, variant=self.variant, addons=self.addons, toolchain=self.toolchain
+            like,
+            tree=self.tree,
+            variant=self.variant,
+            addons=self.addons,
+            toolchain=self.toolchain,
+            arch=self.arch,
         )
 
     def __str__(self) -> str:
@@ -63,28 +69,35 @@ class _Block:
     variants: tuple[str, ...]
     addons: tuple[str, ...]
     toolchains: tuple[str, ...]
+    arches: tuple[str, ...]
     topologies: tuple[str, ...]
     suites: tuple[str, ...]
 
-    def product(self, trees: Sequence[str], toolchains: Sequence[str]) -> list[Entry]:
-        """Return the jobs on *trees* with *toolchains*, by default its own.
+    def product(self, trees: Sequence[str], toolchains: Sequence[str], arches: Sequence[str]) -> list[Entry]:
+        """Return the jobs on *trees* with *toolchains* and of *arches*, by default its own.
 
-        A blocked variant, which is never booted, is one job per tree and toolchain.
+        A topology that the machines of an architecture cannot have gives no job there.  A blocked variant,
+        which is never booted, is one job per tree, toolchain and architecture.
         """
         blocked = {name for name in self.variants if names.variant(name).blocked}
-        kernels = itertools.product(trees or (None,), self.variants, toolchains or self.toolchains)
+        possible = {
+            arch: [name for name in self.topologies if arch in names.arches_of_topology(name)]
+            for arch in arches or self.arches
+        }
+        kernels = itertools.product(trees or (None,), self.variants, toolchains or self.toolchains, possible)
         return [
             Entry(
                 tree=tree,
                 variant=variant,
                 addons=self.addons,
                 toolchain=toolchain,
+                arch=arch,
                 topology=topology,
                 suites=self.suites,
             )
-            for tree, variant, toolchain in kernels
-            for topology in self.topologies
-            if variant not in blocked or topology == self.topologies[0]
+            for tree, variant, toolchain, arch in kernels
+            for topology in possible[arch]
+            if variant not in blocked or topology == possible[arch][0]
         ]
 
 
@@ -95,9 +108,13 @@ def matrix_names(path: Path = SHIPPED) -> dict[str, str]:
 
 
 def load_matrix(
-    name: str, path: Path = SHIPPED, trees: Sequence[str] = (), toolchains: Sequence[str] = ()
+    name: str,
+    path: Path = SHIPPED,
+    trees: Sequence[str] = (),
+    toolchains: Sequence[str] = (),
+    arches: Sequence[str] = (),
 ) -> Matrix:
-    """Return the matrix *name* of the file *path*; *trees* and *toolchains*, if any, replace its own.
+    """Return the matrix *name* of the file *path*; *trees*, *toolchains*, *arches*, if any, replace its own.
 
     Raises UsageError, with file and line, for what is wrong with it.
     """
@@ -107,14 +124,15 @@ def load_matrix(
     section = matrices.section(name)
     summary = section.text("summary")
     block = _block(section, path)
-    product, as_defined = block.product(trees or block.trees, toolchains), block.product(block.trees, ())
+    product = block.product(trees or block.trees, toolchains, arches)
+    as_defined = block.product(block.trees, (), ())
     for exclude in section.sections("exclude"):
         patterns = _patterns(exclude)
         _check_exclude(exclude, as_defined, patterns)
         as_defined, product = _without(as_defined, patterns), _without(product, patterns)
     for include in section.sections("include"):
-        added = _block(include, path, trees=tuple(trees) or block.trees, suites=block.suites)
-        product += added.product(trees or added.trees, toolchains)
+        added = _block(include, path, inherited=block, trees=tuple(trees) or block.trees)
+        product += added.product(trees or added.trees, toolchains, arches)
         include.done()
     section.done()
     entries = tuple(dict.fromkeys(product))
@@ -147,10 +165,12 @@ def _block(
     section: yamlfile.Section,
     path: Path,
     *,
+    inherited: _Block | None = None,
     trees: tuple[str, ...] = (),
-    suites: tuple[str, ...] | None = None,
 ) -> _Block:
-    """Read the keys of a product; *trees* and *suites* are what an include inherits."""
+    """Read the keys of a product; an include inherits *trees*, suites and architectures."""
+    suites = inherited.suites if inherited is not None else None
+    arches = inherited.arches if inherited is not None else (names.default_arch(),)
 
     def known(key: str, words: Iterable[str], look_up: Callable[[str], object]) -> tuple[str, ...]:
         return tuple(_checked(section, key, word, look_up) for word in words)
@@ -162,14 +182,16 @@ def _block(
         toolchains=known(
             "toolchains", section.texts("toolchains", (DEFAULT_TOOLCHAIN,)), names.check_toolchain
         ),
+        arches=tuple(
+            map(names.arch_named, known("arches", section.texts("arches", arches), names.arch_named))
+        ),
         topologies=known(
             "topologies", (_beside(path, name) for name in section.texts("topologies")), names.check_topology
         ),
         suites=known("suites", section.texts("suites", suites), names.check_suite),
     )
-    lists = {"variants": block.variants, "toolchains": block.toolchains, "topologies": block.topologies}
-    for key, values in lists.items():
-        if not values:
+    for key in ("variants", "toolchains", "arches", "topologies"):
+        if not getattr(block, key):
             raise UsageError(f"{section.where(key)}: {key!r} is empty, so there is no job")
     return block
 
@@ -189,7 +211,7 @@ def _beside(path: Path, topology: str) -> str:
     return str((path.absolute().parent / topology).resolve()) if is_file else topology
 
 
-_EXCLUDABLE = ("tree", "variant", "toolchain", "topology")
+_EXCLUDABLE = ("tree", "variant", "toolchain", "arch", "topology")
 
 
 def _patterns(exclude: yamlfile.Section) -> dict[str, str]:

@@ -10,6 +10,7 @@ import jinja2
 
 from harness.base.errors import UsageError
 from harness.matrix.definition import Matrix
+from harness.session import names
 from harness.session.wishes import DEFAULT_TOOLCHAIN
 
 SERVICES = ("github", "gitlab")
@@ -36,6 +37,7 @@ def recipe(service: str, matrix: Matrix, options: Sequence[str], shards: int) ->
     toolchains = dict.fromkeys(
         entry.toolchain for entry in matrix.entries if entry.toolchain != DEFAULT_TOOLCHAIN
     )
+    arches = dict.fromkeys(entry.arch for entry in matrix.entries if entry.arch != names.default_arch())
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("harness.matrix"), undefined=jinja2.StrictUndefined, autoescape=False
     )
@@ -43,7 +45,12 @@ def recipe(service: str, matrix: Matrix, options: Sequence[str], shards: int) ->
     return template.render(
         matrix=matrix,
         words=shlex.join([matrix.name, *options]),
-        setup=shlex.join([word for name in toolchains for word in ("--toolchain", name)]),
+        setup=shlex.join(
+            [
+                *(word for name in toolchains for word in ("--toolchain", name)),
+                *(word for name in arches for word in ("--arch", name)),
+            ]
+        ),
         deadline="" if "--deadline" in options else _DEADLINES[service],
         shards=shards,
         key=f"vfio-harness-{matrix.name}",

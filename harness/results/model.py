@@ -131,6 +131,8 @@ class JobRecord:
     """The kernel's short identity, e.g. `7.3.4 1f0c9a2b`."""
     arch: str = ""
     """The kernel's architecture; empty where an older harness did not record it."""
+    cross: str = ""
+    """The same, if it is not that of the host that planned the run."""
     variant: str = ""
     topology: str = ""
     """A user's own with a digest of its content: `edu-igb@3fa1c2`."""
@@ -163,8 +165,8 @@ class JobRecord:
 
     @property
     def config(self) -> str:
-        """`variant+addon+toolchain`."""
-        return "+".join((self.variant, *self.addons, *([self.toolchain] if self.toolchain else [])))
+        """`variant+addon+toolchain+architecture`, the last two where they are not the default ones."""
+        return "+".join((self.variant, *self.addons, *filter(None, (self.toolchain, self.cross))))
 
     @property
     def series(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.base import paths
 from harness.base.errors import InfraError, UsageError
 from harness.base.output import tell
+from harness.kernel.arch import Arch, find_arch
 from harness.kernel.ready import ReadyKernel
 from harness.kernel.selftests import features, list_programs, sources
 from harness.kernel.trees import open_tree
@@ -90,7 +91,7 @@ def make_job(planned: PlannedKernel, wish: JobWish, topology: Topology) -> Job:
         arch=plan.arch.name,
         kernel=ref,
         topology=topology,
-        root=_root_ref(machine.root),
+        root=_root_ref(machine.root, plan.arch),
         snapshots=machine.snapshots,
         accel=machine.accel,
         qemu=QemuNeed(devices=tuple(dict.fromkeys(device.driver for device in topology.devices))),
@@ -102,13 +103,13 @@ def make_job(planned: PlannedKernel, wish: JobWish, topology: Topology) -> Job:
     )
 
 
-def _root_ref(name: str) -> RootRef:
-    """Return the root *name* with the disks that this host makes; without any if it cannot make them.
+def _root_ref(name: str, arch: Arch) -> RootRef:
+    """Return the root *name* with the disks that this host makes for *arch*; without any if it cannot.
 
     The host that boots then reports what is missing.
     """
     with contextlib.suppress(InfraError):
-        return RootRef(name=name, disks=find_root(name).disks(paths.guest_dir()))
+        return RootRef(name=name, disks=find_root(name, arch).disks(paths.guest_dir()))
     return RootRef(name=name)
 
 
@@ -128,10 +129,10 @@ def provide_job(wish: KernelWish, machine: MachineWish, own: OwnWish = NOTHING.w
     """
     if is_blocked(wish):
         raise UsageError(f"variant {wish.variant!r} is never built, so there is nothing to boot")
-    qemu, choice = choose(machine)
+    qemu, choice = choose(machine, wish.arch)
     tell(f"accelerator: {choice.reason}")
     topology = check_machine(machine, qemu)
-    taken = take(own, machine.root)
+    taken = take(own, machine.root, find_arch(wish.arch))
     tree = open_tree(wish.tree) if wish.ready is None else None
     tests = open_tree(wish.selftests) if wish.selftests is not None else None
     planned = plan_wished_kernel(tree, wish, tests=tests, with_selftests=True)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from harness.kernel.arch import find_arch, host_arch
 from harness.kernel.toolchain import find_toolchain
 from harness.kernel.variants import Variant, load_catalogue
-from harness.machine.topology import load_topology
+from harness.machine.topology import arches_of, read_topology
 from harness.suites.registry import suite_named
 
 
@@ -24,6 +25,16 @@ def check_toolchain(name: str) -> None:
     find_toolchain(name)
 
 
+def arch_named(name: str) -> str:
+    """Return *name* if it is that of an architecture."""
+    return find_arch(name).name
+
+
+def default_arch() -> str:
+    """Return the name of this host's architecture."""
+    return host_arch().name
+
+
 def has_counters(toolchain: str) -> bool:
     """Return whether kernels of *toolchain* can have coverage counters."""
     return bool(find_toolchain(toolchain).gcov)
@@ -31,7 +42,12 @@ def has_counters(toolchain: str) -> bool:
 
 def check_topology(name: str) -> None:
     """Refuse a topology that does not exist or is wrong; *name* is that of a shipped one or a path."""
-    load_topology(name)
+    arches_of(read_topology(name))
+
+
+def arches_of_topology(name: str) -> tuple[str, ...]:
+    """Return the architectures whose machines can have the topology *name*, as check_topology() takes it."""
+    return arches_of(read_topology(name))
 
 
 def check_suite(name: str) -> None:

@@ -16,6 +16,7 @@ from harness.base import process
 from harness.base.deadline import Deadline
 from harness.base.errors import HostError, InfraError, KernelError, NoCase, UsageError
 from harness.kernel import elf
+from harness.kernel.arch import Arch, host_arch
 from harness.kernel.make import Progress, ignore_progress
 from harness.kernel.programs import Taken, provide_program, take_probes, take_program
 from harness.kernel.provide import SelftestPlan, plan_selftests
@@ -130,8 +131,10 @@ class TakenOwn:
 NOTHING = TakenOwn(wish=OwnWish(), programs=(), probes=None)
 
 
-def take(wish: OwnWish, root: str | None) -> TakenOwn:
-    """Read what *wish* names into the store, for guests of the root *root*; None if that was checked before.
+def take(wish: OwnWish, root: str | None, arch: Arch | None = None) -> TakenOwn:
+    """Read what *wish* names into the store, for guests of this host or *arch* with *root*.
+
+    Without a *root* that was checked before.
 
     Raises UsageError for what cannot run there, InfraError for host trouble.
     """
@@ -145,7 +148,8 @@ def take(wish: OwnWish, root: str | None) -> TakenOwn:
         if taken.name in programs:
             raise UsageError(f"--program: two are called {taken.name!r}", hint="rename one of them")
         if root is not None:
-            _check_for_guest(taken, path / taken.main if taken.is_directory else path, root)
+            main = path / taken.main if taken.is_directory else path
+            _check_for_guest(taken, main, root, arch or host_arch())
         programs[taken.name] = taken, tuple(arguments)
     probes = _take_probes(wish.probes) if wish.probes is not None else None
     return TakenOwn(wish=wish, programs=tuple(programs.values()), probes=probes)
@@ -180,24 +184,26 @@ def _check_module(file: Path, name: Path) -> None:
                 )
 
 
-def _check_for_guest(taken: Taken, path: Path, root: str) -> None:
-    """Refuse a program, which the user calls *path*, that guests of *root* cannot run."""
+def _check_for_guest(taken: Taken, path: Path, root: str, arch: Arch) -> None:
+    """Refuse a program, which the user calls *path*, that guests of *arch* with *root* cannot run."""
     file = taken.entry / taken.main
     if taken.is_source:
         return
     if taken.main.endswith(".py"):
         _check_python(file, path)
     elif elf.is_elf(file):
-        _check_elf(file, path, find_root(root), taken)
+        _check_elf(file, path, find_root(root, arch), taken, arch)
     else:
         words = file.read_bytes().split(b"\n", 1)[0][2:].decode(errors="replace").split()
         if words[1:] and words[0].endswith("/env") and not words[1].startswith("-"):
             words = [f"/usr/bin/{words[1]}"]
-        if not words or not find_root(root).has(words[0]):
+        if not words or not find_root(root, arch).has(words[0]):
             missing = words[0] if words else "a program after #!"
             raise UsageError(
                 f"--program: {path} needs {missing}, which guests of --root {root} do not have",
-                hint="--root virtme has it" if words and find_root("virtme").has(words[0]) else None,
+                hint="--root virtme has it"
+                if words and arch.is_host and find_root("virtme", arch).has(words[0])
+                else None,
             )
 
 
@@ -218,16 +224,17 @@ def _check_python(file: Path, path: Path) -> None:
         raise UsageError(f"--program: {place}: {said[-1] if said else 'it cannot be compiled'}")
 
 
-def _check_elf(file: Path, path: Path, root: Root, taken: Taken) -> None:
+def _check_elf(file: Path, path: Path, root: Root, taken: Taken, arch: Arch) -> None:
     try:
         found, loader = elf.read_elf(file).machine, elf.read_elf(file).loader
     except HostError as error:
         told = str(error).replace(os.fspath(file), os.fspath(path))
         raise UsageError(f"--program: {told}") from error
-    if found != elf.read_elf(Path(_guest_python())).machine:
-        raise UsageError(f"--program: {path} is built for another architecture than the guest's programs")
+    if found != arch.elf_machine:
+        raise UsageError(f"--program: {path} is built for another architecture than {arch.name}, the guest's")
     if lacks := _lacks(file, loader, taken, root):
-        elsewhere = "" if _lacks(file, loader, taken, find_root("virtme")) else ", or use --root virtme"
+        here = arch.is_host and not _lacks(file, loader, taken, find_root("virtme", arch))
+        elsewhere = ", or use --root virtme" if here else ""
         raise UsageError(
             f"--program: {path} needs {lacks[0]}, which guests of --root {root.name} do not have",
             hint=f"link it statically{elsewhere}",

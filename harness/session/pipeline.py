@@ -29,6 +29,7 @@ from harness.base.outcome import Outcome
 from harness.base.output import emit, tell, tolerant_stdout
 from harness.base.words import count_of
 from harness.fleet.cluster import FleetWish
+from harness.kernel.arch import find_arch
 from harness.kernel.trees import KernelTree
 from harness.lab.admission import most_vms
 from harness.machine.accel import Choice
@@ -82,6 +83,10 @@ class Request:
         return tuple(dict.fromkeys(wish.kernel for wish in self.wishes))
 
     @property
+    def arches(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(kernel.arch for kernel in self.kernels))
+
+    @property
     def owns(self) -> tuple[OwnWish, ...]:
         return tuple(dict.fromkeys(wish.own for wish in self.wishes))
 
@@ -94,12 +99,24 @@ class Checked:
     run_id: str
     run_dir: Path
     started: datetime.datetime
-    qemu: Qemu
-    accel: Choice
+    qemus: Mapping[str, Qemu]
+    """Architecture -> the QEMU for its guests."""
+    accels: Mapping[str, Choice]
+    """Architecture -> the accelerator."""
     topologies: Mapping[str, Topology]
     """The value of `--topology` -> the Topology, read once."""
     own: Mapping[OwnWish, TakenOwn] = dataclasses.field(default_factory=dict)
     """The user's own programs and probes, read once."""
+
+    @property
+    def qemu(self) -> Qemu:
+        """The QEMU of the first architecture."""
+        return next(iter(self.qemus.values()))
+
+    @property
+    def accel(self) -> Choice:
+        """The accelerator of the first architecture."""
+        return next(iter(self.accels.values()))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +244,11 @@ def check(request: Request) -> Checked:
     _tell_most_workers(request.pytest.workers or 0)
     for name in request.suites:
         suite_named(name)
-    own = {wish: take(wish, request.machines[0].root) for wish in request.owns}
+    own = {
+        wish: take(wish, request.machines[0].root, find_arch(arch))
+        for wish in request.owns
+        for arch in request.arches
+    }
     if OWN_SUITE in request.suites and not any(wish.programs for wish in own):
         raise UsageError(NO_PROGRAM, hint="add --program PATH")
     check_patterns(conduct.cases, request.suites)
@@ -235,16 +256,20 @@ def check(request: Request) -> Checked:
     reporting.check_history(conduct.compare, conduct.known_issues)
     for kernel in request.kernels:
         planning.check_kernel(kernel)
-    qemu, accel = planning.choose(request.machines[0])
-    _announce(accel)
-    topologies = {machine.topology: planning.check_machine(machine, qemu) for machine in request.machines}
+    chosen = {arch: planning.choose(request.machines[0], arch) for arch in request.arches}
+    for arch, (_, accel) in chosen.items():
+        _announce(accel, arch)
+    topologies = {
+        machine.topology: planning.check_machine(machine, chosen[arch][0])
+        for machine, arch in dict.fromkeys((wish.machine, wish.kernel.arch) for wish in request.wishes)
+    }
     return Checked(
         request=request,
         run_id=run_id,
         run_dir=run_dir,
         started=started,
-        qemu=qemu,
-        accel=accel,
+        qemus={arch: qemu for arch, (qemu, _) in chosen.items()},
+        accels={arch: accel for arch, (_, accel) in chosen.items()},
         topologies=topologies,
         own=own,
     )
@@ -259,10 +284,11 @@ def _tell_most_workers(asked: int) -> None:
         tell(f"-n {asked}: this host runs at most {count_of(most, 'VM')} at once, so {most} workers start")
 
 
-def _announce(choice: Choice) -> None:
+def _announce(choice: Choice, arch: str) -> None:
     factor = choice.accel.timeout_factor
     scaled = f"; timeouts x{factor:g}" if factor != 1 else ""
-    tell(f"accelerator: {choice.reason}{scaled}")
+    label = find_arch(arch).label
+    tell(f"accelerator{f' of {label} guests' if label else ''}: {choice.reason}{scaled}")
 
 
 def plan(checked: Checked, *, build: bool = True, expect: bool = True) -> PlannedRun:
@@ -456,7 +482,9 @@ def build(planned: PlannedRun) -> BuiltRun:
     for kernel in ready:
         assert kernel.tree is not None
         tell(f"kernel: {kernel.wish.name} {kernel.tree.version} is ready")
-    done = _prove_accel(built.planned, ready[0]) if ready else built.planned
+    done = built.planned
+    for kernel in {one.wish.arch: one for one in reversed(ready)}.values():
+        done = _prove_accel(done, kernel)
     done = dataclasses.replace(done, phases={**done.phases, "build": time.monotonic() - began})
     return dataclasses.replace(built, planned=done)
 
@@ -493,8 +521,9 @@ def _build_one(built: BuiltRun) -> BuiltRun:
 def _prove_accel(planned: PlannedRun, kernel: PlannedKernel) -> PlannedRun:
     """Return *planned* with the accelerator that works with a real kernel."""
     assert kernel.plan is not None
-    checked = planned.checked
-    _, choice = planning.choose(planned.request.machines[0], kernel.plan.image)
-    if choice.accel is not checked.accel.accel:
-        _announce(choice)
-    return dataclasses.replace(planned, checked=dataclasses.replace(checked, accel=choice))
+    checked, arch = planned.checked, kernel.wish.arch
+    _, choice = planning.choose(planned.request.machines[0], arch, kernel.plan.image)
+    if choice.accel is not checked.accels[arch].accel:
+        _announce(choice, arch)
+    accels = {**checked.accels, arch: choice}
+    return dataclasses.replace(planned, checked=dataclasses.replace(checked, accels=accels))

@@ -28,7 +28,7 @@ from harness.base.errors import (
 from harness.base.host import total_mib
 from harness.base.output import tell
 from harness.base.words import duration
-from harness.kernel.arch import host_arch
+from harness.kernel.arch import Arch, find_arch
 from harness.kernel.kconfig import read_fragment
 from harness.kernel.make import BuildProgress, Progress
 from harness.kernel.plan import KernelPlan, plan_kernel, prove_blocked
@@ -45,7 +45,7 @@ from harness.machine.accel import Choice, choose_accel
 from harness.machine.devices import Topology
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.roots import find_root
-from harness.machine.topology import load_topology, topology_in_results
+from harness.machine.topology import load_topology, read_topology, topology_in_results
 from harness.plan import Job, Own
 from harness.results import KCONFIG_SUITE, Address, JobRecord, Outcome, Result
 from harness.session.wishes import JobWish, KernelWish, MachineWish, OwnWish, ReadyWish, line_of
@@ -92,6 +92,11 @@ def take_ready(wish: KernelWish) -> KernelWish:
     found = open_ready(hand_in(wish.ready.kernel, wish.ready.modules, wish.ready.config))
     origin = os.fspath(path.absolute()) if path.exists() else found.label
     like = f"configured like {found.variant!r}" if found.variant != UNNAMED else "configured like no variant"
+    if wish.ready.arch not in ("", found.arch.name):
+        raise UsageError(
+            f"--kernel {origin} is for {found.arch.name}, not for {wish.ready.arch}",
+            hint=f"leave --arch out, or give a kernel for {wish.ready.arch}",
+        )
     tell(f"kernel: {origin} is {found.built.release} {found.key[:12]}, {like}")
     lacks = unwatched(found.config, found.arch)
     if lacks:
@@ -99,7 +104,9 @@ def take_ready(wish: KernelWish) -> KernelWish:
         named = ", ".join(f"CONFIG_{symbol}" for symbol in lacks[:5])
         tell(f"kernel: it lacks {named}{more}: cases that need them may fail")
     ready = ReadyWish(kernel=origin, digest=found.key)
-    return dataclasses.replace(wish, variant=found.variant, addons=found.addons, ready=ready)
+    return dataclasses.replace(
+        wish, variant=found.variant, addons=found.addons, arch=found.arch.name, ready=ready
+    )
 
 
 def runnable(wish: KernelWish, suites: tuple[str, ...], *, strict: bool = False) -> tuple[str, ...]:
@@ -128,22 +135,22 @@ def check_kernel(wish: KernelWish) -> None:
     catalogue = load_catalogue()
     catalogue.variant(wish.variant)
     for name in wish.addons:
-        catalogue.addon(name)
+        catalogue.addon(name).check(find_arch(wish.arch))
     for path in wish.configs:
         read_fragment(path)
     find_toolchain(wish.toolchain)
 
 
-def choose(machine: MachineWish, image: Path | None = None) -> tuple[Qemu, Choice]:
-    """Return the QEMU and the accelerator, which is proven with *image* if given."""
-    qemu = find_qemu(machine.qemu)
+def choose(machine: MachineWish, arch: str, image: Path | None = None) -> tuple[Qemu, Choice]:
+    """Return the QEMU and the accelerator for guests of *arch*; it is proven with *image* if given."""
+    qemu = find_qemu(machine.qemu, find_arch(arch))
     return qemu, choose_accel(machine.accel, qemu, image)
 
 
 def check_machine(machine: MachineWish, qemu: Qemu) -> Topology:
     """Return the topology of *machine*, after refusing what *qemu* and the topology cannot do."""
     topology = load_topology(machine.topology, qemu)
-    find_root(machine.root)
+    find_root(machine.root, qemu.arch)
     if machine.memory is not None and machine.memory < topology.min_memory:
         raise UsageError(
             f"topology {topology.name!r} needs {topology.min_memory} MiB of memory, not {machine.memory}"
@@ -196,6 +203,7 @@ class PlannedKernel:
             addons=self.wish.addons,
             fragments=tuple(map(read_fragment, self.wish.configs)),
             toolchain=self.wish.toolchain,
+            arch=self.plan.arch.name,
             built_with=str(self.plan.built_with),
             profile=bool(self.plan.config_plan.profile),
         )
@@ -258,7 +266,8 @@ class PlannedKernel:
             problem=str(problem) if problem else "",
             problem_code=problem.exit_code if problem else ExitCode.GOOD,
             cause=problem.cause if problem else None,
-            arch=(self.plan.arch if self.plan is not None else host_arch()).name,
+            arch=self.wish.arch,
+            cross=find_arch(self.wish.arch).label,
             applicable=not isinstance(problem, NotApplicable),
         )
 
@@ -278,7 +287,7 @@ def is_blocked(wish: KernelWish) -> bool:
 def cell_of(wish: JobWish) -> str:
     """Return JobRecord.cell of the job of *wish*, without opening a tree."""
     # The job of a blocked variant has no machine.
-    topology = "" if is_blocked(wish.kernel) else topology_in_results(load_topology(wish.machine.topology))
+    topology = "" if is_blocked(wish.kernel) else topology_in_results(read_topology(wish.machine.topology))
     return PlannedKernel(wish=wish.kernel, tree=None).record(topology, None).cell
 
 
@@ -308,7 +317,7 @@ def plan_wished_kernel(
     """
     source: KernelTree | ReadyKernel | None = tree
     plan: KernelPlan | ReadyKernel
-    toolchain = find_toolchain(wish.toolchain)
+    toolchain, arch = find_toolchain(wish.toolchain), find_arch(wish.arch)
     try:
         if wish.ready is not None:
             plan = source = open_ready(wish.ready.digest, wish.ready.kernel)
@@ -316,9 +325,9 @@ def plan_wished_kernel(
             assert tree is not None
             variant = load_catalogue().variant(wish.variant)
             if variant.blocked:
-                return PlannedKernel(wish=wish, tree=tree, proof=_proof(tree, variant, toolchain))
+                return PlannedKernel(wish=wish, tree=tree, proof=_proof(tree, variant, toolchain, arch))
             fragments = tuple(map(read_fragment, wish.configs))
-            plan = plan_kernel(tree, variant, wish.addons, fragments, toolchain=toolchain)
+            plan = plan_kernel(tree, variant, wish.addons, fragments, toolchain=toolchain, arch=arch)
         selftests, uncounted = None, False
         if with_selftests and (of := tests or tree) is not None:
             wanted = plan_selftests(plan, of, headers=tree or of, toolchain=toolchain)
@@ -346,7 +355,7 @@ def check_job(planned: PlannedKernel, root: str, topology: Topology) -> None:
             has_modules=planned.plan.built.modules_dir is not None,
             root=root,
             features=topology.features,
-            iommu=topology.iommu.driver if topology.iommu is not None else None,
+            iommu=topology.iommu,
         )
 
 
@@ -375,11 +384,11 @@ def build_planned(planned: PlannedKernel, check: Callable[[], None] = lambda: No
         return build_kernel(plan, compilers=planned.wish.compilers, progress=check_and_show)
 
 
-def _proof(tree: KernelTree, variant: Variant, toolchain: Toolchain) -> Result:
+def _proof(tree: KernelTree, variant: Variant, toolchain: Toolchain, arch: Arch) -> Result:
     """Return the one case of a blocked variant: olddefconfig must leave no-IOMMU mode off."""
     address = Address(suite=KCONFIG_SUITE, program=variant.name, case="noiommu_is_refused")
     try:
-        proof = prove_blocked(tree, variant, toolchain)
+        proof = prove_blocked(tree, variant, toolchain, arch)
     except NotRefused as error:
         return Result(address=address, job=variant.name, outcome=Outcome.FAIL, reason=str(error))
     asked = ", ".join(proof.asked)

@@ -15,6 +15,7 @@ import harness
 from harness.base import paths
 from harness.base.errors import HarnessError
 from harness.kernel import gittree
+from harness.kernel.arch import find_arch
 from harness.kernel.toolchain import ToolchainIdentity
 from harness.machine.roots import find_root
 from harness.results import KCONFIG_SUITE, Address, Inputs, Outcome, Result, RunInfo
@@ -64,8 +65,11 @@ def _inputs(planned: PlannedRun) -> Inputs:
         compare=conduct.compare,
         elsewhere=conduct.elsewhere,
         extra={
-            "acceleration": checked.accel.reason,
-            **made_with(machine.root, toolchains),
+            "acceleration": "; ".join(
+                f"{arch}: {choice.reason}" if len(checked.accels) > 1 else choice.reason
+                for arch, choice in checked.accels.items()
+            ),
+            **made_with(machine.root, request.arches, toolchains),
             **planned.selftests(),
             **conduct.about,
         },
@@ -96,10 +100,10 @@ def record_jobs(built: BuiltRun, store: RunStore) -> None:
             store.add(*(one for one in found if (one.job, one.address) not in known))
 
 
-def made_with(root: str, toolchains: Sequence[ToolchainIdentity]) -> dict[str, str]:
-    """Return host, toolchain, harness commit and root image, for Inputs.extra; what is unknown is left out.
+def made_with(root: str, arches: Sequence[str], toolchains: Sequence[ToolchainIdentity]) -> dict[str, str]:
+    """Return host, toolchain, harness commit and root images, for Inputs.extra; what is unknown is left out.
 
-    *toolchains* are those of the run's kernels.
+    *arches* and *toolchains* are those of the run's kernels.
     """
     found = {
         "host": socket.gethostname(),
@@ -107,7 +111,7 @@ def made_with(root: str, toolchains: Sequence[ToolchainIdentity]) -> dict[str, s
         "linker": "; ".join(dict.fromkeys(one.linker for one in toolchains)),
         "object tools": "; ".join(dict.fromkeys(one.tools for one in toolchains if one.tools)),
         "harness commit": harness_commit(Path(harness.__file__).resolve().parent.parent),
-        "root image": _root_image(root),
+        "root image": "; ".join(filter(None, (_root_image(root, arch) for arch in arches))),
     }
     return {name: value for name, value in found.items() if value}
 
@@ -122,9 +126,9 @@ def harness_commit(directory: Path) -> str:
     return ""
 
 
-def _root_image(root: str) -> str:
+def _root_image(root: str, arch: str) -> str:
     with contextlib.suppress(HarnessError, OSError):
-        return find_root(root).disks(paths.guest_dir()).get("root", "")
+        return find_root(root, find_arch(arch)).disks(paths.guest_dir()).get("root", "")
     return ""
 
 

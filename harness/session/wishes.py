@@ -12,10 +12,11 @@ from pathlib import Path
 from harness.base import values
 from harness.base.errors import UsageError
 from harness.base.host import default_compilers
+from harness.kernel.arch import find_arch, host_arch
 from harness.kernel.toolchain import DEFAULT, find_toolchain
 from harness.kernel.trees import DEFAULT_SPEC, is_linux
 from harness.lab.admission import CPUS
-from harness.machine.qemu import find_qemu
+from harness.machine.qemu import qemu_path
 from harness.machine.roots import DEFAULT_ROOT
 from harness.plan import Isolation as Isolation
 from harness.suites.own import SUITE as OWN_SUITE
@@ -63,6 +64,8 @@ class ReadyWish:
     """What `--kernel` names; once it is in the store, where it came from: its line of development."""
     modules: Path | None = None
     config: Path | None = None
+    arch: str = ""
+    """The architecture that it must have; empty: any."""
     digest: str = ""
     """Its key in the store; empty until it is there."""
 
@@ -76,6 +79,8 @@ class KernelWish:
     addons: tuple[str, ...] = ()
     configs: tuple[Path, ...] = ()
     toolchain: str = DEFAULT_TOOLCHAIN
+    arch: str = dataclasses.field(default_factory=lambda: host_arch().name)
+    """The name of a harness.kernel.arch row."""
     compilers: int = dataclasses.field(default_factory=default_compilers)
     """How many run at once."""
     ready: ReadyWish | None = None
@@ -97,14 +102,14 @@ class KernelWish:
 
     @property
     def name(self) -> str:
-        """The variant with its add-ons, and the toolchain when it is not the default one."""
+        """The variant with its add-ons, and toolchain and architecture when they are not the default ones."""
         return "-".join(self.words)
 
     @property
     def words(self) -> tuple[str, ...]:
         """The words of its name."""
-        toolchain = find_toolchain(self.toolchain).label
-        return (self.variant, *self.addons, *([toolchain] if toolchain else []))
+        others = (find_toolchain(self.toolchain).label, find_arch(self.arch).label)
+        return (self.variant, *self.addons, *filter(None, others))
 
     def of(self, variant: str) -> KernelWish:
         """Return the same with another variant; a finished kernel has only its own."""
@@ -123,6 +128,7 @@ class KernelWish:
         words = ["--variant", wish.variant]
         words += [word for addon in wish.addons for word in ("--with", addon)]
         words += [word for config in wish.configs for word in ("--config", os.fspath(config))]
+        words += ["--arch", wish.arch] if find_arch(wish.arch).label else []
         return words + wish._options_of_any_kernel()
 
     def _options_of_any_kernel(self) -> list[str]:
@@ -170,7 +176,7 @@ class MachineWish:
             ("--root", self.root, DEFAULT_ROOT),
             ("--cpus", self.cpus, DEFAULT_CPUS),
             ("--memory", self.memory, None),
-            ("--qemu", self.qemu and find_qemu(self.qemu).path, None),
+            ("--qemu", self.qemu and qemu_path(self.qemu), None),
         ):
             words += [option, str(value)] if value != default else []
         return words if self.snapshots else [*words, "--no-snapshots"]

@@ -8,17 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from harness.kernel.arch import host_arch
 from harness.kernel.provide import Kernel, provide_kernel
 from harness.kernel.trees import KernelTree, open_tree
 from harness.kernel.variants import load_catalogue
 from harness.machine.accel import Choice
-from harness.machine.topology import load_topology
+from harness.machine.topology import arches_of, load_topology, read_topology, shipped_topologies
 from harness.plan import Job
 from harness.session.jobs import make_job
 from harness.session.planning import choose, plan_wished_kernel
 from harness.session.wishes import JobWish, KernelWish, MachineWish
 
 TREE = "debian:7.3"
+
+TOPOLOGIES = tuple(
+    name for name in shipped_topologies() if host_arch().name in arches_of(read_topology(name))
+)
+"""The shipped topologies that machines of this host's architecture can have."""
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +48,7 @@ def machine_wish() -> MachineWish:
 @pytest.fixture(scope="session")
 def accel(group_cdev: Kernel, machine_wish: MachineWish) -> Choice:
     """The accelerator that runs guests on this host."""
-    return choose(machine_wish, group_cdev.vmlinux)[1]
+    return choose(machine_wish, host_arch().name, group_cdev.vmlinux)[1]
 
 
 @pytest.fixture(scope="session")

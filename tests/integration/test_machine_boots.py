@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import TOPOLOGIES
 
 from harness.base import paths, process
 from harness.base.cause import Cause
 from harness.base.deadline import Deadline
 from harness.base.errors import LostGuest
+from harness.kernel.arch import host_arch
 from harness.lab.boot import ask_facts
 from harness.machine.accel import Accel, choose_accel
 from harness.machine.diagnose import sysrq
@@ -29,7 +31,7 @@ from harness.machine.found import bdfs, mismatches
 from harness.machine.machine import Machine
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.roots import DEFAULT_ROOT, find_root
-from harness.machine.topology import load_topology, shipped_topologies
+from harness.machine.topology import load_topology
 from harness.machine.vm import VM, Ending, start_vm
 from harness.remote import Guest
 
@@ -73,7 +75,7 @@ class Maker:
             image=self.vmlinux,
             topology=topology,
             accel=self.accel,
-            root=find_root(DEFAULT_ROOT),
+            root=find_root(DEFAULT_ROOT, host_arch()),
             cpus=2,
             memory_mib=1024,
         )
@@ -88,7 +90,7 @@ class Maker:
                 yield vm, guest
 
 
-@pytest.mark.parametrize("name", shipped_topologies())
+@pytest.mark.parametrize("name", TOPOLOGIES)
 def test_topology_is_what_it_says(name: str, make: Maker, tmp_path: Path) -> None:
     """Each shipped topology boots without complaints, has its devices in their slots, and stops on
     request."""
@@ -202,10 +204,10 @@ from harness.machine.machine import Machine
 from harness.machine.roots import DEFAULT_ROOT, find_root
 from harness.machine.topology import load_topology
 from harness.machine.vm import start_vm
+from harness.kernel.arch import host_arch
 vmlinux, directory, accel = sys.argv[1:]
-machine = Machine(
-    image=Path(vmlinux), topology=load_topology("edu"), accel=Accel(accel), root=find_root("image")
-)
+root = find_root("image", host_arch())
+machine = Machine(image=Path(vmlinux), topology=load_topology("edu"), accel=Accel(accel), root=root)
 with start_vm(machine, Path(directory), nonce="1") as vm:
     print(vm.pid, flush=True)
     time.sleep(600)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import TOPOLOGIES
 
 from harness.base import paths
 from harness.base.cause import Cause
@@ -19,7 +20,7 @@ from harness.base.errors import LostGuest
 from harness.lab.boot import Booted, Recipe, ask_facts, boot
 from harness.machine.keys import HOST_KEY
 from harness.machine.snapshot import FACTS, RAM, STATE, Snapshot, snapshot_of
-from harness.machine.topology import load_topology, shipped_topologies
+from harness.machine.topology import load_topology
 from harness.plan import Job
 from harness.remote import Guest
 
@@ -66,7 +67,7 @@ def said(guest: Guest, *words: str) -> str:
     return guest.check(words, Deadline.after(LIMIT)).strip()
 
 
-@pytest.mark.parametrize("name", shipped_topologies())
+@pytest.mark.parametrize("name", TOPOLOGIES)
 def test_restored_machine_is_the_one_that_booted(recipe: Recipe, tmp_path: Path, name: str) -> None:
     """Devices, drivers, groups and nodes are the same; both VMs keep running independently."""
     machine = dataclasses.replace(recipe.machine, topology=load_topology(name, recipe.qemu))

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from harness.kernel.arch import host_arch
 from harness.machine.accel import Accel, Choice
 from harness.machine.devices import Topology
 from harness.machine.topology import load_topology, shipped_topologies
@@ -44,8 +45,8 @@ def checked(run_dir: Path, asked: Request | None = None) -> Checked:
         run_id=run_dir.name,
         run_dir=run_dir,
         started=datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC),
-        qemu=SimpleNamespace(version_text="10.0.2"),  # type: ignore[arg-type]
-        accel=Choice(accel=Accel.TCG, reason="TCG, by choice"),
+        qemus={host_arch().name: SimpleNamespace(version_text="10.0.2")},  # type: ignore[dict-item]
+        accels={host_arch().name: Choice(accel=Accel.TCG, reason="TCG, by choice")},
         topologies={machine.topology: _topology(machine.topology) for machine in asked.machines},
     )
 

@@ -14,6 +14,7 @@ from harness.base.process import Completed
 from harness.cli import doctor
 from harness.cli.doctor import Check, CheckState
 from harness.kernel import debian, hostneeds
+from harness.kernel.arch import host_arch
 from harness.kernel.hostneeds import KERNEL_NEEDS, HostNeed, build_needs, require_build_tools
 from harness.kernel.toolchain import GCC
 
@@ -109,7 +110,7 @@ def test_a_toolchain_that_is_too_old(
     monkeypatch.setattr("harness.base.process.find_tool", lambda name, **_: f"/usr/bin/{name}")
     monkeypatch.setattr(hostneeds, "find_tool", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("harness.kernel.toolchain._version", lambda _: "Debian clang version 14.0.6")
-    compiler, *others = doctor._toolchain(name)
+    compiler, *others = doctor._toolchain(name, host_arch())
     assert (compiler.state, compiler.packages) == (CheckState.WARNING, packages)
     assert "14.0.6" in compiler.detail
     assert "before version 17" in compiler.cost

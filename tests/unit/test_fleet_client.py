@@ -24,6 +24,7 @@ from harness.fleet.link import FleetJob, Link
 from harness.fleet.messages import Account, Began, Order, Said
 from harness.fleet.resources import for_build
 from harness.fleet.tasks import topic
+from harness.kernel.arch import host_arch
 from harness.lab.abilities import Abilities
 from harness.lab.artefacts import Artefact, BuildOrder
 from harness.lab.units import Unit
@@ -268,6 +269,7 @@ def test_a_kernel_that_does_not_compile_is_said_once(connect: Callable[[], Clien
         addons=(),
         fragments=(),
         toolchain="gcc",
+        arch=host_arch().name,
         built_with="gcc",
     )
     artefact = Artefact("kernels/d1")
@@ -332,6 +334,7 @@ def test_a_kernel_that_another_host_cannot_build_is_built_here(connect: Callable
         addons=(),
         fragments=(),
         toolchain="gcc",
+        arch=host_arch().name,
         built_with="gcc 12",
     )
     artefacts = (Artefact("kernels/d2"),)

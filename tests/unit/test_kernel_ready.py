@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from kernel_fake_ready import AARCH64, RELEASE, good_config, make_build, make_module, make_vmlinux
+from kernel_fake_ready import RELEASE, RISCV, good_config, make_build, make_module, make_vmlinux
 
 from guest import agent
 from harness.base import paths, process
@@ -163,8 +163,8 @@ def test_what_is_no_kernel_is_refused(tmp_path: Path) -> None:
     text.write_text("x" * 2000)
     assert "is not a 64-bit little-endian ELF file (give the vmlinux at the top" in refused(text)
     assert "no 'Linux version' banner" in refused(make_vmlinux(tmp_path / "program", release=""))
-    other = make_vmlinux(tmp_path / "arm", good_config(), machine=AARCH64)
-    assert "is for another architecture (ELF machine 183)" in refused(other)
+    other = make_vmlinux(tmp_path / "arm", good_config(), machine=RISCV)
+    assert "is for another architecture (ELF machine 243)" in refused(other)
     bare = make_vmlinux(tmp_path / "bare", good_config(), build_id=b"")
     assert "has no GNU build-id" in refused(bare)
     with_fifo = tmp_path / "fifo"

@@ -75,7 +75,7 @@ def test_the_variants_are_those_of_the_design() -> None:
     """Names are fixed: matrices, reports and needs refer to them."""
     catalogue = load_catalogue()
     assert list(catalogue.variants) == NAMES
-    assert set(catalogue.addons) == {"debug", "fault-injection", "gcov", "kunit"}
+    assert set(catalogue.addons) == {"64k-pages", "debug", "fault-injection", "gcov", "kunit"}
 
 
 def test_an_addon_knows_better_of_what_it_says_it_overrides(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import InfraError, UsageError
+from harness.kernel.arch import host_arch
 from harness.machine import hostfiles
 from harness.machine.hostfiles import GUEST_PATH, NEEDED, Listing
 
@@ -137,7 +138,7 @@ def test_a_listing_with_one_key_too_many_is_none(tree: Path) -> None:
 
 @pytest.fixture(scope="module", name="host")
 def _host() -> Listing:
-    return hostfiles.collect()
+    return hostfiles.collect(host_arch())
 
 
 @whole_host
@@ -215,7 +216,7 @@ def test_a_missing_program_is_named(
     _bring(tmp_path / "bin", [name for name in NEEDED if name not in missing])
     monkeypatch.setattr(hostfiles, "GUEST_PATH", os.fspath(tmp_path / "bin"))
     with pytest.raises(InfraError) as caught:
-        hostfiles.collect()
+        hostfiles.collect(host_arch())
     assert caught.value.message == f"the image root needs {', '.join(missing)} of this host"
     assert caught.value.hint == "run `vfio-harness doctor --fix`"
 
@@ -231,7 +232,7 @@ def test_all_names_of_one_program_are_one_file(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "bin" / name).symlink_to(tmp_path / "manifold")
     shutil.copy(true, tmp_path / "bin" / "id")
     monkeypatch.setattr(hostfiles, "GUEST_PATH", os.fspath(tmp_path / "bin"))
-    listing = hostfiles.collect()
+    listing = hostfiles.collect(host_arch())
     manifold = os.path.realpath(tmp_path / "manifold")
     assert [place for place, path in listing.files.items() if path == manifold] == ["usr/bin/cat"]
     assert listing.links["usr/bin/ls"] == listing.links["usr/bin/vi"] == "cat"

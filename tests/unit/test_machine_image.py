@@ -17,6 +17,7 @@ import pytest
 from harness.base import paths, process
 from harness.base.cause import Cause
 from harness.base.errors import InfraError
+from harness.kernel.arch import Arch, host_arch
 from harness.machine import image
 from harness.machine.hostfiles import Listing
 from harness.machine.image import ImageRoot
@@ -90,7 +91,7 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _host(installed: Path, warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host(installed, tmp_path)
     monkeypatch.setenv("VFIO_HARNESS_CACHE", os.fspath(warm))
-    monkeypatch.setattr(image, "_listing", lambda: host.listing)
+    monkeypatch.setattr(image, "_listing", lambda _arch: host.listing)
     return host
 
 
@@ -303,17 +304,17 @@ def test_disks_that_a_job_names(host: Host, cache: Path, monkeypatch: pytest.Mon
     """They are taken from the store; what this host would make the same it makes; no other one is taken."""
     named = ImageRoot().disks(host.guest)
     assert set(named) == {"root", "guest"}
-    made = ImageRoot(named).parts(host.guest, None, None)
+    made = ImageRoot(wanted=named).parts(host.guest, None, None)
     assert made == ImageRoot().parts(host.guest, None, None)
     _write(host.guest / "probes/first.py", "PROMISE = 'lost'\n")
     host.restamp(os.fspath(host.hello))
-    assert ImageRoot(named).parts(host.guest, None, None) == made
+    assert ImageRoot(wanted=named).parts(host.guest, None, None) == made
     for kind, path in zip(("root", "guest"), made.files, strict=True):
         path.rename(path.with_suffix(".away"))
         with pytest.raises(
             InfraError, match=f"the {kind} disk {named[kind]} of the image root is not"
         ) as error:
-            ImageRoot(named).parts(host.guest, None, None)
+            ImageRoot(wanted=named).parts(host.guest, None, None)
         assert error.value.cause is Cause.ROOT_MISSING
         path.with_suffix(".away").rename(path)
 
@@ -349,7 +350,7 @@ class Collector:
         self.listing = listing
         self.calls = 0
 
-    def __call__(self) -> Listing:
+    def __call__(self, _arch: Arch) -> Listing:
         self.calls += 1
         return self.listing
 
@@ -364,7 +365,7 @@ def _collector(installed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest
 
 def _next_process() -> Listing:
     """What a process that has not asked yet is told."""
-    return image._listing.__wrapped__()
+    return image._listing.__wrapped__(host_arch())
 
 
 def test_the_host_is_looked_at_once(collector: Collector, cache: Path) -> None:

@@ -128,7 +128,9 @@ IDLE = "SPIV\t 0x000001ff APIC enabled\nISR\t (none)\nIRR\t 236 \n"
 SERVING = "SPIV\t 0x000001ff APIC enabled\nISR\t 236 \nIRR\t 37 236 \n"
 """As QEMU 10 prints a local APIC, abridged; the second of a vCPU that was lost."""
 
-parse = ARCHES["x86_64"].interrupts.parse
+LAPIC = ARCHES["x86_64"].interrupts
+assert LAPIC is not None
+parse = LAPIC.parse
 
 
 def looks(threads: tuple[Thread, Thread], clock: Clock, *seen: str) -> str:

@@ -41,7 +41,7 @@ def load(directory: Path, text: str) -> Topology:
 @pytest.mark.parametrize("name", topology.shipped_topologies())
 def test_shipped(name: str) -> None:
     """Every shipped topology loads, has devices and tells where each one is."""
-    shipped = topology.load_topology(name)
+    shipped = topology.read_topology(name)
     assert shipped.name == name
     assert shipped.summary
     assert shipped.endpoints

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import InfraError, UsageError
+from harness.kernel.arch import host_arch
 from harness.machine import roots, virtme
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -68,7 +69,7 @@ def test_unsharable_path(tmp_path: Path) -> None:
 
 def test_the_installed_virtme_ng(tmp_path: Path) -> None:
     """The output of the installed virtme-ng is understood."""
-    parts = roots.find_root("virtme").parts(tmp_path, None, None)
+    parts = roots.find_root("virtme", host_arch()).parts(tmp_path, None, None)
     assert parts.kernel_args[-1].endswith("/virtme-ng-init")
     assert any(f"path={tmp_path}" in word for word in parts.options)
 
@@ -76,4 +77,4 @@ def test_the_installed_virtme_ng(tmp_path: Path) -> None:
 def test_unknown_root() -> None:
     """The hint for an unknown root is the nearest one."""
     with pytest.raises(UsageError, match="did you mean 'virtme'"):
-        roots.find_root("virtm")
+        roots.find_root("virtm", host_arch())

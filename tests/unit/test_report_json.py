@@ -37,6 +37,7 @@ def test_the_keys_are_a_promise() -> None:
             "cause",
             "commit",
             "compiler",
+            "cross",
             "duration",
             "exact_tree",
             "features",

@@ -11,10 +11,13 @@ import pytest
 
 from harness.base import paths, process
 from harness.base.errors import InfraError
+from harness.kernel.arch import host_arch
 from harness.kernel.toolchain import ToolchainIdentity
 from harness.machine import image
 from harness.machine.roots import ROOT_NAMES, find_root
 from harness.session.records import harness_commit, made_with
+
+HOST = host_arch().name
 
 
 def git(directory: Path, *words: str) -> str:
@@ -40,22 +43,22 @@ def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
 
 def test_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Host, toolchain and image are recorded; what is unknown is left out."""
-    found = made_with("virtme", [ToolchainIdentity(compiler="gcc 12", linker="ld 2")] * 2)
+    found = made_with("virtme", [HOST], [ToolchainIdentity(compiler="gcc 12", linker="ld 2")] * 2)
     assert (found["host"], found["compiler"], found["linker"]) == (socket.gethostname(), "gcc 12", "ld 2")
     assert "root image" not in found
     monkeypatch.setattr(image, "_root_digest", lambda *_: "d1")
-    assert made_with("image", ())["root image"] == "d1"
+    assert made_with("image", [HOST], ())["root image"] == "d1"
 
     def refuse(*_: object) -> str:
         raise InfraError("no sshd here")
 
     monkeypatch.setattr(image, "_root_digest", refuse)
-    assert set(made_with("image", ())) <= {"host", "harness commit"}
+    assert set(made_with("image", [HOST], ())) <= {"host", "harness commit"}
 
 
 def test_every_root_has_an_identity() -> None:
     """Image disks have digests; virtme has none."""
-    found = {name: find_root(name).disks(paths.guest_dir()) for name in ROOT_NAMES}
+    found = {name: find_root(name, host_arch()).disks(paths.guest_dir()) for name in ROOT_NAMES}
     assert found["virtme"] == {}
     assert set(found["image"]) == {"root", "guest"}
     assert all(re.fullmatch("[0-9a-f]{24}", digest) for digest in found["image"].values())

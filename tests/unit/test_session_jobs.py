@@ -17,6 +17,7 @@ from plan_jobs import job
 
 from harness.base import paths, values
 from harness.base.errors import InfraError, UsageError
+from harness.kernel.arch import Arch
 from harness.kernel.trees import open_tree
 from harness.machine import image
 from harness.machine.topology import SHIPPED, load_topology
@@ -52,9 +53,13 @@ def test_job_names_nothing_of_its_host(
 ) -> None:
     """Neither the cache nor the tree, the topology's file, the working directory or the user's home."""
     listing = SimpleNamespace(
-        python="/usr/bin/python3", stamps={"/usr/bin/python3": "1 1"}, to_json=lambda: "{}"
+        python="/usr/bin/python3",
+        stamps={"/usr/bin/python3": "1 1"},
+        packages="",
+        identity="{}",
+        compiler="/usr/bin/python3",
     )
-    monkeypatch.setattr(image, "_listing", lambda: listing)
+    monkeypatch.setattr(image, "_listing", lambda _arch: listing)
     plain = json.dumps(values.unstructure(planned(wish)))
     places = (tmp_path, paths.cache_dir(), Path.cwd(), Path.home(), Path(tempfile.gettempdir()))
     for place in places:
@@ -67,7 +72,7 @@ def test_job_names_nothing_of_its_host(
 def test_job_survives_its_file(wish: JobWish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read elsewhere it is the same, after its topology's file and its tree are gone."""
 
-    def unable() -> None:
+    def unable(_arch: Arch) -> None:
         raise InfraError("no dropbear")
 
     monkeypatch.setattr(image, "_listing", unable)

@@ -35,7 +35,7 @@ def test_a_run_is_named_by_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("secrets.token_hex", lambda size: "ab" * size)
     here = values.checked(tmp_path)
-    monkeypatch.setattr(planning, "choose", lambda machine: (here.qemu, here.accel))
+    monkeypatch.setattr(planning, "choose", lambda machine, arch: (here.qemu, here.accel))
     monkeypatch.setattr(planning, "check_machine", lambda machine, qemu: load_topology("edu-igb"))
     found = pipeline.check(values.request())
     assert found.run_id == new_run_id(found.started) == found.run_dir.name

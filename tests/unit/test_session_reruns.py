@@ -17,6 +17,7 @@ from harness.base.host import total_mib
 from harness.cli import run_verb
 from harness.kernel.trees import KernelTree, TreeKind
 from harness.lab.admission import most_vms
+from harness.machine.qemu import Qemu
 from harness.plan import Isolation
 from harness.session import pipeline, planning, running
 from harness.session.forecast import workers_for
@@ -140,9 +141,10 @@ def test_memory_that_the_host_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused in one sentence, before anything boots."""
     monkeypatch.setattr(planning, "load_topology", lambda name, qemu: load())
     machine = dataclasses.replace(values.wish().machine, memory=99999999)
+    qemu = Qemu(path=Path("qemu"), version=(10, 0, 2), devices=frozenset(), identity="")
     with pytest.raises(UsageError, match=rf"--memory 99999999: this host has {total_mib()} MiB of memory"):
-        planning.check_machine(machine, None)  # type: ignore[arg-type]
-    planning.check_machine(dataclasses.replace(machine, memory=1024), None)  # type: ignore[arg-type]
+        planning.check_machine(machine, qemu)
+    planning.check_machine(dataclasses.replace(machine, memory=1024), qemu)
 
 
 def load() -> Any:

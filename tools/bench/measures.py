@@ -155,7 +155,7 @@ class Bench:
         with _booted(recipe):
             pass  # so that there is a snapshot
         virtme = dataclasses.replace(
-            cold, machine=dataclasses.replace(cold.machine, root=find_root("virtme"))
+            cold, machine=dataclasses.replace(cold.machine, root=find_root("virtme", cold.machine.arch))
         )
         plain, image, restored = "plain virtme-run, first command", "image root, SSH", "snapshot, SSH"
         taken = in_turn(
