@@ -148,3 +148,19 @@ def test_x86_64_boot_sector() -> None:
     """A PC boots 512 bytes that end in 55 aa."""
     code = ARCHES["x86_64"].boot_sector.code
     assert (len(code), code[-2:]) == (512, b"\x55\xaa")
+
+
+def test_names_of_an_architecture() -> None:
+    """People say what kbuild, uname(1) and Debian say."""
+    assert {find_arch(name).name for name in ("arm64", "aarch64")} == {"arm64"}
+    assert {find_arch(name).name for name in ("x86_64", "amd64")} == {"x86_64"}
+    with pytest.raises(UsageError, match=r"there is no architecture 'arm46'.*did you mean 'arm64'"):
+        find_arch("arm46")
+
+
+def test_arm64_boot_sector() -> None:
+    """Four instructions: SYSTEM_OFF of PSCI into x0, a hypervisor call, and a loop."""
+    sector = ARCHES["arm64"].boot_sector
+    words = [int.from_bytes(sector.code[at : at + 4], "little") for at in range(0, len(sector.code), 4)]
+    assert words == [0xD2800100, 0xF2B08000, 0xD4000002, 0x14000000]
+    assert sector.status == 0

@@ -14,7 +14,7 @@ from harness.base.process import Completed
 from harness.cli import doctor
 from harness.cli.doctor import Check, CheckState
 from harness.kernel import debian, hostneeds
-from harness.kernel.arch import host_arch
+from harness.kernel.arch import ARCHES, host_arch
 from harness.kernel.hostneeds import KERNEL_NEEDS, HostNeed, build_needs, require_build_tools
 from harness.kernel.toolchain import GCC
 
@@ -218,3 +218,20 @@ def test_a_build_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         require_build_tools(GCC)
     assert "install gcc libc6-dev bc," in (caught.value.hint or "")
     assert set(build_needs(GCC)) <= set(KERNEL_NEEDS)
+
+
+def test_another_architecture_is_looked_for_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its compiler, its QEMU and the user space of its guests."""
+    foreign = next(arch for arch in ARCHES.values() if arch.label)
+    monkeypatch.setattr(hostneeds, "find_tool", lambda name: None if foreign.triplet in name else name)
+    monkeypatch.setattr(doctor, "userspace_entry", lambda _: Path("/no/such/entry"))
+    known = {check.name for check in doctor.examine()}
+    found = {one.name: one for one in doctor.examine(arches=[foreign.name]) if one.name not in known}
+    compiler = found[f"C compiler for {foreign.name}"]
+    assert (compiler.state, compiler.cost) == (
+        CheckState.MISSING,
+        f"no kernel can be built for {foreign.name}",
+    )
+    assert f"gcc-{foreign.triplet}" in compiler.packages
+    assert found[f"user space for {foreign.name} guests"].state is CheckState.WARNING
+    assert f"QEMU for {foreign.name} guests" in found

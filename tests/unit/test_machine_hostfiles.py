@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import InfraError, UsageError
-from harness.kernel.arch import host_arch
+from harness.kernel.arch import ARCHES, host_arch
 from harness.machine import hostfiles
 from harness.machine.hostfiles import GUEST_PATH, NEEDED, Listing
 
@@ -78,7 +78,7 @@ def test_what_is_left_out_makes_nothing_stale(tree: Path) -> None:
 
 
 def _program(path: Path) -> Path:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("#!/bin/sh\n", encoding="utf-8")
     path.chmod(0o755)
     return path
@@ -241,3 +241,27 @@ def test_all_names_of_one_program_are_one_file(tmp_path: Path, monkeypatch: pyte
     assert listing.found["strace"] == ""
     assert "usr/bin/strace" not in {*listing.files, *listing.links}
     assert listing.fresh
+
+
+def test_a_foreign_user_space_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its programs, Python and libraries by the names that guests use; nothing of this host."""
+    foreign = next(arch for arch in ARCHES.values() if arch.label)
+    top = tmp_path / "root"
+    for name in ("bin/python3.11", "bin/kmod", "bin/mawk", f"lib/{foreign.triplet}/libc.so.6", "lib/ld.so.1"):
+        _program(top / "usr" / name)
+    (top / "usr/lib/python3.11/os.py").parent.mkdir(parents=True)
+    (top / "usr/lib/python3.11/os.py").touch()
+    (top / "usr/bin/python3").symlink_to("python3.11")
+    (top / "usr/bin/modprobe").symlink_to("kmod")
+    (tmp_path / "packages").write_text("kmod 1", encoding="utf-8")
+    monkeypatch.setattr(hostfiles, "provide_userspace", lambda _: tmp_path)
+    listing = hostfiles.collect(foreign)
+    assert (listing.python, listing.stdlib) == ("/usr/bin/python3.11", "/usr/lib/python3.11")
+    assert listing.files["usr/bin/modprobe"] == os.fspath(top / "usr/bin/kmod")
+    assert listing.files["usr/bin/awk"] == os.fspath(top / "usr/bin/mawk")
+    assert {f"usr/lib/{foreign.triplet}/libc.so.6", "usr/lib/ld.so.1", "usr/lib/python3.11/os.py"} <= set(
+        listing.files
+    )
+    assert all(path.startswith(os.fspath(top)) for path in listing.files.values())
+    assert listing.fresh
+    assert os.fspath(tmp_path) not in listing.identity

@@ -13,6 +13,7 @@ import pytest
 from fake_root import FakeRoot
 
 from harness.base.errors import UsageError
+from harness.kernel.arch import ARCHES
 from harness.machine.accel import Accel
 from harness.machine.machine import Machine, machine_features
 from harness.machine.qemu import Qemu
@@ -49,6 +50,24 @@ def test_argv(name: str) -> None:
     """The command line equals the golden file; HARNESS_UPDATE_GOLDEN=1 rewrites it for review."""
     golden = GOLDEN / f"argv-{name}.txt"
     got = lines(machine(name).argv(QEMU, PARTS, "c0ffee"))
+    if os.environ.get("HARNESS_UPDATE_GOLDEN"):
+        golden.write_text(got, encoding="utf-8")
+    assert got == golden.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["edu-igb", "iommu-smmuv3"])
+def test_argv_of_another_architecture(name: str) -> None:
+    """As test_argv(), of a machine that this host would emulate."""
+    arch = ARCHES["arm64"]
+    made = Machine(
+        arch=arch,
+        image=Path("/k/Image"),
+        topology=load_topology(name, arch=arch),
+        accel=Accel.TCG,
+        root=FakeRoot(given=PARTS),
+    )
+    golden = GOLDEN / f"argv-{arch.name}-{name}.txt"
+    got = lines(made.argv(dataclasses.replace(QEMU, arch=arch), PARTS, "c0ffee"))
     if os.environ.get("HARNESS_UPDATE_GOLDEN"):
         golden.write_text(got, encoding="utf-8")
     assert got == golden.read_text(encoding="utf-8")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.base.cause import Cause
-from harness.base.errors import InfraError
+from harness.base.errors import InfraError, UsageError
+from harness.kernel.arch import ARCHES, host_arch
 from harness.machine import qemu
 
 
@@ -143,3 +144,12 @@ def test_chosen_qemu_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.
         with qemu.chosen_qemu(None):
             assert qemu.find_qemu().path == mine
     assert qemu.SETTING not in os.environ
+
+
+def test_a_qemu_of_another_architecture(tmp_path: Path) -> None:
+    """Its machines are others: said before QEMU says it."""
+    host, foreign = host_arch(), next(arch for arch in ARCHES.values() if arch.label)
+    path = script(tmp_path, "10.0.2").rename(tmp_path / host.qemu)
+    assert qemu.find_qemu(path).path == path
+    with pytest.raises(UsageError, match=f"is the QEMU for {host.name} guests, not for {foreign.name}"):
+        qemu.find_qemu(path, foreign)

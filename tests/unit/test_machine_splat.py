@@ -394,3 +394,23 @@ def test_a_bad_policy_names_its_line(tmp_path: Path) -> None:
     path.write_text("deny:\n  - {kind: x, pattern: '(', fatal: true, reason: y}\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"policy\.yaml:2: not a regular expression"):
         splatpolicy.read_policy(path)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Unable to handle kernel NULL pointer dereference at virtual address 0000000000000010",
+        "Unable to handle kernel paging request at virtual address dfff800000000001",
+        "Internal error: Oops - BTI: 0000000034000002 [#1]  SMP",
+        "Internal error: Oops - FPAC: 0000000072000000 [#1]  SMP",
+        "SError Interrupt on CPU1, code 0x00000000be000011 -- SError",
+    ],
+)
+def test_what_only_arm64_prints(message: str) -> None:
+    """A fault, a failed check of a branch or a pointer, an asynchronous abort: each once, fatal."""
+    dump = ("pc : edu_raise+0x10/0x20", "lr : edu_raise+0x8/0x20", "Call trace:", " edu_raise+0x10/0x20 (P)")
+    why = "Asynchronous SError Interrupt" if "SError" in message else "Oops: Fatal exception"
+    panic = (f"Kernel panic - not syncing: {why}", f"---[ end Kernel panic - not syncing: {why} ]---")
+    (splat,) = feed(message, *dump, *(() if "SError" in message else ("---[ end trace 0 ]---",)), *panic)
+    assert (splat.kind, splat.fatal) == ("oops", True)
+    assert "edu_raise" in splat.title

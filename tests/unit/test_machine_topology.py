@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UsageError
-from harness.machine import topology
+from harness.kernel.arch import ARCHES
+from harness.machine import refusals, topology
 from harness.machine.devices import Topology
 from harness.machine.qemu import Qemu
 
@@ -194,3 +195,24 @@ def test_machine_property_nobody_knows(tmp_path: Path) -> None:
     path = write(tmp_path, f"machine: {{kernel-irqchp: split}}\ndevices:\n - {EDU}")
     with pytest.raises(UsageError, match="did you mean 'kernel-irqchip'"):
         topology.load_topology(path, fake_qemu("edu"))
+
+
+def test_machines_of_another_architecture() -> None:
+    """What a machine cannot have is refused, with the architectures that can."""
+    x86_64, arm64 = ARCHES["x86_64"], ARCHES["arm64"]
+    found = topology.load_topology("iommu-smmuv3", arch=arm64)
+    assert found.iommu == "smmuv3"
+    assert {"viommu", "viommu-smmuv3"} <= found.features
+    with pytest.raises(UsageError, match=r"smmuv3\.yaml:1: .*'iommu' \(arm64 machines can .*--arch arm64"):
+        topology.load_topology("iommu-smmuv3", arch=x86_64)
+    with pytest.raises(UsageError, match=r"arm64 machines have no intel-iommu"):
+        refusals.refuse_impossible(topology.parse_topology("t", _ALONE.format("intel-iommu"), "t"), arm64)
+    with pytest.raises(UsageError, match=r"pciehp\.yaml:\d+: arm64 machines start without .*--arch x86_64"):
+        topology.load_topology("pciehp", arch=arm64)
+    unknown = topology.parse_topology("t", "summary: s\nmachine: {iommu: smmuv4}\ndevices: []\n", "t")
+    with pytest.raises(UsageError, match=r"arm64 machines have no IOMMU 'smmuv4' \(did you mean 'smmuv3'"):
+        refusals.refuse_impossible(unknown, arm64)
+    assert topology.arches_of(topology.read_topology("edu-igb")) == tuple(ARCHES)
+
+
+_ALONE = "summary: s\ndevices:\n  - {{id: iommu0, driver: {0}}}\n"

@@ -173,3 +173,23 @@ def test_coverage_counts_in_every_job_of_gcc(file: Path) -> None:
     assert counted.name == "mine+gcov"
     assert {entry.toolchain for entry in counted.entries} == {"gcc"}
     assert {entry.addons for entry in counted.entries} == {("gcov",), ("debug", "gcov")}
+
+
+def test_architectures_are_a_list_like_the_others(file: Path) -> None:
+    """A topology that its machines cannot have gives no job; --arch takes the place of all."""
+    both = "    topologies: [edu, iommu-smmuv3]\n    arches: [x86_64, aarch64]\n"
+    excluded = GOOD.replace('topology: "i*"', "arch: arm64")
+    file.write_text(excluded.replace("    topologies: [edu, igb]\n", both))
+    jobs = [(entry.arch, entry.variant, entry.topology) for entry in load_matrix("mine", file).entries[:4]]
+    assert jobs == [
+        ("x86_64", "group-cdev", "edu"),
+        ("arm64", "group-cdev", "edu"),
+        ("arm64", "group-cdev", "iommu-smmuv3"),
+        ("x86_64", "cdev", "edu"),
+    ]
+    assert {entry.arch for entry in load_matrix("mine", file, arches=["arm64"]).entries} == {"arm64"}
+    file.write_text(
+        GOOD.replace("    topologies: [edu, igb]\n", "    topologies: [edu, igb]\n    arches: [arm46]\n")
+    )
+    with pytest.raises(UsageError, match=r"there is no architecture 'arm46' .*'arm64'"):
+        load_matrix("mine", file)

@@ -16,7 +16,7 @@ from test_session_reruns import asked_by
 
 from harness.base import process
 from harness.base.errors import GIT_ABORT, ExitCode, KernelError, NotApplicable, UsageError
-from harness.kernel.arch import Arch
+from harness.kernel.arch import ARCHES, Arch, host_arch
 from harness.kernel.store import kernel_entry
 from harness.kernel.toolchain import Toolchain, ToolchainIdentity
 from harness.kernel.trees import KernelTree, TreeKind
@@ -253,3 +253,13 @@ def test_what_the_kernel_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     taken(tmp_path / "O", good_config(PROC_PAGE_MONITOR="n"))
     assert "it lacks CONFIG_PROC_PAGE_MONITOR: cases that need them" in capsys.readouterr().err
     assert planning.runnable(KernelWish(variant="cdev"), ("kselftest:vfio",)) == ("kselftest:vfio",)
+
+
+def test_a_kernel_of_the_other_architecture(tmp_path: Path) -> None:
+    """It says what it is for: --arch may be left out, and is refused if it says otherwise."""
+    make_build(tmp_path / "O")
+    assert taken(tmp_path / "O").arch == host_arch().name
+    foreign = next(arch.name for arch in ARCHES.values() if arch.label)
+    wish = KernelWish(variant="", ready=ReadyWish(kernel=str(tmp_path / "O"), arch=foreign))
+    with pytest.raises(UsageError, match=f"is for {host_arch().name}, not for {foreign} .leave --arch out"):
+        take_ready(wish)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.kernel.arch import ARCHES, host_arch
 from harness.session.wishes import (
     Conduct,
     JobWish,
@@ -52,6 +53,14 @@ def test_a_toolchain_is_repeated_unless_it_is_the_default() -> None:
     wish = KernelWish(tree="/", variant="cdev", toolchain="llvm-19")
     assert wish.options() == ["--tree", "/", "--variant", "cdev", "--toolchain", "llvm-19"]
     assert (wish.name, KernelWish(tree="/", variant="cdev").name) == ("cdev-llvm-19", "cdev")
+
+
+def test_an_architecture_is_repeated_unless_it_is_that_of_this_host() -> None:
+    foreign = next(arch.name for arch in ARCHES.values() if arch.label)
+    wish = KernelWish(tree="/", variant="cdev", arch=foreign)
+    assert wish.options() == ["--tree", "/", "--variant", "cdev", "--arch", foreign]
+    assert wish.name == f"cdev-{foreign}"
+    assert KernelWish(tree="/", variant="cdev", arch=host_arch().name).name == "cdev"
 
 
 def test_what_is_kept_is_found_from_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
