@@ -141,7 +141,7 @@ def _userspace(arch: Arch) -> Check:
     return _warning(name, "not fetched yet", "the first run fetches and unpacks some 40 MB of packages")
 
 
-def _foreign(arch: Arch) -> tuple[Check, ...]:
+def examine_foreign(arch: Arch) -> tuple[Check, ...]:
     """Check what guests of another architecture need besides."""
     crossing = tuple(map(_look, toolchain_needs(GCC.resolve(arch), arch.label)))
     return (*crossing, _qemu(arch), _userspace(arch))
@@ -223,7 +223,7 @@ def examine(toolchains: Sequence[str] = (), arches: Sequence[str] = ()) -> tuple
         for arch in (foreign if foreign and find_toolchain(name).prefix else [host_arch(), *foreign])
         for check in _toolchain(name, arch)
     ]
-    more += [check for arch in foreign for check in _foreign(arch)]
+    more += [check for arch in foreign for check in examine_foreign(arch)]
     return (*map(_look, (*KERNEL_NEEDS, *_BOOT_NEEDS)), *dict.fromkeys(more), *others)
 
 
