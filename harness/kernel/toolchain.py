@@ -101,7 +101,13 @@ class Toolchain:
         found = {name: name + (self.suffix if name in self.numbered_packages else "") for name in names}
         if self.prefix:
             of = self.prefix.rstrip("-").replace("_", "-")
-            return tuple(f"{found[name]}-{of}" for name in names if not name.startswith("lib"))
+            foreign = (one for one in ARCHES.values() if one.label and self.prefix == f"{one.triplet}-")
+            library = next((f"-{one.debian}-cross" for one in foreign), "")
+            return tuple(
+                f"{found[name]}{library if name.startswith('lib') else f'-{of}'}"
+                for name in names
+                if library or not name.startswith("lib")
+            )
         return tuple(found.values())
 
     @property

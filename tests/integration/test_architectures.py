@@ -19,7 +19,7 @@ FOREIGN = next(arch for arch in ARCHES.values() if arch.label)
 
 
 def test_a_guest_of_another_architecture_is_tested() -> None:
-    """Nonce, build-id and devices are proved, the agent answers, MSI arrive, and GET_PA gives what edu reads."""
+    """Nonce, build-id and devices are proved, the agent answers, and MSI arrive."""
     lacking = [check.detail for check in doctor.examine_foreign(FOREIGN) if check.state is CheckState.MISSING]
     if lacking:
         pytest.skip(f"no {FOREIGN.name} guest can be made here: {lacking[0]}")

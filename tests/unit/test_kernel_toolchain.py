@@ -144,7 +144,7 @@ def test_identity_is_what_the_programs_say() -> None:
 
 def test_a_compiler_of_another_architecture_is_refused(tmp_path: Path) -> None:
     fake_tools(tmp_path, "gcc (GCC) 14.2.0", "x-gcc", "x-ld")
-    other = dataclasses.replace(host_arch(), name="riscv64")
+    other = dataclasses.replace(host_arch(), name="riscv64", host="riscv64")
     found = find_toolchain(f"{tmp_path}/x-")
     with pytest.raises(UsageError, match="x-gcc compiles for x86_64-linux, not for riscv64"):
         found.identify(other)
