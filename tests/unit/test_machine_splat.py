@@ -68,6 +68,14 @@ def test_oops_with_its_panic_is_one_splat() -> None:
     assert found.lines[-1].endswith("---[ end Kernel panic - not syncing: Fatal exception ]---")
 
 
+def test_oops_of_arm64() -> None:
+    """A fault of arm64, whose registers and trace name the function, and the panic that follows."""
+    found = only("console-oops-arm64.txt")
+    assert (found.kind, found.fatal) == ("oops", True)
+    assert found.title.endswith("in iopt_alloc_pages")
+    assert any(line.endswith("Kernel panic - not syncing: Oops: Fatal exception") for line in found.lines)
+
+
 def test_lockdep() -> None:
     """A lockdep report is fatal, because lockdep turns itself off."""
     found = only("console-lockdep.txt")
