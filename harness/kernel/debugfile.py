@@ -49,8 +49,8 @@ class DebugInformation:
     """The kernel's ELF file."""
     modules: tuple[Path, ...] = ()
     vmcoreinfo: str = ""
-    """The VMCOREINFO of a kernel that writes none itself; empty if it is unknown, as KASLR moves a kernel.
-    """
+    """The VMCOREINFO of a kernel that writes none itself; empty if it is unknown: KASLR moves a kernel, and
+    not every row of harness.kernel.arch has one."""
 
 
 def _entry(key: str) -> Path:
@@ -65,7 +65,7 @@ def _information(vmlinux: Path, built: Built) -> DebugInformation:
     form = built.arch.vmcoreinfo
     names = {name for _, name, _, _ in string.Formatter().parse(form) if name}
     symbols = find_symbols(vmlinux, names)
-    if config.get("RANDOMIZE_BASE") == "y" or names - symbols.keys():
+    if not form or config.get("RANDOMIZE_BASE") == "y" or names - symbols.keys():
         return DebugInformation(program=vmlinux, modules=modules)
     text = f"OSRELEASE={built.release}\n{form.format(**symbols)}"
     return DebugInformation(program=vmlinux, modules=modules, vmcoreinfo=text)
