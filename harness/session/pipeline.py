@@ -21,11 +21,9 @@ from harness.base.errors import (
     HarnessError,
     InfraError,
     KernelError,
-    NoCase,
     NotApplicable,
     UsageError,
 )
-from harness.base.outcome import Outcome
 from harness.base.output import emit, tell, tolerant_stdout
 from harness.base.words import count_of
 from harness.fleet.cluster import FleetWish
@@ -49,10 +47,10 @@ from harness.session.planning import PlannedKernel, slug
 from harness.session.remaining import SELFTESTS, check_inputs, check_trees, done_in, pins
 from harness.session.selection import check_selection, refuse_unless_selected, saved_elsewhere
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish, OwnWish, PytestOptions
-from harness.suites.catalogue import check_cases, check_patterns, to_do
+from harness.suites.catalogue import check_cases, check_patterns
 from harness.suites.known import issue_texts, own_lists, own_names
 from harness.suites.own import SUITE as OWN_SUITE
-from harness.suites.registry import suite_named, work_address
+from harness.suites.registry import suite_named
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +256,7 @@ def check(request: Request) -> Checked:
         planning.check_kernel(kernel)
     chosen = {arch: planning.choose(request.machines[0], arch) for arch in request.arches}
     for arch, (_, accel) in chosen.items():
-        _announce(accel, arch)
+        planning.announce(accel, arch)
     topologies = {
         machine.topology: planning.check_machine(machine, chosen[arch][0])
         for machine, arch in dict.fromkeys((wish.machine, wish.kernel.arch) for wish in request.wishes)
@@ -284,13 +282,6 @@ def _tell_most_workers(asked: int) -> None:
         tell(f"-n {asked}: this host runs at most {count_of(most, 'VM')} at once, so {most} workers start")
 
 
-def _announce(choice: Choice, arch: str) -> None:
-    factor = choice.accel.timeout_factor
-    scaled = f"; timeouts x{factor:g}" if factor != 1 else ""
-    label = find_arch(arch).label
-    tell(f"accelerator{f' of {label} guests' if label else ''}: {choice.reason}{scaled}")
-
-
 def plan(checked: Checked, *, build: bool = True, expect: bool = True) -> PlannedRun:
     """Open the trees, configure the kernels and make the jobs; refuse a selection of no case.
 
@@ -310,7 +301,8 @@ def plan(checked: Checked, *, build: bool = True, expect: bool = True) -> Planne
     planned = dataclasses.replace(planned, refused=_refused(checked, kernels))
     planned = dataclasses.replace(planned, jobs=_make_jobs(planned))
     if planned.jobs and request.pytest.last_failed:
-        planned = dataclasses.replace(planned, only=_failed_last(planned))
+        series = {job.name: planned.record(wish, job).series for wish, job in planned.jobs.items()}
+        planned = dataclasses.replace(planned, only=reporting.failed_last(series, planned.plan()))
     if planned.jobs and request.before is None:
         chosen = choose_affected(kernels, planned.jobs, planned.plan(), request.conduct, request.pytest)
         planned = dataclasses.replace(planned, first=chosen)
@@ -413,33 +405,6 @@ def _make_jobs(planned: PlannedRun) -> dict[JobWish, Job]:
     return jobs
 
 
-def _failed_last(planned: PlannedRun) -> tuple[str, ...]:
-    """Return what failed or was lost in the last run of each job, in the form of Plan.only.
-
-    Raises NoCase if nothing did.
-    """
-    series = {job.name: planned.record(wish, job).series for wish, job in planned.jobs.items()}
-    found = reporting.ask(lambda history: {job: history.last_run(one) for job, one in series.items()})
-    last = {job: one for job, one in found.items() if one is not None}
-    if not last:
-        raise NoCase("--lf: these jobs never ran with this tree", hint="leave --lf out")
-    failed = [
-        (job, case.address)
-        for job, (_, cases) in last.items()
-        for case in cases
-        if case.outcome.is_failure or case.outcome is Outcome.LOST
-    ]
-    runs = ", ".join(sorted({name for name, _ in last.values()}))
-    if not failed:
-        raise NoCase(f"--lf: nothing failed in the last run of this tree, {runs}", hint="leave --lf out")
-    named = {f"{job} {work_address(address)}" for job, address in failed}
-    only = tuple(work.key for work in to_do(planned.plan()) if work.key in named)
-    if not only:
-        what = f"--lf: none of the requested cases failed in {runs}; what failed there: {failed[0][1]}"
-        raise NoCase(what, hint="leave --lf out")
-    return only
-
-
 def show_plan(planned: PlannedRun, *, as_json: bool = False) -> int:
     """Print what would be built and run, and how long that took in earlier runs; start nothing."""
     plan = planned.plan()
@@ -524,6 +489,6 @@ def _prove_accel(planned: PlannedRun, kernel: PlannedKernel) -> PlannedRun:
     checked, arch = planned.checked, kernel.wish.arch
     _, choice = planning.choose(planned.request.machines[0], arch, kernel.plan.image)
     if choice.accel is not checked.accels[arch].accel:
-        _announce(choice, arch)
+        planning.announce(choice, arch)
     accels = {**checked.accels, arch: choice}
     return dataclasses.replace(planned, checked=dataclasses.replace(checked, accels=accels))

@@ -147,6 +147,14 @@ def choose(machine: MachineWish, arch: str, image: Path | None = None) -> tuple[
     return qemu, choose_accel(machine.accel, qemu, image)
 
 
+def announce(choice: Choice, arch: str) -> None:
+    """Print which accelerator guests of *arch* get."""
+    factor = choice.accel.timeout_factor
+    scaled = f"; timeouts x{factor:g}" if factor != 1 else ""
+    label = find_arch(arch).label
+    tell(f"accelerator{f' of {label} guests' if label else ''}: {choice.reason}{scaled}")
+
+
 def check_machine(machine: MachineWish, qemu: Qemu) -> Topology:
     """Return the topology of *machine*, after refusing what *qemu* and the topology cannot do."""
     topology = load_topology(machine.topology, qemu)

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.base import paths
-from harness.base.errors import ExitCode, HarnessError, InfraError, UsageError, nearest
+from harness.base.errors import ExitCode, HarnessError, InfraError, NoCase, UsageError, nearest
 from harness.base.host import free_mib
 from harness.base.output import emit, tolerant_stdout
 from harness.base.words import count_of
+from harness.plan import Plan
 from harness.results import Background, Outcome, Result, Run, is_complete, reach_verdict
 from harness.results.history import History
 from harness.results.historyfile import consult
 from harness.results.store import RunStore, list_runs, load
+from harness.suites.catalogue import to_do
+from harness.suites.registry import work_address
 
 T = TypeVar("T")
 
@@ -224,3 +227,31 @@ def _timings(run_dir: Path) -> list[dict[str, Any]]:
             if isinstance(timing, dict) and "to_proof" in timing:
                 found.append(timing)
     return found
+
+
+def failed_last(series: Mapping[str, str], plan: Plan) -> tuple[str, ...]:
+    """Return what failed or was lost in the last run of each job of *plan*, in the form of Plan.only.
+
+    *series* maps the names of its jobs to JobRecord.series.
+
+    Raises NoCase if nothing did.
+    """
+    found = ask(lambda history: {job: history.last_run(one) for job, one in series.items()})
+    last = {job: one for job, one in found.items() if one is not None}
+    if not last:
+        raise NoCase("--lf: these jobs never ran with this tree", hint="leave --lf out")
+    failed = [
+        (job, case.address)
+        for job, (_, cases) in last.items()
+        for case in cases
+        if case.outcome.is_failure or case.outcome is Outcome.LOST
+    ]
+    runs = ", ".join(sorted({name for name, _ in last.values()}))
+    if not failed:
+        raise NoCase(f"--lf: nothing failed in the last run of this tree, {runs}", hint="leave --lf out")
+    named = {f"{job} {work_address(address)}" for job, address in failed}
+    only = tuple(work.key for work in to_do(plan) if work.key in named)
+    if not only:
+        what = f"--lf: none of the requested cases failed in {runs}; what failed there: {failed[0][1]}"
+        raise NoCase(what, hint="leave --lf out")
+    return only

@@ -14,7 +14,7 @@ from plan_jobs import job
 from harness.base.errors import NoCase
 from harness.results import Address, Outcome, Result, RunInfo, RunState, Verdict
 from harness.results.store import RunStore
-from harness.session import pipeline
+from harness.session import pipeline, reporting
 from harness.session.wishes import PytestOptions
 from harness.suites.catalogue import to_do, work_of
 
@@ -43,12 +43,17 @@ def earlier(planned: pipeline.PlannedRun, name: str, outcomes: list[Outcome], li
         store.finish(Verdict.BAD, RunState.FINISHED)
 
 
+def failed_last(planned: pipeline.PlannedRun) -> tuple[str, ...]:
+    series = {job.name: planned.record(wish, job).series for wish, job in planned.jobs.items()}
+    return reporting.failed_last(series, planned.plan())
+
+
 def test_only_what_failed_in_the_last_run(planned: pipeline.PlannedRun) -> None:
     """Not what failed before that, not XFAIL, and nothing of another tree."""
     earlier(planned, "a", [Outcome.PASS, Outcome.FAIL, Outcome.PASS, Outcome.PASS])
     earlier(planned, "ab", [Outcome.FAIL, Outcome.PASS, Outcome.XFAIL, Outcome.LOST])
     earlier(planned, "abc", [Outcome.PASS, Outcome.FAIL], line="/src/other")
-    only = pipeline._failed_last(planned)
+    only = failed_last(planned)
     assert set(only) == {WORK[0].key, WORK[3].key}
     plan = dataclasses.replace(planned, only=only).plan()
     assert {work.key for work in to_do(plan)} == set(only)
@@ -57,10 +62,10 @@ def test_only_what_failed_in_the_last_run(planned: pipeline.PlannedRun) -> None:
 def test_nothing_had_failed(planned: pipeline.PlannedRun) -> None:
     """The message names the run, or says that the tree never ran."""
     with pytest.raises(NoCase, match="--lf: these jobs never ran with this tree"):
-        pipeline._failed_last(planned)
+        failed_last(planned)
     earlier(planned, "a", [Outcome.PASS, Outcome.XFAIL])
     with pytest.raises(NoCase, match="--lf: nothing failed in the last run of this tree, a"):
-        pipeline._failed_last(planned)
+        failed_last(planned)
 
 
 def test_pytest_shares_no_cache() -> None:
