@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 
 from guest import libc
 
@@ -17,8 +16,6 @@ CAP_SYS_RESOURCE = 24
 _VERSION_3 = 0x20080522
 
 NOBODY = 65534
-
-_CAPGET, _CAPSET = {"x86_64": (125, 126), "aarch64": (90, 91)}.get(platform.machine(), (125, 126))
 
 
 class _Header(ctypes.Structure):
@@ -36,7 +33,7 @@ class _Data(ctypes.Structure):
 def _get() -> tuple[int, int, int]:
     header = _Header(_VERSION_3, 0)
     data = (_Data * 2)()
-    libc.syscall(_CAPGET, ctypes.byref(header), ctypes.byref(data))
+    libc.call("capget", ctypes.byref(header), ctypes.byref(data))
     low, high = data[0], data[1]
     return (
         low.effective | high.effective << 32,
@@ -54,7 +51,7 @@ def _set(effective: int, permitted: int, inheritable: int) -> None:
             permitted >> shift & 0xFFFFFFFF,
             inheritable >> shift & 0xFFFFFFFF,
         )
-    libc.syscall(_CAPSET, ctypes.byref(header), ctypes.byref(data))
+    libc.call("capset", ctypes.byref(header), ctypes.byref(data))
 
 
 def has(capability: int) -> bool:

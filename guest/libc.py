@@ -133,12 +133,10 @@ def unshare(what: int) -> None:
         raise raise_errno(f"unshare({what:#x})")
 
 
-def syscall(number: int, *arguments: object) -> int:
-    """Make a system call that has no wrapper; arguments are ctypes values or ints."""
-    result = int(_libc().syscall(ctypes.c_long(number), *arguments))
-    if result < 0:
-        raise raise_errno(f"system call {number}")
-    return result
+def call(name: str, *arguments: object) -> None:
+    """Call a function of libc that is nothing but its system call; arguments are ctypes values or ints."""
+    if getattr(_libc(), name)(*arguments):
+        raise raise_errno(name)
 
 
 def eventfd(value: int = 0, *, nonblocking: bool = True) -> int:

@@ -17,13 +17,14 @@ from guest.closing import Closing
 
 PAGE = mmap.PAGESIZE
 HUGE = 2 * 1024 * 1024
-NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+NR_HUGEPAGES = Path(f"/sys/kernel/mm/hugepages/hugepages-{HUGE // 1024}kB/nr_hugepages")
 STAT_REFRESH = Path("/proc/sys/vm/stat_refresh")
 VMSTAT = Path("/proc/vmstat")
 
 # include/uapi/asm-generic/mman-common.h, include/uapi/asm-generic/hugetlb_encode.h
 MAP_FIXED = 0x10
-MAP_HUGETLB = 0x40000
+_HUGE_2MB = 21 << 26  # the default size depends on the size of a page
+MAP_HUGETLB = 0x40000 | _HUGE_2MB
 MAP_POPULATE = 0x8000
 MADV_DONTNEED = 4
 MADV_HUGEPAGE = 14
@@ -32,7 +33,10 @@ PROT_NONE = 0
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 MSI_WINDOW = 0xFEE0_0000
-"""The address range of MSI messages on x86: Intel SDM volume 3, "Message Address Register Format"."""
+"""Where IOMMUs of x86 reserve IOVAs for MSI: Intel SDM volume 3, "Message Address Register Format"."""
+
+ARM_MSI_WINDOW = 0x800_0000
+"""Where Linux reserves them for Arm's IOMMUs: MSI_IOVA_BASE in drivers/iommu."""
 
 # Documentation/admin-guide/mm/pagemap.rst: bit 63 page present, bits 0-54 page frame number
 _PRESENT = 1 << 63
@@ -123,7 +127,7 @@ def shared_file(fd: int, length: int) -> Buffer:
 
 def memfd(length: int = PAGE, *, huge: bool = False) -> int:
     """Return a memfd of *length* bytes, of 2 MiB pages if *huge*."""
-    fd = os.memfd_create("vfio-harness", os.MFD_CLOEXEC | (os.MFD_HUGETLB if huge else 0))
+    fd = os.memfd_create("vfio-harness", os.MFD_CLOEXEC | (os.MFD_HUGETLB | _HUGE_2MB if huge else 0))
     os.ftruncate(fd, length)
     return fd
 

@@ -292,6 +292,18 @@ def group_name(group: int) -> str:
         return ""
 
 
+def interrupt_window(bdf: str) -> int:
+    """Return the first IOVA that the IOMMU of *bdf* reserves for its interrupt messages.
+
+    Raises LookupError if it reserves none.
+    """
+    for line in read(f"{BUS}/devices/{bdf}/iommu_group/reserved_regions").splitlines():
+        first, _last, kind = line.split()
+        if kind == "msi":
+            return int(first, 16)
+    raise LookupError(f"the IOMMU of {bdf} reserves no IOVA for interrupt messages")
+
+
 def has_iommu(bdf: str) -> bool:
     """Return whether *bdf* is behind a real IOMMU: it is in a group that VFIO did not make up."""
     group = iommu_group(bdf)

@@ -24,6 +24,9 @@ BARE = ("noiommu-cdev", "edu", "!viommu")
 BASE = 0x1000_0000
 UNTOUCHED = 0x5A5A_5A5A_5A5A_5A5A
 
+SMALLEST = 4096
+"""The smallest page of the page tables of no-IOMMU mode, whatever the size of a page is (hwpt_noiommu.c)."""
+
 STRESS = 1.5
 """Seconds during which callers of GET_PA race with changes."""
 
@@ -125,8 +128,8 @@ def gap_ends_the_length(t: Test) -> None:
         # One frame mapped twice in a row is never contiguous with itself.
         user.iommufd.map(user.ioas, buffer.address, PAGE, BASE)
         user.iommufd.map(user.ioas, buffer.address, PAGE, BASE + PAGE)
-        got = user.iommufd.get_pa(user.ioas, BASE + 0xFFC, 8)
-        t.equal(got, (buffer.physical() + 0xFFC, 4), "8 bytes across the end of the page")
+        got = user.iommufd.get_pa(user.ioas, BASE + PAGE - 4, 8)
+        t.equal(got, (buffer.physical() + PAGE - 4, 4), "8 bytes across the end of the page")
         fd = memory.memfd(2 * PAGE)
         with memory.shared_file(fd, 2 * PAGE) as view:
             view.touch()
@@ -134,10 +137,36 @@ def gap_ends_the_length(t: Test) -> None:
             twice = _same_page_twice(fd)
             with twice:
                 user.iommufd.map(user.ioas, twice.address, 2 * PAGE, BASE + HUGE)
-                got = user.iommufd.get_pa(user.ioas, BASE + HUGE + 0xFFC, 8)
-                t.equal(got, (view.physical() + 0xFFC, 4), "8 bytes across the gap inside one mapping")
+                got = user.iommufd.get_pa(user.ioas, BASE + HUGE + PAGE - 4, 8)
+                t.equal(got, (view.physical() + PAGE - 4, 4), "8 bytes across the gap inside one mapping")
                 got = user.iommufd.get_pa(user.ioas, BASE + HUGE + PAGE, PAGE)
                 t.equal(got, (view.physical(), PAGE), "the second view")
+
+
+@case(
+    needs=(*BARE, "64k-pages"),
+    cites="drivers/iommu/iommufd/io_pagetable.c iopt_get_phys() (offset_in_page(iova)), iopt_check_iova(); "
+    "include/uapi/linux/iommufd.h struct iommu_ioas_noiommu_get_pa",
+)
+def gap_inside_a_large_page_ends_the_length(t: Test) -> None:
+    """If IOVA and memory lie differently in their pages, which MAP may refuse (EINVAL), GET_PA's length still
+    ends where the memory is not contiguous."""
+    fd = memory.memfd(2 * PAGE)
+    with through_cdev(t.device("edu", iommu=False)) as user, _same_page_twice(fd) as twice:
+        iommufd, ioas = user.iommufd, user.ioas
+        try:
+            iommufd.map(ioas, twice.address + PAGE - SMALLEST, PAGE, BASE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return
+        physical = twice.physical()
+        for offset in (0, 8, SMALLEST - 8):
+            got = iommufd.get_pa(ioas, BASE + offset, PAGE)
+            want = (physical + PAGE - SMALLEST + offset, SMALLEST - offset)
+            t.equal(got, want, f"from byte {offset} of the end of a page")
+        want = (physical, PAGE - SMALLEST)
+        t.equal(iommufd.get_pa(ioas, BASE + SMALLEST, PAGE), want, "from the beginning of the next page")
 
 
 def _same_page_twice(fd: int) -> memory.Buffer:

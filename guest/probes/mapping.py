@@ -18,14 +18,18 @@ BARE = ("noiommu-cdev", "edu", "!viommu")
 
 LAST_PAGE = LAST_IOVA - PAGE + 1
 
+FIRST, SECOND, THIRD, FOURTH = (number * 16 * PAGE for number in range(1, 5))
+SIXTEENTH = 256 * PAGE
+"""IOVAs, 16 pages apart."""
+
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_alloc_area_pages(); hwpt_noiommu.c")
 def every_page_can_be_mapped(t: Test) -> None:
-    """Without an IOMMU no IOVA is reserved: the first page, the interrupt window and the last page map and
+    """Without an IOMMU no IOVA is reserved: the first page, all interrupt windows and the last page map and
     resolve."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous() as page:
         page.touch()
-        for iova in (0, memory.MSI_WINDOW, 1 << 48, LAST_IOVA - PAGE + 1):
+        for iova in (0, memory.MSI_WINDOW, memory.ARM_MSI_WINDOW, 1 << 48, LAST_IOVA - PAGE + 1):
             user.map(page, iova)
             t.equal(user.physical(iova, PAGE), page.physical(), f"the physical address of IOVA {iova:#x}")
 
@@ -40,19 +44,19 @@ def map_refuses_nonsense(t: Test) -> None:
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(4 * PAGE) as buffer:
         buffer.touch()
         iommufd, ioas, va = user.iommufd, user.ioas, buffer.address
-        iommufd.map(ioas, va, PAGE, 0x10000)
-        t.errno(errno.EEXIST, iommufd.map, ioas, va, PAGE, 0x10000)
-        t.errno(errno.EEXIST, iommufd.map, ioas, va, 2 * PAGE, 0xF000)
-        t.errno(errno.EINVAL, iommufd.map, ioas, va, 0, 0x20000)
-        t.errno(errno.EINVAL, iommufd.map, ioas, va, PAGE - 1, 0x20000)
-        t.errno(errno.EINVAL, iommufd.map, ioas, va, PAGE, 0x20001)
-        t.errno(errno.EINVAL, iommufd.map, ioas, va + 1, PAGE, 0x20000)
-        t.errno(errno.EINVAL, iommufd.map, ioas, va, PAGE, 0x20000, flags=0)
-        t.errno(errno.EOPNOTSUPP, iommufd.map, ioas, va, PAGE, 0x20000, flags=api.READ_WRITE | 8)
+        iommufd.map(ioas, va, PAGE, FIRST)
+        t.errno(errno.EEXIST, iommufd.map, ioas, va, PAGE, FIRST)
+        t.errno(errno.EEXIST, iommufd.map, ioas, va, 2 * PAGE, FIRST - PAGE)
+        t.errno(errno.EINVAL, iommufd.map, ioas, va, 0, SECOND)
+        t.errno(errno.EINVAL, iommufd.map, ioas, va, PAGE - 1, SECOND)
+        t.errno(errno.EINVAL, iommufd.map, ioas, va, PAGE, SECOND + 1)
+        t.errno(errno.EINVAL, iommufd.map, ioas, va + 1, PAGE, SECOND)
+        t.errno(errno.EINVAL, iommufd.map, ioas, va, PAGE, SECOND, flags=0)
+        t.errno(errno.EOPNOTSUPP, iommufd.map, ioas, va, PAGE, SECOND, flags=api.READ_WRITE | 8)
         t.errno(errno.EOVERFLOW, iommufd.map, ioas, va, PAGE, LAST_IOVA)
-        t.errno(errno.EFAULT, iommufd.map, ioas, 0, PAGE, 0x20000)
-        t.errno(errno.ENOENT, iommufd.map, NO_SUCH_ID, va, PAGE, 0x20000)
-        t.errno(errno.ENOENT, iommufd.get_pa, ioas, 0x20000, 1)
+        t.errno(errno.EFAULT, iommufd.map, ioas, 0, PAGE, SECOND)
+        t.errno(errno.ENOENT, iommufd.map, NO_SUCH_ID, va, PAGE, SECOND)
+        t.errno(errno.ENOENT, iommufd.get_pa, ioas, SECOND, 1)
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin() (FOLL_WRITE)")
@@ -62,16 +66,16 @@ def read_only_memory_is_mapped_read_only(t: Test) -> None:
         page.touch()
         page.protect(mmap.PROT_READ)
         iommufd, ioas = user.iommufd, user.ioas
-        t.errno(errno.EFAULT, iommufd.map, ioas, page.address, PAGE, 0x10000)
-        iommufd.map(ioas, page.address, PAGE, 0x10000, flags=api.MAP_READABLE)
-        t.equal(user.physical(0x10000, PAGE), page.physical(), "the physical address")
+        t.errno(errno.EFAULT, iommufd.map, ioas, page.address, PAGE, FIRST)
+        iommufd.map(ioas, page.address, PAGE, FIRST, flags=api.MAP_READABLE)
+        t.equal(user.physical(FIRST, PAGE), page.physical(), "the physical address")
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c pfn_reader_user_pin(); mm/gup.c (VM_PFNMAP)")
 def bar_is_no_memory(t: Test) -> None:
     """The address of a mapped BAR cannot be mapped into an IOAS (EFAULT)."""
     with through_cdev(t.device("edu", iommu=False)) as user, user.device.bar(length=PAGE) as bar:
-        t.errno(errno.EFAULT, user.iommufd.map, user.ioas, bar.address, PAGE, 0x10000)
+        t.errno(errno.EFAULT, user.iommufd.map, user.ioas, bar.address, PAGE, FIRST)
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/io_pagetable.c iopt_check_iova() (check_add_overflow)")
@@ -82,10 +86,10 @@ def map_stops_at_the_end_of_all_iovas(t: Test) -> None:
         buffer.touch()
         iommufd, ioas, va = user.iommufd, user.ioas, buffer.address
         t.errno(errno.EOVERFLOW, iommufd.map, ioas, va, 2 * PAGE, LAST_PAGE)
-        t.errno(errno.EOVERFLOW, iommufd.map, ioas, va, LAST_IOVA, 0x10000)
-        t.errno(errno.EOVERFLOW, iommufd.map, ioas, va, LAST_PAGE, 0x10000)
-        t.errno(errno.EOVERFLOW, iommufd.map, ioas, LAST_PAGE, 2 * PAGE, 0x10000)
-        t.errno(errno.EINVAL, iommufd.map, ioas, 0, LAST_PAGE, 0x10000)
+        t.errno(errno.EOVERFLOW, iommufd.map, ioas, va, LAST_IOVA, FIRST)
+        t.errno(errno.EOVERFLOW, iommufd.map, ioas, va, LAST_PAGE, FIRST)
+        t.errno(errno.EOVERFLOW, iommufd.map, ioas, LAST_PAGE, 2 * PAGE, FIRST)
+        t.errno(errno.EINVAL, iommufd.map, ioas, 0, LAST_PAGE, FIRST)
         t.errno(errno.EOVERFLOW, iommufd.map, ioas, 0, 1 << 63)
         t.equal(iommufd.map(ioas, va, PAGE, LAST_PAGE), LAST_PAGE, "the IOVA of the last page")
         t.errno(errno.EOVERFLOW, iommufd.unmap, ioas, LAST_PAGE, 2 * PAGE)
@@ -122,14 +126,14 @@ def refused_map_leaves_the_iova_free(t: Test) -> None:
         iommufd, ioas = user.iommufd, user.ioas
         last = memory.Buffer(buffer.address + 7 * PAGE, PAGE)
         last.protect(memory.PROT_NONE)
-        t.errno(errno.EFAULT, user.map, buffer, 0x10000)
+        t.errno(errno.EFAULT, user.map, buffer, FIRST)
         t.equal(memory.pinned_pages(), 0, "pages pinned after the refusal")
-        t.errno(errno.ENOENT, iommufd.get_pa, ioas, 0x10000, 1)
-        t.errno(errno.ENOENT, iommufd.unmap, ioas, 0x10000, 8 * PAGE)
+        t.errno(errno.ENOENT, iommufd.get_pa, ioas, FIRST, 1)
+        t.errno(errno.ENOENT, iommufd.unmap, ioas, FIRST, 8 * PAGE)
         last.protect(memory.READ_WRITE)
-        user.map(buffer, 0x10000)
+        user.map(buffer, FIRST)
         for index in (0, 7):
-            got = user.physical(0x10000 + index * PAGE, PAGE)
+            got = user.physical(FIRST + index * PAGE, PAGE)
             t.equal(got, buffer.physical(index * PAGE), f"the address of page {index}")
 
 
@@ -143,19 +147,19 @@ def unmap_takes_whole_areas(t: Test) -> None:
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(4 * PAGE) as buffer:
         buffer.touch()
         iommufd, ioas = user.iommufd, user.ioas
-        for iova in (0x10000, 0x20000, 0x30000):
+        for iova in (FIRST, SECOND, THIRD):
             user.map(buffer, iova)
-        t.errno(errno.ENOENT, iommufd.unmap, ioas, 0x10000, PAGE)
-        t.errno(errno.ENOENT, iommufd.unmap, ioas, 0x11000, 3 * PAGE)
-        t.equal(user.physical(0x10000, 1), buffer.physical(), "the address after refused UNMAPs")
+        t.errno(errno.ENOENT, iommufd.unmap, ioas, FIRST, PAGE)
+        t.errno(errno.ENOENT, iommufd.unmap, ioas, FIRST + PAGE, 3 * PAGE)
+        t.equal(user.physical(FIRST, 1), buffer.physical(), "the address after refused UNMAPs")
         t.equal(
-            iommufd.unmap(ioas, 0x10000, 4 * PAGE),
+            iommufd.unmap(ioas, FIRST, 4 * PAGE),
             4 * PAGE,
             "bytes removed by an UNMAP of exactly one mapping",
         )
-        t.errno(errno.ENOENT, iommufd.unmap, ioas, 0x10000, 4 * PAGE)
-        t.errno(errno.EINVAL, iommufd.unmap, ioas, 0x20000, 0)
-        t.errno(errno.EOVERFLOW, iommufd.unmap, ioas, 0x20000, LAST_IOVA)
+        t.errno(errno.ENOENT, iommufd.unmap, ioas, FIRST, 4 * PAGE)
+        t.errno(errno.EINVAL, iommufd.unmap, ioas, SECOND, 0)
+        t.errno(errno.EOVERFLOW, iommufd.unmap, ioas, SECOND, LAST_IOVA)
         t.equal(iommufd.unmap(ioas, 0, LAST_IOVA), 8 * PAGE, "bytes removed by an UNMAP of everything")
         t.equal(iommufd.unmap(ioas, 0, LAST_IOVA), 0, "bytes removed when nothing is mapped")
 
@@ -168,11 +172,11 @@ def refused_unmap_takes_nothing(t: Test) -> None:
     """An UNMAP refused because it would split the last mapping in its range removes no mapping."""
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * PAGE) as buffer:
         buffer.touch()
-        user.map(buffer, 0x10000)
-        user.map(buffer, 0x12000)
-        t.errno(errno.ENOENT, user.iommufd.unmap, user.ioas, 0x10000, 3 * PAGE)
+        user.map(buffer, FIRST)
+        user.map(buffer, FIRST + 2 * PAGE)
+        t.errno(errno.ENOENT, user.iommufd.unmap, user.ioas, FIRST, 3 * PAGE)
         t.equal(
-            user.physical(0x12000, 1),
+            user.physical(FIRST + 2 * PAGE, 1),
             buffer.physical(),
             "the address in the mapping that UNMAP would have split",
         )
@@ -187,17 +191,17 @@ def copy_shares_the_pages(t: Test) -> None:
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(8 * PAGE) as buffer:
         buffer.touch()
         iommufd, source = user.iommufd, user.ioas
-        user.map(buffer, 0x100000)
+        user.map(buffer, SIXTEENTH)
         target = iommufd.ioas_alloc()
-        iommufd.copy(target, source, 2 * PAGE, 0x102000, 0x40000)
-        t.errno(errno.EOPNOTSUPP, iommufd.get_pa, target, 0x40000, 1)
-        t.errno(errno.ENOENT, iommufd.copy, target, source, PAGE, 0x200000)
-        t.errno(errno.EEXIST, iommufd.copy, target, source, PAGE, 0x100000, 0x40000)
-        t.errno(errno.EINVAL, iommufd.copy, target, source, 0, 0x100000)
+        iommufd.copy(target, source, 2 * PAGE, SIXTEENTH + 2 * PAGE, FOURTH)
+        t.errno(errno.EOPNOTSUPP, iommufd.get_pa, target, FOURTH, 1)
+        t.errno(errno.ENOENT, iommufd.copy, target, source, PAGE, 2 * SIXTEENTH)
+        t.errno(errno.EEXIST, iommufd.copy, target, source, PAGE, SIXTEENTH, FOURTH)
+        t.errno(errno.EINVAL, iommufd.copy, target, source, 0, SIXTEENTH)
         user.device.attach(target)
-        iommufd.unmap(source, 0x100000, buffer.length)
+        iommufd.unmap(source, SIXTEENTH, buffer.length)
         for index in (0, 1):
-            got = iommufd.get_pa(target, 0x40000 + index * PAGE, 1)[0]
+            got = iommufd.get_pa(target, FOURTH + index * PAGE, 1)[0]
             t.equal(got, buffer.physical((index + 2) * PAGE), f"the address of page {index} in the copy")
 
 
@@ -212,21 +216,21 @@ def copy_refuses_nonsense(t: Test) -> None:
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(2 * PAGE) as buffer:
         buffer.touch()
         iommufd, source, target = user.iommufd, user.ioas, user.iommufd.ioas_alloc()
-        iommufd.map(source, buffer.address, PAGE, 0x10000, flags=api.MAP_READABLE)
-        iommufd.map(source, buffer.address, PAGE, 0x12000)
+        iommufd.map(source, buffer.address, PAGE, FIRST, flags=api.MAP_READABLE)
+        iommufd.map(source, buffer.address, PAGE, FIRST + 2 * PAGE)
         for field in ("length", "src_iova", "dst_iova"):
             over = api.IoasCopy(dst_ioas_id=target, src_ioas_id=source, flags=api.READ_WRITE)
             setattr(over, field, LAST_IOVA)
             t.errno(errno.EOVERFLOW, iommufd.call, api.IOAS_COPY, over)
-        t.errno(errno.EINVAL, iommufd.copy, target, source, PAGE, 0x12000, flags=0)
-        t.errno(errno.EPERM, iommufd.copy, target, source, PAGE, 0x10000)
-        t.errno(errno.ENOENT, iommufd.copy, target, source, 3 * PAGE, 0x10000, flags=api.MAP_READABLE)
-        t.errno(errno.ENOENT, iommufd.copy, target, source, 2 * PAGE, 0x12000)
-        t.errno(errno.ENOENT, iommufd.copy, target, NO_SUCH_ID, PAGE, 0x12000)
-        t.errno(errno.ENOENT, iommufd.copy, NO_SUCH_ID, source, PAGE, 0x12000)
-        t.errno(errno.EINVAL, iommufd.copy, source, source, PAGE, 0x12000, 0x20001)
-        t.errno(errno.EINVAL, iommufd.copy, source, source, 1, 0x12000, 0x20000)
-        t.errno(errno.EOVERFLOW, iommufd.copy, source, source, PAGE, 0x12000, LAST_IOVA)
+        t.errno(errno.EINVAL, iommufd.copy, target, source, PAGE, FIRST + 2 * PAGE, flags=0)
+        t.errno(errno.EPERM, iommufd.copy, target, source, PAGE, FIRST)
+        t.errno(errno.ENOENT, iommufd.copy, target, source, 3 * PAGE, FIRST, flags=api.MAP_READABLE)
+        t.errno(errno.ENOENT, iommufd.copy, target, source, 2 * PAGE, FIRST + 2 * PAGE)
+        t.errno(errno.ENOENT, iommufd.copy, target, NO_SUCH_ID, PAGE, FIRST + 2 * PAGE)
+        t.errno(errno.ENOENT, iommufd.copy, NO_SUCH_ID, source, PAGE, FIRST + 2 * PAGE)
+        t.errno(errno.EINVAL, iommufd.copy, source, source, PAGE, FIRST + 2 * PAGE, SECOND + 1)
+        t.errno(errno.EINVAL, iommufd.copy, source, source, 1, FIRST + 2 * PAGE, SECOND)
+        t.errno(errno.EOVERFLOW, iommufd.copy, source, source, PAGE, FIRST + 2 * PAGE, LAST_IOVA)
         t.equal(iommufd.unmap(source, 0, LAST_IOVA), 2 * PAGE, "bytes mapped in the source")
         iommufd.destroy(target)
         user.device.detach()
@@ -240,15 +244,17 @@ def copy_crosses_mappings_that_adjoin(t: Test) -> None:
     with through_cdev(t.device("edu", iommu=False)) as user, memory.anonymous(4 * PAGE) as buffer:
         buffer.touch()
         iommufd, ioas = user.iommufd, user.ioas
-        iommufd.map(ioas, buffer.address, 2 * PAGE, 0x10000)
-        iommufd.map(ioas, buffer.address + 3 * PAGE, PAGE, 0x12000)
-        t.equal(iommufd.copy(ioas, ioas, 2 * PAGE, 0x11000, 0x40000), 0x40000, "the IOVA of the copy")
+        iommufd.map(ioas, buffer.address, 2 * PAGE, FIRST)
+        iommufd.map(ioas, buffer.address + 3 * PAGE, PAGE, FIRST + 2 * PAGE)
+        t.equal(iommufd.copy(ioas, ioas, 2 * PAGE, FIRST + PAGE, FOURTH), FOURTH, "the IOVA of the copy")
         for index, original in ((0, 1), (1, 3)):
-            got = user.physical(0x40000 + index * PAGE, PAGE)
+            got = user.physical(FOURTH + index * PAGE, PAGE)
             t.equal(got, buffer.physical(original * PAGE), f"the address of page {index} of the copy")
-        iommufd.unmap(ioas, 0x10000, 3 * PAGE)
-        t.equal(user.physical(0x41000, 1), buffer.physical(3 * PAGE), "the address without the originals")
-        t.equal(iommufd.unmap(ioas, 0x40000, PAGE), PAGE, "bytes of the copy's first part")
+        iommufd.unmap(ioas, FIRST, 3 * PAGE)
+        t.equal(
+            user.physical(FOURTH + PAGE, 1), buffer.physical(3 * PAGE), "the address without the originals"
+        )
+        t.equal(iommufd.unmap(ioas, FOURTH, PAGE), PAGE, "bytes of the copy's first part")
         t.equal(iommufd.unmap(ioas, 0, LAST_IOVA), PAGE, "bytes of the copy's second part")
 
 
@@ -263,13 +269,13 @@ def memfd_is_mapped_by_file(t: Test) -> None:
     with through_cdev(t.device("edu", iommu=False)) as user, memory.shared_file(fd, 4 * PAGE) as view:
         view.touch()
         iommufd, ioas = user.iommufd, user.ioas
-        iommufd.map_file(ioas, fd, 2 * PAGE, 0x10000, start=PAGE)
+        iommufd.map_file(ioas, fd, 2 * PAGE, FIRST, start=PAGE)
         for index in (0, 1):
-            got = iommufd.get_pa(ioas, 0x10000 + index * PAGE, 1)[0]
+            got = iommufd.get_pa(ioas, FIRST + index * PAGE, 1)[0]
             t.equal(got, view.physical((index + 1) * PAGE), f"the address of page {index}")
-        t.errno(errno.EBADF, iommufd.map_file, ioas, 999, PAGE, 0x20000)
+        t.errno(errno.EBADF, iommufd.map_file, ioas, 999, PAGE, SECOND)
         with open(__file__, "rb") as regular:
-            refused = (iommufd.map_file, ioas, regular.fileno(), PAGE, 0x20000)
+            refused = (iommufd.map_file, ioas, regular.fileno(), PAGE, SECOND)
             t.errno(errno.EINVAL, *refused, flags=api.MAP_READABLE)
 
 
@@ -284,25 +290,25 @@ def map_file_refuses_nonsense(t: Test) -> None:
     with through_cdev(t.device("edu", iommu=False)) as user, memory.shared_file(fd, 4 * PAGE) as view:
         view.touch()
         iommufd, ioas = user.iommufd, user.ioas
-        t.errno(errno.EBADF, iommufd.map_file, ioas, -1, PAGE, 0x10000)
-        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, 0, 0x10000)
-        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE, 0x10000, flags=0)
-        t.errno(errno.EOPNOTSUPP, iommufd.map_file, ioas, fd, PAGE, 0x10000, flags=8 | api.READ_WRITE)
-        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE, 0x10001)
-        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE, 0x10000, start=1)
-        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE - 1, 0x10000)
-        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE, 0x10000, start=4 * PAGE)
-        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, 2 * PAGE, 0x10000, start=3 * PAGE)
-        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE, 0x10000, start=1 << 63)
-        t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, 2 * PAGE, 0x10000, start=LAST_PAGE)
-        t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, LAST_IOVA, 0x10000)
+        t.errno(errno.EBADF, iommufd.map_file, ioas, -1, PAGE, FIRST)
+        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, 0, FIRST)
+        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE, FIRST, flags=0)
+        t.errno(errno.EOPNOTSUPP, iommufd.map_file, ioas, fd, PAGE, FIRST, flags=8 | api.READ_WRITE)
+        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE, FIRST + 1)
+        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE, FIRST, start=1)
+        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE - 1, FIRST)
+        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE, FIRST, start=4 * PAGE)
+        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, 2 * PAGE, FIRST, start=3 * PAGE)
+        t.errno(errno.EINVAL, iommufd.map_file, ioas, fd, PAGE, FIRST, start=1 << 63)
+        t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, 2 * PAGE, FIRST, start=LAST_PAGE)
+        t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, LAST_IOVA, FIRST)
         t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, PAGE, LAST_IOVA)
         t.errno(errno.EOVERFLOW, iommufd.map_file, ioas, fd, 2 * PAGE, LAST_PAGE)
-        t.errno(errno.ENOENT, iommufd.map_file, NO_SUCH_ID, fd, PAGE, 0x10000)
+        t.errno(errno.ENOENT, iommufd.map_file, NO_SUCH_ID, fd, PAGE, FIRST)
         t.equal(memory.pinned_pages(), 0, "pages pinned by refused maps")
-        iommufd.map_file(ioas, fd, PAGE, 0x10000, start=3 * PAGE)
-        t.errno(errno.EEXIST, iommufd.map_file, ioas, fd, PAGE, 0x10000)
-        t.equal(user.physical(0x10000, PAGE), view.physical(3 * PAGE), "the address of the last page")
+        iommufd.map_file(ioas, fd, PAGE, FIRST, start=3 * PAGE)
+        t.errno(errno.EEXIST, iommufd.map_file, ioas, fd, PAGE, FIRST)
+        t.equal(user.physical(FIRST, PAGE), view.physical(3 * PAGE), "the address of the last page")
 
 
 @case(
@@ -314,9 +320,9 @@ def read_only_file_is_not_mapped_for_writing(t: Test) -> None:
     whole = memory.memfd(PAGE)
     readable = os.open(f"/proc/self/fd/{whole}", os.O_RDONLY | os.O_CLOEXEC)
     with through_cdev(t.device("edu", iommu=False)) as user:
-        user.iommufd.map_file(user.ioas, readable, PAGE, 0x10000, flags=api.MAP_READABLE)
+        user.iommufd.map_file(user.ioas, readable, PAGE, FIRST, flags=api.MAP_READABLE)
         refused = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EFAULT, errno.EBADF)
-        t.errno(refused, user.iommufd.map_file, user.ioas, readable, PAGE, 0x20000)
+        t.errno(refused, user.iommufd.map_file, user.ioas, readable, PAGE, SECOND)
 
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/pages.c iopt_alloc_file_pages() (get_file())")
@@ -326,13 +332,13 @@ def mapped_file_needs_no_descriptor(t: Test) -> None:
     fd = memory.memfd(PAGE)
     os.pwrite(fd, b"kept", 0)
     with through_cdev(t.device("edu", iommu=False)) as user:
-        user.iommufd.map_file(user.ioas, fd, PAGE, 0x10000)
-        before = user.physical(0x10000, PAGE)
+        user.iommufd.map_file(user.ioas, fd, PAGE, FIRST)
+        before = user.physical(FIRST, PAGE)
         again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         os.close(fd)
         user.device.detach()
         user.device.attach(user.ioas)
-        t.equal(user.physical(0x10000, PAGE), before, "the address after the descriptor was closed")
+        t.equal(user.physical(FIRST, PAGE), before, "the address after the descriptor was closed")
         with memory.shared_file(again, PAGE) as view:
             t.equal(view.read(0, 4), b"kept", "the contents of the file")
             t.equal(before, view.physical(), "the address according to the page map")

@@ -105,14 +105,15 @@ def attached_device_moves_to_an_ioas_in_noiommu_use(t: Test) -> None:
 )
 def failed_replacement_keeps_reserved_ranges(t: Test) -> None:
     """After a failed replacement the device's reserved IOVA ranges stay reserved."""
+    window = pci.interrupt_window(t.device("edu", iommu=True))
     with _real_in_use(t) as (user, _, devid), memory.anonymous() as page:
         page.touch()
-        t.errno(errno.EINVAL, user.map, page, memory.MSI_WINDOW)
+        t.errno(errno.EINVAL, user.map, page, window)
         before = user.iommufd.iova_ranges(user.ioas)[0]
         foreign = user.iommufd.hwpt_alloc(devid, user.ioas)
         t.errno((errno.EINVAL, errno.ENODEV), user.device.attach, foreign)
         t.equal(user.iommufd.iova_ranges(user.ioas)[0], before, "usable ranges after the failed ATTACH")
-        t.errno(errno.EINVAL, user.map, page, memory.MSI_WINDOW)
+        t.errno(errno.EINVAL, user.map, page, window)
 
 
 @case(

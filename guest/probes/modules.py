@@ -22,9 +22,6 @@ from guest.opened import Event, opened
 MODULAR = ("modular", "noiommu-cdev", "noiommu-group", "edu", "!viommu")
 NATIVE = ("modular", "noiommu-cdev", "igb", "!viommu")
 
-# arch/x86/entry/syscalls/syscall_64.tbl
-DELETE_MODULE = 176
-
 STACK = ("vfio_pci", "vfio_pci_core", "vfio_iommu_type1", "vfio", "iommufd")
 """The modules of VFIO, in the order in which they can be unloaded."""
 
@@ -33,7 +30,7 @@ GOES = 10.0
 
 
 def _unload(name: str) -> None:
-    libc.syscall(DELETE_MODULE, ctypes.c_char_p(name.encode()), ctypes.c_uint(os.O_NONBLOCK))
+    libc.call("delete_module", ctypes.c_char_p(name.encode()), ctypes.c_uint(os.O_NONBLOCK))
 
 
 def _load(*words: str) -> int:

@@ -144,7 +144,8 @@ def mapping_of_a_part_shows_that_part(t: Test) -> None:
     mapping shows its own part of the BAR."""
     page = mmap.PAGESIZE
     start = igb.RDLEN - igb.RDLEN % page
-    t.check(start, "the register is in the first page, so this case would prove nothing")
+    if not start:
+        t.skip(f"with pages of {page // 1024} KiB the register is in the first page of the BAR")
     with (
         opened(t, t.device("igb")) as device,
         device.bar() as whole,
