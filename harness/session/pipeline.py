@@ -33,7 +33,7 @@ from harness.lab.admission import most_vms
 from harness.machine.accel import Choice
 from harness.machine.devices import Topology
 from harness.machine.qemu import Qemu
-from harness.machine.topology import topology_in_results
+from harness.machine.topology import load_topology, topology_in_results
 from harness.plan import Job, Plan, too_late
 from harness.plugin.engine import Ended, run_pytest
 from harness.results import JobRecord, Run
@@ -105,6 +105,8 @@ class Checked:
     """The value of `--topology` -> the Topology, read once."""
     own: Mapping[OwnWish, TakenOwn] = dataclasses.field(default_factory=dict)
     """The user's own programs and probes, read once."""
+    lacking: Mapping[str, InfraError] = dataclasses.field(default_factory=dict)
+    """Architecture -> why this host can run none of its guests."""
 
     @property
     def qemu(self) -> Qemu:
@@ -254,11 +256,12 @@ def check(request: Request) -> Checked:
     reporting.check_history(conduct.compare, conduct.known_issues)
     for kernel in request.kernels:
         planning.check_kernel(kernel)
-    chosen = {arch: planning.choose(request.machines[0], arch) for arch in request.arches}
-    for arch, (_, accel) in chosen.items():
-        planning.announce(accel, arch)
+    chosen, lacking = planning.choose_all(request.machines[0], request.arches)
+    qemus = {arch: qemu for arch, (qemu, _) in chosen.items()}
     topologies = {
-        machine.topology: planning.check_machine(machine, chosen[arch][0])
+        machine.topology: planning.check_machine(machine, qemus[arch])
+        if arch in qemus
+        else load_topology(machine.topology, arch=find_arch(arch))
         for machine, arch in dict.fromkeys((wish.machine, wish.kernel.arch) for wish in request.wishes)
     }
     return Checked(
@@ -266,7 +269,8 @@ def check(request: Request) -> Checked:
         run_id=run_id,
         run_dir=run_dir,
         started=started,
-        qemus={arch: qemu for arch, (qemu, _) in chosen.items()},
+        qemus=qemus,
+        lacking=lacking,
         accels={arch: accel for arch, (_, accel) in chosen.items()},
         topologies=topologies,
         own=own,
@@ -325,6 +329,8 @@ def _plan_kernel(
     build: bool,
 ) -> PlannedKernel:
     opened: dict[str | None, KernelTree] = {}
+    if wish.arch in checked.lacking:
+        return PlannedKernel(wish=wish, tree=None, problem=checked.lacking[wish.arch])
     for spec in wish.trees:
         tree = trees[spec]
         if isinstance(tree, InfraError):

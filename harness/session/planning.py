@@ -147,6 +147,29 @@ def choose(machine: MachineWish, arch: str, image: Path | None = None) -> tuple[
     return qemu, choose_accel(machine.accel, qemu, image)
 
 
+def choose_all(
+    machine: MachineWish, arches: Sequence[str]
+) -> tuple[dict[str, tuple[Qemu, Choice]], dict[str, InfraError]]:
+    """Return choose() for each of *arches*, and why this host can run no guest of the others.
+
+    Raises InfraError if it can run none of them.
+    """
+    chosen: dict[str, tuple[Qemu, Choice]] = {}
+    lacking: dict[str, InfraError] = {}
+    for arch in arches:
+        try:
+            chosen[arch] = choose(machine, arch)
+        except InfraError as error:
+            lacking[arch] = error
+        else:
+            announce(chosen[arch][1], arch)
+    if not chosen:
+        raise next(iter(lacking.values()))
+    for arch, reason in lacking.items():
+        tell(f"jobs of {arch} guests will not run: {reason}")
+    return chosen, lacking
+
+
 def announce(choice: Choice, arch: str) -> None:
     """Print which accelerator guests of *arch* get."""
     factor = choice.accel.timeout_factor

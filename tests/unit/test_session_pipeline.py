@@ -15,9 +15,11 @@ import session_values as values
 from history_runs import GOOD, make_run
 from plan_jobs import job
 
-from harness.base.errors import ExitCode, NoCase, UsageError
-from harness.kernel.arch import host_arch
+from harness.base.errors import ExitCode, HostError, NoCase, UsageError
+from harness.kernel.arch import ARCHES, host_arch
 from harness.kernel.store import Built
+from harness.machine.accel import Choice
+from harness.machine.qemu import Qemu
 from harness.machine.topology import load_topology
 from harness.plugin import engine
 from harness.plugin.engine import Ended
@@ -27,7 +29,7 @@ from harness.session import pipeline, planning, running
 from harness.session.pipeline import BuiltRun, PlannedRun
 from harness.session.reporting import see
 from harness.session.selection import check_selection
-from harness.session.wishes import Conduct, PytestOptions
+from harness.session.wishes import Conduct, KernelWish, MachineWish, PytestOptions
 
 
 def test_a_run_is_named_by_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +42,32 @@ def test_a_run_is_named_by_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = pipeline.check(values.request())
     assert found.run_id == new_run_id(found.started) == found.run_dir.name
     assert dict(found.topologies) == {"edu-igb": load_topology("edu-igb")}
+
+
+def test_an_architecture_that_this_host_lacks_costs_only_its_own_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the QEMU for one of two architectures the other one is tested; without both there is no run."""
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    here = values.checked(tmp_path)
+    reason = HostError("its QEMU is not installed")
+    lacks = {"arm64"}
+
+    def choose(machine: MachineWish, arch: str) -> tuple[Qemu, Choice]:
+        if arch in lacks:
+            raise reason
+        return here.qemu, here.accel
+
+    monkeypatch.setattr(planning, "choose", choose)
+    monkeypatch.setattr(planning, "check_machine", lambda machine, qemu: load_topology("edu-igb"))
+    kernels = {arch: KernelWish(tree=None, variant="group-cdev", arch=arch) for arch in ARCHES}
+    wishes = [dataclasses.replace(values.wish(), kernel=kernel) for kernel in kernels.values()]
+    found = pipeline.check(values.request(*wishes))
+    assert (set(found.qemus), dict(found.lacking)) == ({"x86_64"}, {"arm64": reason})
+    assert pipeline._plan_kernel(found, {}, kernels["arm64"], build=False).problem is reason
+    lacks.add("x86_64")
+    with pytest.raises(HostError):
+        pipeline.check(values.request(*wishes))
 
 
 @pytest.mark.parametrize(("is_new", "seconds"), [(True, 70.0), (False, 0.0)])
