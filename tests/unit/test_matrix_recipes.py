@@ -14,6 +14,7 @@ import pytest
 from harness.base import process, yamlfile
 from harness.base.errors import UsageError
 from harness.cli.moment import parse_moment
+from harness.kernel.arch import ARCHES
 from harness.matrix import load_matrix
 from harness.matrix.recipes import SERVICES, recipe
 
@@ -36,7 +37,8 @@ def test_recipe_is_valid(service: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_toolchains_are_installed_first(service: str) -> None:
     text = recipe(service, load_matrix("nightly"), [], 4)
-    installed = text.index("vfio-harness doctor --toolchain llvm --fix --quiet")
+    foreign = next(arch.name for arch in ARCHES.values() if arch.label)
+    installed = text.index(f"vfio-harness doctor --toolchain llvm --arch {foreign} --fix --quiet")
     assert text.index("make setup") < installed < text.index("vfio-harness matrix nightly", 200)
     assert "doctor" not in recipe(service, load_matrix("smoke"), [], 1)
 
