@@ -262,7 +262,7 @@ def ioeventfds_write_every_width(t: Test) -> None:
 
 
 @case(
-    needs=("noiommu", "edu", "!viommu"),
+    needs=("noiommu", "edu", "lenient-bus", "!viommu"),
     cites="drivers/vfio/pci/vfio_pci_rdwr.c VFIO_IORDWR(), vfio_pci_ioeventfd_do_write()",
 )
 def narrow_accesses_stay_narrow(t: Test) -> None:

@@ -122,6 +122,8 @@ class Arch:
     """Hosts, as uname(1) names them, whose KVM can run it."""
     iommus: Mapping[str, Iommu]
     """The IOMMUs by model."""
+    features: frozenset[str]
+    """The features of guest/needs.py that all its machines have."""
     slots: Slots
     panic_device: str
     """The device through which a kernel that panicked tells QEMU."""
@@ -218,6 +220,7 @@ _X86_64 = Arch(
             "virtio-iommu-pci": _VIRTIO_IOMMU,
         }
     ),
+    features=frozenset({"lenient-bus"}),
     # 0x00 is the host bridge, 0x01 goes to amd-iommu's own PCI function, 0x1f is the ICH9.
     slots=Slots(
         topology=range(0x02, 0x18),
@@ -303,6 +306,7 @@ _ARM64 = Arch(
             "virtio-iommu-pci": _VIRTIO_IOMMU,
         }
     ),
+    features=frozenset(),
     slots=_X86_64.slots,
     panic_device="pvpanic-pci",
     interrupts=None,

@@ -190,10 +190,10 @@ class Machine:
             yield from _placed(device, slot)
 
 
-def machine_features(topology: Topology, *, cpus: int, memory_mib: int) -> frozenset[str]:
+def machine_features(topology: Topology, arch: Arch, *, cpus: int, memory_mib: int) -> frozenset[str]:
     """Return the features of *topology* and of the machine; those of the kernel are not known here."""
     own = {"smp": cpus >= 2, "mem-4g": memory_mib >= 4 * _GIB}
-    return topology.features | {name for name, holds in own.items() if holds}
+    return topology.features | arch.features | {name for name, holds in own.items() if holds}
 
 
 def device_words(device: Device) -> tuple[str, str]:

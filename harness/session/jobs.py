@@ -99,7 +99,9 @@ def make_job(planned: PlannedKernel, wish: JobWish, topology: Topology) -> Job:
         memory_mib=memory,
         suites=wish.suites,
         own=planned.own.get(wish.own, Own()),
-        features=tuple(sorted(plan.features | machine_features(topology, cpus=cpus, memory_mib=memory))),
+        features=tuple(
+            sorted(plan.features | machine_features(topology, plan.arch, cpus=cpus, memory_mib=memory))
+        ),
     )
 
 
