@@ -144,7 +144,17 @@ def _userspace(arch: Arch) -> Check:
 def examine_foreign(arch: Arch) -> tuple[Check, ...]:
     """Check what guests of another architecture need besides."""
     crossing = tuple(map(_look, toolchain_needs(GCC.resolve(arch), arch.label)))
-    return (*crossing, _qemu(arch), _userspace(arch))
+    return (*crossing, _qemu(arch), *_firmware(arch), _userspace(arch))
+
+
+def _firmware(arch: Arch) -> tuple[Check, ...]:
+    """Check the firmware that does not come with QEMU, if *arch* needs any."""
+    if arch.roots_firmware is None:
+        return ()
+    (file, package), name = arch.roots_firmware, f"firmware{_of(arch)}"
+    if Path(file).is_file():
+        return (_ok(name, file),)
+    return (_warning(name, f"no {file}", "topologies with a pxb-pcie are refused", (package,)),)
 
 
 def _guest_python() -> Check:
@@ -213,7 +223,8 @@ def _toolchain(name: str, arch: Arch) -> tuple[Check, ...]:
 
 def examine(toolchains: Sequence[str] = (), arches: Sequence[str] = ()) -> tuple[Check, ...]:
     """Check everything the harness needs of this host; *toolchains* and *arches* besides the default ones."""
-    others = (_guest_python(), _qemu(host_arch()), _acceleration(), _cache(), _disk(), _memory())
+    here = host_arch()
+    others = (_guest_python(), _qemu(here), *_firmware(here), _acceleration(), _cache(), _disk(), _memory())
     foreign = [arch for arch in map(find_arch, dict.fromkeys(arches)) if arch.label]
     more = [
         check

@@ -114,8 +114,8 @@ class Arch:
     """The properties that a topology may set; `-machine TYPE,help` does not list all of them."""
     firmware: str | None
     """Firmware that boots faster than the default one and leaves the PCI buses to the kernel."""
-    has_more_roots: bool
-    """Whether it boots with firmware that sets up further root complexes."""
+    roots_firmware: tuple[str, str] | None
+    """File and Debian package of the firmware that sets up further root complexes; None: QEMU's own does."""
     cpu: Mapping[str, str]
     """Accelerator -> CPU model."""
     kvm_hosts: tuple[str, ...]
@@ -199,7 +199,7 @@ _X86_64 = Arch(
     ),
     # 0.15 s faster than SeaBIOS under TCG.
     firmware="qboot.rom",
-    has_more_roots=True,
+    roots_firmware=None,
     # Page tables of five levels cost an emulator one more level at every miss.
     cpu=MappingProxyType({"kvm": "host", "tcg": "max,la57=off"}),
     kvm_hosts=("x86_64",),
@@ -292,9 +292,9 @@ _ARM64 = Arch(
             *("highmem-mmio", "kernel-irqchip", "acpi", "mte", "ras", "secure", "virtualization"),
         }
     ),
-    # The device tree of a direct boot describes one root complex.
+    # A direct boot has a device tree with one root complex.  EDK2 sets up all, and describes them by ACPI.
     firmware=None,
-    has_more_roots=False,
+    roots_firmware=("/usr/share/qemu-efi-aarch64/QEMU_EFI.fd", "qemu-efi-aarch64"),
     # Pointer authentication by QEMU's own algorithm: the architected one costs an emulator half its time.
     cpu=MappingProxyType({"kvm": "host", "tcg": "max,pauth-impdef=on,sve=off,sme=off,lpa2=off"}),
     kvm_hosts=("aarch64",),

@@ -130,7 +130,7 @@ class Topology:
 
     @property
     def has_more_roots(self) -> bool:
-        """Whether there are further root complexes, whose windows only the default firmware sets up."""
+        """Whether there are further root complexes, whose windows not every firmware sets up."""
         return any(device.driver == "pxb-pcie" for device in self.devices)
 
     @property

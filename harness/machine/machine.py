@@ -137,8 +137,9 @@ class Machine:
         )
 
     def _firmware(self, qemu: Qemu) -> Iterator[str]:
-        # Only the default firmware sets up further root complexes.
-        if self.arch.firmware is not None and qemu.has_firmware and not self.topology.has_more_roots:
+        if self.topology.has_more_roots:
+            yield from ("-bios", self.arch.roots_firmware[0]) if self.arch.roots_firmware else ()
+        elif self.arch.firmware is not None and qemu.has_firmware:
             yield from ("-bios", self.arch.firmware)
 
     def _machine(self, memory: Memory | None) -> Iterator[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from harness.base.errors import UsageError, nearest
 from harness.kernel.arch import Arch
@@ -42,9 +43,6 @@ def _impossible(topology: Topology, arch: Arch) -> Iterator[_Fault]:
         if name not in arch.machine_properties:
             why = f"the {arch.machine['type']} machine has no property {name!r}"
             yield 1, why, nearest(name, arch.machine_properties)
-    if topology.has_more_roots and not arch.has_more_roots:
-        line = next(device.line for device in topology.devices if device.driver == "pxb-pcie")
-        yield line, f"{arch.name} machines start without the firmware that sets up a pxb-pcie", None
     for device in topology.devices:
         if device.bus == ROOT_BUS:
             yield from _on_root_bus(device, arch.slots.topology)
@@ -52,7 +50,7 @@ def _impossible(topology: Topology, arch: Arch) -> Iterator[_Fault]:
             yield from _behind_bridge(topology, device)
     yield from _collisions(topology)
     yield from _iommus(topology, arch)
-    yield from _claims(topology)
+    yield from _claims(topology, arch)
 
 
 def _names(topology: Topology) -> Iterator[_Fault]:
@@ -140,7 +138,10 @@ def _iommus(topology: Topology, arch: Arch) -> Iterator[_Fault]:
             yield iommu.line, why, None
 
 
-def _claims(topology: Topology) -> Iterator[_Fault]:
+def _claims(topology: Topology, arch: Arch) -> Iterator[_Fault]:
+    # EDK2 gives a further root only what its devices need at boot: what comes later gets no memory window.
+    if "hotplug" in topology.claims and topology.has_more_roots and arch.roots_firmware is not None:
+        yield 1, f"the firmware of {arch.name} machines leaves no room to plug in below a pxb-pcie", None
     ports = {device.id for device in topology.devices if device.driver == "pcie-root-port"}
     if "hotplug" in topology.claims and not any(device.bus in ports for device in topology.endpoints):
         yield 1, "'hotplug' is a feature of the file, but no device sits in a pcie-root-port", None
@@ -149,6 +150,11 @@ def _claims(topology: Topology) -> Iterator[_Fault]:
 
 
 def _unavailable(topology: Topology, qemu: Qemu) -> Iterator[_Fault]:
+    firmware = qemu.arch.roots_firmware
+    if topology.has_more_roots and firmware is not None and not Path(firmware[0]).is_file():
+        line = next(device.line for device in topology.devices if device.driver == "pxb-pcie")
+        why = f"a pxb-pcie of {qemu.arch.name} machines needs {firmware[0]}, which is not there"
+        yield line, why, f"install {firmware[1]}, or run: {qemu.arch.doctor}"
     for device in topology.devices:
         if device.driver not in qemu.devices:
             since = _SINCE.get(device.driver)

@@ -55,7 +55,7 @@ def test_argv(name: str) -> None:
     assert got == golden.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["edu-igb", "iommu-smmuv3"])
+@pytest.mark.parametrize("name", ["edu-igb", "iommu-smmuv3", "mixed-smmuv3"])
 def test_argv_of_another_architecture(name: str) -> None:
     """As test_argv(), of a machine that this host would emulate."""
     arch = ARCHES["arm64"]

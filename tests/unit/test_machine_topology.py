@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -207,12 +208,22 @@ def test_machines_of_another_architecture() -> None:
         topology.load_topology("iommu-smmuv3", arch=x86_64)
     with pytest.raises(UsageError, match=r"arm64 machines have no intel-iommu"):
         refusals.refuse_impossible(topology.parse_topology("t", _ALONE.format("intel-iommu"), "t"), arm64)
-    with pytest.raises(UsageError, match=r"pciehp\.yaml:\d+: arm64 machines start without .*--arch x86_64"):
+    with pytest.raises(UsageError, match=r"pciehp\.yaml:1: the firmware of arm64 machines .*--arch x86_64"):
         topology.load_topology("pciehp", arch=arm64)
+    with pytest.raises(UsageError, match=r"mixed\.yaml:\d+: arm64 machines have no .*--arch x86_64"):
+        topology.load_topology("mixed", arch=arm64)
     unknown = topology.parse_topology("t", "summary: s\nmachine: {iommu: smmuv4}\ndevices: []\n", "t")
     with pytest.raises(UsageError, match=r"arm64 machines have no IOMMU 'smmuv4' \(did you mean 'smmuv3'"):
         refusals.refuse_impossible(unknown, arm64)
     assert topology.arches_of(topology.read_topology("edu-igb")) == tuple(ARCHES)
+
+
+def test_firmware_for_further_roots() -> None:
+    """Without it a machine with a pxb-pcie is refused, and the package that has it is named."""
+    arch = dataclasses.replace(ARCHES["arm64"], roots_firmware=("/nonexistent/efi", "efi-package"))
+    qemu = dataclasses.replace(fake_qemu("pxb-pcie", "pcie-root-port", "edu"), arch=arch)
+    with pytest.raises(UsageError, match=r"smmuv3\.yaml:\d+: .* needs /nonexistent/efi.*install efi-package"):
+        refusals.refuse_unavailable(topology.read_topology("mixed-smmuv3"), qemu)
 
 
 _ALONE = "summary: s\ndevices:\n  - {{id: iommu0, driver: {0}}}\n"
