@@ -134,6 +134,8 @@ class Arch:
     # The running kernel.
     console: str
     """The console device of the kernel command line."""
+    machine_args: tuple[str, ...]
+    """Kernel arguments that its QEMU machine needs."""
     emulated_args: tuple[str, ...]
     """Kernel arguments for a slow, emulated machine."""
     program_counter: str
@@ -251,6 +253,7 @@ _X86_64 = Arch(
         status=(_DEBUG_EXIT_VALUE << 1) | 1,
     ),
     console="ttyS0",
+    machine_args=(),
     emulated_args=(
         "no_timer_check",  # counts ticks against the TSC; on a busy host: "timer doesn't work" and a panic
         # A vCPU that is slow to answer makes the clocksource watchdog wait for it with interrupts off.  While
@@ -317,6 +320,9 @@ _ARM64 = Arch(
         status=0,
     ),
     console="ttyAMA0",
+    # Here Linux suspends ports without a device (pci_bridge_d3_possible()), and QEMU's, which
+    # have no PME then, do not tell of a device that is plugged in.
+    machine_args=("pcie_port_pm=off",),
     emulated_args=(),
     program_counter=r"pc :",
 )

@@ -107,7 +107,8 @@ class Machine:
 
     def command_line(self, parts: RootParts) -> str:
         """Return the kernel's command line."""
-        words = [f"console={self.arch.console}", *BASE_KERNEL_ARGS, *self.accel.kernel_args(self.arch)]
+        words = [f"console={self.arch.console}", *BASE_KERNEL_ARGS, *self.arch.machine_args]
+        words += self.accel.kernel_args(self.arch)
         if self.gdb:
             words.append("nokaslr")
         # The first console of a name fixes its options, the last one becomes /dev/console.
