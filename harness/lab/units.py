@@ -38,11 +38,6 @@ class Unit:
     seconds: float
     """How long it took lately, or an estimate."""
 
-    def without(self, done: collections.abc.Container[str]) -> Unit | None:
-        """Return the unit without the keys *done*; None if nothing is left."""
-        left = tuple(key for key in self.keys if key not in done)
-        return Unit(self.job, left, self.seconds * len(left) / len(self.keys)) if left else None
-
 
 def units_of(plan: Plan, workers: int) -> tuple[Unit, ...]:
     """Return what is to be done of *plan*, in order, for about *workers* workers; without refused work.

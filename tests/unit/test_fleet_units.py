@@ -13,7 +13,7 @@ from plan_jobs import job
 from harness.base.cause import Cause
 from harness.fleet.evidence import Evidence, take_in
 from harness.fleet.version import own_version
-from harness.lab.units import UNIT_SECONDS, Unit, refused, units_of
+from harness.lab.units import UNIT_SECONDS, refused, units_of
 from harness.plan import Plan
 from harness.results import Outcome, Result
 from harness.results.model import Address
@@ -46,12 +46,6 @@ def test_units_are_as_long_as_they_should_be() -> None:
     units = units_of(plan, 1)
     assert max(unit.seconds for unit in units) <= UNIT_SECONDS
     assert sum(unit.seconds for unit in units) == pytest.approx(25.0 * len(groups))
-
-
-def test_unit_without_what_is_done() -> None:
-    unit = Unit("job", ("a", "b", "c", "d"), 8.0)
-    assert unit.without({"a", "c"}) == Unit("job", ("b", "d"), 4.0)
-    assert unit.without({"a", "b", "c", "d"}) is None
 
 
 def test_version_depends_on_the_files() -> None:
