@@ -8,7 +8,7 @@ import json
 
 import click
 
-from harness.base.errors import ExitCode
+from harness.base.errors import ExitCode, UsageError
 from harness.base.output import emit, tell
 from harness.cli import options
 from harness.cli.doctor import (
@@ -52,6 +52,9 @@ def command(
 
     Exits with 3 when something is missing that every run needs.
     """
+    if as_worker and (toolchains or arches):
+        hint = "check them without --worker"
+        raise UsageError("--worker checks what a host needs to boot VMs: no --toolchain or --arch", hint=hint)
     look = examine_worker if as_worker else functools.partial(examine, toolchains, arches)
     checks = look()
     packages = packages_for(checks)

@@ -48,6 +48,7 @@ RUN = ("run", "--accel", "tcg", "--tree", "/nonexistent")
         (RUN, "there is no kernel tree '/nonexistent'"),
         (("run", "--accel", "kwm"), "'kwm' is not one of 'auto', 'kvm', 'tcg'"),
         (("run", "--cpus", "0"), "0 is not in the range"),
+        (("doctor", "--worker", "--arch", "arm64"), "check them without --worker"),
         (("gc",), "say what to keep"),
         (("gc", "--max-size", "lots"), "'lots' is not a size"),
         (("list", "variantz"), "'variantz' is not one of"),
