@@ -120,7 +120,7 @@ def test_7_3_refuses_noiommu_without_a_container(merged: KernelTree, name: str) 
 
 @pytest.mark.parametrize("addon", list(CATALOGUE.addons))
 def test_addon_comes_out_in_7_3(merged: KernelTree, addon: str) -> None:
-    """Each add-on's symbols have their values on top of the default variant, on an architecture that has it."""
+    """Each add-on gives its symbols their values, on top of the default variant."""
     arch = next(map(find_arch, CATALOGUE.addon(addon).arches), host_arch())
     if not GCC.resolve(arch).is_complete:
         pytest.skip(f"no compiler for {arch.name}; see: vfio-harness doctor --arch {arch.name}")
