@@ -170,6 +170,12 @@ def resource_start(bdf: str, bar: int) -> int:
     return int(read(path_of(bdf) / "resource").splitlines()[bar].split()[0], 16)
 
 
+def resource_size(bdf: str, bar: int) -> int:
+    """Return the size of what the kernel assigned to *bar*: that of the BAR, or what it is aligned to."""
+    start, end, _flags = (int(word, 16) for word in read(path_of(bdf) / "resource").splitlines()[bar].split())
+    return end - start + 1 if end else 0
+
+
 def config_number(bdf: str, offset: int, size: int) -> int:
     """Read a little-endian number from the device's own configuration space."""
     return int.from_bytes(config(bdf, offset, size), "little")

@@ -322,7 +322,12 @@ _ARM64 = Arch(
     console="ttyAMA0",
     # Here Linux suspends ports without a device (pci_bridge_d3_possible()), and QEMU's, which
     # have no PME then, do not tell of a device that is plugged in.
-    machine_args=("pcie_port_pm=off",),
+    machine_args=(
+        "pcie_port_pm=off",
+        # A BAR smaller than a page can be mapped only if nothing else is in its page, which may have 64 KiB:
+        # each BAR of any device gets a page (drivers/pci/pci.c pci_specified_resource_alignment()).
+        "pci=resource_alignment=16@pci:0:0",
+    ),
     emulated_args=(),
     program_counter=r"pc :",
 )
