@@ -16,6 +16,9 @@ from guest import libc
 from guest.closing import Closing
 
 PAGE = mmap.PAGESIZE
+
+SMALLEST = 4096
+"""The smallest page in the page table of a no-IOMMU device, AMDv1 (generic_pt/fmt/amdv1.h)."""
 HUGE = 2 * 1024 * 1024
 NR_HUGEPAGES = Path(f"/sys/kernel/mm/hugepages/hugepages-{HUGE // 1024}kB/nr_hugepages")
 STAT_REFRESH = Path("/proc/sys/vm/stat_refresh")

@@ -16,7 +16,7 @@ from guest import brink, forked, libc, memory, pci, vfio
 from guest import iommufd as api
 from guest.case import Failure, Test, case
 from guest.iommufd import LAST_IOVA, NO_SUCH_ID, Iommufd
-from guest.memory import HUGE, PAGE
+from guest.memory import HUGE, PAGE, SMALLEST
 from guest.opened import CdevUser, through_cdev
 from guest.vfio import PCI_COMMAND, PCI_COMMAND_MEMORY
 
@@ -24,7 +24,6 @@ BARE = ("noiommu-cdev", "edu", "!viommu")
 BASE = 0x1000_0000
 UNTOUCHED = 0x5A5A_5A5A_5A5A_5A5A
 
-SMALLEST = 4096
 """The smallest page of the page tables of no-IOMMU mode, whatever the size of a page is (hwpt_noiommu.c)."""
 
 STRESS = 1.5
@@ -81,8 +80,8 @@ def offset_in_page_is_kept(t: Test) -> None:
 
 
 def _patchwork(t: Test, room: memory.Buffer) -> memory.Buffer:
-    """Make 64 pages in pieces of random lengths: a huge page's frames with other frames in between."""
-    pages = 64
+    """Make up to 64 pages in pieces of random lengths: a huge page's frames with others in between."""
+    pages = min(64, HUGE // PAGE)
     start = -(-room.address // HUGE) * HUGE
     buffer = memory.Buffer(start, pages * PAGE)
     try:
@@ -90,7 +89,7 @@ def _patchwork(t: Test, room: memory.Buffer) -> memory.Buffer:
     except OSError:
         t.skip("this kernel has no transparent huge pages")
     buffer.touch()
-    for index in t.random.sample(range(1, pages), 12):
+    for index in t.random.sample(range(1, pages), min(12, pages // 3)):
         memory.fresh_page(start + index * PAGE)
     pieces = [_contiguous(buffer, index * PAGE, buffer.length) // PAGE for index in range(pages)]
     t.log(f"contiguous pages from each page: {pieces}")

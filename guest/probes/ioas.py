@@ -13,7 +13,7 @@ from guest import libc, memory, pci, vfio
 from guest.brink import NOWHERE, Brink
 from guest.case import Test, case
 from guest.iommufd import LAST_IOVA, NO_SUCH_ID, Iommufd
-from guest.memory import PAGE
+from guest.memory import PAGE, SMALLEST
 from guest.opened import CdevUser, through_cdev
 
 BARE = ("noiommu-cdev", "edu", "!viommu")
@@ -39,10 +39,10 @@ def fresh_one_is_boundless(t: Test) -> None:
 
 @case(needs=BARE, cites="drivers/iommu/iommufd/device.c iommufd_device_do_replace(), hwpt_noiommu.c")
 def attached_one_is_boundless_by_pages(t: Test) -> None:
-    """With a no-IOMMU device attached, every IOVA stays usable with page alignment; after detach, with byte
-    alignment again."""
+    """With a no-IOMMU device attached, every IOVA stays usable, aligned to the smallest page of its table;
+    after detach, with byte alignment again."""
     with through_cdev(t.device("edu", iommu=False)) as user:
-        t.equal(user.iommufd.iova_ranges(user.ioas), ([(0, LAST_IOVA)], PAGE), "ranges and alignment")
+        t.equal(user.iommufd.iova_ranges(user.ioas), ([(0, LAST_IOVA)], SMALLEST), "ranges and alignment")
         user.device.detach()
         t.equal(
             user.iommufd.iova_ranges(user.ioas), ([(0, LAST_IOVA)], 1), "ranges and alignment after detach"

@@ -30,7 +30,7 @@ SETTLE_SECONDS = 5.0
 ROUNDS = 4
 """Slabs that grow by more than noise in this many rounds are a leak."""
 
-SLAB_NOISE_KIB = 32
+SLAB_NOISE_KIB = 8 * PAGE // 1024
 """Growth of unreclaimable slabs that is no leak: one slab of order 3. Leaking even an object as small as a
 struct vfio_device_file in every cycle is more."""
 

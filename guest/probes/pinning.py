@@ -380,7 +380,7 @@ def copy_and_second_table_pin_nothing(t: Test) -> None:
         for ioas in (user.ioas, other):
             user.iommufd.hwpt_alloc(user.devid, ioas)
         user.iommufd.copy(other, user.ioas, 16 * PAGE, BASE + 24 * PAGE, BASE)
-        user.iommufd.copy(user.ioas, user.ioas, 8 * PAGE, BASE + 36 * PAGE, BASE + HUGE)
+        user.iommufd.copy(user.ioas, user.ioas, 8 * PAGE, BASE + 36 * PAGE, BASE + 128 * PAGE)
         t.equal(
             (memory.held_pins() - before, memory.pinned_pages()),
             (64, 64),
@@ -535,7 +535,7 @@ def pages_are_pinned_for_a_domain_only(t: Test) -> None:
         t.equal(memory.pinned_pages(), 0, "pages pinned while detached")
         user.device.attach(user.ioas)
         t.equal(memory.pinned_pages(), 256, "pages pinned by attaching")
-        user.iommufd.map(user.ioas, buffer.address, 4 * PAGE, 0x800000)
+        user.iommufd.map(user.ioas, buffer.address, 4 * PAGE, 0x100000 + 512 * PAGE)
         t.equal(memory.pinned_pages(), 260, "pages pinned with another map")
         user.iommufd.unmap(user.ioas, 0x100000, buffer.length)
         t.equal(memory.pinned_pages(), 4, "pages pinned after unmapping the first mapping")

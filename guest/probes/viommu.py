@@ -19,7 +19,7 @@ from guest import iommufd as api
 from guest.brink import Brink
 from guest.case import Test, case
 from guest.iommufd import Iommufd
-from guest.memory import HUGE, PAGE
+from guest.memory import HUGE, PAGE, SMALLEST
 from guest.opened import CdevUser, Event, round_trip, through_cdev, through_group, unbound
 
 CDEV = ("viommu", "cdev", "iommufd", "edu")
@@ -138,7 +138,7 @@ def interrupt_window_is_reserved(t: Test) -> None:
     with through_cdev(bdf) as user, memory.anonymous() as buffer:
         buffer.fill(1)
         ranges, alignment = user.iommufd.iova_ranges(user.ioas)
-        t.equal(alignment, PAGE, "the IOVA alignment")
+        t.check(SMALLEST <= alignment <= PAGE, f"the IOVA alignment is {alignment}")
         if "viommu-intel" in t.features:
             t.check(ranges[-1][1] < api.LAST_IOVA, "the IOVA space is wider than the page table")
         inside = [one for one in ranges if one[0] <= window <= one[1]]
