@@ -99,10 +99,16 @@ def make_job(planned: PlannedKernel, wish: JobWish, topology: Topology) -> Job:
         memory_mib=memory,
         suites=wish.suites,
         own=planned.own.get(wish.own, Own()),
-        features=tuple(
-            sorted(plan.features | machine_features(topology, plan.arch, cpus=cpus, memory_mib=memory))
-        ),
+        features=tuple(sorted(_features(plan.features, topology, plan.arch, cpus, memory))),
     )
+
+
+def _features(
+    kernel: frozenset[str], topology: Topology, arch: Arch, cpus: int, memory_mib: int
+) -> frozenset[str]:
+    machine = machine_features(topology, arch, cpus=cpus, memory_mib=memory_mib)
+    # The BARs of QEMU's virtual functions are smaller than such a page (drivers/pci/iov.c sriov_init()).
+    return kernel | (machine - {"sriov"} if "64k-pages" in kernel else machine)
 
 
 def _root_ref(name: str, arch: Arch) -> RootRef:
