@@ -23,6 +23,7 @@ from harness.base.deadline import Deadline
 from harness.base.errors import HostError, UsageError, nearest
 from harness.base.host import starvation
 from harness.kernel.arch import Arch
+from harness.machine.devices import qemu_value
 from harness.machine.qemu import Qemu, read_note, write_note
 
 KVM_DEVICE = Path("/dev/kvm")
@@ -37,7 +38,7 @@ _MOST_EXCUSED = 2.0
 _KERNEL_MIB = 1024
 """Memory of the guest, the default; a kernel with KASAN and page_owner needs more than half of it."""
 
-_PROOF = 2
+_PROOF = 3
 """Raise it when the proof of KVM changes: older notes do not count then."""
 
 _SPEAKS = "Linux version "
@@ -160,7 +161,8 @@ def _boot_id() -> str:
 
 def _base(qemu: Qemu, accel: Accel) -> list[str]:
     words = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    machine = str(qemu.arch.machine["type"])
+    # All of it: a host's KVM may have another interrupt controller alone.
+    machine = ",".join(f"{name}={qemu_value(value)}" for name, value in qemu.arch.machine.items())
     return [str(qemu.path), *words, "-machine", machine, *accel.arguments(qemu.arch)]
 
 
