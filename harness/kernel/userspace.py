@@ -46,10 +46,10 @@ LIBRARIES = {"libcap-dev": "libcap.*", "uuid-dev": "libuuid.*"}
 _LAYOUT = "usr-is-merged"
 """Without it apt chooses usrmerge, which needs perl."""
 
-_FORM = "2"
+_FORM = "3"
 """Raise it when the same packages are unpacked in another way."""
 
-_MERGED = ("bin", "lib", "sbin")
+_MERGED = ("bin", "lib", "lib64", "sbin")
 _UPDATE_SECONDS = 300.0
 _DOWNLOAD_SECONDS = 900.0
 _log = logging.getLogger("harness.kernel")
@@ -156,7 +156,7 @@ def _apt(words: list[str], seconds: float, what: str) -> None:
 
 
 def _merge(top: Path) -> None:
-    """Move what packages have in /bin, /lib and /sbin below /usr, as Debian's usrmerge does."""
+    """Move what packages have in /bin, /lib, /lib64 and /sbin below /usr, as Debian's usrmerge does."""
     for name in _MERGED:
         for path in _files(top / name):
             target = top / "usr" / path.relative_to(top)

@@ -175,8 +175,9 @@ def _collect_foreign(arch: Arch) -> Listing:
     collection.add_tree(stdlib, skip=_UNUSED)
     for place in _DATA:
         collection.add_tree(place)
-    for directory in ("/usr/lib", f"/usr/lib/{arch.triplet}"):
-        for library in sorted(Path(f"{top}{directory}").iterdir()):
+    # Of some architectures the dynamic linker is in /usr/lib64.
+    for directory in ("/usr/lib", "/usr/lib64", f"/usr/lib/{arch.triplet}"):
+        for library in sorted(Path(f"{top}{directory}").glob("*")):
             if _SONAME.match(library.name):
                 collection.add(os.fspath(library), at=f"{directory}/{library.name}")
     listed = os.fspath(packages_of(entry))
