@@ -200,7 +200,7 @@ def _acceleration() -> Check:
 
     try:
         choice = choose_accel("auto", find_qemu())
-    except InfraError as error:
+    except HarnessError as error:
         return _warning("acceleration", error.message)
     if choice.accel is Accel.KVM:
         return _ok("acceleration", choice.reason)

@@ -9,7 +9,7 @@ import functools
 import socket
 from collections.abc import Mapping
 
-from harness.base.errors import InfraError
+from harness.base.errors import HarnessError
 from harness.base.host import total_mib
 from harness.kernel.arch import ARCHES
 from harness.lab.admission import RESERVE_MIB
@@ -83,7 +83,8 @@ def own_abilities() -> Abilities:
     """Return those of this host; each accelerator is proven, which takes seconds the first time."""
     emulators: dict[str, Emulator] = {}
     for arch in ARCHES.values():
-        with contextlib.suppress(InfraError):
+        # VFIO_HARNESS_QEMU may name the QEMU of another one.
+        with contextlib.suppress(HarnessError):
             qemu = find_qemu(arch=arch)
             choice = choose_accel("auto", qemu)
             emulators[arch.name] = Emulator(

@@ -19,6 +19,7 @@ from harness.base import paths
 from harness.base.errors import (
     ExitCode,
     HarnessError,
+    HostError,
     InfraError,
     KernelError,
     NotApplicable,
@@ -159,6 +160,11 @@ def choose_all(
     for arch in arches:
         try:
             chosen[arch] = choose(machine, arch)
+        except UsageError as error:
+            # The QEMU that was named is that of another architecture.
+            if len(arches) == 1:
+                raise
+            lacking[arch] = HostError(error.message, hint=error.hint)
         except InfraError as error:
             lacking[arch] = error
         else:

@@ -10,17 +10,37 @@ import pytest
 from kernel_fake_tree import make_fake_tree, needs_build_tools
 
 from harness.base import paths
-from harness.base.errors import NotApplicable
+from harness.base.errors import NotApplicable, UsageError
 from harness.kernel.trees import open_tree
+from harness.machine.accel import Accel, Choice
 from harness.machine.topology import SHIPPED, load_topology, topology_in_results
 from harness.results import Outcome
 from harness.session.planning import (
     PlannedKernel,
+    choose_all,
     config_in_results,
     plan_wished_kernel,
     tell_broken_suites,
 )
-from harness.session.wishes import KernelWish
+from harness.session.wishes import KernelWish, MachineWish
+
+
+def test_a_qemu_of_one_architecture_leaves_out_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A matrix of several architectures goes on with what the named QEMU can run; alone it is refused."""
+
+    def choose(machine: MachineWish, arch: str) -> tuple[str, Choice]:
+        if arch == "arm64":
+            raise UsageError("qemu-system-x86_64 is the QEMU for x86_64 guests, not for arm64")
+        return "qemu", Choice(accel=Accel.TCG, reason="no KVM")
+
+    monkeypatch.setattr("harness.session.planning.choose", choose)
+    chosen, lacking = choose_all(MachineWish(topology="edu"), ["x86_64", "arm64"])
+    assert (list(chosen), list(lacking)) == (["x86_64"], ["arm64"])
+    assert "jobs of arm64 guests will not run: qemu-system-x86_64 is" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="not for arm64"):
+        choose_all(MachineWish(topology="edu"), ["arm64"])
 
 
 @needs_build_tools
