@@ -76,13 +76,15 @@ class _Block:
     def product(self, trees: Sequence[str], toolchains: Sequence[str], arches: Sequence[str]) -> list[Entry]:
         """Return the jobs on *trees* with *toolchains* and of *arches*, by default its own.
 
-        A topology that the machines of an architecture cannot have gives no job there.  A blocked variant,
-        which is never booted, is one job per tree, toolchain and architecture.
+        A topology that the machines of an architecture cannot have gives no job there, nor does an add-on
+        that its kernels cannot have.  A blocked variant, which is never booted, is one job per tree,
+        toolchain and architecture.
         """
         blocked = {name for name in self.variants if names.variant(name).blocked}
         possible = {
             arch: [name for name in self.topologies if arch in names.arches_of_topology(name)]
             for arch in arches or self.arches
+            if names.is_for(self.addons, arch)
         }
         kernels = itertools.product(trees or (None,), self.variants, toolchains or self.toolchains, possible)
         return [

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from harness.kernel.arch import find_arch, host_arch
 from harness.kernel.toolchain import find_toolchain
 from harness.kernel.variants import Variant, load_catalogue
@@ -38,6 +40,12 @@ def default_arch() -> str:
 def has_counters(toolchain: str) -> bool:
     """Return whether kernels of *toolchain* can have coverage counters."""
     return bool(find_toolchain(toolchain).gcov)
+
+
+def is_for(addons: Iterable[str], arch: str) -> bool:
+    """Whether kernels of *arch* can have all *addons*."""
+    catalogue = load_catalogue()
+    return all(arch in (catalogue.addon(name).arches or (arch,)) for name in addons)
 
 
 def check_topology(name: str) -> None:

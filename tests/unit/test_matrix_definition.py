@@ -165,6 +165,16 @@ def test_shipped_ones_are_sound() -> None:
     assert sizes["smoke"] < sizes["nightly"] < sizes["full"]
 
 
+def test_nightly_of_another_architecture_has_what_it_can_have() -> None:
+    """Its own IOMMU, and no add-on that its kernels cannot have."""
+    jobs = {arch: load_matrix("nightly", arches=[arch]).entries for arch in ("x86_64", "arm64")}
+    kunit = {arch: any("kunit" in job.addons for job in found) for arch, found in jobs.items()}
+    assert kunit == {"x86_64": True, "arm64": False}
+    topologies = {arch: {job.topology for job in found} for arch, found in jobs.items()}
+    assert topologies["arm64"] - topologies["x86_64"] == {"iommu-smmuv3", "mixed-smmuv3"}
+    assert topologies["x86_64"] - topologies["arm64"] >= {"iommu-intel", "iommu-amd", "mixed"}
+
+
 def test_coverage_counts_in_every_job_of_gcc(file: Path) -> None:
     """The add-on comes to those of the job; under the name of another matrix nothing is lost."""
     both = "    topologies: [edu, igb]\n    toolchains: [gcc, llvm-19]\n"
