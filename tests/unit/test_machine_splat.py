@@ -412,13 +412,16 @@ def test_a_bad_policy_names_its_line(tmp_path: Path) -> None:
         "Internal error: Oops - BTI: 0000000034000002 [#1]  SMP",
         "Internal error: Oops - FPAC: 0000000072000000 [#1]  SMP",
         "SError Interrupt on CPU1, code 0x00000000be000011 -- SError",
+        "Unhandled 64-bit el1h sync exception on CPU1, ESR 0x000000000be00011 -- SError",
     ],
 )
 def test_what_only_arm64_prints(message: str) -> None:
     """A fault, a failed check of a branch or a pointer, an asynchronous abort: each once, fatal."""
     dump = ("pc : edu_raise+0x10/0x20", "lr : edu_raise+0x8/0x20", "Call trace:", " edu_raise+0x10/0x20 (P)")
-    why = "Asynchronous SError Interrupt" if "SError" in message else "Oops: Fatal exception"
+    whys = {"SError Interrupt": "Asynchronous SError Interrupt", "Unhandled": "Unhandled exception"}
+    known = next((why for begin, why in whys.items() if message.startswith(begin)), "")
+    why = known or "Oops: Fatal exception"
     panic = (f"Kernel panic - not syncing: {why}", f"---[ end Kernel panic - not syncing: {why} ]---")
-    (splat,) = feed(message, *dump, *(() if "SError" in message else ("---[ end trace 0 ]---",)), *panic)
+    (splat,) = feed(message, *dump, *(() if known else ("---[ end trace 0 ]---",)), *panic)
     assert (splat.kind, splat.fatal) == ("oops", True)
     assert "edu_raise" in splat.title
