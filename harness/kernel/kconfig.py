@@ -120,6 +120,10 @@ def render(settings: Mapping[str, Setting]) -> str:
     )
 
 
+_TOOLS = {"RUST": "RUSTC_", "DEBUG_INFO_BTF": "PAHOLE_"}
+"""A symbol -> how those symbols begin that describe the tool which it needs (init/Kconfig)."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ResolvedConfig:
     """A whole .config as olddefconfig left it."""
@@ -145,9 +149,15 @@ class ResolvedConfig:
     @property
     def digest(self) -> str:
         """The digest of the settings; comments, hence the file's heading, do not count."""
-        lines = (f"{symbol}={value}\n" for symbol, value in sorted(self.values.items()))
+        lines = (f"{symbol}={value}\n" for symbol, value in sorted(self._counting))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def differing(self, other: ResolvedConfig) -> frozenset[str]:
         """Return the symbols that differ."""
-        return frozenset(name for name, _ in set(self.values.items()) ^ set(other.values.items()))
+        return frozenset(name for name, _ in self._counting ^ other._counting)
+
+    @property
+    def _counting(self) -> set[tuple[str, str]]:
+        """The settings, without what kconfig found of tools on this host that the build does not use."""
+        unused = tuple(prefix for user, prefix in _TOOLS.items() if self.get(user) != "y")
+        return {one for one in self.values.items() if not one[0].startswith(unused)}

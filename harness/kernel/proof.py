@@ -100,9 +100,8 @@ def difference(wanted: ResolvedConfig, found: ResolvedConfig | None) -> list[str
     """Say which symbols have another value than *wanted*, and which."""
     if found is None:
         return ["it does not say which"]
-    symbols = sorted({*wanted.values, *found.values})
     return [
         f"CONFIG_{symbol}={found.get(symbol)} instead of {wanted.get(symbol)}"
-        for symbol in symbols
+        for symbol in sorted(wanted.differing(found))
         if found.get(symbol) != wanted.get(symbol)
     ]

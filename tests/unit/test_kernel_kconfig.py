@@ -73,6 +73,23 @@ def test_render_is_a_fragment_again(tmp_path: Path) -> None:
     assert text == "# CONFIG_A is not set\nCONFIG_B=m\n"
 
 
+@pytest.mark.parametrize(
+    ("found", "used"),
+    [
+        ("CONFIG_RUSTC_VERSION=109500\n", "CONFIG_RUST=y\n"),
+        ("CONFIG_PAHOLE_VERSION=125\n", "CONFIG_DEBUG_INFO_BTF=y\n"),
+    ],
+)
+def test_tools_of_the_host_count_where_they_are_used(found: str, used: str) -> None:
+    """Else two hosts that differ in nothing that is built could not share a kernel."""
+    plain = "CONFIG_VFIO=y\n"
+    with_tool, without = ResolvedConfig.parse(plain + found), ResolvedConfig.parse(plain)
+    assert (with_tool.digest, with_tool.differing(without)) == (without.digest, frozenset())
+    with_tool, without = ResolvedConfig.parse(plain + used + found), ResolvedConfig.parse(plain + used)
+    assert with_tool.digest != without.digest
+    assert with_tool.differing(without)
+
+
 def test_resolved_config_digest_ignores_comments() -> None:
     """Only what a .config says counts; off and absent are the same."""
     one = ResolvedConfig.parse("#\n# Linux/x86 7.3.4\n#\nCONFIG_A=y\n# CONFIG_B is not set\n")
