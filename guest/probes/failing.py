@@ -137,6 +137,31 @@ def bind_that_fails_leaves_nothing(t: Test) -> None:
 
 @case(
     needs=BARE,
+    cites="drivers/vfio/device_cdev.c vfio_device_fops_cdev_open(); vfio_main.c vfio_allocate_device_file()",
+    timeout=60,
+)
+def open_that_fails_leaves_nothing(t: Test) -> None:
+    """If any allocation fails while the device node is opened, there is no file, or one that can be
+    bound; what failed does not keep the driver from being unbound."""
+    bdf = t.device("edu", iommu=False)
+    with pci.bound(bdf), Iommufd() as iommufd:
+        node = pci.cdev_node(bdf)
+        assert node is not None
+        files: list[vfio.Device] = []
+
+        def attempt() -> None:
+            files.append(vfio.Device(os.open(node, os.O_RDWR | os.O_CLOEXEC)))
+
+        for nth, code in _each_failing(t, attempt, errnos=ERRNOS, least=2):
+            t.equal(len(files), int(not code), f"files after allocation {nth} failed")
+            for device in files:
+                device.bind_iommufd(iommufd.fd)
+                device.close()
+            files.clear()
+
+
+@case(
+    needs=BARE,
     cites="drivers/vfio/device_cdev.c vfio_df_ioctl_bind_iommufd(); drivers/iommu/iommufd/device.c "
     "iommufd_device_bind(), iommufd_bind_noiommu()",
     timeout=60,
