@@ -73,7 +73,7 @@ class FleetClient:
 
         *provided* is called with the digest of each kernel that the fleet has built, and with the error if it
         could not; *keep_up* every few seconds.  With *waits* the fleet's first workers may come much later.
-        *log* is that of the process that gives away what this host has.
+        *log* is the directory of what the processes print that were started for the fleet.
         """
         self._link, self._recorder, self._jobs = link, recorder, jobs
         self._until, self._tell, self._provided, self._keep_up = until, tell, provided, keep_up
@@ -228,8 +228,16 @@ class FleetClient:
         if self._waits and len(workers) < 2:
             return
         for job in {self._units[name].job for name in self._open}:
+            builder = self._link.builder(self._jobs[job])
+            if builder and (reason := self._offers.lack(f"kernel of {job}", builder)):
+                self._tell(f"fleet: {reason}; this host builds the kernel of {job}")
+                self._link.build_here(self._jobs[job])
+                names = [name for name in self._open if self._units[name].job == job]
+                self._link.give_up(names)
+                self._submit(names)
             if reason := self._offers.lack(job, self._jobs[job].needs):
-                self._tell(f"fleet: {job} is given up: {reason}")
+                logs = f"; see {self._log}" if len(workers) < 2 else ""
+                self._tell(f"fleet: {job} is given up: {reason}{logs}")
                 self._drop(job, reason, Cause.NO_WORKER)
 
     def _reconnect(self) -> None:

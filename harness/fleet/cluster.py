@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib
 import logging
+import os
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ LOG_DIRECTORY = "fleet"
 """The directory of a run with what the processes print that it starts."""
 
 STORE_LOG = "store.log"
+CLUSTER_LOG = "cluster.log"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +87,10 @@ def check(wish: FleetWish) -> str:
 
 
 @contextlib.contextmanager
-def connector(wish: FleetWish, run_dir: Path) -> Iterator[Callable[[], Any]]:
+def connector(wish: FleetWish, run_dir: Path, *, builds: bool = False) -> Iterator[Callable[[], Any]]:
     """Yield what makes a distributed.Client of the fleet of *wish*; ends what was started for it.
+
+    With *builds*, the workers of `local:N` build kernels, too.
 
     Raises UsageError for a file that is wrong and for certificates that do not fit, InfraError when nobody
     answers.
@@ -115,10 +119,12 @@ def connector(wish: FleetWish, run_dir: Path) -> Iterator[Callable[[], Any]]:
             )
             stack.callback(cluster.close, timeout=CONNECT_SECONDS)
             for number in range(1, address.local + 1):
-                stack.enter_context(_local_worker(f"local-{number}", cluster.scheduler_address, run_dir))
+                stack.enter_context(
+                    _local_worker(f"local-{number}", cluster.scheduler_address, run_dir, builds=builds)
+                )
         else:
             assert address.file is not None
-            cluster, workers = _cluster_of(address.file, secure)
+            cluster, workers = _cluster_of(address.file, secure, run_dir / LOG_DIRECTORY / CLUSTER_LOG)
             stack.callback(cluster.close)
             if not (at := str(cluster.scheduler_address)).startswith("tls:") and not is_loopback(at):
                 if not wish.insecure:
@@ -184,7 +190,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextlib.contextmanager
-def _local_worker(name: str, address: str, run_dir: Path) -> Iterator[None]:
+def _local_worker(name: str, address: str, run_dir: Path, *, builds: bool) -> Iterator[None]:
     """Run a worker on this host with a HOME and a cache of its own, which later runs find again."""
     place = paths.cache_dir() / "fleet" / name
     home, log = place / "home", run_dir / LOG_DIRECTORY / f"{name}.log"
@@ -195,8 +201,8 @@ def _local_worker(name: str, address: str, run_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise HostError(f"cannot start worker {name}: {error.filename}: {error.strerror}") from error
     own = {"HOME": str(home), "VFIO_HARNESS_CACHE": str(place / "cache"), "XDG_CACHE_HOME": str(home)}
-    # The store's process builds: with the source and the objects of earlier builds.
-    words = ["worker", address, "--name", name, "--vms", "1", "--no-builds"]
+    # In a run the store's process builds: with the source and the objects of earlier builds.
+    words = ["worker", address, "--name", name, "--vms", "1", *([] if builds else ["--no-builds"])]
     with (
         file,
         process.spawn(
@@ -225,14 +231,29 @@ def _read_cluster(path: Path) -> tuple[Any, dict[str, Any], int]:
     return found, arguments, workers
 
 
-def _cluster_of(path: Path, secure: Any) -> tuple[Any, int]:
+@contextlib.contextmanager
+def _stderr_to(log: Path) -> Iterator[None]:
+    """Have processes that are started print into *log*: tracebacks of what we say in one sentence."""
+    with log.open("ab") as file:
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _cluster_of(path: Path, secure: Any, log: Path) -> tuple[Any, int]:
     """Return the cluster that the file *path* describes, and how many workers it asks for."""
     found, arguments, workers = _read_cluster(path)
     named = found.__name__
     try:
-        cluster = found(**arguments, **({"security": secure} if secure is not None else {}))
+        with _stderr_to(log):
+            cluster = found(**arguments, **({"security": secure} if secure is not None else {}))
     except TypeError as error:
         raise UsageError(f"{path}: {named}: {error}", hint="arguments are those of the class") from error
     except Exception as error:
-        raise InfraError(f"{path}: {named} cannot be started: {error}") from error
+        message = f"{path}: {named} cannot be started: {error}"
+        raise InfraError(message, hint=f"are its arguments right? see {log}") from error
     return cluster, workers

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.base import paths
@@ -43,20 +43,15 @@ class Evidence:
 
     def pack(self) -> tuple[bytes, int]:
         """Return an archive with the files that are new, and how many were too large for it."""
-        buffer, dropped, total = io.BytesIO(), 0, 0
-        with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=3) as tar:
-            for path in self._files():
-                with contextlib.suppress(FileNotFoundError):  # The VM may still run.
-                    about = path.stat()
-                    if self._sent.get(path) == about.st_mtime_ns:
-                        continue
-                    self._sent[path] = about.st_mtime_ns
-                    if about.st_size > _MOST_FILE or total + about.st_size > MOST_BYTES:
-                        dropped += 1
-                        continue
-                    total += about.st_size
-                    tar.add(path, str(path.relative_to(self.directory)), recursive=False)
-        return (buffer.getvalue() if total else b""), dropped
+        return _pack(self.directory, self._new_files())
+
+    def _new_files(self) -> Iterator[Path]:
+        for path in self._files():
+            with contextlib.suppress(FileNotFoundError):  # The VM may still run.
+                modified = path.stat().st_mtime_ns
+                if self._sent.get(path) != modified:
+                    self._sent[path] = modified
+                    yield path
 
     def _files(self) -> Iterator[Path]:
         for vm in sorted(self.directory.glob(f"vm/*{self._mark}*")):
@@ -67,8 +62,29 @@ class Evidence:
                     yield path
 
 
+def pack_directory(directory: Path) -> tuple[bytes, int]:
+    """Return an archive of the small files in *directory*, and how many were too large for it."""
+    files = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+    # Its own files before those of VMs.
+    return _pack(directory, sorted(files, key=lambda path: (len(path.parts), path)))
+
+
+def _pack(directory: Path, files: Iterable[Path]) -> tuple[bytes, int]:
+    buffer, dropped, total = io.BytesIO(), 0, 0
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=3) as tar:
+        for path in files:
+            with contextlib.suppress(FileNotFoundError):
+                name, size = path.relative_to(directory), path.stat().st_size
+                if total + size > MOST_BYTES or (size > _MOST_FILE and name.parts[0] == "vm"):
+                    dropped += 1
+                    continue
+                total += size
+                tar.add(path, str(name), recursive=False)
+    return (buffer.getvalue() if total else b""), dropped
+
+
 def take_in(packed: bytes, directory: Path) -> None:
-    """Unpack what Evidence.pack() returned into the run's *directory*.  Raises OSError."""
+    """Unpack what Evidence.pack() or pack_directory() returned into *directory*.  Raises OSError."""
     if packed:
         with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
             tar.extractall(directory, filter="data")

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import pickle
 import queue
-import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,14 +17,9 @@ from typing import Any
 from harness.base.errors import HarnessError, InfraError
 from harness.fleet import resources
 from harness.fleet import tasks as our_tasks
+from harness.fleet.connection import Connection
 from harness.fleet.messages import Account, Began, Order, Said
 from harness.lab.artefacts import Artefact, BuildOrder
-
-RECONNECT_SECONDS = 300.0
-"""How long a client waits for a scheduler that went away."""
-
-_STOP_SECONDS = 2.0
-"""Time for a client to close, and for its last words to arrive."""
 
 UNIT = "vfio-unit"
 """What the keys of units begin with."""
@@ -83,7 +77,7 @@ Event = Said | Began | Gone | UnitEnded | Built
 class Link:
     """The tasks of one client in a fleet, and what comes back.
 
-    More than 15 methods, because all of them need the one connection, which may be lost and made anew.
+    More than 15 methods, because all of them need the tasks of one connection.
     """
 
     def __init__(
@@ -99,7 +93,7 @@ class Link:
         *tasks* and *store* are for fleets that test nothing: what workers do in place of harness.fleet.tasks,
         and the resources of the process that gives away what this host has.
         """
-        self._connect, self._run, self._tasks = connect, run, tasks
+        self._run, self._tasks = run, tasks
         self.store = dict(resources.from_store(run) if store is None else store)
         """What the process offers that gives away what this host has."""
         self.session = uuid.uuid4().hex[:8]
@@ -112,8 +106,14 @@ class Link:
         self._here: set[str] = set()
         """Artefact.place of kernels that another host could not build."""
         self._count = 0
-        self._client = connect()
+        self._connection = Connection(connect, f"vfio-harness matrix --resume {run}")
+        self.is_lost = self._connection.is_lost
+        self.close = self._connection.close
         self._listen()
+
+    @property
+    def _client(self) -> Any:
+        return self._connection.client
 
     @property
     def dashboard(self) -> str:
@@ -123,7 +123,7 @@ class Link:
     @property
     def address(self) -> str:
         """The address of the scheduler."""
-        return str(self._client.scheduler.address)
+        return self._connection.address
 
     def submit(
         self, name: str, job: FleetJob, units: Mapping[str, tuple[str, ...]], *, rank: int, again: bool
@@ -187,13 +187,17 @@ class Link:
         if artefact.is_there:
             order = None
         anywhere = order is not None and order.is_anywhere and artefact.place not in self._here
+        needs = resources.for_order(order) if order is not None else {}
+        if order is not None and not anywhere:
+            order = order.at_home
         future = self._provisions[artefact.place] = self._client.submit(
             self._tasks.provide,
             self.session,
             artefact,
             order,
+            *([self._provide(order.source, None)] if order is not None and order.source is not None else []),
             key=f"provide-{artefact.place}-{self.session}-{self._count}",
-            resources=resources.for_build(order.built_with) if order and anywhere else self.store,
+            resources=needs if anywhere else self.store,
             priority=_FIRST,
             pure=False,
         )
@@ -202,13 +206,23 @@ class Link:
         return future
 
     def build_here(self, job: FleetJob) -> bool:
-        """Return whether this host builds the kernel of *job*, which another one could not build."""
+        """Return whether this host builds the kernel of *job*, which no other one can build."""
         if job.order is None or not job.order.is_anywhere:
             return False
         place = job.artefacts[0].place
-        is_first = place not in self._here
+        if place in self._here:
+            return bool(self._provisions[place].status != "error")
         self._here.add(place)
-        return is_first or self._provisions[place].status != "error"
+        if self._provisions[place].status == "pending":
+            self._provisions.pop(place).cancel()
+        return True
+
+    def builder(self, job: FleetJob) -> Mapping[str, float]:
+        """Return what a worker must have that builds the kernel of *job*; nothing if none is waited for."""
+        place = job.artefacts[0].place if job.artefacts else ""
+        found = self._provisions.get(place)
+        waits = found is not None and found.status == "pending" and place not in self._here
+        return resources.for_order(job.order) if waits and job.order and job.order.is_anywhere else {}
 
     # What comes back.
 
@@ -235,12 +249,11 @@ class Link:
 
     def _listen(self) -> None:
         """Listen to the scheduler that the client is connected to now."""
-        self._comm = self._client.scheduler_comm
         self._client.subscribe_topic(_WORKERS, self._hear_of_worker)
         self._client.subscribe_topic(self._tasks.topic(self._run), self._hear)
 
     def _hear(self, event: tuple[float, Any]) -> None:
-        self._events.put(pickle.loads(event[1]))
+        self._events.put(pickle.loads(event[1][0]))
 
     def _hear_of_worker(self, event: tuple[float, Any]) -> None:
         what = event[1]
@@ -249,33 +262,12 @@ class Link:
 
     def offers(self) -> dict[str, Mapping[str, float]] | None:
         """Return the resources of each worker by its name; None if the scheduler does not answer now."""
-        with contextlib.suppress(Exception):
-            workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-            return {str(one["name"]): one["resources"] for one in workers}
-        return None
-
-    def is_lost(self) -> bool:
-        """Whether the connection was lost, and with it all tasks."""
-        return self._client.status != "running" or self._client.scheduler_comm is not self._comm
+        workers = self._connection.workers()
+        return None if workers is None else {str(one["name"]): one["resources"] for one in workers.values()}
 
     def reconnect(self) -> None:
-        """Connect again to the scheduler, or to another one at its place; raises InfraError after a while.
-
-        As a new client: Dask's own gives up for good when it meets a scheduler that is not yet ready.
-        """
-        self.close()
-        until = time.monotonic() + RECONNECT_SECONDS
-        while True:
-            try:
-                self._client = self._connect()
-                break
-            except InfraError as error:
-                if time.monotonic() > until:
-                    raise InfraError(
-                        f"the fleet's scheduler has not answered for {RECONNECT_SECONDS:.0f} s",
-                        hint=f"finished results are kept: vfio-harness matrix --resume {self._run}",
-                    ) from error
-                time.sleep(1.0)
+        """Connect again; raises InfraError after a while.  All units are to be submitted again."""
+        self._connection.renew()
         self._units.clear()
         self._provisions.clear()
         self._count += 1
@@ -292,7 +284,7 @@ class Link:
     def retire(self, addresses: Sequence[str]) -> list[Account]:
         """Stop the VMs of the workers at *addresses*; return what those still have to say."""
         with contextlib.suppress(Exception):
-            there = set(self._client.scheduler_info(n_workers=-1)["workers"])
+            there = self._connection.workers() or {}
             mine = [one for one in addresses if one in there]
             return list(
                 self._client.run(self._tasks.retire, self.session, workers=mine, on_error="ignore").values()
@@ -303,11 +295,6 @@ class Link:
         """Tell all workers to begin nothing more of this session, and to stop its VMs."""
         with contextlib.suppress(Exception):
             self._client.run(self._tasks.abandon, self.session, on_error="ignore")
-
-    def close(self) -> None:
-        """Leave the fleet; what waits there for this client is forgotten."""
-        with contextlib.suppress(Exception):
-            self._client.close(timeout=_STOP_SECONDS)
 
 
 def _built(digest: str, future: Any) -> Built | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from harness.lab.abilities import Abilities
 from harness.results.model import Result
@@ -59,5 +60,24 @@ class Account:
     """What the kernel printed when the VM was stopped."""
     evidence: bytes = b""
     """An archive with files of VM directories."""
+    dropped: int = 0
+    """How many files were left out of it, over the limit."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the call of a function came to on a worker."""
+
+    worker: str
+    address: str
+    found: bool = False
+    """Whether the worker has the source; else nothing was called."""
+    value: Any = None
+    trouble: str = ""
+    """Why this host could not carry it out."""
+    name: str = ""
+    """That of the directory in `packed`; empty without one."""
+    packed: bytes = b""
+    """An archive of a directory's files."""
     dropped: int = 0
     """How many files were left out of it, over the limit."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from harness.fleet.version import own_version
 from harness.lab.abilities import Abilities
-from harness.lab.artefacts import own_toolchains
+from harness.lab.artefacts import BuildOrder, own_toolchains
 
 _VERSION = "vfio-harness "
 _BUILDS = "compiler "
@@ -40,6 +40,13 @@ def for_unit(needs: Mapping[str, float]) -> dict[str, float]:
 def for_build(built_with: str) -> dict[str, float]:
     """Return what the build of a kernel with this toolchain needs."""
     return {_VERSION + own_version(): 1, _BUILDS + built_with: 1}
+
+
+def for_order(order: BuildOrder) -> dict[str, float]:
+    """Return what the worker needs that carries out *order*."""
+    # With a source that travels not the store's process, which would build from the copy.
+    arch = {order.arch: 1.0} if order.source is not None else {}
+    return {**for_build(order.built_with), **arch}
 
 
 def from_store(run: str) -> dict[str, float]:

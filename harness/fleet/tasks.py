@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import pickle
 import re
 import shutil
@@ -24,10 +25,10 @@ from harness.base.errors import HarnessError, InfraError
 from harness.base.outcome import Outcome
 from harness.fleet import journal
 from harness.fleet.cargo import Cargo, archives_dir, fleet_dir
-from harness.fleet.evidence import Evidence
-from harness.fleet.messages import Account, Began, Order, Said
+from harness.fleet.evidence import Evidence, pack_directory
+from harness.fleet.messages import Account, Answer, Began, Order, Said
 from harness.lab.abilities import Abilities, own_abilities
-from harness.lab.artefacts import Artefact, BuildOrder, build_ordered, pack
+from harness.lab.artefacts import Artefact, BuildOrder, archive_path, build_ordered, pack, unpack
 from harness.lab.worker import Worker
 from harness.results.model import Result
 
@@ -40,12 +41,18 @@ IDLE_SECONDS = 60.0
 _KEPT_SECONDS = 3 * 86400.0
 """How long the directories of VMs, and archives, stay on a worker's disk."""
 
+_PRUNE_SECONDS = 3600.0
+
 _TROUBLES = 2
 """After so many units in a row that its host could not carry out, a worker leaves the fleet."""
 
 _ANSWER_SECONDS = 60.0
 
 T = TypeVar("T")
+
+Called = tuple[Any, Path | None, str]
+"""What a function returns that a client calls: a value, a directory whose files go to the client, and why
+this host could not carry it out."""
 
 
 def topic(run: str) -> str:
@@ -99,10 +106,6 @@ class Crew:
     def enlist(self, dask: Any) -> None:
         """Begin to work as *dask*, a distributed.Worker."""
         self.dask = dask
-        for path in (*runs_dir().glob("*"), *archives_dir().glob("*")):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         threading.Thread(target=self._end_idle_vms, name="idle", daemon=True).start()
 
     @property
@@ -128,12 +131,12 @@ class Crew:
             _ANSWER_SECONDS
         )
 
-    def say(self, run: str, said: Said | Began) -> None:
-        """Tell the client."""
+    def say(self, run: str, said: Said | Began, notes: str = "", line: journal.Line = ()) -> None:
+        """Tell the client, and with the same message note *line* in the topic *notes*."""
         if isinstance(said, Said) and self.evidence is not None:
             for result in said.results:
                 self.evidence.note(result)
-        self.dask.log_event(topic(run), pickle.dumps(said))
+        self.dask.log_event([topic(run), notes] if notes else topic(run), [pickle.dumps(said), *line])
 
     def close(self) -> None:
         """Stop the VM at once, and forget its job."""
@@ -144,9 +147,7 @@ class Crew:
     def account(self, trouble: str = "", late: tuple[Result, ...] = ()) -> Account:
         """Return how a unit ended, with the files that are new."""
         packed, dropped = self.evidence.pack() if self.evidence is not None else (b"", 0)
-        self.troubles = self.troubles + 1 if trouble else 0
-        if self.troubles >= _TROUBLES:
-            self._leave(trouble)
+        self._count(trouble)
         return Account(
             worker=self.name,
             address=self.dask.address,
@@ -156,6 +157,16 @@ class Crew:
             dropped=dropped,
         )
 
+    def answer(self, **fields: Any) -> Answer:
+        """Return what a call came to."""
+        self._count(fields.get("trouble", ""))
+        return Answer(worker=self.name, address=self.dask.address, found=True, **fields)
+
+    def _count(self, trouble: str) -> None:
+        self.troubles = self.troubles + 1 if trouble else 0
+        if self.troubles >= _TROUBLES:
+            self._leave(trouble)
+
     def _leave(self, trouble: str) -> None:
         """Leave the fleet in order: others get the units that wait here."""
         self.trouble = trouble
@@ -163,18 +174,32 @@ class Crew:
         loop.call_soon_threadsafe(lambda: loop.create_task(self.dask.close_gracefully(reason=trouble)))
 
     def _end_idle_vms(self) -> None:
+        pruned = -math.inf
         while True:
+            if time.monotonic() - pruned > _PRUNE_SECONDS:
+                pruned = time.monotonic()
+                _prune()
             time.sleep(IDLE_SECONDS / 4)
             if self.worker is not None and not self.busy and time.monotonic() - self.last > IDLE_SECONDS:
                 with contextlib.suppress(HarnessError, OSError):
                     self.in_lab(_say_and_end)
 
 
+def _prune() -> None:
+    """Remove the directories of VMs, and archives, that are too old."""
+    for path in (*runs_dir().glob("*"), *archives_dir().glob("*")):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 crew = Crew()
 
 
-def provide(session: str, artefact: Artefact, order: BuildOrder | None) -> Cargo:
+def provide(session: str, artefact: Artefact, order: BuildOrder | None, source: Cargo | None = None) -> Cargo:
     """Return *artefact* of this host's store as an archive; a kernel is built if the store has none.
+
+    *source* is the one of *order*, if it travels.
 
     Raises KernelError and InfraError as a build does.
     """
@@ -183,6 +208,8 @@ def provide(session: str, artefact: Artefact, order: BuildOrder | None) -> Cargo
         if session in crew.abandoned:
             raise Abandoned
 
+    if source is not None and source.trouble:
+        raise InfraError(source.trouble, cause=Cause.HOST)
     try:
         if order is not None:
             build_ordered(order, check)
@@ -191,6 +218,59 @@ def provide(session: str, artefact: Artefact, order: BuildOrder | None) -> Cargo
     except OSError as error:
         raise InfraError(f"{artefact.place} cannot be packed: {error}", cause=Cause.HOST) from error
     return Cargo(archive)
+
+
+def call(
+    session: str,
+    source: Artefact,
+    function: Callable[..., Called],
+    arguments: tuple[Any, ...],
+    cargo: Sequence[Cargo] = (),
+    after: object = None,
+) -> Answer:
+    """Call *function* with what ends it early, a directory for it, the path of *source* and *arguments*.
+
+    Without *source* in this host's store nothing is called.  *after* only says where Dask should have this
+    done.  Raises Abandoned, and what *function* raises except InfraError.
+    """
+    import distributed
+
+    key = distributed.get_worker().get_current_task()
+
+    def check() -> None:
+        task = crew.dask.state.tasks.get(key)
+        if task is None or task.state != "executing":
+            # The client dropped it, is gone, or has lost its scheduler and asks anew.
+            raise Abandoned
+
+    try:
+        if cargo and not source.is_there:
+            # It came before and was pruned, or could not be stored.
+            unpack(cargo[0].archive, archive_path(archives_dir(), cargo[0].archive.digest))
+        if not source.is_there:
+            return Answer(worker=crew.name, address=crew.dask.address)
+        with source.held():
+            return crew.in_lab(_call, check, runs_dir() / session, source.path, function, arguments)
+    except (OSError, InfraError) as error:
+        return crew.answer(trouble=f"{crew.name}: {error}")
+
+
+def _call(
+    check: Callable[[], None],
+    directory: Path,
+    source: Path,
+    function: Callable[..., Called],
+    arguments: tuple[Any, ...],
+) -> Answer:
+    if crew.worker is not None:
+        _say_and_end()
+    value, made, trouble = function(check, directory, source, *arguments)
+    packed, dropped = pack_directory(made) if made is not None else (b"", 0)
+    if not dropped:
+        shutil.rmtree(directory, ignore_errors=True)
+    return crew.answer(
+        trouble=trouble, value=value, name=made.name if made else "", packed=packed, dropped=dropped
+    )
 
 
 def tell_plan(text: str) -> str:
@@ -223,28 +303,29 @@ def _carry_out(order: Order, plan: str) -> str:
     notes = f"{topic(order.run)} {order.unit}"
 
     def note(index: int, what: str) -> None:
-        crew.dask.log_event(notes, [index, what, crew.name])
+        crew.dask.log_event(notes, [b"", index, what, crew.name])
 
-    first, died = journal.where(line for _, line in crew.ask(crew.dask.scheduler.events(topic=notes)))
+    first, died = journal.where(line[1:] for _, line in crew.ask(crew.dask.scheduler.events(topic=notes)))
     if first == len(order.keys):
         return ""
     worker = _open(order, plan)
     if died:
         crew.say(order.run, Said(worker=crew.name, key=order.keys[first], deaths=died, final=False))
+    note(first, journal.BEGAN)
     for index, key in enumerate(order.keys[first:], first):
-        if order.session in crew.abandoned:
-            return ""
-        note(index, journal.BEGAN)
         crew.leave_undone = functools.partial(note, index, journal.LEFT)
-        if index == first and len(died) >= MOST_DEATHS:
-            crew.say(order.run, Said(worker=crew.name, key=key, deaths=died))
-            continue
-        results = tuple(worker.perform_named(key))
-        if trouble := _host_trouble(results):
-            note(index, journal.LEFT)
-            return trouble
-        crew.say(order.run, Said(worker=crew.name, key=key, results=results))
-    note(len(order.keys), journal.BEGAN)
+        if order.session in crew.abandoned:
+            crew.leave_undone()
+            return ""
+        said = Said(worker=crew.name, key=key, deaths=died)
+        if index > first or len(died) < MOST_DEATHS:
+            results = tuple(worker.perform_named(key))
+            if trouble := _host_trouble(results):
+                crew.leave_undone()
+                return trouble
+            said = Said(worker=crew.name, key=key, results=results)
+        # The next piece begins now.
+        crew.say(order.run, said, notes, (index + 1, journal.BEGAN, crew.name))
     crew.leave_undone = _nothing
     return ""
 

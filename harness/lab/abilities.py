@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from harness.base.errors import HarnessError
 from harness.base.host import total_mib
@@ -64,9 +64,14 @@ def resources_of(job: Job) -> dict[str, float]:
 
     Of the devices, those of shipped topologies: a host would have hundreds of others to name.
     """
-    needed: dict[str, float] = {job.arch: 1, _MEMORY: job.memory_mib}
-    needed |= {f"{KVM} {job.arch}": 1} if job.accel == KVM else {}
-    return needed | {_device(job.arch, name): 1 for name in _shipped_devices() & set(job.qemu.devices)}
+    return resources_for(job.arch, job.accel, job.qemu.devices, job.memory_mib)
+
+
+def resources_for(arch: str, accel: str, devices: Iterable[str], memory_mib: int) -> dict[str, float]:
+    """Return the same for guests of *arch* by *accel*, as `--accel` has it, with *devices* and memory."""
+    needed: dict[str, float] = {arch: 1, _MEMORY: memory_mib}
+    needed |= {f"{KVM} {arch}": 1} if accel == KVM else {}
+    return needed | {_device(arch, name): 1 for name in _shipped_devices() & set(devices)}
 
 
 def _device(arch: str, name: str) -> str:

@@ -26,7 +26,15 @@ from harness.kernel.arch import find_arch, host_arch
 from harness.kernel.kconfig import Fragment
 from harness.kernel.plan import installed_toolchain, plan_kernel
 from harness.kernel.provide import build_kernel
-from harness.kernel.store import Built, find_built, is_whole, kernel_entry, provide_entry, selftests_entry
+from harness.kernel.store import (
+    Built,
+    find_built,
+    is_whole,
+    kernel_entry,
+    note_use,
+    provide_entry,
+    selftests_entry,
+)
 from harness.kernel.toolchain import GCC, LLVM, find_toolchain
 from harness.kernel.trees import DEBIAN, open_tree
 from harness.kernel.variants import load_catalogue
@@ -34,7 +42,7 @@ from harness.machine.disks import disk_path
 from harness.machine.roots import find_root
 from harness.plan import Job
 
-_COMMON = (GCC.name, LLVM.name)
+COMMON_TOOLCHAINS = (GCC.name, LLVM.name)
 """The toolchains that a host says it has; of others it does not know that it would be asked for them."""
 
 _STAYS = ("gcov", "build.log", "lines.json")
@@ -53,6 +61,11 @@ class Artefact:
     place: str
     """Relative to the cache directory: `kernels/DIGEST`."""
 
+    @classmethod
+    def of(cls, path: Path) -> Artefact:
+        """Return the artefact at *path* in this host's store."""
+        return cls(str(path.relative_to(paths.cache_dir())))
+
     @property
     def path(self) -> Path:
         return paths.cache_dir() / self.place
@@ -61,6 +74,13 @@ class Artefact:
     def is_there(self) -> bool:
         """Whether this host's store has it, whole."""
         return is_whole(self.path) if self.place.startswith("kernels/") else self.path.exists()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep it from being pruned, for which it is too new afterwards."""
+        with shared(self.path.name, f"another process is pruning {self.path}"):
+            note_use(self.path)
+            yield
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,7 +100,7 @@ def artefacts_of(job: Job) -> tuple[Artefact, ...]:
     entries += [selftests_entry(job.kernel.selftests)] if job.kernel.selftests else []
     entries += map(paths.programs_entry, job.own.digests)
     entries += (disk_path(kind, digest) for kind, digest in sorted(job.root.disks.items()))
-    return tuple(Artefact(str(entry.relative_to(paths.cache_dir()))) for entry in entries)
+    return tuple(map(Artefact.of, entries))
 
 
 def provide_disks(jobs: Iterable[Job]) -> None:
@@ -107,6 +127,10 @@ class BuildOrder:
     """The versions of compiler and linker that are part of the digest."""
     profile: bool = False
     """Whether it counts how often each line runs."""
+    source: Artefact | None = None
+    """A repository that travels to hosts which do not have `tree`."""
+    commit: str = ""
+    """The commit in there."""
 
     @property
     def is_anywhere(self) -> bool:
@@ -114,9 +138,18 @@ class BuildOrder:
 
         That one keeps what counts and locates lines, too, which does not travel.
         """
+        return self.may_travel and (self.tree.startswith(DEBIAN) or self.source is not None)
+
+    @property
+    def may_travel(self) -> bool:
+        """Whether other hosts may build it once they have its source."""
         is_foreign = bool(find_arch(self.arch).label)
-        is_common = self.toolchain in _COMMON and not is_foreign
-        return self.tree.startswith(DEBIAN) and is_common and not self.profile
+        return self.toolchain in COMMON_TOOLCHAINS and not is_foreign and not self.profile
+
+    @property
+    def at_home(self) -> BuildOrder:
+        """The same for the host that has `tree`."""
+        return dataclasses.replace(self, source=None)
 
 
 def build_ordered(order: BuildOrder, check: Callable[[], None] = lambda: None) -> Built:
@@ -126,8 +159,9 @@ def build_ordered(order: BuildOrder, check: Callable[[], None] = lambda: None) -
     """
     if (built := find_built(order.digest)) is not None:
         return built
+    tree = f"{order.source.path}@{order.commit}" if order.source is not None else order.tree
     plan = plan_kernel(
-        open_tree(order.tree),
+        open_tree(tree),
         load_catalogue().variant(order.variant),
         order.addons,
         order.fragments,
@@ -143,7 +177,7 @@ def build_ordered(order: BuildOrder, check: Callable[[], None] = lambda: None) -
 def own_toolchains() -> tuple[str, ...]:
     """Return BuildOrder.built_with of the toolchains that this host can build kernels for itself with."""
     found = []
-    for name in _COMMON:
+    for name in COMMON_TOOLCHAINS:
         with contextlib.suppress(HarnessError):
             found.append(str(installed_toolchain(host_arch(), find_toolchain(name))[1]))
     return tuple(found)

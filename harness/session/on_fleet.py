@@ -16,7 +16,7 @@ from harness.base.outcome import Outcome
 from harness.base.output import tell
 from harness.base.words import count_of
 from harness.fleet.client import FleetClient
-from harness.fleet.cluster import LOG_DIRECTORY, STORE_LOG, FleetWish, connector, store_process
+from harness.fleet.cluster import LOG_DIRECTORY, FleetWish, connector, store_process
 from harness.fleet.evidence import take_in
 from harness.fleet.link import FleetJob, Link
 from harness.fleet.messages import Account, Said
@@ -67,7 +67,7 @@ def run_on_fleet(plan: Plan, wish: FleetWish, orders: Mapping[str, BuildOrder], 
             provided=provided,
             keep_up=stack.enter_context(store_process(link.address, wish, plan.run_id, run_dir)),
             waits=wish.address.file is not None,
-            log=str(run_dir / LOG_DIRECTORY / STORE_LOG),
+            log=str(run_dir / LOG_DIRECTORY),
         )
         ended = Ended.RAN
         try:

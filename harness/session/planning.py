@@ -29,7 +29,9 @@ from harness.base.errors import (
 from harness.base.host import total_mib
 from harness.base.output import tell
 from harness.base.words import duration
+from harness.kernel import gittree
 from harness.kernel.arch import Arch, find_arch
+from harness.kernel.commits import provide_commits
 from harness.kernel.kconfig import read_fragment
 from harness.kernel.make import BuildProgress, Progress
 from harness.kernel.plan import KernelPlan, plan_kernel, prove_blocked
@@ -41,7 +43,7 @@ from harness.kernel.store import Built
 from harness.kernel.toolchain import Toolchain, find_toolchain
 from harness.kernel.trees import KernelTree, TreeKind, open_tree
 from harness.kernel.variants import Variant, load_catalogue
-from harness.lab.artefacts import BuildOrder
+from harness.lab.artefacts import Artefact, BuildOrder
 from harness.machine.accel import Choice, choose_accel
 from harness.machine.devices import Topology
 from harness.machine.qemu import Qemu, find_qemu
@@ -229,11 +231,16 @@ class PlannedKernel:
         """Whether the store has it."""
         return self.plan is not None and self.plan.cached
 
-    def order(self) -> BuildOrder | None:
-        """Return how another process builds it; None for a finished kernel."""
+    def order(self, *, travels: bool) -> BuildOrder | None:
+        """Return how another process builds it; None for a finished kernel.
+
+        If it *travels*, the source is packed for hosts that do not have it.  Raises SourceError.
+        """
         if not isinstance(self.plan, KernelPlan):
             return None
-        return BuildOrder(
+        tree = self.plan.tree
+        order = BuildOrder(
+            commit=tree.checkout,
             digest=self.plan.key,
             tree=str(self.pinned.absolute().tree),
             variant=self.wish.variant,
@@ -244,6 +251,11 @@ class PlannedKernel:
             built_with=str(self.plan.built_with),
             profile=bool(self.plan.config_plan.profile),
         )
+        if not travels or not order.may_travel or tree.repository is None or not tree.checkout:
+            return order
+        tell(f"packing {tree.label} for the fleet")
+        source = provide_commits(gittree.provide_mirror(tree.repository), [tree.checkout])
+        return dataclasses.replace(order, source=Artefact.of(source))
 
     @property
     def is_never_built(self) -> bool:

@@ -162,8 +162,10 @@ def _engine(planned: PlannedRun, plan: Plan) -> Ended:
     if checked.request.fleet is None:
         options = checked.request.pytest
         return run_pytest(options.words(), checked.run_dir / PLAN_FILE, workers_for(plan, options))
-    orders = {order.digest: order for kernel in planned.waiting() if (order := kernel.order()) is not None}
-
+    # Workers of this host have its processors, so it builds from what it has.
+    travels = not checked.request.fleet.address.local
+    made = (kernel.order(travels=travels) for kernel in planned.waiting())
+    orders = {order.digest: order for order in made if order is not None}
     for order in orders.values():
         tell(f"kernel: {order.variant} is to be built in the fleet")
 

@@ -57,7 +57,7 @@ class Book:
 
 
 def say(order: Order, what: Said | Began) -> None:
-    get_worker().log_event(topic(order.run), pickle.dumps(what))
+    get_worker().log_event(topic(order.run), [pickle.dumps(what)])
 
 
 class Good:
@@ -342,3 +342,27 @@ def test_a_kernel_that_another_host_cannot_build_is_built_here(connect: Callable
     night.run()
     assert night.is_whole()
     assert "fleet: no space left on device; this host builds the kernel" in night.told
+
+
+def test_a_kernel_for_which_no_host_has_the_compiler_is_built_here(
+    connect: Callable[[], Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its units would wait for ever."""
+    monkeypatch.setattr(offers, "PATIENCE_SECONDS", 0.2)
+    night = Night(connect, Good)
+    order = BuildOrder(
+        digest="d3",
+        tree="debian:7.3",
+        variant="cdev",
+        addons=(),
+        fragments=(),
+        toolchain="gcc",
+        arch=host_arch().name,
+        built_with="gcc 99",
+    )
+    artefacts = (Artefact("kernels/d3"),)
+    night.jobs["job0"] = FleetJob(plan="plan", needs=ANY, artefacts=artefacts, order=order)
+    night.run()
+    assert night.is_whole()
+    (told,) = (line for line in night.told if line.endswith("this host builds the kernel of job0"))
+    assert "compiler gcc 99" in told or "all workers have vfio-harness" in told

@@ -29,6 +29,7 @@ from harness.base.errors import InfraError
 from harness.base.outcome import Outcome
 from harness.fleet.client import FleetClient
 from harness.fleet.cluster import connect, require_distributed
+from harness.fleet.journal import BEGAN
 from harness.fleet.link import FleetJob, Link
 from harness.fleet.messages import Account, Order, Said
 from harness.fleet.tasks import topic
@@ -36,6 +37,7 @@ from harness.lab.units import Unit
 
 _PER_PROCESS = 25
 _START_SECONDS = 300.0
+_IDLE_SECONDS = 10.0
 _RESOURCE = "sleeper"
 
 
@@ -74,9 +76,11 @@ class Tasks:
         from distributed import get_worker
 
         worker, seconds = get_worker(), json.loads(plan)
-        for key in order.keys:
+        run = topic(order.run)
+        for index, key in enumerate(order.keys, 1):
             time.sleep(seconds[key.partition("/")[0]])
-            worker.log_event(topic(order.run), pickle.dumps(Said(worker=str(worker.name), key=key)))
+            said = pickle.dumps(Said(worker=str(worker.name), key=key))
+            worker.log_event([run, f"{run} {order.unit}"], [said, index, BEGAN, str(worker.name)])
         return Account(worker=str(worker.name), address=worker.address)
 
     @staticmethod
@@ -108,6 +112,9 @@ def sleeping(units: Sequence[Unit], workers: int, dying: float, faster: float) -
         with contextlib.closing(connect(address, None)) as waiting:
             # Their start is not measured.
             waiting.wait_for_workers(workers, timeout=_START_SECONDS)
+            idle_before = scheduler.cpu_seconds or 0.0
+            time.sleep(_IDLE_SECONDS)
+            idle = ((scheduler.cpu_seconds or 0.0) - idle_before) / _IDLE_SECONDS
         doomed = crews[: round(len(crews) * dying)]
         total = sum(unit.seconds for unit in units) / faster
         bound = max(total / workers, max(unit.seconds for unit in units) / faster)
@@ -127,7 +134,9 @@ def sleeping(units: Sequence[Unit], workers: int, dying: float, faster: float) -
     return (
         f"{workers} workers, {len(units)} units, {len(doomed) * _PER_PROCESS} die: {took:.0f} s, "
         f"{took / bound:.2f} of the bound; a unit costs {1000 * spent / len(units):.1f} ms of CPU of the "
-        f"scheduler and {1000 * used / len(units):.1f} ms of the client's; client {memory} MiB"
+        f"scheduler and {1000 * used / len(units):.1f} ms of the client's; client {memory} MiB; "
+        f"the scheduler without work: {1000 * idle / workers:.1f} ms of CPU for a worker and second, "
+        f"{1000 * idle * took / len(units):.1f} of the ms above"
     )
 
 
