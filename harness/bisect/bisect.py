@@ -2,43 +2,49 @@
 """The bisect itself: test both ends, then what git chooses, until one commit is left.
 
 Every run and every verdict is on disk before git is told, so a bisect that is killed continues where it was.
+On a fleet, both ends and then several commits are tested at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import math
 import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from harness.base.errors import HarnessError, InfraError, KernelError, UsageError
 from harness.base.output import tell
 from harness.base.words import count_of, duration
 from harness.bisect import git
+from harness.bisect.at_once import as_they_end, in_order
 from harness.bisect.evidence import first_new, last_old, make_report
 from harness.bisect.git import GitBisect, Position
 from harness.bisect.report import Report, mail, summary
 from harness.bisect.state import BisectState, CommitRun, End, GitVerdict, Rules, Status, Step
-from harness.bisect.step import BuiltCommit, VMTester, cost, describe, run_step
+from harness.bisect.step import BuiltCommit, Tester, cost, describe, run_step
 from harness.bisect.verdict import cases_that_differ, majority_run
 
 LOG_NAME = "bisect.log"
 REPORT_NAME = "report.txt"
 MAIL_NAME = "regression.mail"
 CONFIG_NAME = "kernel.config"
-RUNS_NAME = "runs"
 
 MAX_UNTESTED = 3
 """How many untested commits in a row make bisect check the host."""
 
 
-def bisect(state: BisectState, directory: Path) -> Report:
-    """Bisect from *state* to the end and write the report to *directory*."""
+def bisect(state: BisectState, directory: Path, testing: AbstractContextManager[Tester]) -> Report:
+    """Bisect from *state* to the end and write the report to *directory*; *testing* gives the tester.
+
+    Raises HarnessError when an end is not good or bad as given, or commits cannot be tested any more.
+    """
     request = state.request
-    with git.alone(Path(request.root)):
-        chooser = GitBisect(request, state.rules)
-        runs = directory / RUNS_NAME
-        tester = VMTester(request.repository, request.options, runs, boot=state.rules.boot)
-        loop = Bisect(state, directory, chooser, tester)
+    with git.alone(Path(request.root)), testing as tester:
+        loop = Bisect(state, directory, GitBisect(request, state.rules), tester)
         position = loop.run()
         report = _conclude(loop, position, directory)
         loop.finish()
@@ -63,7 +69,7 @@ def _conclude(loop: Bisect, position: Position, directory: Path) -> Report:
 class Bisect:
     """A bisect that continues from *state* to its end."""
 
-    def __init__(self, state: BisectState, directory: Path, chooser: GitBisect, tester: VMTester) -> None:
+    def __init__(self, state: BisectState, directory: Path, chooser: GitBisect, tester: Tester) -> None:
         self.state = state
         self._directory = directory
         self._chooser = chooser
@@ -80,15 +86,40 @@ class Bisect:
         position = self._chooser.start(self.state.verdicts())
         self._keep_log()
         while position.commit:
-            subject = self._chooser.subject_of(position.commit)
-            tell(f"step {len(self.state.steps) + 1}: {position.commit[:12]} {subject}")
-            tell(f"  {self._outlook(position)}")
-            step = self._test(position.commit, subject)
-            self._update(steps=(*self.state.steps, step), pending=None)
-            tell(f"  {describe(step, self.state.rules)}")
-            self._check_host()
-            position = self._chooser.tell(self.state.rules.verdict(step.status), step.commit)
-            self._keep_log()
+            position = self._next_round(position)
+        return position
+
+    def _next_round(self, position: Position) -> Position:
+        """Test a commit, or as many as can be tested at once; return what is left then."""
+        commits = self._chooser.spread(position, self._tester.width)
+        number = len(self.state.steps) + 1
+        for commit in commits:
+            tell(f"step {number}: {commit[:12]} {self._chooser.subject_of(commit)}")
+            number += 1
+        # On a fleet each end was built by a worker that had built nothing before.
+        known = self.state.steps if self._tester.is_elsewhere else self.state.tested
+        left = len(self._chooser.left()) if len(commits) > 1 else position.left + 1
+        tell(f"  {_outlook(position, left, len(commits), known)}")
+        tests = {
+            commit: functools.partial(self._test, commit, self._chooser.subject_of(commit))
+            for commit in commits
+        }
+        with contextlib.closing(as_they_end(self._tester, tests, self._chooser.left)) as steps:
+            for step in steps:
+                if len(commits) > 1 and step.commit not in self._chooser.left():
+                    self._update(spare=(*self.state.spare, step))
+                    continue
+                twin = self.state.tested_image(step.image)
+                if twin is not None and not step.same_as:
+                    # Both were tested at once: one image has one verdict.
+                    step = dataclasses.replace(step, status=twin.status, why=twin.why, same_as=twin.commit)
+                self._update(steps=(*self.state.steps, step), pending=None)
+                name = f"{step.commit[:12]} " if len(commits) > 1 else ""
+                tell(f"  {name}{describe(step, self.state.rules)}")
+                self._check_host()
+                position = self._chooser.tell(self.state.rules.verdict(step.status), step.commit)
+                self._keep_log()
+        self._update(rounds=self.state.rounds + 1)
         return position
 
     def finish(self) -> None:
@@ -119,7 +150,9 @@ class Bisect:
     def _keep_log(self) -> None:
         (self._directory / LOG_NAME).write_text(self._chooser.log(), encoding="utf-8")
 
-    def _test(self, commit: str, subject: str, *, wary: bool = False) -> Step:
+    def _test(self, commit: str, subject: str, *, wary: bool = False, say: str = "") -> Step:
+        if say:
+            tell(say)
         state = self.state
         pending = state.pending if state.pending and state.pending.commit == commit else None
         step = run_step(
@@ -129,13 +162,16 @@ class Bisect:
             state.cases,
             wary=wary or state.flaky,
             usual=state.usual_failures,
-            tested_image=state.tested_image,
+            # A commit with the same image may be tested at this moment.
+            tested_image=lambda image: self.state.tested_image(image),
             on_run=self._on_run,
         )
         return self._check_silence(step) if state.rules.boot and _is_silent(step) else step
 
     def _on_run(self, step: Step) -> None:
-        self._update(pending=step)
+        if not self._tester.is_elsewhere:
+            # Of several that are tested at once, none is continued in its middle.
+            self._update(pending=step)
         *earlier, run = step.runs
         if earlier or self.state.rules.fails(run.status):
             again = any(one.status is run.status for one in earlier)
@@ -167,25 +203,34 @@ class Bisect:
 
     def _test_ends(self) -> None:
         """Test both ends, the new one first: it shows soonest whether the failure happens on this host."""
-        if self.state.new_end is None:
-            self._update(new_end=self._test_end(self.state.request.new, GitVerdict.NEW), pending=None)
-        if self.state.old_end is None:
-            self._update(old_end=self._test_end(self.state.request.old, GitVerdict.OLD), pending=None)
+        state, request = self.state, self.state.request
+        ends = {GitVerdict.NEW: ("new_end", request.new), GitVerdict.OLD: ("old_end", request.old)}
+        untested = {verdict: end for verdict, (field, end) in ends.items() if getattr(state, field) is None}
+        tests = [
+            functools.partial(
+                self._test,
+                end.commit,
+                end.subject,
+                # One pass does not disprove that an end fails.
+                wary=verdict is not state.rules.passing,
+                say=f"testing the {state.rules.word(verdict)} end, {end.label}: {end.subject}",
+            )
+            for verdict, end in untested.items()
+        ]
+        for verdict, step in zip(untested, in_order(self._tester, tests), strict=True):
+            field, end = ends[verdict]
+            self._judge_end(step, end, verdict)
+            self._update(**{field: step}, pending=None)
         if not self.state.cases and not self.state.rules.boot:
             self._choose_cases()
 
-    def _test_end(self, end: End, verdict: GitVerdict) -> Step:
-        word = self.state.rules.word(verdict)
-        tell(f"testing the {word} end, {end.label}: {end.subject}")
-        # One pass does not disprove that an end fails.
-        wary = verdict is not self.state.rules.passing
-        step = self._test(end.commit, end.subject, wary=wary)
+    def _judge_end(self, step: Step, end: End, verdict: GitVerdict) -> None:
+        """Raise HarnessError unless *step* shows that *end* is what it was given as."""
         error = end_error(step, end, verdict, self.state.rules)
         if error is not None:
             self._update(pending=None, finished=step.status is not Status.UNTESTED)
             raise error
-        tell(f"  {word}: {step.why}{cost(step)}")
-        return step
+        tell(f"  {self.state.rules.word(verdict)}: {step.why}{cost(step)}")
 
     def _choose_cases(self) -> None:
         """Keep the cases that pass at one end only; see whether they are missing at the other."""
@@ -213,13 +258,6 @@ class Bisect:
             word = state.rules.word(state.rules.failing)
             tell(f"  commits to which this does not apply count as {word}, like the {word} end")
 
-    def _outlook(self, position: Position) -> str:
-        """Return how many commits and steps are left, and how long they will take."""
-        steps = position.steps + 1
-        left = f"{count_of(position.left, 'commit')} left after it, about {count_of(steps, 'step')}"
-        took = [step.seconds for step in self.state.tested if step.vms]
-        return f"{left}, {duration(sum(took) / len(took) * steps)}" if took else left
-
     def _check_host(self) -> None:
         """Stop if the host, not the commits, is the cause, and drop the steps that it spoilt.
 
@@ -240,6 +278,22 @@ class Bisect:
             f"this host can no longer test commits: {control.why}",
             hint="fix that, then run: vfio-harness bisect --continue --tree " + self.state.request.repository,
         )
+
+
+def _outlook(position: Position, left: int, at_once: int, tested: Sequence[Step]) -> str:
+    """Return how many commits and steps are left, and how long they will take.
+
+    *at_once* of the *left* commits are tested at a time.
+    """
+    after, steps, them = position.left, position.steps + 1, "it"
+    if at_once > 1:
+        # Each round leaves one of at_once + 1 parts.
+        after = math.ceil((left - at_once) / (at_once + 1))
+        steps, them = max(1, math.ceil(math.log(left + 1, at_once + 1))), "them"
+    words = count_of(steps, "round" if at_once > 1 else "step")
+    left_over = f"{count_of(after, 'commit')} left after {them}, about {words}"
+    took = [step.seconds for step in tested if step.vms]
+    return f"{left_over}, {duration(sum(took) / len(took) * steps)}" if took else left_over
 
 
 def _is_silent(step: Step) -> bool:

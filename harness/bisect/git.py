@@ -28,6 +28,7 @@ _NO_CHECKOUT = "--no-checkout"
 _FOUND = re.compile(r"^# first \S+ commit: \[([0-9a-f]{40,})\]", re.MULTILINE)
 _POSSIBLE = re.compile(r"^# possible first \S+ commit: \[([0-9a-f]{40,})\]", re.MULTILINE)
 _OUTSIDE = "No testable commit found"
+_MERGE_BASE = "Bisecting: a merge base must be tested"
 _LEFT = re.compile(r"Bisecting: (\d+) revisions? left to test after this \(roughly (\d+) steps?\)")
 
 
@@ -102,7 +103,7 @@ class GitBisect:
             "\n".join([start_line(self._request, self._rules), *lines]) + "\n", encoding="utf-8"
         )
         done = gittree.git(self._path, ["bisect", "replay", replay])
-        return self._position(done.stdout, done.stderr)
+        return self._position(done)
 
     def _skips(self) -> Iterator[str]:
         for skip in self._request.skips:
@@ -113,9 +114,41 @@ class GitBisect:
     def tell(self, verdict: GitVerdict, commit: str) -> Position:
         """Tell git the *verdict* on *commit*."""
         done = gittree.git(self._path, ["bisect", self._rules.word(verdict), commit])
-        return self._position(done.stdout, done.stderr)
+        return self._position(done)
 
-    def _position(self, stdout: str, stderr: str) -> Position:
+    def spread(self, position: Position, count: int) -> tuple[str, ...]:
+        """Return up to *count* commits that cut what is left into parts of about the same size, oldest first.
+
+        The one that git chose, if only one is wanted.
+        """
+        left = self.left() if count > 1 else ()
+        if not left:
+            return (position.commit,)
+        # Whichever of them is the first new one, as many others are left.
+        places = ((len(left) + 1) * number // (count + 1) - 1 for number in range(1, count + 1))
+        return tuple(left[place] for place in sorted({max(0, place) for place in places}))
+
+    def left(self) -> tuple[str, ...]:
+        """Return the commits that may be tested next, each after its ancestors."""
+        listed = gittree.git(
+            self._path, ["for-each-ref", "--format=%(refname) %(objectname)", "refs/bisect/"]
+        )
+        refs = [line.split() for line in listed.stdout.splitlines()]
+        old_word, new_word = self._rules.terms
+        new = [commit for name, commit in refs if name == f"refs/bisect/{new_word}"]
+        old = [commit for name, commit in refs if name.startswith(f"refs/bisect/{old_word}-")]
+        known = {commit for name, commit in refs if name.startswith("refs/bisect/skip-")} | {*new}
+        words = ["rev-list", "--topo-order", "--reverse", *new, *(f"^{commit}" for commit in old)]
+        words += ["--first-parent"] if self._request.first_parent else []
+        done = gittree.git(self._path, [*words, "--", *self._request.paths])
+        commits = done.check("cannot list the commits that are left").stdout.split()
+        return tuple(commit for commit in commits if commit not in known)
+
+    def _position(self, done: process.Completed) -> Position:
+        while _MERGE_BASE in done.stdout:
+            # An ancestor of an old commit is old, but git would have us test it.
+            done = gittree.git(self._path, ["bisect", self._rules.word(GitVerdict.OLD), "BISECT_HEAD"])
+        stdout, stderr = done.stdout, done.stderr
         log = self._log()
         found, possible = _FOUND.search(log), _POSSIBLE.findall(log)
         if found:
@@ -281,6 +314,16 @@ def _nearest_path(directory: Path, end: End, path: str) -> str:
     names = gittree.git(directory, ["ls-tree", "--name-only", end.commit, place]).stdout.splitlines()
     wrong = "/".join(Path(path).parts[: len(parent.parts) + 1])
     return nearest(wrong, names, otherwise=f"give it relative to the top of {directory}")
+
+
+def commits_of(request: BisectRequest) -> tuple[str, ...]:
+    """Return every commit that may be tested, the ends among them.
+
+    Which of them git chooses from depends on verdicts, even with paths.
+    """
+    old, new = request.old.commit, request.new.commit
+    done = gittree.git(Path(request.root), ["rev-list", f"{old}..{new}"])
+    return (old, new, *done.check("cannot list the commits").stdout.split())
 
 
 def count_commits(request: BisectRequest, older: str, newer: str) -> int:

@@ -229,6 +229,10 @@ class BisectState:
     new_end: Step | None = None
     old_end: Step | None = None
     steps: tuple[Step, ...] = ()
+    spare: tuple[Step, ...] = ()
+    """What was tested at the same time, and turned out not to be needed."""
+    rounds: int = 0
+    """How many times commits were chosen."""
     pending: Step | None = None
     """The commit that is being tested, with its runs so far."""
     finished: bool = False

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from harness.base import itself, process
 from harness.base.cause import Cause
@@ -26,8 +26,10 @@ from harness.base.errors import ExitCode, HarnessError, InfraError, KernelError,
 from harness.base.words import count_of
 from harness.bisect.state import CommitRun, GitVerdict, Rules, Status, Step, StepOptions
 from harness.bisect.verdict import decide, read_run
+from harness.kernel import gittree
 from harness.kernel.arch import find_arch
 from harness.kernel.kconfig import read_fragment
+from harness.kernel.make import BuildProgress
 from harness.kernel.plan import plan_kernel
 from harness.kernel.provide import Kernel, plan_selftests, provide_kernel
 from harness.kernel.toolchain import find_toolchain
@@ -46,6 +48,12 @@ ONE_VM = ("-n", "0", "--no-snapshots")
 """Options of `run` for one verdict in one fresh VM."""
 
 
+RUNS_NAME = "runs"
+"""The directory of the runs of a bisect or a mutation, in its own directory."""
+
+_CHECK_SECONDS = 1.0
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltCommit:
     """A kernel that can be booted."""
@@ -55,8 +63,43 @@ class BuiltCommit:
     seconds: float
 
 
+class Tester(Protocol):
+    """Builds commits and tests them."""
+
+    is_elsewhere: bool
+    """Whether that is done on other hosts, several commits at once."""
+
+    @property
+    def width(self) -> int:
+        """How many commits are tested at once."""
+        ...
+
+    def plant(self, commit: str, file: str, text: str) -> str:
+        """Return the name of what differs from *commit* in *file*, for build() and run()."""
+        ...
+
+    def build(self, commit: str) -> BuiltCommit | CommitRun:
+        """Build *commit*, or return why that is not possible."""
+        ...
+
+    def run(self, commit: str, cases: tuple[str, ...]) -> CommitRun:
+        """Run *cases* in a fresh VM; the cases that were asked for when there are none."""
+        ...
+
+    def drop(self, commit: str) -> None:
+        """End the test of *commit*, which another thread waits for."""
+        ...
+
+    def release(self, commit: str) -> None:
+        """Forget *commit*, which is tested for now."""
+        ...
+
+
 class VMTester:
-    """Builds kernels and boots VMs."""
+    """The Tester of this host."""
+
+    is_elsewhere = False
+    width = 1
 
     def __init__(
         self,
@@ -67,10 +110,11 @@ class VMTester:
         boot: bool = False,
         as_is: bool = False,
         conduct: Sequence[str] = ONE_VM,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         """Test commits of the repository *tree*; with *as_is*, the tree as it is for every commit.
 
-        *conduct* are options of `run`.
+        *conduct* are options of `run`; *check*, called again and again, may raise to end a build or a run.
         """
         self._tree = tree
         self._options = options
@@ -78,19 +122,33 @@ class VMTester:
         self._boot = boot
         self._as_is = as_is
         self._conduct = conduct
+        self._check = check
+
+    def plant(self, commit: str, file: str, text: str) -> str:
+        return gittree.commit_with(Path(self._tree), commit, file, text)
+
+    def drop(self, commit: str) -> None:
+        """Nothing to do: one commit is tested at a time."""
+
+    def release(self, commit: str) -> None:
+        """Nothing to do: nothing is kept."""
 
     def _tree_of(self, commit: str) -> str:
         return self._tree if self._as_is else f"{self._tree}@{commit}"
 
     def build(self, commit: str) -> BuiltCommit | CommitRun:
-        """Build *commit*, or return why that is not possible."""
         began = time.monotonic()
         options, wish = self._options, self._options.kernel
         try:
             tree, variant = open_tree(self._tree_of(commit)), load_catalogue().variant(wish.variant)
             fragments = [read_fragment(config) for config in wish.configs]
             toolchain, arch = find_toolchain(wish.toolchain), find_arch(wish.arch)
-            with build_progress(commit[:12], sys.stderr) as progress:
+            with build_progress(commit[:12], sys.stderr) as shown:
+
+                def progress(state: BuildProgress) -> None:
+                    self._check()
+                    shown(state)
+
                 # Before the kernel: a program that does not compile cannot test it.
                 own: tuple[str, ...] = ()
                 if options.own.programs:
@@ -123,7 +181,6 @@ class VMTester:
         return BuiltCommit(image=image, seconds=time.monotonic() - began)
 
     def run(self, commit: str, cases: tuple[str, ...]) -> CommitRun:
-        """Run *cases* in a fresh VM; the cases that were asked for when there are none."""
         make_runs(self._runs)
         words = ["run", "--json", "--no-compare", *self._conduct, "--tree", self._tree_of(commit)]
         began = time.monotonic()
@@ -146,7 +203,9 @@ class VMTester:
             err.open("wb") as stderr,
             process.spawn(argv, env=env, stdout=stdout, stderr=stderr, whole_group=True) as child,
         ):
-            child.wait(Deadline.after(itself.LONGEST_RUN_SECONDS))
+            deadline = Deadline.after(itself.LONGEST_RUN_SECONDS)
+            while child.wait(deadline.within(_CHECK_SECONDS)) is None and not deadline.expired:
+                self._check()
             status = child.status
         text, log = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
         out.unlink()
@@ -154,7 +213,7 @@ class VMTester:
 
 
 def run_step(
-    tester: VMTester,
+    tester: Tester,
     step: Step,
     rules: Rules,
     cases: tuple[str, ...] = (),
@@ -168,6 +227,22 @@ def run_step(
 
     *wary* and *usual* are those of decide(); *tested_image* returns an earlier step with the same image.
     """
+    try:
+        return _tested(tester, step, rules, cases, wary, usual, tested_image, on_run)
+    finally:
+        tester.release(step.commit)
+
+
+def _tested(
+    tester: Tester,
+    step: Step,
+    rules: Rules,
+    cases: tuple[str, ...],
+    wary: bool,
+    usual: Collection[str],
+    tested_image: Callable[[str], Step | None],
+    on_run: Callable[[Step], None],
+) -> Step:
     built = tester.build(step.commit)
     if isinstance(built, CommitRun):
         return dataclasses.replace(step, status=built.status, why=built.why, runs=(built,))

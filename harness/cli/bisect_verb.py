@@ -18,7 +18,10 @@ from harness.bisect import bisect, git, start
 from harness.bisect.report import render_json, summary
 from harness.bisect.state import BisectRequest, BisectState, Rules
 from harness.cli.bisect_options import SAY_WHAT, Asked, repository_of, shared_options
+from harness.cli.fleet_options import FLEET, commit_fleet_options
 from harness.cli.given import refuse_beside
+from harness.cli.testers import commit_testers, one_tester, refuse
+from harness.fleet.cluster import FleetWish
 from harness.kernel import gittree
 from harness.session.affected import affected_between
 
@@ -53,6 +56,7 @@ from harness.session.affected import affected_between
 @click.option("--continue", "go_on", is_flag=True, help="Continue an interrupted bisect, with its options.")
 @click.option("--reset", is_flag=True, help="Drop an interrupted bisect.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@commit_fleet_options
 @shared_options
 @click.argument("limits", nargs=-1, metavar="[-- PATH...]", type=click.UNPROCESSED)
 def command(
@@ -68,6 +72,7 @@ def command(
     go_on: bool,
     reset: bool,
     as_json: bool,
+    fleet: FleetWish | None,
     limits: tuple[str, ...],
 ) -> int:
     """Find the commit that broke a case, or with --find-fix the one that fixed it.
@@ -85,6 +90,7 @@ def command(
       vfio-harness bisect --tree ~/linux --good v7.3 --bad HEAD --case probes/get_pa/gap_ends_the_length
       vfio-harness bisect --good v7.2 --bad v7.3 --find-fix -k cdev_is_named -- drivers/vfio drivers/iommu
       vfio-harness bisect --good v7.3 --bad master --boot
+      vfio-harness bisect --good v7.3 --bad HEAD --case 'probes/get_pa/*' --fleet tls://build1:8786
       vfio-harness bisect --continue
     """
     repository = repository_of(tree)
@@ -92,12 +98,10 @@ def command(
     if reset:
         return _reset(root, repository)
     if go_on:
-        refuse_beside(
-            "--continue uses the options that the bisect was started with", {"tree", "go_on", "as_json"}
-        )
+        refuse_beside("--continue uses the options that the bisect was started with", _WITH_CONTINUE)
         state, directory = start.resume(root, os.fspath(repository))
         tell(f"continuing {directory}: {len(state.tested)} verdicts so far")
-        return _bisect(state, directory, as_json)
+        return _bisect(state, directory, fleet, as_json)
     rules = Rules(
         find_fix=find_fix, boot=asked.boot, repeat=asked.repeat, term_old=term_old, term_new=term_new
     )
@@ -114,7 +118,10 @@ def command(
         skips=skips,
         options=asked.step_options(),
     )
-    return _start(asked, request, rules, as_json)
+    return _start(asked, request, rules, fleet, as_json)
+
+
+_WITH_CONTINUE = {"tree", "go_on", "as_json", *FLEET}
 
 
 def _with_affected(asked: Asked, repository: Path, old: str, new: str) -> Asked:
@@ -155,8 +162,9 @@ def _reset(root: Path, repository: Path) -> int:
     return 0
 
 
-def _start(asked: Asked, request: BisectRequest, rules: Rules, as_json: bool) -> int:
+def _start(asked: Asked, request: BisectRequest, rules: Rules, fleet: FleetWish | None, as_json: bool) -> int:
     """Check everything that can be checked before a build, and bisect."""
+    refuse(fleet, request.options)
     count = git.check(request, rules)
     accelerator = asked.check()
     state, directory = start.start(request, rules, asked.taken)
@@ -166,20 +174,36 @@ def _start(asked: Asked, request: BisectRequest, rules: Rules, as_json: bool) ->
     where = f" in {' '.join(request.paths)}" if request.paths else ""
     ends = f"{request.old.label} to {request.new.label}"
     tell(f"bisecting {count_of(count, 'commit')}{where}, {ends}: {asked.what}")
-    return _bisect(state, directory, as_json)
+    return _bisect(state, directory, fleet, as_json)
 
 
-def _bisect(state: BisectState, directory: Path, as_json: bool) -> int:
+def _bisect(state: BisectState, directory: Path, fleet: FleetWish | None, as_json: bool) -> int:
+    request = state.request
+    resume = f"vfio-harness bisect --continue --tree {shlex.quote(request.repository)}"
+    made = commit_testers(
+        fleet,
+        directory,
+        Path(request.repository),
+        request.options,
+        mirror=lambda: gittree.provide_mirror(Path(request.root)),
+        commits=lambda: git.commits_of(request),
+        resume=resume,
+        boot=state.rules.boot,
+    )
     try:
-        report = bisect.bisect(state, directory)
+        report = bisect.bisect(state, directory, one_tester(made))
     except KeyboardInterrupt as error:
-        tree = shlex.quote(state.request.repository)
-        raise Interrupted(f"to continue: vfio-harness bisect --continue --tree {tree}") from error
+        raise Interrupted(f"to continue: {resume}") from error
     emit(render_json(report).rstrip("\n") if as_json else summary(report))
     mail = directory / bisect.MAIL_NAME
     if mail.is_file():
         tell(f"mail for the mailing list: {mail}")
-    minutes = sum(step.seconds for step in report.state.tested) / 60
-    steps = f"{count_of(len(report.state.steps), 'step')} and 2 ends"
-    tell(f"{steps} in {minutes:.0f} min; everything is in {directory}")
+    state = report.state
+    minutes = sum(step.seconds for step in (*state.tested, *state.spare)) / 60
+    steps = f"{count_of(len(state.steps), 'step')} and 2 ends"
+    if fleet is not None:
+        spare = f" ({len(state.spare)} more than needed)" if state.spare else ""
+        tested, rounds = len(state.steps) + len(state.spare), count_of(state.rounds, "round")
+        steps = f"{count_of(tested, 'step')}{spare} in {rounds}, and 2 ends"
+    tell(f"{steps} in {minutes:.0f} min of work; everything is in {directory}")
     return report.exit_code

@@ -14,16 +14,26 @@ from harness.cli.options import fold
 from harness.fleet.address import FleetAddress
 from harness.fleet.cluster import FleetWish, check
 
-_NOT_ON_FLEET = ("workers", "keyword", "exit_first", "collect_only", "extra", "watch", "each", "plan_only")
-"""Parameters for pytest, or for no run at all."""
+_PYTEST = ("workers", "keyword", "exit_first", "collect_only", "extra")
+_NO_RUN = ("watch", "each", "plan_only", "reset")
 
 
-def _fleet(fleet: str | None, fleet_keys: Path | None, insecure: bool) -> FleetWish | None:
+def _run_fleet(fleet: str | None, fleet_keys: Path | None, insecure: bool) -> FleetWish | None:
+    return _fleet(fleet, fleet_keys, insecure, (*_PYTEST, *_NO_RUN))
+
+
+def _commit_fleet(fleet: str | None, fleet_keys: Path | None, insecure: bool) -> FleetWish | None:
+    return _fleet(fleet, fleet_keys, insecure, _NO_RUN)
+
+
+def _fleet(
+    fleet: str | None, fleet_keys: Path | None, insecure: bool, refused: tuple[str, ...]
+) -> FleetWish | None:
     if fleet is None:
         if fleet_keys is not None or insecure:
             raise UsageError("--fleet-keys and --insecure are for --fleet", hint="leave them out")
         return None
-    refuse_beside("--fleet runs everything on its workers", only=_NOT_ON_FLEET)
+    refuse_beside("--fleet runs everything on its workers", only=refused)
     wish = FleetWish(address=FleetAddress.parse(fleet), text=fleet, keys=fleet_keys, insecure=insecure)
     if warning := check(wish):
         tell(warning)
@@ -46,18 +56,18 @@ insecure_option = click.option(
 FLEET = ("fleet", "fleet_keys", "insecure")
 """The parameters of fleet_options."""
 
-fleet_options = fold(
-    "fleet",
-    _fleet,
-    *FLEET,
-    options=(
-        click.option(
-            "--fleet",
-            metavar="ADDRESS|FILE",
-            help="Run on many hosts: tls://HOST:PORT of a Dask scheduler, local:N for N workers here, "
-            "or a YAML file that names a class of Dask clusters; see docs/fleet.md.",
-        ),
-        keys_option,
-        insecure_option,
+_OPTIONS = (
+    click.option(
+        "--fleet",
+        metavar="ADDRESS|FILE",
+        help="Run on many hosts: tls://HOST:PORT of a Dask scheduler, local:N for N workers here, "
+        "or a YAML file that names a class of Dask clusters; see docs/fleet.md.",
     ),
+    keys_option,
+    insecure_option,
 )
+
+fleet_options = fold("fleet", _run_fleet, *FLEET, options=_OPTIONS)
+
+commit_fleet_options = fold("fleet", _commit_fleet, *FLEET, options=_OPTIONS)
+"""The same for verbs that test commits, each by a run of its own, with pytest."""

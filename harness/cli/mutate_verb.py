@@ -20,8 +20,11 @@ from harness.base.output import emit, tell
 from harness.base.words import count_of
 from harness.bisect.state import StepOptions
 from harness.cli import options
+from harness.cli.fleet_options import FLEET, commit_fleet_options
 from harness.cli.given import refuse_beside
 from harness.cli.moment import parse_deadline
+from harness.cli.testers import commit_testers, refuse
+from harness.fleet.cluster import FleetWish
 from harness.kernel.trees import open_tree, read_version
 from harness.mutate.choose import Source, changed_faults, named_faults, read_equivalents, sample
 from harness.mutate.faults import Fault
@@ -104,6 +107,7 @@ _ASKED = (
     "--plan", "plan_only", is_flag=True, help="List the faults that would be planted; build nothing."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@commit_fleet_options
 @options.fold("asked", lambda **fields: _Asked(**fields), "targets", "diff", "limit", "seed", options=_ASKED)
 def command(
     kernel: KernelWish,
@@ -119,6 +123,7 @@ def command(
     go_on: str | None,
     plan_only: bool,
     as_json: bool,
+    fleet: FleetWish | None,
 ) -> int:
     """Plant faults in a kernel, one at a time, and see which of them the cases notice.
 
@@ -134,15 +139,14 @@ def command(
       vfio-harness mutate --tree ~/linux drivers/vfio/vfio_main.c:vfio_df_open
       vfio-harness mutate --tree ~/linux --diff v7.3..topic --limit 50
       vfio-harness mutate --topology edu --topology iommu-intel drivers/vfio/group.c --case 'probes/group/*'
-      vfio-harness mutate --continue mutate-20261130-101500-1f0c
+      vfio-harness mutate --continue mutate-20261130-101500-1f0c --fleet tls://build1:8786
     """
     until = parse_deadline(deadline)
     if plan_only and as_json:
         raise UsageError("--plan prints text only: leave --json out")
     if go_on is not None:
         refuse_beside("--continue uses the options that it was started with", _WITH_CONTINUE)
-        mutation = load_mutation(_begun(go_on))
-        tell(f"continuing {go_on}: {count_of(len(mutation.mutants), 'fault')} tested so far")
+        mutation = _begun(go_on)
         known = read_equivalents(equivalents, mutation.faults)
     else:
         kernel = kernel.of(variant)
@@ -156,18 +160,18 @@ def command(
         )
         check_patterns(cases, suites)
         asked.check()
+        refuse(fleet, steps)
         tell(f"accelerator: {_check(kernel, machines)}")
         source, faults = asked.find(kernel.tree)
         known = read_equivalents(equivalents, faults)
         chosen = sample(faults, asked.limit, asked.seed)
         if plan_only:
-            planned = frozenset(chosen)
-            return _show([fault for fault in faults if fault in planned], len(faults))
+            return _show(sorted(chosen, key=faults.index), len(faults))
         mutation = _begin(source, steps, chosen, len(faults))
-    return _mutate(mutation, known, until, as_json=as_json)
+    return _mutate(mutation, known, until, fleet, as_json=as_json)
 
 
-_WITH_CONTINUE = {"go_on", "deadline", "equivalents", "as_json"}
+_WITH_CONTINUE = {"go_on", "deadline", "equivalents", "as_json", *FLEET}
 
 
 def _machine_words(machines: Sequence[MachineWish]) -> tuple[str, ...]:
@@ -175,13 +179,15 @@ def _machine_words(machines: Sequence[MachineWish]) -> tuple[str, ...]:
     return (*machines[0].options(), *itertools.chain.from_iterable(others))
 
 
-def _begun(name: str) -> Path:
-    """Return the directory of the mutation *name*; UsageError when there is none."""
+def _begun(name: str) -> Mutation:
+    """Return the mutation *name*, which goes on; UsageError when there is none."""
     known = {path.parent.name: path.parent for path in paths.runs_dir().glob(f"mutate-*/{STATE_NAME}")}
     if name not in known:
         hint = nearest(name, known) if known else "start one: vfio-harness mutate FILE:FUNCTION"
         raise UsageError(f"there is no mutation {name!r} in {paths.runs_dir()}", hint=hint)
-    return known[name]
+    mutation = load_mutation(known[name])
+    tell(f"continuing {name}: {count_of(len(mutation.mutants), 'fault')} tested so far")
+    return mutation
 
 
 def _reached(source: Source) -> Mapping[str, frozenset[str]]:
@@ -228,19 +234,37 @@ def _begin(source: Source, steps: StepOptions, chosen: tuple[Fault, ...], found:
     return mutation
 
 
-def _mutate(mutation: Mutation, known: Mapping[str, str], until: float | None, *, as_json: bool) -> int:
+def _mutate(
+    mutation: Mutation,
+    known: Mapping[str, str],
+    until: float | None,
+    fleet: FleetWish | None,
+    *,
+    as_json: bool,
+) -> int:
     source = Source(Path(mutation.root), mutation.commit)
     deadline = Deadline.after(until - time.time()) if until is not None else None
-    mutator = Mutator(mutation, paths.runs_dir() / mutation.id, known, _reached(source), deadline)
+    directory, resume = paths.runs_dir() / mutation.id, f"vfio-harness mutate --continue {mutation.id}"
+    made = commit_testers(
+        fleet,
+        directory,
+        source.mirror,
+        mutation.options,
+        mirror=lambda: source.mirror,
+        commits=lambda: (source.commit,),
+        resume=resume,
+    )
     try:
-        mutation = mutator.run()
+        with made as tester:
+            mutator = Mutator(mutation, directory, known, _reached(source), tester, deadline)
+            mutation = mutator.run()
     except KeyboardInterrupt as error:
-        raise Interrupted(f"to continue: vfio-harness mutate --continue {mutator.mutation.id}") from error
+        raise Interrupted(f"to continue: {resume}") from error
     text = summary(mutation, source.read)
-    (mutator.directory / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
+    (directory / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
     emit(render_json(mutation).rstrip("\n") if as_json else text)
     if mutation.left:
-        tell(f"to continue: vfio-harness mutate --continue {mutation.id}")
+        tell(f"to continue: {resume}")
     if mutation.score is None:
         return ExitCode.INFRA if mutation.fates(Fate.UNTESTED) else ExitCode.KERNEL
     return ExitCode.CASE_FAILED if mutation.fates(Fate.SURVIVED) else ExitCode.GOOD

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Plant one fault after the other, build each kernel, and run the cases that should notice the fault.
 
-A mutant is a commit in a repository of the cache: the user's tree is never written to.  The next mutant is
-built while one is tested.  The state is saved after each, so that an interrupted mutation can continue.
+A mutant is a commit in a repository of the cache: the user's tree is never written to.  On a fleet each
+worker tests one; on this host the next one is built while one is tested.  The state is saved after each, so
+that an interrupted mutation can continue.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import collections
 import contextlib
 import dataclasses
 import enum
-import os
+import functools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from harness.base import itself, process, values
@@ -22,7 +24,7 @@ from harness.base.errors import InfraError, UsageError
 from harness.base.output import tell
 from harness.base.words import count_of, duration
 from harness.bisect.state import CommitRun, Status, StepOptions
-from harness.bisect.step import BuiltCommit, VMTester
+from harness.bisect.step import RUNS_NAME, BuiltCommit, Tester
 from harness.kernel import gittree
 from harness.mutate.faults import Fault
 
@@ -30,7 +32,11 @@ FORMAT = 1
 """Raise it when a field changes meaning; a mutation of another format cannot be continued."""
 
 STATE_NAME = "mutation.json"
-RUNS_NAME = "runs"
+
+MOST_AT_ONCE = 256
+"""How many faults may be tested at a time, each by a thread that waits for a worker."""
+
+_LOOK_SECONDS = 10.0
 
 _CONDUCT = ("--no-snapshots",)
 """Options of `run`: a kernel that is booted once needs no snapshot."""
@@ -162,33 +168,56 @@ class Mutator:
     """Fault id -> why that fault changes nothing that a test can see."""
     reached: Mapping[str, frozenset[str]]
     """Case -> FILE:FUNCTION of what it reaches: the coverage map, which may be older than some cases."""
+    tester: Callable[[Sequence[str]], Tester]
+    """Makes what tests the mutants, with options of `run`."""
     deadline: Deadline | None = None
 
     def run(self) -> Mutation:
         """Plant and test; raises UsageError or InfraError when no case passes without a fault."""
-        mirror = gittree.provide_mirror(Path(self.mutation.root))
-        repository, options, runs = os.fspath(mirror), self.mutation.options, self.directory / RUNS_NAME
-        self._test_base(VMTester(repository, options, runs, conduct=_CONDUCT))
-        tester = VMTester(repository, options, runs, conduct=(*_CONDUCT, "-x"))
+        self._test_base(self.tester(_CONDUCT))
+        tester = self.tester((*_CONDUCT, "-x"))
         faults = [fault for fault in self.mutation.left if not self._is_equivalent(fault)]
-        commits = {}
-        for number, fault in enumerate(faults):
-            if self.deadline is not None and self.deadline.expired:
-                break
-            for one in faults[number : number + 2]:
-                if one.id not in commits:
-                    commits[one.id] = self._plant(mirror, one)
-            following = commits[faults[number + 1].id] if number + 1 < len(faults) else None
-            mutant = self._test(tester, fault, commits[fault.id], following, mirror)
+        for mutant in (self._at_once if tester.is_elsewhere else self._here)(tester, faults):
             self._update(self.mutation.with_mutant(mutant))
             tell(f"{len(self.mutation.mutants)}/{len(self.mutation.faults)} {describe(mutant)}")
         return self.mutation
+
+    @property
+    def _is_late(self) -> bool:
+        return self.deadline is not None and self.deadline.expired
+
+    def _here(self, tester: Tester, faults: Sequence[Fault]) -> Iterator[Mutant]:
+        """Test one after the other; the next one is built meanwhile."""
+        commits = {}
+        for number, fault in enumerate(faults):
+            if self._is_late:
+                return
+            for one in faults[number : number + 2]:
+                if one.id not in commits:
+                    commits[one.id] = self._plant(tester, one)
+            following = commits[faults[number + 1].id] if number + 1 < len(faults) else None
+            yield self._test(tester, fault, commits[fault.id], functools.partial(self._building, following))
+
+    def _at_once(self, tester: Tester, faults: Sequence[Fault]) -> Iterator[Mutant]:
+        """Test as many at a time as *tester* can, whose number may change."""
+        waiting, running = collections.deque(faults), set[Future[Mutant]]()
+        pool = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="mutant")
+        try:
+            while running or (waiting and not self._is_late):
+                while waiting and len(running) < min(tester.width, MOST_AT_ONCE) and not self._is_late:
+                    fault = waiting.popleft()
+                    running.add(pool.submit(self._test, tester, fault, self._plant(tester, fault)))
+                done, running = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _update(self, mutation: Mutation) -> None:
         self.mutation = mutation
         mutation.save(self.directory)
 
-    def _test_base(self, tester: VMTester) -> None:
+    def _test_base(self, tester: Tester) -> None:
         if self.mutation.base is not None:
             return
         commit = self.mutation.commit
@@ -213,15 +242,36 @@ class Mutator:
             self._update(self.mutation.with_mutant(mutant))
         return reason is not None
 
-    def _plant(self, mirror: Path, fault: Fault) -> str:
-        source = gittree.show(mirror, self.mutation.commit, fault.file)
-        return gittree.commit_with(mirror, self.mutation.commit, fault.file, fault.apply(source))
+    def _plant(self, tester: Tester, fault: Fault) -> str:
+        source = gittree.show(self._mirror, self.mutation.commit, fault.file)
+        return tester.plant(self.mutation.commit, fault.file, fault.apply(source))
+
+    @property
+    def _mirror(self) -> Path:
+        return gittree.provide_mirror(Path(self.mutation.root))
 
     def _test(
-        self, tester: VMTester, fault: Fault, commit: str, following: str | None, mirror: Path
+        self,
+        tester: Tester,
+        fault: Fault,
+        commit: str,
+        meanwhile: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> Mutant:
+        try:
+            return self._tested(tester, fault, commit, meanwhile)
+        finally:
+            tester.release(commit)
+
+    def _tested(
+        self,
+        tester: Tester,
+        fault: Fault,
+        commit: str,
+        meanwhile: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> Mutant:
         began = time.monotonic()
-        built, cases = tester.build(commit), self._cases_of(fault)
+        # What runs at boot belongs to no case, and any of them may notice it.
+        built, cases = tester.build(commit), self._cases_of(fault) or self.mutation.passing
 
         def is_(fate: Fate, why: str = "", run: CommitRun | None = None) -> Mutant:
             return Mutant(
@@ -237,10 +287,8 @@ class Mutator:
             return is_(Fate.UNTESTED if built.status is Status.UNTESTED else Fate.NO_BUILD, built.why)
         if built.image == self.mutation.base_image:
             return is_(Fate.SAME_CODE)
-        if not cases:
-            return is_(Fate.SURVIVED, "no case reaches it")
         addresses = tuple(dict.fromkeys(cases.values()))
-        with self._building(following, mirror):
+        with meanwhile():
             run = tester.run(commit, addresses)
             if run.status is Status.UNTESTED:
                 run = tester.run(commit, addresses)
@@ -263,13 +311,13 @@ class Mutator:
         }
 
     @contextlib.contextmanager
-    def _building(self, commit: str | None, mirror: Path) -> Iterator[None]:
+    def _building(self, commit: str | None) -> Iterator[None]:
         """Build *commit* meanwhile, in a child process; a failure shows when its turn comes."""
         if commit is None:
             yield
             return
         kernel = dataclasses.replace(self.mutation.options.kernel, selftests=None)
-        words = ["build", "--tree", f"{mirror}@{commit}", *kernel.options_without_tree()]
+        words = ["build", "--tree", f"{self._mirror}@{commit}", *kernel.options_without_tree()]
         with (
             (self.directory / RUNS_NAME / "build.log").open("ab") as log,
             process.spawn(

@@ -8,6 +8,7 @@ One short bisect always runs. VFIO_HARNESS_TEST_BISECTS=1 runs all of them: an h
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from kernel_history import GROWN, History, grow_history, make_history, users_state
+from processes import find_processes
 
 from harness.base import itself, process
 from harness.base.deadline import Deadline
@@ -229,3 +231,45 @@ def test_series_after_each_patch(history: History, tmp_path: Path) -> None:
     done = process.run(argv, deadline=Deadline.after(3600))
     assert done.status == ExitCode.CASE_FAILED, done.stderr
     assert [line.split()[2] for line in done.stdout.splitlines()[-2:]] == ["good", "bad"]
+
+
+@all_bisects
+def test_a_fleet_finds_it_though_a_worker_dies(history: History) -> None:
+    """Two workers test both ends, then two commits at once; each builds anew, which takes most of it."""
+    target = TARGETS[1]
+    argv = [*CLI, "bisect", "--tree", str(history.path), "--topology", "edu", *target.words]
+    argv += ["--good", target.good, "--bad", target.bad, "--fleet", "local:2"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        assert child.stdout is not None
+        said = []
+        for line in child.stderr:
+            said.append(line)
+            if line.startswith("step 2:"):
+                time.sleep(5)
+                (victim,) = find_processes("-m harness.fleet", "local-1")
+                os.kill(victim, signal.SIGKILL)
+        report = child.stdout.read()
+    assert child.returncode == ExitCode.GOOD, said
+    assert f"commit: {history.commit(target.culprit)}" in report
+    (last,) = (line for line in said if "everything is in" in line)
+    found = re.search(r"in (\d+) rounds, and 2 ends", last)
+    assert found is not None, last
+    # 39 commits, and one part in three is left after a round; some do not compile or boot.
+    assert int(found[1]) <= 6
+    assert not find_processes("-m harness.fleet", "local-")
+
+
+@all_bisects
+def test_faults_are_planted_on_a_fleet(history: History) -> None:
+    """With the kernels that the workers have built before."""
+    place = "drivers/iommu/iommufd/ioas.c:iommufd_ioas_noiommu_get_pa"
+    argv = [*CLI, "mutate", "--tree", f"{history.path}@v7.3.4", "--topology", "edu", "--limit", "4"]
+    argv += ["--case", "probes/get_pa/*", "--fleet", "local:2", "--json", place]
+    done = process.run(argv, deadline=Deadline.after(3600))
+    assert done.status in (ExitCode.GOOD, ExitCode.CASE_FAILED), done.stderr
+    mutation = json.loads(done.stdout)
+    assert len(mutation["mutants"]) == 4
+    killed = [one for one in mutation["mutants"] if one["fate"] == "killed"]
+    assert killed
+    assert all((Path(one["run_dir"]) / "results.sqlite").is_file() for one in killed)

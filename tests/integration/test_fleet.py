@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from processes import find_processes
 
 from harness.base import itself, process
 from harness.base.deadline import Deadline
@@ -65,16 +66,6 @@ def _wait_for(log: Path, pattern: str, since: int = 0) -> re.Match[str]:
     return found
 
 
-def _processes(*words: str) -> list[int]:
-    """Return the processes whose command line has all of *words*."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            found += [int(path.parent.name)] if all(word in line for word in words) else []
-    return found
-
-
 def _directory(pid: int) -> str:
     with contextlib.suppress(OSError):
         return str(Path(f"/proc/{pid}/cwd").readlink())
@@ -102,12 +93,12 @@ def test_outcomes_are_those_without_a_fleet_though_a_worker_dies(runs: Path, tmp
             time.sleep(0.2)
         fleet = _newest(runs)
         _wait_until_at_work(runs, 20)
-        (victim,) = _processes("-m harness.fleet", "local-1")
+        (victim,) = find_processes("-m harness.fleet", "local-1")
         os.kill(victim, signal.SIGKILL)
         time.sleep(2.0)
         # Its VM's directory is in the worker's own cache.
         first = f"/fleet/local-1/cache/fleet/runs/{fleet.name}/"
-        assert not [pid for pid in _processes("qemu-system") if first in _directory(pid)]
+        assert not [pid for pid in find_processes("qemu-system") if first in _directory(pid)]
         assert child.wait(Deadline.after(SECONDS)) == ExitCode.GOOD, log.read_text(encoding="utf-8")
     text, run = log.read_text(encoding="utf-8"), load(fleet)
     assert re.search(r"fleet: worker local_1 (is gone|died)", text)
@@ -117,7 +108,7 @@ def test_outcomes_are_those_without_a_fleet_though_a_worker_dies(runs: Path, tmp
     assert {one.vm_dir.rsplit("-", 2)[1] for one in run.results if one.vm_dir} == {"local_1", "local_2"}
     compared = process.run(itself.argv(["compare", plain.name, fleet.name]), env=itself.env())
     assert compared.status == ExitCode.GOOD, compared.stdout
-    assert not _processes("-m harness.fleet", "local-")
+    assert not find_processes("-m harness.fleet", "local-")
 
 
 @pytest.fixture(name="scheduler")

@@ -224,14 +224,15 @@ def test_help_names_the_tree_that_is_taken(verb: str, default: str) -> None:
 
 def test_an_interrupt_says_how_to_go_on(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last words of an interrupted bisect name --continue and the repository."""
-    state = SimpleNamespace(request=SimpleNamespace(repository="/src/my linux"))
+    request = SimpleNamespace(repository="/src/my linux", options=None)
+    state = SimpleNamespace(request=request, rules=SimpleNamespace(boot=False))
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("harness.bisect.bisect.bisect", interrupted)
     with pytest.raises(Interrupted) as found:
-        bisect_verb._bisect(state, repository, as_json=False)  # type: ignore[arg-type]
+        bisect_verb._bisect(state, repository, None, as_json=False)  # type: ignore[arg-type]
     assert found.value.hint == "to continue: vfio-harness bisect --continue --tree '/src/my linux'"
 
     @click.command()

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from harness.base.errors import UsageError
 from harness.bisect import git as bisect_git
 from harness.bisect.git import GitBisect, Position
 from harness.bisect.state import BisectRequest, GitVerdict, Rules
+from harness.kernel import gittree
+from harness.kernel.commits import provide_commits
 
 COUNT = 10
 
@@ -77,6 +80,65 @@ def test_git_finds_it(repository: Path, culprit: int) -> None:
     assert position.steps >= 2
     assert drive(bisect, repository, position, culprit).found == git(repository, "rev-parse", f"c{culprit}")
     bisect_git.reset(Path(request.root))
+
+
+def names(repository: Path, commits: Iterable[str]) -> list[str]:
+    return [bisect_git.subject_of(repository, commit) for commit in commits]
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"),
+    [(1, ["c4"]), (2, ["c3", "c6"]), (3, ["c2", "c4", "c6"]), (20, [f"c{n}" for n in range(1, COUNT - 1)])],
+)
+def test_several_commits_cut_what_is_left(repository: Path, count: int, chosen: list[str]) -> None:
+    """Into parts of about the same size; never more than there are."""
+    bisect = GitBisect(request_of(repository), Rules())
+    assert names(repository, bisect.spread(bisect.start(), count)) == chosen
+
+
+def test_what_is_left_follows_verdicts_skips_and_paths(repository: Path) -> None:
+    request = dataclasses.replace(request_of(repository), paths=("drivers/vfio",), skips=("c4",))
+    bisect = GitBisect(request, Rules(find_fix=True))
+    bisect.start()
+    assert names(repository, bisect.left()) == ["c2", "c6", "c8"]
+    bisect.tell(GitVerdict.OLD, bisect_git.find_end(repository, "c2").commit)
+    bisect.tell(GitVerdict.SKIP, bisect_git.find_end(repository, "c6").commit)
+    assert names(repository, bisect.left()) == ["c8"]
+
+
+@pytest.mark.parametrize("culprit", ["c3", "side1", "side3", "merge", "c8"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_commits_find_it_across_a_merge(repository: Path, culprit: str, count: int) -> None:
+    """A commit of a side branch is found, too; each round tells git only of what is left."""
+    git(repository, "checkout", "--quiet", "-b", "side", "c2")
+    for number in range(1, 5):
+        git(repository, "commit", "--quiet", "--allow-empty", f"--message=side{number}")
+        git(repository, "tag", f"side{number}")
+    git(repository, "checkout", "--quiet", "main")
+    git(repository, "merge", "--quiet", "--no-ff", "--message=merge", "side")
+    git(repository, "tag", "merge")
+    wanted = bisect_git.find_end(repository, culprit).commit
+    bisect = GitBisect(request_of(repository, "c1", "merge"), Rules())
+    position = bisect.start()
+    while position.commit:
+        for commit in bisect.spread(position, count):
+            if commit in bisect.left():
+                is_new = bisect_git.distance(repository, wanted, commit) is not None
+                position = bisect.tell(GitVerdict.NEW if is_new else GitVerdict.OLD, commit)
+    assert position.found == wanted
+
+
+def test_commits_travel_without_their_history(repository: Path, tmp_path: Path) -> None:
+    """A worker has the files of each commit under its own name, and the name does not depend on the host."""
+    request = dataclasses.replace(request_of(repository, "c6", "c9"), paths=("drivers/vfio",))
+    commits = bisect_git.commits_of(request)
+    assert names(repository, commits) == ["c6", "c9", "c9", "c8", "c7"]
+    entry = provide_commits(gittree.provide_mirror(Path(request.root)), commits)
+    (tmp_path / "linux").rename(tmp_path / "gone")
+    assert [git(entry, "show", f"{commit}:fs/file.c") for commit in commits] == ["5", "9", "9", "7", "7"]
+    assert git(entry, "log", "--format=%s", commits[1]) == "c9"
+    git(entry, "fsck", "--strict")
+    assert provide_commits(repository, reversed(commits)) == entry
 
 
 def test_the_log_replays(repository: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -66,6 +67,10 @@ class FakeChooser(GitBisect):
         if self.high - self.low == 1:
             return Position(found=str(self.high))
         return Position(suspects=tuple(str(n) for n in range(self.low + 1, self.high + 1)))
+
+    def left(self) -> tuple[str, ...]:
+        inside = range(self.low + 1, self.high)
+        return tuple(str(number) for number in inside if number not in self.skipped)
 
     def subject_of(self, commit: str) -> str:
         return f"c{commit}"
@@ -143,6 +148,43 @@ def test_it_lands_on_the_culprit(tmp_path: Path, culprit: int) -> None:
     assert loop.state.cases == (CASE,)
     assert tester.asked[:3] == [(), (), ()]
     assert set(tester.asked[3:]) <= {(CASE,)}
+
+
+class FakeFleet(FakeTester):
+    """So many workers, which may know more than git has been told."""
+
+    is_elsewhere = True
+
+    def __init__(self, workers: int, shows: Callable[[int], Sequence[Status]]) -> None:
+        super().__init__(shows)
+        self.width = workers
+        self.dropped: list[str] = []
+
+    def drop(self, commit: str) -> None:
+        self.dropped.append(commit)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("culprit", [1, 2, 7, 8, 11, 15, 16])
+def test_a_fleet_finds_it_in_fewer_rounds(tmp_path: Path, workers: int, culprit: int) -> None:
+    """A round leaves one part of workers + 1; git is never told of a commit that is not left."""
+    tester = FakeFleet(workers, since(culprit, c4=[U]))
+    loop = bisect_of(tmp_path, tester)
+    assert loop.run().found == str(culprit)
+    # One more or two for the commit that does not build.
+    assert loop.state.rounds <= math.ceil(math.log(LAST, workers + 1)) + 2
+    told = [step.commit for step in loop.state.steps]
+    assert len(set(told)) == len(told)
+    again = FakeChooser(loop.state.request, loop.state.rules)
+    assert again.start(loop.state.verdicts()).found == str(culprit)
+    needed = {step.commit for step in (*loop.state.steps, *loop.state.spare)} | {"0", str(LAST)}
+    assert {str(number) for number in tester.boots} <= needed | set(tester.dropped)
+
+
+def test_an_end_that_cannot_be_tested_ends_it_on_a_fleet(tmp_path: Path) -> None:
+    tester = FakeFleet(2, since(7, c16=[N]))
+    with pytest.raises(InfraError, match="the bad end v2"):
+        bisect_of(tmp_path, tester).run()
 
 
 @pytest.mark.parametrize("status", [U, D, M, N, R])

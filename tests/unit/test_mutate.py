@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -54,7 +55,16 @@ class Shower:
     images: Mapping[str, BuiltCommit | CommitRun] = {}
     asked: ClassVar[list[tuple[str, tuple[str, ...]]]] = []
 
-    def __init__(self, *arguments: object, **options: object) -> None:
+    is_elsewhere = False
+    width = 1
+
+    def plant(self, commit: str, file: str, text: str) -> str:
+        raise NotImplementedError
+
+    def drop(self, commit: str) -> None:
+        raise NotImplementedError
+
+    def release(self, commit: str) -> None:
         pass
 
     def build(self, commit: str) -> BuiltCommit | CommitRun:
@@ -67,11 +77,10 @@ class Shower:
 
 @pytest.fixture
 def mutate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Shower]:
-    monkeypatch.setattr(under_test, "VMTester", Shower)
     monkeypatch.setattr(Shower, "asked", [])
     monkeypatch.setattr(Shower, "images", {})
     monkeypatch.setattr(gittree, "provide_mirror", lambda root: root)
-    monkeypatch.setattr(under_test.Mutator, "_plant", lambda self, mirror, fault: fault.id)
+    monkeypatch.setattr(under_test.Mutator, "_plant", lambda self, tester, fault: fault.id)
     monkeypatch.setattr(under_test.Mutator, "_building", lambda *_: contextlib.nullcontext())
     return Shower
 
@@ -82,7 +91,7 @@ SEVERAL = StepOptions(machine=("--topology", "edu", "--topology", "mixed"))
 
 def mutator(tmp_path: Path, *faults: Fault, options: StepOptions = ON_ONE, **changes: object) -> Mutator:
     state = Mutation(id="m", root="/tree", commit="base", options=options, faults=faults, found=9)
-    given = {"equivalents": {}, "reached": {}, "deadline": None, **changes}
+    given = {"equivalents": {}, "reached": {}, "tester": lambda _conduct: Shower(), **changes}
     return Mutator(state, tmp_path, **given)  # type: ignore[arg-type]
 
 
@@ -128,11 +137,13 @@ def test_mutant_without_a_kernel_of_its_own(
 
 
 def test_only_cases_that_reach_the_function_are_run(mutate: type[Shower], tmp_path: Path) -> None:
-    mutate.shows = {"base": [PASSED], fault(1).id: [shown(Status.PASSES, b=Status.PASSES)]}
+    """All of them for a function that none reaches: it may run at boot."""
+    only = shown(Status.PASSES, b=Status.PASSES)
+    mutate.shows = {"base": [PASSED], fault(1).id: [only], fault(2).id: [shown(Status.NO_BOOT, "it hangs")]}
     reached = {case: frozenset({function}) for case, function in (("a", "a.c:h"), ("b", "a.c:f"))}
     mutated = mutator(tmp_path, fault(1), fault(2, "g"), reached=reached).run()
-    assert mutate.asked[1:] == [(fault(1).id, ("b",))]
-    assert [mutant.why for mutant in mutated.mutants] == ["", "no case reaches it"]
+    assert mutate.asked[1:] == [(fault(1).id, ("b",)), (fault(2).id, ("a", "b"))]
+    assert [mutant.fate for mutant in mutated.mutants] == [Fate.SURVIVED, Fate.KILLED]
 
 
 def test_cases_that_are_not_in_the_map_are_run(mutate: type[Shower], tmp_path: Path) -> None:
@@ -179,10 +190,34 @@ def test_it_goes_on_where_it_was(mutate: type[Shower], tmp_path: Path) -> None:
     mutate.shows = {"base": [PASSED], fault(1).id: [killed], fault(2).id: [*lost, killed]}
     first = mutator(tmp_path, fault(1), fault(2))
     first.run()
-    again = Mutator(load_mutation(tmp_path), tmp_path, {}, {})
+    again = Mutator(load_mutation(tmp_path), tmp_path, {}, {}, lambda _conduct: Shower())
     assert again.mutation == first.mutation
     assert again.run().score == 1.0
     assert [commit for commit, _ in mutate.asked] == ["base", *(f.id for f in map(fault, (1, 2, 2, 2)))]
+
+
+class Several(Shower):
+    """As many at once as a fleet has workers; each waits for the others."""
+
+    is_elsewhere = True
+    width = 3
+    together = threading.Barrier(3)
+
+    def build(self, commit: str) -> BuiltCommit | CommitRun:
+        if commit != "base":
+            self.together.wait(10.0)
+        return super().build(commit)
+
+
+def test_on_a_fleet_each_worker_tests_one(mutate: type[Shower], tmp_path: Path) -> None:
+    """Three of six at once, and each has its answer once."""
+    faults = [fault(number) for number in range(6)]
+    killed = shown(Status.FAILS, "a fails", a=Status.FAILS)
+    mutate.shows = {"base": [PASSED], **{one.id: [killed] for one in faults}}
+    mutated = mutator(tmp_path, *faults, tester=lambda _conduct: Several()).run()
+    assert sorted(mutant.fault.id for mutant in mutated.mutants) == [one.id for one in faults]
+    assert mutated.score == 1.0
+    assert load_mutation(tmp_path) == mutated
 
 
 def test_deadline_keeps_what_was_found(mutate: type[Shower], tmp_path: Path) -> None:
