@@ -258,13 +258,19 @@ class Test:
         if got != want:
             raise Failure(f"{what}: want {_show(want)}, got {_show(got)}")
 
-    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-        """Fail with "*what* did not happen" unless *condition* is true within *seconds*."""
+    def wait_until(
+        self, condition: Callable[[], object], what: Union[str, Callable[[], str]], seconds: float = 10.0
+    ) -> None:
+        """Fail with "*what* did not happen" unless *condition* is true within *seconds*.
+
+        *what* may be a function that says how far it came.
+        """
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
                 bounded.expired.append(seconds)
-                raise Failure(f"{what} did not happen within {seconds:g} s")
+                waited_for = what() if callable(what) else what
+                raise Failure(f"{waited_for} did not happen within {seconds:g} s")
             time.sleep(0.01)
 
     def errno(

@@ -49,6 +49,7 @@ FEATURES: dict[str, str] = {
     # The machine.
     "smp": "two CPUs or more",
     "mem-4g": "4 GiB of memory or more",
+    "its": "MSI go through an ITS, which keeps those of a device apart",
     "lenient-bus": "what a device refuses reads as ones; elsewhere it is an exception, which ends the kernel",
 }
 

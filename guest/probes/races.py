@@ -55,7 +55,11 @@ def _no_trace(t: Test, bdf: str) -> Iterator[None]:
     before = _level()
     yield
     t.check_no_complaint()
-    t.wait_until(lambda: _level() == before, f"the return to {before} pins, table pages and files", 5)
+    t.wait_until(
+        lambda: _level() == before,
+        lambda: f"the return of pins, table pages and files from {_level()} to {before}",
+        5,
+    )
     with opened(t, bdf) as device, device.bar() as bar:
         t.equal(edu.Edu(bar).factorial(5), 120, "5! computed by the device afterwards")
         t.equal(device.read_config(vfio.PCI_VENDOR_ID, 2), edu.VENDOR_ID, "the device's vendor afterwards")

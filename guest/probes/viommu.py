@@ -284,7 +284,25 @@ def interrupts_arrive(t: Test) -> None:
 
 
 @case(
-    needs=("viommu-virtio", "cdev", "iommufd", "edu"),
+    needs=("viommu", "cdev", "iommufd", "edu", "its"),
+    cites="drivers/iommu/iommufd/device.c iommufd_bind_iommu(); drivers/irqchip/irq-gic-v3-its.c",
+)
+def isolated_interrupts_need_no_word(t: Test) -> None:
+    """Behind an IOMMU, a device whose interrupts an ITS keeps apart can be bound while
+    allow_unsafe_interrupts is off."""
+    allow = Path("/sys/module/iommufd/parameters/allow_unsafe_interrupts")
+    before = allow.read_text(encoding="ascii").strip()
+    bdf = t.device("edu", iommu=True)
+    try:
+        with pci.bound(bdf), Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
+            allow.write_text("N", encoding="ascii")
+            device.bind_iommufd(iommufd.fd)
+    finally:
+        allow.write_text(before, encoding="ascii")
+
+
+@case(
+    needs=("viommu-virtio", "cdev", "iommufd", "edu", "!its"),
     cites="drivers/iommu/iommufd/device.c iommufd_bind_iommu()",
 )
 def unsafe_interrupts_need_a_word(t: Test) -> None:

@@ -309,7 +309,7 @@ _ARM64 = Arch(
             "virtio-iommu-pci": _VIRTIO_IOMMU,
         }
     ),
-    features=frozenset(),
+    features=frozenset({"its"}),
     slots=_X86_64.slots,
     panic_device="pvpanic-pci",
     interrupts=None,
