@@ -46,17 +46,27 @@ class _Asked:
 
     targets: tuple[str, ...]
     diff: str | None
+    survivors: str | None
     limit: int | None
     seed: int
 
     def check(self) -> None:
         """Refuse a place that is not named, or named in two ways."""
-        if bool(self.targets) == bool(self.diff) or (self.diff or "").startswith(".."):
-            raise click.UsageError("say where to plant faults: FILE, FILE:FUNCTION or --diff REV[..REV]")
+        ways = [bool(self.targets), bool(self.diff), bool(self.survivors)]
+        if sum(ways) != 1 or (self.diff or "").startswith(".."):
+            raise click.UsageError(
+                "say where to plant faults: FILE, FILE:FUNCTION, --diff REV[..REV] or --survivors ID"
+            )
 
     def find(self, tree: str | None) -> tuple[Source, list[Fault]]:
         """Return the source, and the faults that were asked for; UsageError when there are none."""
-        if self.diff is None:
+        if self.survivors is not None:
+            if tree is not None:
+                raise UsageError("--survivors plants in the source of that mutation", hint="leave --tree out")
+            earlier = _begun(self.survivors)
+            source, what = Source(Path(earlier.root), earlier.commit), f"{earlier.id}: nothing survived"
+            faults = [mutant.fault for mutant in earlier.fates(Fate.SURVIVED)]
+        elif self.diff is None:
             source = Source.of(open_tree(tree))
             faults, what = named_faults(source, self.targets), " and ".join(self.targets)
         else:
@@ -77,6 +87,12 @@ _ASKED = (
         "--diff",
         metavar="REV[..REV]",
         help="Plant faults only in C lines that changed since REV, in the tree or in the second REV.",
+    ),
+    click.option(
+        "--survivors",
+        metavar="ID",
+        help="Plant only what survived in an earlier mutation, in its source: with new cases, or other "
+        "topologies.",
     ),
     click.option(
         "--limit", type=click.IntRange(min=1), metavar="N", help="Plant only N faults, chosen at random."
@@ -108,7 +124,16 @@ _ASKED = (
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @commit_fleet_options
-@options.fold("asked", lambda **fields: _Asked(**fields), "targets", "diff", "limit", "seed", options=_ASKED)
+@options.fold(
+    "asked",
+    lambda **fields: _Asked(**fields),
+    "targets",
+    "diff",
+    "survivors",
+    "limit",
+    "seed",
+    options=_ASKED,
+)
 def command(
     kernel: KernelWish,
     variant: str,
@@ -146,7 +171,7 @@ def command(
         raise UsageError("--plan prints text only: leave --json out")
     if go_on is not None:
         refuse_beside("--continue uses the options that it was started with", _WITH_CONTINUE)
-        mutation = _begun(go_on)
+        mutation = _going_on(go_on)
         known = read_equivalents(equivalents, mutation.faults)
     else:
         kernel = kernel.of(variant)
@@ -180,12 +205,16 @@ def _machine_words(machines: Sequence[MachineWish]) -> tuple[str, ...]:
 
 
 def _begun(name: str) -> Mutation:
-    """Return the mutation *name*, which goes on; UsageError when there is none."""
+    """Return the mutation *name*; UsageError when there is none."""
     known = {path.parent.name: path.parent for path in paths.runs_dir().glob(f"mutate-*/{STATE_NAME}")}
     if name not in known:
         hint = nearest(name, known) if known else "start one: vfio-harness mutate FILE:FUNCTION"
         raise UsageError(f"there is no mutation {name!r} in {paths.runs_dir()}", hint=hint)
-    mutation = load_mutation(known[name])
+    return load_mutation(known[name])
+
+
+def _going_on(name: str) -> Mutation:
+    mutation = _begun(name)
     tell(f"continuing {name}: {count_of(len(mutation.mutants), 'fault')} tested so far")
     return mutation
 

@@ -272,6 +272,22 @@ def test_report_shows_survivors_with_their_patch() -> None:
     assert '"score": 0.5' in render_json(state)
 
 
+def test_what_survived_is_planted_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With other topologies or new cases; the source is that of the first time."""
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    monkeypatch.setattr(mutate_verb, "_check", lambda *_: "none")
+    fates = {1: Fate.KILLED, 2: Fate.SURVIVED, 3: Fate.EQUIVALENT}
+    mutants = tuple(under_test.Mutant(fault=fault(number), fate=fate) for number, fate in fates.items())
+    state = mutator(tmp_path, *map(fault, fates)).mutation
+    directory = tmp_path / "mutate-1"
+    directory.mkdir()
+    dataclasses.replace(state, mutants=mutants).save(directory)
+    done = CliRunner().invoke(
+        mutate_verb.command, ["--survivors", "mutate-1", "--plan"], standalone_mode=False
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [fault(2).id]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -279,6 +295,9 @@ def test_report_shows_survivors_with_their_patch() -> None:
         (["--diff", "a..b", "--tree", "debian:7.3"], "debian:7.3 is a package without a history"),
         (["x.c", "--tree", "debian:7.3", "--case", "probes/nodes/nope"], "probes/nodes/nope"),
         (["x.c", "--diff", "a"], "say where to plant faults"),
+        (["x.c", "--survivors", "m"], "say where to plant faults"),
+        (["--survivors", "nope"], "there is no mutation 'nope'"),
+        (["--survivors", "nope", "--tree", "debian:7.3"], "leave --tree out"),
         (["--diff", "..a"], "say where to plant faults"),
         (["x.c", "--plan", "--json"], "--plan prints text only: leave --json out"),
         (["x.c", "--deadline", "soon"], "--deadline: 'soon' is not a time"),
