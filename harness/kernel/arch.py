@@ -101,6 +101,9 @@ class Arch:
     vmcoreinfo: str
     """VMCOREINFO of a kernel that was not moved, but for its release; symbols in braces are its addresses.
     Empty if it depends on more than them."""
+    coarse_dumps: str
+    """The symbol of the kernels whose pages are as large as those in which QEMU dumps the memory of any guest
+    (target/arm/arch_dump.c); drgn cannot read the dumps of others.  Empty: it can."""
     required: tuple[str, ...]
     """What a kernel must have =y to boot on the machine below and be heard; see kconfigs/required.yaml."""
 
@@ -189,6 +192,7 @@ _X86_64 = Arch(
     # arch/x86/kernel/vmcore_info_64.c; the last symbol says whether the page tables have five levels.
     vmcoreinfo="PAGESIZE=4096\nKERNELOFFSET=0\nNUMBER(phys_base)=0\n"
     "SYMBOL(swapper_pg_dir)={init_top_pgt:x}\nSYMBOL(__pgtable_l5_enabled)={__pgtable_l5_enabled:x}\n",
+    coarse_dumps="",
     required=("64BIT", "PVH", "ACPI", "SERIAL_8250", "SERIAL_8250_CONSOLE"),
     qemu="qemu-system-x86_64",
     qemu_package="qemu-system-x86",
@@ -279,6 +283,7 @@ _ARM64 = Arch(
     debugged=("arch/arm64/kernel/process.o",),
     # arch/arm64/kernel/vmcore_info.c: it depends on the page size and on where the kernel was loaded.
     vmcoreinfo="",
+    coarse_dumps="ARM64_64K_PAGES",
     required=(
         "64BIT",
         "SERIAL_AMBA_PL011",

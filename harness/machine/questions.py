@@ -61,16 +61,16 @@ def open_program(dump: str, files: list[Path], vmcoreinfo: str = "") -> Program:
 
     *vmcoreinfo* is for a kernel that writes none itself.  Raises what drgn raises.
     """
-    prog = _open(dump, "")
+    prog = _open(dump, files[0], "")
     if not prog.flags & drgn.ProgramFlags.IS_LINUX_KERNEL:
         if not vmcoreinfo:
             raise ValueError(
                 "the kernel wrote no VMCOREINFO (CONFIG_VMCORE_INFO, CONFIG_FW_CFG_SYSFS), without which one"
                 " with KASLR (CONFIG_RANDOMIZE_BASE) cannot be found"
             )
-        prog = _open(dump, vmcoreinfo)
+        prog = _open(dump, files[0], vmcoreinfo)
         if _has_five_levels(prog, vmcoreinfo):
-            prog = _open(dump, f"{vmcoreinfo}NUMBER(pgtable_l5_enabled)=1\n")
+            prog = _open(dump, files[0], f"{vmcoreinfo}NUMBER(pgtable_l5_enabled)=1\n")
     # Their build-ids differ from those of what ran, because debug information counts.
     program, *modules = files
     main = next(module for module, _ in prog.loaded_modules() if isinstance(module, drgn.MainModule))
@@ -85,10 +85,10 @@ def open_program(dump: str, files: list[Path], vmcoreinfo: str = "") -> Program:
     return prog
 
 
-def _open(dump: str, vmcoreinfo: str) -> Program:
-    # libkdumpfile takes the architecture from VMCOREINFO.
-    platform = drgn.Platform(drgn.Architecture.X86_64) if vmcoreinfo else None
-    prog = Program(platform, vmcoreinfo=vmcoreinfo or None)
+def _open(dump: str, program: Path, vmcoreinfo: str) -> Program:
+    # e_machine is EM_AARCH64; libkdumpfile cannot always say.
+    arch = drgn.Architecture.AARCH64 if program.read_bytes()[18] == 183 else drgn.Architecture.X86_64
+    prog = Program(drgn.Platform(arch), vmcoreinfo=vmcoreinfo or None)
     try:
         prog.set_core_dump(dump)
     except Exception:

@@ -104,6 +104,8 @@ def read_dump(run: Run, dump: Dump, plan: KernelPlan | ReadyKernel | None, deadl
         refuse_without_drgn()
         if plan is None:
             return _unread(dump, "how its kernel was built is not known")
+        if (symbol := plan.arch.coarse_dumps) and plan.config.get(symbol) != "y":
+            return _unread(dump, f"QEMU dumps {plan.arch.name} guests in pages larger than the kernel's")
         information = provide_debug_information(plan, deadline)
         answers = _with_lines(plan, interrogate(path, information, interrogation_limit()), deadline)
     except HarnessError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,7 +17,15 @@ from harness.machine.dump import FILE
 from harness.results import Dump
 from harness.session import dumps
 
-PLANNED = cast(Any, object())
+PLANNED = cast(Any, SimpleNamespace(arch=SimpleNamespace(coarse_dumps="")))
+COARSE = SimpleNamespace(arch=SimpleNamespace(name="other", coarse_dumps="LARGE"), config={"LARGE": "n"})
+
+
+def test_dump_that_drgn_would_misread_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(dumps, "refuse_without_drgn", lambda: None)
+    run = dataclasses.replace(RUN, directory=str(tmp_path))
+    read = dumps.read_dump(run, Dump(file=FILE), cast(Any, COARSE), dumps.interrogation_limit())
+    assert (read.answers, read.reason) == ("", "QEMU dumps other guests in pages larger than the kernel's")
 
 
 def test_code_without_debug_information_has_its_lines(
