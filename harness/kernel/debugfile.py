@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
+import re
 import shutil
 import string
 from collections.abc import Iterable, Iterator
@@ -131,11 +132,22 @@ def _make(plan: KernelPlan, target: Path, deadline: Deadline) -> None:
         shutil.rmtree(copy, ignore_errors=True)
 
 
+_OBJECT = re.compile(r"[\w./+-]+\.o\b")
+
+
 def _debugged(copy: Path, names: Iterable[str]) -> Iterator[Path]:
     """Yield the objects that *names* stands for, as DEBUGGED does, that were compiled from C."""
     for name in names:
-        paths = [copy / name] if name.endswith(".o") else (copy / name).glob("*.o")
+        paths = [copy / name] if name.endswith(".o") else _linked(copy / name)
         yield from (path for path in paths if path.with_name(f".{path.name}.cmd").is_file())
+
+
+def _linked(directory: Path) -> list[Path]:
+    """Return the objects in *directory* that the kernel or a module has, without those that only the kernel
+    had whose objects this build began with."""
+    listed = (path for path in (directory / ".built-in.a.cmd", *directory.glob("*.mod")) if path.is_file())
+    named = {Path(word).name for path in listed for word in _OBJECT.findall(path.read_text(encoding="utf-8"))}
+    return [path for path in directory.glob("*.o") if path.name in named]
 
 
 def _compile(copy: Path, path: Path, deadline: Deadline) -> None:
