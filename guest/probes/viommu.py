@@ -27,8 +27,9 @@ GROUP = ("viommu", "group", "edu")
 
 # Above the memory of any test machine, so that no IOVA is a valid physical address.
 IOVA = 0x40_0000_0000
-# include/uapi/linux/iommufd.h IOMMU_HW_CAP_DIRTY_TRACKING
+# include/uapi/linux/iommufd.h enum iommufd_hw_capabilities
 HW_CAP_DIRTY_TRACKING = 1
+HW_CAP_ATS_NOT_SUPPORTED = 8  # not in 7.2
 
 
 @contextlib.contextmanager
@@ -338,6 +339,24 @@ def dirty_tracking_is_as_announced(t: Test) -> None:
             t.errno(errno.EOPNOTSUPP, iommufd.hwpt_alloc, user.devid, user.ioas, flags=flags)
         plain = iommufd.hwpt_alloc(user.devid, user.ioas)
         t.errno(errno.EOPNOTSUPP, iommufd.set_dirty_tracking, plain)
+
+
+@case(needs=(*CDEV, "noiommu-cdev"), cites="drivers/iommu/iommufd/device.c iommufd_get_hw_info()")
+def conventional_device_has_no_ats(t: Test) -> None:
+    """GET_HW_INFO of a device behind an IOMMU that is no PCI Express device, so that it has neither ATS nor
+    PASIDs, says that ATS is not supported and reports no PASIDs, with and without an attachment."""
+    express = 0x10  # include/uapi/linux/pci_regs.h PCI_CAP_ID_EXP
+    bdf = t.device("edu", iommu=True)
+    listed = dict(pci.capabilities(pci.config(bdf, 0, 256)))
+    t.check(express not in listed, "the edu is a PCI Express device; this case needs one that is not")
+    with through_cdev(bdf) as user:
+        for state in ("attached", "detached"):
+            info = user.iommufd.get_hw_info(user.devid)
+            announced = info.out_capabilities & ~HW_CAP_DIRTY_TRACKING
+            t.equal(announced, HW_CAP_ATS_NOT_SUPPORTED, f"{state} device: flags of ATS and PASIDs")
+            t.equal(info.out_max_pasid_log2, 0, f"{state} device: PASIDs")
+            if state == "attached":
+                user.device.detach()
 
 
 @case(
