@@ -23,6 +23,10 @@ from harness.base.locks import making, shared
 RECIPE = 2
 """Raise it when the same contents give another image."""
 
+_BLOCK = 4096
+"""Bytes: the smallest page of a guest.  mkfs.erofs takes it by itself on a host with such pages; old
+versions have no -b."""
+
 _LARGEST_PAGE = 65536
 """Bytes (arch/arm64/Kconfig ARM64_64K_PAGES)."""
 
@@ -90,7 +94,9 @@ def _make(image: Path, fill: Callable[[Path], None]) -> None:
                 fill(stage)
             partial = image.with_name(f".{image.name}.partial")
             partial.unlink(missing_ok=True)
-            options = ("--quiet", "-x-1", "-T0", f"-U{_UUID}", "--all-root")
+            # By default a block is a page of this host, and guests may have smaller pages.
+            block = () if os.sysconf("SC_PAGE_SIZE") == _BLOCK else (f"-b{_BLOCK}",)
+            options = ("--quiet", "-x-1", "-T0", f"-U{_UUID}", "--all-root", *block)
             argv = ["mkfs.erofs", *options, os.fspath(partial), os.fspath(stage)]
             process.run(argv, deadline=Deadline.after(_MAKE_SECONDS)).check(f"making {image.name}")
             # A kernel with pages of 64 KiB cannot read the last one of a disk that ends within it.

@@ -37,7 +37,7 @@ from harness.kernel.make import BuildProgress, Progress
 from harness.kernel.plan import KernelPlan, plan_kernel, prove_blocked
 from harness.kernel.provide import build_kernel, plan_selftests, provide_selftests
 from harness.kernel.ready import UNNAMED, ReadyKernel, hand_in, open_ready
-from harness.kernel.required import require_symbols, unwatched
+from harness.kernel.required import require_small_blocks, require_symbols, unwatched
 from harness.kernel.selftests import failures
 from harness.kernel.store import Built
 from harness.kernel.toolchain import Toolchain, find_toolchain
@@ -392,16 +392,20 @@ def plan_wished_kernel(
 
 
 def check_job(planned: PlannedKernel, root: str, topology: Topology) -> None:
-    """Refuse a finished kernel that lacks what a guest with *root* or *topology* cannot do without.
+    """Refuse a kernel that lacks what a guest with *root* or *topology* cannot do without.
 
-    A kernel that the harness configures has it.  Raises KernelError, NotApplicable when only this topology is
-    out of its reach.
+    A kernel that the harness configures has the symbols.  Raises KernelError, NotApplicable when only this
+    topology or this size of pages is out of its reach.
     """
-    if isinstance(planned.plan, ReadyKernel):
+    plan = planned.plan
+    if plan is not None:
+        version = plan.version if isinstance(plan, ReadyKernel) else plan.tree.version
+        require_small_blocks(plan.config, version, root)
+    if isinstance(plan, ReadyKernel):
         require_symbols(
-            planned.plan.config,
-            planned.plan.arch,
-            has_modules=planned.plan.built.modules_dir is not None,
+            plan.config,
+            plan.arch,
+            has_modules=plan.built.modules_dir is not None,
             root=root,
             features=topology.features,
             iommu=topology.iommu,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from harness.kernel.arch import ARCHES, host_arch
 from harness.kernel.kconfig import ResolvedConfig
 from harness.kernel.provide import seconds_lately
 from harness.kernel.ready import UNNAMED, hand_in, open_ready
-from harness.kernel.required import _required, _settings, require_symbols, unwatched
+from harness.kernel.required import _required, _settings, require_small_blocks, require_symbols, unwatched
 from harness.kernel.store import find_built, kernel_entry, list_kernels
 from harness.kernel.variants import features_of, load_catalogue
 
@@ -300,6 +301,24 @@ def test_what_no_guest_can_do_without_is_named_with_its_line() -> None:
         str(caught.value),
     )
     needs(good_config(VIRTIO_BLK="n"), root="virtme")
+
+
+@pytest.mark.parametrize(
+    ("size", "version", "root", "reads"),
+    [
+        (64, "6.1.170", "image", False),
+        (16, "6.3.0-rc7", "image", False),
+        (64, "6.4.0", "image", True),
+        (64, "7.3.4", "image", True),
+        (4, "6.1.170", "image", True),
+        (64, "6.1.170", "virtme", True),
+    ],
+)
+def test_old_erofs_needs_small_pages(size: int, version: str, root: str, reads: bool) -> None:
+    """It would be a guest that dies at boot, of which the kernel is not to blame."""
+    config = ResolvedConfig.parse(f"CONFIG_ARM64_{size}K_PAGES=y\n")
+    with contextlib.nullcontext() if reads else pytest.raises(NotApplicable, match=f"pages of {size} KiB"):
+        require_small_blocks(config, version, root)
 
 
 def test_what_can_be_loaded_may_be_a_module() -> None:
