@@ -242,9 +242,11 @@ class Bisect:
         cases = cases_that_differ(passing, failing)
         if not cases:
             self.finish()
+            ends = (request.old.label, request.new.label)
+            good, bad = reversed(ends) if state.rules.find_fix else ends
             why = (state.old_end if state.rules.find_fix else state.new_end).why
             raise UsageError(
-                f"no case passes at only one of {request.old.label} and {request.new.label}: {why}",
+                f"no case passes at {good} and fails at {bad}: {why}",
                 hint=f"the logs: {passing.run_dir} and {failing.run_dir}",
             )
         missing = all(failing.cases.get(case, failing.status) is Status.MISSING for case in cases)

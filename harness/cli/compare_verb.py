@@ -24,8 +24,8 @@ from harness.suites.registry import may_exist
 def command(before: str, after: str, as_json: bool) -> int:
     """Show what changed from run BEFORE to run AFTER (ids or run directories).
 
-    Jobs are matched by kernel line, variant, add-ons, toolchain and topology, not by release.  Two runs of
-    one kernel line each are compared even if the lines differ, and likewise two runs of one toolchain each.
+    Jobs are matched by --tree, variant, add-ons, toolchain, architecture and topology, not by release.  If
+    each run has one tree only, the trees may differ; likewise the toolchains.
     Exits with 1 when AFTER is worse: new failures, missing cases or missing jobs.
 
     \b

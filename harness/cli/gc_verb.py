@@ -73,6 +73,8 @@ def command(
 ) -> None:
     """Remove kernels, objects, sources, images and snapshots, the least recently used first, and old runs.
 
+    Give at least one limit.
+
     Not removed are files in use or used in the last hour (--spare), and unfinished runs.  The history keeps
     the results of removed runs.
 

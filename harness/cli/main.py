@@ -50,7 +50,7 @@ VERBS = {
     "history": "Show the outcomes of a case in all runs.",
     "doctor": "Check what this host lacks; --fix installs it.",
     "worker": "Run VMs of this host for a fleet.",
-    "fleet": "Prepare a fleet of hosts for matrix and run.",
+    "fleet": "Make the certificates of a fleet of hosts.",
     "mutate": "Plant faults in a kernel, and see which the cases notice.",
     "gc": "Remove old kernels, objects, sources, images, snapshots and runs.",
 }
@@ -62,7 +62,8 @@ Examples:
   vfio-harness run --tree ~/linux@topic --topology iommu-intel --case 'probes/viommu/*'
   vfio-harness shell --variant group-cdev --topology edu-igb
 
-Exit codes: 0 good, 1 a case failed, 2 wrong use, 3 infrastructure, 4 no kernel to test, 130 interrupted.
+Exit codes: 0 good, 1 a case failed or is missing, 2 wrong use, 3 infrastructure, 4 nothing was tested,
+130 interrupted.
 """
 
 

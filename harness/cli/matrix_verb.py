@@ -143,7 +143,7 @@ def command(
     """Build, boot and test every job of a matrix; see: list matrices.
 
     Kernels are built while others are tested, failed cases are repeated in a fresh VM, and the run is
-    compared with the last good run of the same kernel line.
+    compared with the last good run of the same --tree.
 
     \b
     Examples:

@@ -224,7 +224,7 @@ def _reached(source: Source) -> Mapping[str, frozenset[str]]:
     line = line_of_kernels(read_version(source.read("Makefile")))
     functions_by_case = ask(lambda history: history.map.read(line))
     if not functions_by_case:
-        tell(f"no coverage map of kernel line {line}: every case runs for each fault; to make one: {HOW}")
+        tell(f"no coverage map of kernel version {line}: every case runs for each fault; to make one: {HOW}")
     return functions_by_case
 
 

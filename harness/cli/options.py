@@ -212,7 +212,7 @@ selftests_option = click.option(
     "--selftests",
     metavar="TREE",
     help="Take the vfio and iommu selftests from this source, named as for --tree.  They are compiled "
-    "against the headers of the kernel under test, or against their own if that is a finished kernel.",
+    "against the headers of the kernel under test, with --kernel against those of TREE.",
 )
 
 
@@ -421,7 +421,7 @@ def conduct_options(*, confirm: bool) -> Callable[[F], F]:
             click.option(
                 "--confirm/--no-confirm",
                 default=confirm,
-                help="Repeat each failed case once in a fresh VM; if it then passes it is FLAKY.",
+                help="Repeat failed cases once in a fresh VM, 25 of a job and worker; FLAKY: then it passed.",
             ),
             click.option(
                 "--seed",
@@ -432,8 +432,8 @@ def conduct_options(*, confirm: bool) -> Callable[[F], F]:
             click.option(
                 "--compare/--no-compare",
                 default=True,
-                help="Compare with earlier runs of the same kernel line; fail if tests that passed there are "
-                "missing.",
+                help="Compare with earlier runs of the same --tree, variant, add-ons, toolchain, "
+                "architecture and topology; fail if tests that passed there are missing.",
             ),
             click.option(
                 "--known-issues",
@@ -469,7 +469,7 @@ workers_option = click.option(
     type=click.IntRange(min=0),
     metavar="N",
     help="Parallel workers (pytest-xdist), each with its own VM; 0: run in this process.  "
-    "[default: as many as fit on this host; 0 with -k, -x and --lf]",
+    "[default: as many as fit on this host; with run 0 for -k, -x and --lf]",
 )
 verbose_option = click.option("-v", "verbose", is_flag=True, help="Print one line per case.")
 junit_option = click.option(

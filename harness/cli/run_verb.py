@@ -82,7 +82,7 @@ def command(
     junit: Path | None,
     as_json: bool,
 ) -> int:
-    """Build, boot and test every variant on every topology.
+    """Build, boot and test a tree: each --variant on each --topology.
 
     Arguments after `--` are passed to pytest.
 

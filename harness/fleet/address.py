@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Self
 
 from harness.base.errors import UsageError
-from harness.base.words import count_of
 
 MOST_LOCAL = 64
 """More worker processes than this on one host are a slip of the finger."""
@@ -38,7 +37,7 @@ class FleetAddress:
         if local := _LOCAL.fullmatch(text):
             workers = int(local[1])
             if not 1 <= workers <= MOST_LOCAL:
-                raise UsageError(f"--fleet {text}: {count_of(workers, 'worker')}", hint=f"1 to {MOST_LOCAL}")
+                raise UsageError(f"--fleet {text}: want 1 to {MOST_LOCAL} workers")
             return cls(local=workers)
         if text.endswith((".yaml", ".yml")):
             path = Path(text).expanduser()

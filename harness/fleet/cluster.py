@@ -172,7 +172,7 @@ def no_scheduler(address: Any, error: BaseException) -> InfraError:
     chain = tuple(_chain(error))
     if any(isinstance(part, ssl.SSLError) for part in chain):
         return InfraError(
-            f"the scheduler at {address} does not take our certificates, or we not its",
+            f"no TLS connection to the scheduler at {address}: the certificates do not match",
             hint="every host of a fleet needs the same ca.pem, fleet.pem and fleet-key.pem",
         )
     if isinstance(error, RuntimeError):

@@ -32,7 +32,7 @@ def make_keys(directory: Path) -> tuple[Path, ...]:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     if found := [name for name in (CA, CERTIFICATE, KEY) if (directory / name).exists()]:
-        raise UsageError(f"{directory} has {found[0]} already", hint="give another directory, or remove it")
+        raise UsageError(f"{directory} has the {found[0]} of a fleet already", hint="give another directory")
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca = _certificate("vfio-harness fleet CA", ca_key, None, ca_key)
     certificate = _certificate("vfio-harness fleet", key, ca, ca_key)

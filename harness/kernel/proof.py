@@ -49,6 +49,9 @@ def look_inside(vmlinux: Path) -> Inside:
         return Inside(release=release, compiler=compiler, linker=linker, config=_own_config(content))
 
 
+_AGAIN = "run the same command again: what was built is removed, so everything is compiled anew"
+
+
 def prove_built(
     vmlinux: Path, config: ResolvedConfig, *, used: ResolvedConfig | None, release: str, version: str
 ) -> None:
@@ -57,21 +60,21 @@ def prove_built(
     A kernel without IKCONFIG does not contain it; then *used*, the .config that make left, is compared.
     """
     if not vmlinux.stat().st_size:
-        raise HostError(f"make built an empty {vmlinux.name}", hint="run it again")
+        raise HostError(f"make built an empty {vmlinux.name}", hint=_AGAIN)
     inside = look_inside(vmlinux)
     own = inside.config
     if inside.release != release:
         named = inside.release or "without a release"
-        raise HostError(f"make built kernel {named} instead of {release}", hint="run it again")
+        raise HostError(f"make built kernel {named} instead of {release}", hint=_AGAIN)
     if not release.startswith(version):
-        raise HostError(f"make built kernel {release} from a tree of version {version}", hint="run it again")
+        raise HostError(f"make built kernel {release} from a tree of version {version}", hint=_AGAIN)
     found = own if own is not None or config.get("IKCONFIG") == "y" else used
     differing = difference(config, found)
     if differing:
         raise HostError(
             f"make built a kernel with another configuration: {', '.join(differing[:4])}"
             f"{f' and {len(differing) - 4} more' if len(differing) > 4 else ''}",
-            hint="run it again",
+            hint=_AGAIN,
         )
 
 

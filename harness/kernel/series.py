@@ -190,8 +190,8 @@ def _is_outdated(group: Sequence[_Mail], groups: Sequence[Sequence[_Mail]], patc
     absent = _absent(newest)
     if absent:
         raise UsageError(
-            f"--series: {patches} has v{old} of {title!r}, and v{new} without {absent}",
-            hint="give it without one of the two",
+            f"--series: {patches} has v{old} of {title!r}, and v{new} that lacks {absent}",
+            hint=f"remove the mails of v{old} or of v{new}, or add what is missing",
         )
     _log.warning("%s has v%d and v%d of %r: v%d is applied", patches.name, old, new, title, new)
     return True

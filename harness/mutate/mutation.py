@@ -228,7 +228,7 @@ class Mutator:
         mutation = dataclasses.replace(self.mutation, base=base, base_image=image)
         if not (passing := mutation.passing):
             kind = InfraError if base.status is Status.UNTESTED else UsageError
-            raise kind(f"no case passes without a fault: {base.why}", hint=base.hint or None)
+            raise kind(f"no case passes on the kernel without a fault: {base.why}", hint=base.hint or None)
         words = f"{count_of(len(passing), 'case')} pass in {duration(base.seconds)}"
         if mutation.several:
             words += _by_topology(passing, base.cases)

@@ -65,7 +65,7 @@ def render(
         console.print(Text(f"CPU time: {spent}"))
     if background.comparison is not None and background.comparison.loses and not run.accepted:
         accept = f"vfio-harness report {names.name(run.info.id)} --accept REASON"
-        console.print(Text(f"to accept the lost coverage: {accept}"), overflow="fold")
+        console.print(Text(f"to accept that tests are missing: {accept}"), overflow="fold")
     console.print(Text(view.totals(run)))
     console.print(
         Text.assemble(

@@ -82,7 +82,7 @@ def _check(runs: Sequence[Run]) -> None:
             if mine != theirs:
                 raise UsageError(
                     f"runs {first.info.id} and {run.info.id} are not parts of one: their {name} differ",
-                    hint=f"{mine or 'all'} and {theirs or 'all'}",
+                    hint=f"{first.info.id}: {mine or 'all'}; {run.info.id}: {theirs or 'all'}",
                 )
     found: dict[str, tuple[JobRecord, str]] = {}
     for run in runs:

@@ -47,7 +47,7 @@ def _verdict(run: Run, comparison: Comparison | None) -> tuple[Verdict, str]:
         by = "interrupted" if run.state is RunState.INTERRUPTED else "overtaken by a newer save"
         return Verdict.INFRASTRUCTURE, f"the run was {by}"
     if comparison is not None and comparison.loses and not run.accepted:
-        return Verdict.BAD, f"coverage was lost: {_about_losses(comparison)}"
+        return Verdict.BAD, f"tests are missing: {_about_losses(comparison)}"
     trouble = _trouble(run, cases)
     if trouble is not None:
         return trouble
@@ -65,7 +65,7 @@ def _verdict(run: Run, comparison: Comparison | None) -> tuple[Verdict, str]:
         told = f"flaky: {count_of(len(flaky), 'case')} failed and then passed in a fresh VM"
         told += f", first {flaky[0].address}"
     left = sum(case.cause is Cause.BY_WISH for case in cases)
-    told += f"; {count_of(left, 'case')} not run by wish" if left else ""
+    told += f"; {count_of(left, 'case')} left out by --affected" if left else ""
     return Verdict.GOOD, f"{count_of(passes, 'case')} passed; {told}"
 
 
@@ -75,7 +75,7 @@ def _about_failures(failures: Sequence[Result], comparison: Comparison | None) -
     if comparison is not None:
         had += f" ({_about_news(failures, comparison)})"
     told = f"{had}, the worst: {worst.outcome.value} {worst.address}"
-    return f"{told}; coverage was lost: {_losses(comparison)}" if comparison and comparison.loses else told
+    return f"{told}; tests are missing: {_losses(comparison)}" if comparison and comparison.loses else told
 
 
 def _about_news(failures: Sequence[Result], comparison: Comparison) -> str:

@@ -114,7 +114,7 @@ def _read_map(release: str) -> Map:
     reached, mapped = ask(lambda history: (history.map.read(release), history.map.lines()))
     if not reached:
         others = f", only of {', '.join(mapped)}" if mapped else ""
-        raise _Unknown(f"there is no coverage map of kernel line {release}{others}")
+        raise _Unknown(f"there is no coverage map of kernel version {release}{others}")
     return reached
 
 

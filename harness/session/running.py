@@ -92,7 +92,7 @@ def _run_in_parts(planned: PlannedRun, plan: Plan) -> None:
     began, path = time.monotonic(), checked.run_dir / PLAN_FILE
     part = dataclasses.replace(plan, only=first)
     if alone:
-        reason = "by wish (--affected): it does not reach the change"
+        reason = "left out by --affected: it does not reach the change"
         _note_unrun(checked.run_dir, plan, set(first), reason, Cause.BY_WISH)
     part.save(path)
     try:

@@ -114,7 +114,7 @@ def test_accepting_a_loss(runs: Path) -> None:
     make_run(runs, 4, {"a": Outcome.PASS})
     done = harness("report")
     assert done.status == ExitCode.CASE_FAILED
-    assert "BAD: coverage was lost: 3 cases vanished since run03" in done.stdout
+    assert "BAD: tests are missing: 3 cases vanished since run03" in done.stdout
     assert harness("report", "--accept", " ").status == ExitCode.USAGE
     accepted = harness("report", "--accept", "they were merged into a")
     assert accepted.ok

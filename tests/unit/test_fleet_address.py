@@ -25,8 +25,8 @@ def test_forms(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("local:0", "--fleet local:0: 0 workers (1 to 64)"),
-        ("local:65", "--fleet local:65: 65 workers (1 to 64)"),
+        ("local:0", "--fleet local:0: want 1 to 64 workers"),
+        ("local:65", "--fleet local:65: want 1 to 64 workers"),
         ("local", "--fleet local: this is no address of a scheduler"),
         ("build1:8786", "--fleet build1:8786: this is no address of a scheduler"),
         ("http://build1:8786", "--fleet http://build1:8786: this is no address of a scheduler"),
@@ -78,7 +78,7 @@ def test_keys_are_private_and_of_one_authority(tmp_path: Path) -> None:
     context.load_cert_chain(certificate, key)
     with pytest.raises(ssl.SSLError):
         context.load_cert_chain(certificate, other / "fleet-key.pem")
-    with pytest.raises(UsageError, match=r"has ca\.pem already"):
+    with pytest.raises(UsageError, match=r"has the ca\.pem of a fleet already"):
         make_keys(fleet)
 
 

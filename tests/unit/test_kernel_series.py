@@ -76,7 +76,7 @@ def test_patches_of_a_mailbox(
 
 def test_a_version_that_is_not_whole(box: Box) -> None:
     """Whether the other patches of the older version belong to it is not known."""
-    said = "has v1 of 'b', and v2 without patches 1/3, 3/3 .*give it without one of the two"
+    said = "has v1 of 'b', and v2 that lacks patches 1/3, 3/3 .*remove the mails of v1 or of v2"
     with pytest.raises(UsageError, match=said):
         box.read(
             *(mail(f"[PATCH {number}] {t}") for number, t in (("1/3", "a"), ("2/3", "b"), ("v2 2/3", "b")))

@@ -234,7 +234,7 @@ def test_nothing_passes_without_a_fault(
     mutate: type[Shower], tmp_path: Path, base: CommitRun, error: type[Exception]
 ) -> None:
     mutate.shows = {"base": [base]}
-    with pytest.raises(error, match="no case passes without a fault"):
+    with pytest.raises(error, match="no case passes on the kernel without a fault"):
         mutator(tmp_path, fault(1)).run()
 
 

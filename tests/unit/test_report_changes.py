@@ -31,10 +31,10 @@ def test_the_terminal_tells_what_changed(seen: tuple[Run, Background]) -> None:
     assert "slower than before:\n  probes/dma/pages_are_pinned [7.3.5-group-iommu-intel]: 1.9 s" in told
     assert "fixed:\n  probes/cdev/open_needs_rawio [7.3.5-compat-hotplug]: FAIL -> PASS" in told
     assert "note: known issue probes/cdev/pasid_zero_is_no_pasid" in told
-    assert "to accept the lost coverage: vfio-harness report night11 --accept REASON" in told
+    assert "to accept that tests are missing: vfio-harness report night11 --accept REASON" in told
     last = " ".join(told.splitlines()[-2:])
     assert last.startswith("BAD: 4 cases failed (3 of them newly), the worst: CRASH")
-    assert last.endswith("coverage was lost: 1 case vanished and 1 case that ran before is skipped")
+    assert last.endswith("tests are missing: 1 case vanished and 1 case that ran before is skipped")
 
 
 @pytest.mark.parametrize("width", [40, 80])

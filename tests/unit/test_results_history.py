@@ -152,7 +152,7 @@ def test_lost_coverage_is_bad_until_it_is_accepted(tmp_path: Path) -> None:
         judged = reach_verdict(run, compared(tmp_path, run))
         assert (judged.verdict, judged.exit_code) == (Verdict.BAD, ExitCode.CASE_FAILED)
         assert judged.why == (
-            "coverage was lost: 1 case vanished since run01, first kselftest:vfio/edu/b of 7.3.4-cdev-edu"
+            "tests are missing: 1 case vanished since run01, first kselftest:vfio/edu/b of 7.3.4-cdev-edu"
         )
     assert runs(tmp_path)["run03"].verdict is Verdict.BAD
     with RunStore.open(tmp_path / "run03") as store:

@@ -94,7 +94,7 @@ def test_a_job_that_does_not_apply_any_more(tmp_path: Path) -> None:
         verdict = judged(tmp_path, run)
         assert verdict.exit_code is ExitCode.CASE_FAILED
         assert verdict.why == (
-            f"coverage was lost: 1 job is no longer tested since run01, first cdev-edu: it does not apply "
+            f"tests are missing: 1 job is no longer tested since run01, first cdev-edu: it does not apply "
             f"any more: {PROBLEM}"
         )
     accept(runs[-1])
@@ -122,7 +122,7 @@ def test_a_job_that_its_matrix_has_no_more(tmp_path: Path, outcome: Outcome) -> 
         assert lost(tmp_path, run) == [JOB.name]
         verdict = judged(tmp_path, run)
         assert verdict.exit_code is ExitCode.CASE_FAILED
-        assert "coverage was lost: 1 job is no longer tested" in verdict.why
+        assert "tests are missing: 1 job is no longer tested" in verdict.why
     accept(runs[-1])
     assert lost(tmp_path, make(tmp_path, 4, [GROUP], outcome=outcome)) == []
 
@@ -131,7 +131,7 @@ def test_one_sentence_names_the_job(tmp_path: Path) -> None:
     """The job and what has become of it."""
     make(tmp_path, 1, [JOB, GROUP])
     assert judged(tmp_path, make(tmp_path, 2, [GROUP])).why == (
-        "coverage was lost: 1 job is no longer tested since run01, first 7.3.4-cdev-edu: it is not among the "
+        "tests are missing: 1 job is no longer tested since run01, first 7.3.4-cdev-edu: it is not among the "
         "jobs of this run"
     )
 

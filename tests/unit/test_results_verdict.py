@@ -136,7 +136,7 @@ def test_what_was_not_run_by_wish_spoils_nothing() -> None:
     left = dataclasses.replace(result("left", Outcome.NOT_RUN), cause=Cause.BY_WISH)
     found = reach_verdict(dataclasses.replace(run, results=(*run.results, left)))
     assert found.verdict is Verdict.GOOD
-    assert found.why.endswith("; 1 case not run by wish")
+    assert found.why.endswith("; 1 case left out by --affected")
     stopped = dataclasses.replace(left, cause=Cause.STOPPED)
     found = reach_verdict(dataclasses.replace(run, results=(*run.results, stopped)))
     assert found.verdict is Verdict.INFRASTRUCTURE

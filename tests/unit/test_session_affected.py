@@ -73,7 +73,7 @@ def test_everything_has_no_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_alone_needs_a_map_and_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    why = affected._Unknown("there is no coverage map of kernel line 7.2, only of 7.3")
+    why = affected._Unknown("there is no coverage map of kernel version 7.2, only of 7.3")
     assert choose(monkeypatch, why) == ()
     with pytest.raises(UsageError, match=r"no coverage map .* 7\.2, only of 7\.3"):
         choose(monkeypatch, why, alone=True)
@@ -99,5 +99,5 @@ def test_a_bisect_without_a_case_takes_what_its_ends_differ_in(monkeypatch: pyte
     touched = Touched(everything="vfio.h")
     assert affected.affected_between(Path(), "one", "two") == ("probes/a/b", "probes/a/c")
     monkeypatch.setattr(affected, "ask", lambda question: ({}, ("7.2",)))
-    with pytest.raises(UsageError, match=r"no coverage map of kernel line 7\.3, only of 7\.2"):
+    with pytest.raises(UsageError, match=r"no coverage map of kernel version 7\.3, only of 7\.2"):
         affected.affected_between(Path(), "one", "two")
