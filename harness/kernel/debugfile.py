@@ -3,7 +3,7 @@
 
 A whole kernel with -g costs as much as a build.  Instead the objects of DEBUGGED are compiled once more in a
 copy of the build tree, by the commands that kbuild recorded, with -g, and the kernel is linked again.  The
-same code is at the same addresses, which is proved by comparing System.map.
+same code is at the same addresses, which is proved by comparing the symbols.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from harness.base import paths, process
 from harness.base.deadline import Deadline
 from harness.base.errors import HostError
 from harness.base.host import usable_cpus
-from harness.kernel.build import BuildTree, build_tree_of
-from harness.kernel.elf import find_symbols
+from harness.kernel.build import BuildTree, build_tree_of, profile_arguments
+from harness.kernel.elf import find_symbols, symbols_of
 from harness.kernel.kconfig import ResolvedConfig
 from harness.kernel.lines import recorded_line
 from harness.kernel.make import Make
 from harness.kernel.plan import KernelPlan
 from harness.kernel.ready import ReadyKernel
 from harness.kernel.relatives import copy_objects
-from harness.kernel.store import OURS, Built, find_built, provide_entry
+from harness.kernel.store import OURS, Built, find_built, kernel_entry, provide_entry
 
 DEBUGGED = (
     *("drivers/vfio", "drivers/vfio/pci", "drivers/iommu/iommufd"),
@@ -38,8 +38,6 @@ DEBUGGED = (
     *("kernel/module/main.o", "kernel/module/sysfs.o"),
 )
 """Directories, without those below them, and objects: the tested code, and what drgn's helpers need."""
-
-_SYMBOLS = "System.map"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +58,17 @@ def _entry(key: str) -> Path:
     return paths.cache_dir() / "debug" / f"debug-{key}"
 
 
-def _information(vmlinux: Path, built: Built) -> DebugInformation:
-    modules = tuple(sorted(vmlinux.parent.glob("*.ko")))
+def _information(vmlinux: Path, built: Built, modules: Path | None) -> DebugInformation:
+    """Return what a debugger needs of *built*; its modules with debug information are below *modules*."""
+    modules_found = tuple(sorted(modules.rglob("*.ko"))) if modules is not None else ()
     config = ResolvedConfig.parse(built.config.read_text(encoding="utf-8"))
     form = built.arch.vmcoreinfo
     names = {name for _, name, _, _ in string.Formatter().parse(form) if name}
     symbols = find_symbols(vmlinux, names)
     if not form or config.get("RANDOMIZE_BASE") == "y" or names - symbols.keys():
-        return DebugInformation(program=vmlinux, modules=modules)
+        return DebugInformation(program=vmlinux, modules=modules_found)
     text = f"OSRELEASE={built.release}\n{form.format(**symbols)}"
-    return DebugInformation(program=vmlinux, modules=modules, vmcoreinfo=text)
+    return DebugInformation(program=vmlinux, modules=modules_found, vmcoreinfo=text)
 
 
 def symbols_only(built: Built) -> DebugInformation:
@@ -80,7 +79,7 @@ def symbols_only(built: Built) -> DebugInformation:
 def find_debug_information(built: Built) -> DebugInformation | None:
     """Return the debug information of the kernel *built*; None if it is not made yet."""
     made = _entry(built.digest) / "vmlinux"
-    return _information(made, built) if made.is_file() else None
+    return _information(made, built, made.parent) if made.is_file() else None
 
 
 def provide_debug_information(plan: KernelPlan | ReadyKernel, deadline: Deadline) -> DebugInformation:
@@ -91,7 +90,7 @@ def provide_debug_information(plan: KernelPlan | ReadyKernel, deadline: Deadline
     if isinstance(plan, ReadyKernel):
         if plan.config.get("DEBUG_INFO") != "y":
             raise HostError("this kernel was handed in without debug information (CONFIG_DEBUG_INFO)")
-        return _information(plan.built.vmlinux, plan.built)
+        return _information(plan.built.vmlinux, plan.built, plan.built.modules_dir)
 
     def waiting() -> None:
         if deadline.expired:
@@ -106,14 +105,15 @@ def provide_debug_information(plan: KernelPlan | ReadyKernel, deadline: Deadline
     built = find_built(plan.key)
     if built is None:
         raise HostError("the kernel is not in the store any more")
-    return _information(_entry(plan.key) / "vmlinux", built)
+    return _information(_entry(plan.key) / "vmlinux", built, _entry(plan.key))
 
 
 def _make(plan: KernelPlan, target: Path, deadline: Deadline) -> None:
     objects = build_tree_of(plan.tree.path, plan.config)
     if not objects.facts.finished or objects.is_under_way:
         raise HostError(f"the objects of this kernel are gone: {objects.path} holds no finished build")
-    copy = objects.path.with_name(f"{OURS}debug-{plan.key[:16]}")
+    # As long as the name of the build tree, because coverage counters have its path in the kernel's data.
+    copy = objects.path.with_name(f"{OURS}debug-{plan.key[:10]}")
     shutil.rmtree(copy, ignore_errors=True)
     try:
         if not copy_objects(objects.path, copy, copy):
@@ -123,7 +123,8 @@ def _make(plan: KernelPlan, target: Path, deadline: Deadline) -> None:
         with concurrent.futures.ThreadPoolExecutor(usable_cpus()) as pool:
             list(pool.map(lambda path: _compile(copy, path, deadline), found))
         _link(plan, BuildTree(copy))
-        if (copy / _SYMBOLS).read_bytes() != (objects.path / _SYMBOLS).read_bytes():
+        # The objects may be of another commit: those of one configuration share a place.
+        if symbols_of(copy / "vmlinux") != symbols_of(kernel_entry(plan.key) / "vmlinux"):
             raise HostError("the kernel with debug information differs from the one that ran")
         shutil.copy2(copy / "vmlinux", target)
         for path in _modules(copy, found):
@@ -168,7 +169,9 @@ def _link(plan: KernelPlan, copy: BuildTree) -> None:
         tree=plan.tree.path, log=log, arch=plan.arch, toolchain=plan.toolchain, compilers=usable_cpus()
     )
     targets = ["vmlinux", "modules"] if plan.config.modular else ["vmlinux"]
-    make.run([f"O={copy.path}", "LOCALVERSION=", *targets], what="linking with debug information")
+    arguments = profile_arguments(plan.config_plan.profile)
+    words = [f"O={copy.path}", "LOCALVERSION=", *arguments, *targets]
+    make.run(words, what="linking with debug information")
 
 
 def _modules(copy: Path, objects: list[Path]) -> Iterator[Path]:

@@ -18,6 +18,7 @@ _NOTE = struct.Struct("<III")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _SHT_SYMTAB = 2
+_STT_OBJECT, _STT_FUNC = 1, 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,28 @@ def find_symbols(path: Path, names: Collection[str]) -> dict[str, int]:
 
     Raises InfraError for another file.
     """
+    found: dict[str, int] = {}
+    for text, table in _symbol_tables(path):
+        wanted = {at: name for name in names for at in _places(text, name)}
+        found |= {wanted[one[0]]: one[4] for one in table if one[0] in wanted}
+    return found
+
+
+def symbols_of(path: Path) -> set[tuple[bytes, int, int]]:
+    """Return name, address and size of each function and object of a 64-bit ELF file.
+
+    Raises InfraError for another file.
+    """
+    return {
+        (text[one[0] : text.index(b"\0", one[0])], one[4], one[5])
+        for text, table in _symbol_tables(path)
+        for one in table
+        if one[1] & 0xF in (_STT_OBJECT, _STT_FUNC)
+    }
+
+
+def _symbol_tables(path: Path) -> list[tuple[bytes, list[tuple[int, ...]]]]:
+    """Return the names and the entries of each symbol table of a 64-bit ELF file."""
     try:
         content = path.read_bytes()
         header = _HEADER.unpack_from(content)
@@ -80,13 +103,11 @@ def find_symbols(path: Path, names: Collection[str]) -> dict[str, int]:
             raise HostError(f"{path} is not a 64-bit little-endian ELF file")
         offset, count = header[6], header[12]
         sections = list(_SECTION.iter_unpack(content[offset : offset + count * _SECTION.size]))
-        found: dict[str, int] = {}
+        found = []
         for section in (one for one in sections if one[1] == _SHT_SYMTAB):
             start, size, strings = section[4], section[5], sections[section[6]]
-            text = content[strings[4] : strings[4] + strings[5]]
-            wanted = {at: name for name in names for at in _places(text, name)}
-            table = _SYMBOL.iter_unpack(content[start : start + size])
-            found |= {wanted[one[0]]: one[4] for one in table if one[0] in wanted}
+            table = list(_SYMBOL.iter_unpack(content[start : start + size]))
+            found.append((content[strings[4] : strings[4] + strings[5]], table))
     except (OSError, struct.error, IndexError) as error:
         raise HostError(f"cannot read the symbols of {path}: {error}") from error
     return found

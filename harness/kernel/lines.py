@@ -296,7 +296,8 @@ def choose_object(wanted: CodeAddress, defined: Sequence[Definition]) -> str:
     Raises Unknown, with the reason, when there is not exactly one.
     """
     strong = [one for one in defined if not one.weak] or list(defined)
-    fitting = [one for one in strong if _fits(one.size, wanted)]
+    # If it has another size, the objects may be of another commit: what is compiled anew will tell.
+    fitting = [one for one in strong if _fits(one.size, wanted)] or (strong if len(strong) == 1 else [])
     largest = max((one.size for one in fitting), default=0)
     found = sorted({one.path for one in fitting if one.size == largest})
     if len(found) == 1:

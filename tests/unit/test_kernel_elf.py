@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import InfraError
-from harness.kernel.elf import build_id, find_build_ids, find_symbols
+from harness.kernel.elf import build_id, find_build_ids, find_symbols, symbols_of
 
 
 def note(name: bytes, kind: int, data: bytes) -> bytes:
@@ -60,14 +60,14 @@ def test_file_without_one(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 def test_symbols(tmp_path: Path) -> None:
-    """Only those that were asked for, by their whole names; a file that is no ELF file is refused."""
+    """Those that were asked for, by their whole names, or all functions and objects; of ELF files only."""
     strings = b"\0init_top_pgt\0my_init_top_pgt\0other\0"
     table = b"".join(
-        struct.pack("<IBBHQQ", strings.index(name), 0, 0, 1, address, 8)
-        for name, address in (
-            (b"init_top_pgt\0", 0x1000),
-            (b"my_init_top_pgt\0", 0x2000),
-            (b"other\0", 0x3000),
+        struct.pack("<IBBHQQ", strings.index(name), kind, 0, 1, address, 8)
+        for name, kind, address in (
+            (b"init_top_pgt\0", 1, 0x1000),  # an object
+            (b"my_init_top_pgt\0", 18, 0x2000),  # a global function
+            (b"other\0", 0, 0x3000),
         )
     )
     sections = 64 + len(strings) + len(table)
@@ -83,6 +83,7 @@ def test_symbols(tmp_path: Path) -> None:
     path = tmp_path / "vmlinux"
     path.write_bytes(header + strings + table + body)
     assert find_symbols(path, {"init_top_pgt", "missing"}) == {"init_top_pgt": 0x1000}
+    assert symbols_of(path) == {(b"init_top_pgt", 0x1000, 8), (b"my_init_top_pgt", 0x2000, 8)}
     path.write_bytes(b"#!/bin/sh\n" + bytes(64))
     with pytest.raises(InfraError, match="is not a 64-bit little-endian ELF file"):
         find_symbols(path, {"init_top_pgt"})

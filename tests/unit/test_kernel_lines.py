@@ -70,7 +70,10 @@ def test_size_tells_functions_of_one_name_apart(symbol: str, size: int, path: st
     ("defined", "reason"),
     [
         ([], "no object of the build defines it"),
-        ([Definition("a.o", 0x100, False)], "no function of this name has 0x40 bytes in the build"),
+        (
+            [Definition("a.o", 0x100, False), Definition("b.o", 0x90, False)],
+            "no function of this name has 0x40 bytes in the build",
+        ),
         (
             [Definition("b.o", 0x38, False), Definition("a.o", 0x38, False)],
             "several functions have this name and size: a.o, b.o",
@@ -81,6 +84,11 @@ def test_what_is_not_certain_is_not_decoded(defined: list[Definition], reason: s
     """Another version of a function, or one of two that look alike, is never shown."""
     with pytest.raises(Unknown, match=reason):
         choose_object(_address("f", 0x40), defined)
+
+
+def test_only_definition_is_compiled_even_if_its_size_differs() -> None:
+    """The objects may be of another commit; the code that is compiled anew must have the size."""
+    assert choose_object(_address("f", 0x40), [Definition("a.o", 0x100, False)]) == "a.o"
 
 
 def test_the_recorded_command_ends_before_objtool() -> None:
