@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,13 +38,17 @@ def telling_splats(planned: PlannedRun) -> Iterator[None]:
     stop = threading.Event()
     directory = planned.checked.run_dir
 
+    def deadline() -> Deadline:
+        # At once when the tests are over: what is left then has a deadline of its own.
+        return Deadline(time.monotonic() + BUDGET_SECONDS, lambda: -BUDGET_SECONDS if stop.is_set() else 0.0)
+
     def watch() -> None:
         known, told = 0, set[str]()
         while not stop.wait(_POLL_SECONDS):
             with contextlib.suppress(HarnessError):
                 if (count := count_splats(directory)) != known:
                     known = count
-                    _tell_new(planned, told)
+                    _tell_new(planned, told, deadline())
 
     thread = threading.Thread(target=watch, name="splats", daemon=True)
     thread.start()
@@ -54,7 +59,7 @@ def telling_splats(planned: PlannedRun) -> Iterator[None]:
         thread.join()
 
 
-def _tell_new(planned: PlannedRun, told: set[str]) -> None:
+def _tell_new(planned: PlannedRun, told: set[str], deadline: Deadline) -> None:
     """Print the splats whose fingerprints are not in *told*, and add these."""
     from harness.report.splats import essence_of
 
@@ -63,23 +68,25 @@ def _tell_new(planned: PlannedRun, told: set[str]) -> None:
     new = {name: result for name, result in prints if name not in told}
     if new:
         told |= set(new)
-        locate_splats(planned, dataclasses.replace(run, results=tuple(new.values())))
+        locate_splats(planned, dataclasses.replace(run, results=tuple(new.values())), deadline)
         run = load(planned.checked.run_dir)
     for result in new.values():
         lines = [f"{result.address} [{result.job}]:", *essence_of(run, result)]
         tell("\n" + "\n  | ".join(lines))
 
 
-def locate_splats(planned: PlannedRun, run: Run) -> bool:
+def locate_splats(planned: PlannedRun, run: Run, deadline: Deadline | None = None) -> bool:
     """Record the source lines of the addresses in the splats of *run*; return whether any are new.
 
-    A run without splats costs nothing.  An error is printed and changes no result.
+    Without a *deadline* the tests are over: there are BUDGET_SECONDS, and what had no lines so far is tried
+    again, as when another process was building from the source.  A run without splats costs nothing.  An
+    error is printed and changes no result.
     """
-    wanted = _wanted(run)
+    wanted = _wanted(run, again=deadline is None)
     if not wanted or run.state is RunState.OVERTAKEN:
         return False
     plans = _plans(planned, run)
-    deadline = Deadline.after(BUDGET_SECONDS)
+    deadline = deadline or Deadline.after(BUDGET_SECONDS)
     try:
         places = {
             kernel: find_places(plans[kernel], addresses, deadline)
@@ -94,14 +101,15 @@ def locate_splats(planned: PlannedRun, run: Run) -> bool:
     return True
 
 
-def _wanted(run: Run) -> dict[str, list[CodeAddress]]:
-    """Return the addresses to find by JobRecord.kernel."""
+def _wanted(run: Run, *, again: bool) -> dict[str, list[CodeAddress]]:
+    """Return the addresses to find by JobRecord.kernel; with *again* also those that were not found."""
     kernels = {job.name: job.kernel for job in run.jobs}
     wanted: dict[str, dict[str, CodeAddress]] = defaultdict(dict)
     for splat, job in dict.fromkeys((one.splat, one.job) for one in run.results if one.splat):
         known = run.places.get(kernels.get(job, ""), {})
         for address in addresses_in(splat):
-            if address.text not in known:
+            place = known.get(address.text)
+            if place is None or (again and not place.lines):
                 wanted[kernels.get(job, "")].setdefault(address.text, address)
     return {kernel: list(found.values()) for kernel, found in wanted.items()}
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import pytest
 from report_sample import RUN
 
+from harness.base.deadline import Deadline
 from harness.base.errors import HostError
 from harness.base.places import CodeAddress, Line, Place
 from harness.results import Outcome, Result, Run
@@ -81,6 +83,41 @@ def test_nothing_is_sought_twice_or_without_a_splat(store: RunStore, monkeypatch
     assert decoding.locate_splats(planned, load(store.directory))
     monkeypatch.setattr(decoding, "find_places", None)
     assert not decoding.locate_splats(planned, load(store.directory))
+
+
+def test_what_had_no_lines_is_tried_again_at_the_end(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While tests ran, the next kernel may have been built from the same source."""
+
+    def busy(_plan: object, wanted: list[CodeAddress], _deadline: object) -> dict[str, Place]:
+        return {one.text: Place(reason="another process kept building") for one in wanted}
+
+    planned, soon = cast(PlannedRun, _Planned(store.directory)), Deadline.after(60)
+    store.add(_crash("vfio_one"))
+    monkeypatch.setattr(decoding, "find_places", busy)
+    assert decoding.locate_splats(planned, load(store.directory), soon)
+    monkeypatch.setattr(decoding, "find_places", _find)
+    assert not decoding.locate_splats(planned, load(store.directory), soon)
+    assert decoding.locate_splats(planned, load(store.directory))
+
+
+def test_the_end_of_the_tests_ends_decoding(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever interrupts a run does not wait for two minutes."""
+    began = threading.Event()
+
+    def slow(_plan: object, wanted: list[CodeAddress], deadline: Deadline) -> dict[str, Place]:
+        began.set()
+        while not deadline.expired:
+            time.sleep(0.01)
+        return {one.text: Place(reason="no time was left") for one in wanted}
+
+    monkeypatch.setattr(decoding, "find_places", slow)
+    monkeypatch.setattr(decoding, "_POLL_SECONDS", 0.01)
+    with decoding.telling_splats(cast(PlannedRun, _Planned(store.directory))):
+        store.add(_crash("vfio_one"))
+        assert began.wait(30)
+    assert load(store.directory).places
 
 
 def test_trouble_is_said_and_changes_nothing(
