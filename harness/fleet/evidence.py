@@ -21,9 +21,6 @@ MOST_BYTES = 16 << 20
 _MOST_FILE = 4 << 20
 """A larger file is a dump or a disk, except a console that never ends."""
 
-_NEVER = ("memory.json",)
-"""Says that a dump is beside it."""
-
 
 class Evidence:
     """What a worker still has to hand over of a run."""
@@ -58,7 +55,7 @@ class Evidence:
             is_bad = str(vm.relative_to(self.directory)) in self._bad
             for path in sorted(vm.rglob("*")):
                 wanted = path.name == paths.TIMING_FILE or path.parent.name == paths.COUNTERS or is_bad
-                if wanted and path.name not in _NEVER and path.is_file() and not path.is_symlink():
+                if wanted and path.is_file() and not path.is_symlink():
                     yield path
 
 

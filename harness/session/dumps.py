@@ -15,7 +15,7 @@ from harness.base.errors import HarnessError
 from harness.base.files import write_atomic
 from harness.base.output import tell
 from harness.base.words import count_of
-from harness.kernel.debugfile import provide_debug_information
+from harness.kernel.debugfile import DebugInformation, provide_debug_information
 from harness.kernel.lines import find_places
 from harness.kernel.plan import KernelPlan
 from harness.kernel.ready import ReadyKernel
@@ -36,9 +36,9 @@ _ASK_SECONDS = 60.0
 _MOST_ASKED = 8
 """How many dumps of one run are read; a kernel that crashes in every case shows much the same in each."""
 
-_NO_EVENT = (
-    "QEMU ended before it could be dumped: the kernel did not report its panic through pvpanic"
-    " (CONFIG_PVPANIC_PCI)"
+_NO_NOTE = (
+    "QEMU ended before it could be dumped, because the kernel did not report its panic through pvpanic"
+    " (CONFIG_PVPANIC_PCI), or the disk was full"
 )
 
 
@@ -67,7 +67,7 @@ def question_dumps(planned: PlannedRun, run: Run) -> bool:
 def _read_dumps(planned: PlannedRun, run: Run, found: dict[str, Dump], jobs: Mapping[str, str]) -> None:
     """Read the dumps of *found*, in place, that have a file; *jobs* names the Job of each."""
     plans = {job.name: planned.kernels[wish.kernel].plan for wish, job in planned.jobs.items()}
-    deadline = Deadline.after(BUDGET_SECONDS)
+    deadline, troubles = Deadline.after(BUDGET_SECONDS), dict[str, str]()
     there = [vm_dir for vm_dir, dump in found.items() if dump.file]
     if there:
         # Debug information takes a while the first time; nobody should wait for the verdict.
@@ -79,7 +79,7 @@ def _read_dumps(planned: PlannedRun, run: Run, found: dict[str, Dump], jobs: Map
         elif number >= _MOST_ASKED:
             found[vm_dir] = _unread(found[vm_dir], f"only {_MOST_ASKED} dumps of a run are read at its end")
         else:
-            found[vm_dir] = read_dump(run, found[vm_dir], plans.get(jobs[vm_dir]), deadline)
+            found[vm_dir] = read_dump(run, found[vm_dir], plans.get(jobs[vm_dir]), deadline, troubles)
 
 
 def find_dump(run: Run, result: Result) -> Dump | None:
@@ -88,31 +88,52 @@ def find_dump(run: Run, result: Result) -> Dump | None:
     note = read_dump_note(directory)
     if note is None:
         panicked = result.cause is Cause.PANICKED or PANIC in result.splat
-        return Dump(reason=_NO_EVENT) if panicked else None
+        return Dump(reason=_NO_NOTE) if panicked else None
     if note.reason:
         return Dump(reason=note.reason)
     if not (directory / FILE).is_file():
-        return Dump(reason=f"{directory / FILE} was removed")
+        return Dump(reason=f"{directory / FILE} was removed, or stayed on the worker of a fleet")
     file = os.fspath(Path(result.vm_dir, FILE))
     return Dump(file=file, bytes=note.bytes, seconds=note.seconds)
 
 
-def read_dump(run: Run, dump: Dump, plan: KernelPlan | ReadyKernel | None, deadline: Deadline) -> Dump:
-    """Return *dump* with drgn's answers, which are also written beside it, or why there are none."""
-    path = Path(run.directory, dump.file)
+def read_dump(
+    run: Run,
+    dump: Dump,
+    plan: KernelPlan | ReadyKernel | None,
+    deadline: Deadline,
+    troubles: dict[str, str] | None = None,
+) -> Dump:
+    """Return *dump* with drgn's answers, which are also written beside it, or why there are none.
+
+    *troubles* remembers, by key, why a kernel has no debug information, so that it is not made in vain again.
+    """
+    path, troubles = Path(run.directory, dump.file), {} if troubles is None else troubles
     try:
         refuse_without_drgn()
         if plan is None:
             return _unread(dump, "how its kernel was built is not known")
         if (symbol := plan.arch.coarse_dumps) and plan.config.get(symbol) != "y":
             return _unread(dump, f"QEMU dumps {plan.arch.name} guests in pages larger than the kernel's")
-        information = provide_debug_information(plan, deadline)
+        if trouble := troubles.get(plan.key):
+            return _unread(dump, trouble)
+        information = _information(plan, deadline, troubles)
         answers = _with_lines(plan, interrogate(path, information, interrogation_limit()), deadline)
     except HarnessError as error:
         return _unread(dump, str(error))
     with contextlib.suppress(OSError):
         write_atomic(path.with_name(ANSWERS), answers)
     return dataclasses.replace(dump, answers=answers)
+
+
+def _information(
+    plan: KernelPlan | ReadyKernel, deadline: Deadline, troubles: dict[str, str]
+) -> DebugInformation:
+    try:
+        return provide_debug_information(plan, deadline)
+    except HarnessError as error:
+        troubles[plan.key] = str(error)
+        raise
 
 
 def _with_lines(plan: KernelPlan | ReadyKernel, answers: str, deadline: Deadline) -> str:

@@ -60,6 +60,7 @@ def test_evidence_of_bad_cases_alone(tmp_path: Path) -> None:
         (there / "vm" / name / "timing.json").write_text("{}", encoding="utf-8")
         (there / "vm" / name / "console.log").write_text("a splat", encoding="utf-8")
         (there / "vm" / name / "ram").symlink_to("/dev/zero")
+    (there / "vm" / "job-w1-2" / "memory.json").write_text("{}", encoding="utf-8")
     with (there / "vm" / "job-w1-2" / "guest.dump").open("wb") as file:
         os.ftruncate(file.fileno(), 1 << 30)
     evidence = Evidence(there, "w1")
@@ -73,6 +74,7 @@ def test_evidence_of_bad_cases_alone(tmp_path: Path) -> None:
         "vm/job-w1-1/timing.json",
         "vm/job-w1-2/timing.json",
         "vm/job-w1-2/console.log",
+        "vm/job-w1-2/memory.json",
     }
     assert evidence.pack() == (b"", 0)
     (there / "vm" / "job-w1-2" / "console.log").write_text("a splat, and more", encoding="utf-8")
