@@ -24,10 +24,11 @@ from harness.session.reporting import find_run
 @click.command("debug")
 @options.runs_argument("run")
 @click.argument("case", required=False, metavar="[CASE]")
+@click.option("--job", metavar="NAME", help="The job in which CASE ran, if the run has several.")
 @click.option("--live", is_flag=True, help="Open the VM in which CASE starts, even if there is a dump.")
 @click.option("--gdb", is_flag=True, help="Open gdb instead of drgn; only on a VM.")
 @click.option("--answers", is_flag=True, help="Print stacks, locks, devices and contexts; open nothing.")
-def command(run: str, case: str | None, live: bool, gdb: bool, answers: bool) -> int:
+def command(run: str, case: str | None, job: str | None, live: bool, gdb: bool, answers: bool) -> int:
     """Open drgn on the memory of the guest that died in CASE of RUN, with debug information.
 
     If CASE left no dump, the VM in which CASE starts is opened: booted, or restored from its snapshot.  CASE
@@ -45,8 +46,10 @@ def command(run: str, case: str | None, live: bool, gdb: bool, answers: bool) ->
     """
     if case is None and live:
         raise click.UsageError("--live needs a CASE")
+    if live and answers:
+        raise click.UsageError("--answers reads a dump, and --live opens a VM: give one of them")
     found = find_run(run)
-    target = find_target(found, case)
+    target = find_target(found, case, job)
     dump = None if live else target.path(found)
     if dump is None and answers:
         raise UsageError(_no_dump(target), hint="vfio-harness debug without --answers opens a VM")
@@ -61,7 +64,7 @@ def command(run: str, case: str | None, live: bool, gdb: bool, answers: bool) ->
     if answers:
         emit(interrogate(dump, information, interrogation_limit()).rstrip("\n"))
         return 0
-    tell(f"the dump: {dump}")
+    tell(f"the dump of job {target.result.job}: {dump}")
     return process.run_foreground(drgn_command(dump, information, "--shell"), own_stdout=True)
 
 

@@ -19,6 +19,7 @@ from harness.plan import PLAN_FILE, Job, load_plan
 from harness.results import Dump, Result, Run
 from harness.session.dumps import BUDGET_SECONDS, find_dump
 from harness.session.planning import plan_wished_kernel
+from harness.session.remaining import pins
 from harness.session.wishes import load_wishes
 
 _NAMED = 5
@@ -38,11 +39,17 @@ class Target:
         return Path(run.directory, self.dump.file) if self.dump is not None and self.dump.file else None
 
 
-def find_target(run: Run, case: str | None) -> Target:
-    """Return the attempt at *case* in *run* to debug: one that left a dump, else the last.
+def find_target(run: Run, case: str | None, job: str | None = None) -> Target:
+    """Return the attempt at *case* in *run* to debug, of *job* if given: one that left a dump, else the last.
 
-    Without *case* the run must have one dump only.  Raises UsageError when it has not, or *case* is unknown.
+    Without *case* there must be one dump only.  Raises UsageError when there is not, and when *case* or *job*
+    is unknown.
     """
+    if job is not None:
+        jobs = {one.name for one in run.jobs}
+        if job not in jobs:
+            raise UsageError(f"run {run.info.id} has no job {job!r}", hint=nearest(job, jobs))
+        run = dataclasses.replace(run, results=tuple(one for one in run.results if one.job == job))
     if case is None:
         found = [target for one in run.results if (target := _target(run, one)).path(run)]
         guests = {target.result.vm_dir: target for target in found}
@@ -89,14 +96,20 @@ def debug_information(run: Run, job: Job) -> DebugInformation:
     if found is not None:
         return found
     wishes, _ = load_wishes(Path(run.directory))
+    line = next((one.line for one in run.jobs if one.name == job.name), "")
     problem: HarnessError = HostError(
         f"the source of the kernel of job {job.name} has changed since run {run.info.id}", hint="run it again"
     )
     for wish in {wish.kernel: wish for wish in wishes}:
-        if wish.variant != job.kernel.variant:
+        if wish.variant != job.kernel.variant or wish.line != line:
             continue
-        tree = open_tree(wish.tree) if wish.ready is None else None
-        planned = plan_wished_kernel(tree, wish, with_selftests=False)
+        try:
+            # A branch may have moved since, and Debian may have uploaded a new release.
+            tree = open_tree(pins(run, [wish]).get(wish.tree, wish.tree)) if wish.ready is None else None
+            planned = plan_wished_kernel(tree, wish, with_selftests=False)
+        except HarnessError as error:
+            problem = error
+            continue
         if planned.plan is not None and planned.plan.key == job.kernel.digest:
             return provide_debug_information(planned.plan, Deadline.after(BUDGET_SECONDS))
         problem = planned.problem or problem

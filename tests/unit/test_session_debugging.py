@@ -16,7 +16,7 @@ from harness.base.errors import UsageError
 from harness.machine.dump import FILE, NOTE
 from harness.machine.interrogation import summary_of
 from harness.report import view
-from harness.results import Address, Dump, Outcome, Result, Run, RunInfo
+from harness.results import Address, Dump, JobRecord, Outcome, Result, Run, RunInfo
 from harness.results.store import RunStore, load, record_dumps
 from harness.session.debugging import find_target
 from harness.session.dumps import find_dump, question_dumps
@@ -76,6 +76,19 @@ def test_a_case(run: Run) -> None:
     assert caught.value.hint == "did you mean 'probes/mapping/oops'?"
 
 
+def test_a_job(run: Run) -> None:
+    """It chooses among attempts at one case; an unknown one has its nearest."""
+    there = dataclasses.replace(run.results[1], job="other", vm_dir="vm/other")
+    jobs = (JobRecord(name="job"), JobRecord(name="other"))
+    run = dataclasses.replace(run, results=(*run.results, there), jobs=jobs)
+    died(run, "b")
+    died(run, "other")
+    assert find_target(run, "probes/mapping/oops", "job").result.vm_dir == "vm/b"
+    assert find_target(run, None, "other").result.vm_dir == "vm/other"
+    with pytest.raises(UsageError, match="run r has no job 'othr'"):
+        find_target(run, None, "othr")
+
+
 def test_what_became_of_the_memory(run: Run) -> None:
     """A dump, the reason for none, or nothing where no guest died."""
     died(run, "b")
@@ -87,7 +100,7 @@ def test_what_became_of_the_memory(run: Run) -> None:
     Path(run.directory, "vm/b", FILE).unlink()
     found = find_dump(run, oops)
     assert found is not None
-    assert found.reason.endswith("memory.kdump was removed")
+    assert found.reason.endswith("memory.kdump was removed, or stayed on the worker of a fleet")
 
 
 def test_a_panic_that_qemu_was_not_told_of(run: Run) -> None:
