@@ -7,12 +7,12 @@ import collections
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from harness.base.deadline import Deadline
 from harness.base.errors import ExitCode, InfraError, UsageError
@@ -286,6 +286,53 @@ def test_what_survived_is_planted_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
         mutate_verb.command, ["--survivors", "mutate-1", "--plan"], standalone_mode=False
     )
     assert [line.split()[0] for line in done.stdout.splitlines()] == [fault(2).id]
+
+
+@pytest.fixture
+def continued(mutate: type[Shower], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """Return what continues a mutation of faults 1 and 2 with options."""
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    monkeypatch.setattr(gittree, "show", lambda *_: SOURCE)
+    monkeypatch.setattr(mutate_verb, "_reached", lambda _: {})
+    tester = contextlib.nullcontext(lambda _conduct: mutate())
+    monkeypatch.setattr(mutate_verb, "commit_testers", lambda *_, **__: tester)
+    directory = tmp_path / "mutate-1"
+    directory.mkdir()
+    dataclasses.replace(mutator(tmp_path, fault(1), fault(2)).mutation, id="mutate-1").save(directory)
+
+    def go_on(*words: str) -> Result:
+        words = ("--continue", "mutate-1", *words)
+        return CliRunner().invoke(mutate_verb.command, words, standalone_mode=False)
+
+    return go_on
+
+
+KILLED = shown(Status.FAILS, "a fails", a=Status.FAILS)
+SURVIVED = shown(Status.PASSES, a=Status.PASSES, b=Status.PASSES)
+LOST = shown(Status.UNTESTED, "no VM")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        ([KILLED], [KILLED], ExitCode.GOOD),
+        ([KILLED], [SURVIVED], ExitCode.CASE_FAILED),
+        ([LOST, LOST], [SURVIVED], ExitCode.CASE_FAILED),
+        ([LOST, LOST], [LOST, LOST], ExitCode.INFRA),
+        (shown(Status.NO_BUILD, "no"), shown(Status.NO_BUILD, "no"), ExitCode.KERNEL),
+    ],
+)
+def test_exit_codes(
+    mutate: type[Shower],
+    continued: Callable[..., Result],
+    first: list[CommitRun] | CommitRun,
+    second: list[CommitRun] | CommitRun,
+    code: ExitCode,
+) -> None:
+    shows = {fault(1).id: first, fault(2).id: second}
+    mutate.shows = {"base": [PASSED], **{k: list(v) for k, v in shows.items() if isinstance(v, list)}}
+    mutate.images = {k: v for k, v in shows.items() if isinstance(v, CommitRun)}
+    assert continued().return_value == code
 
 
 @pytest.mark.parametrize(
