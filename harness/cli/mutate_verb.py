@@ -157,7 +157,7 @@ def command(
     one fails, on each topology where they apply.  A fault that survives shows what no case tests.  The tree
     is never written to.
 
-    Exit codes: 0 every fault was noticed; 1 some survived; 2, 3 and 4 as for run.
+    Exit codes: 0 every fault was noticed; 1 some survived; 2, 3 and 4 as for run, 3 also with untested ones.
 
     \b
     Examples:
@@ -294,6 +294,8 @@ def _mutate(
     emit(render_json(mutation).rstrip("\n") if as_json else text)
     if mutation.left:
         tell(f"to continue: {resume}")
-    if mutation.score is None:
-        return ExitCode.INFRA if mutation.fates(Fate.UNTESTED) else ExitCode.KERNEL
-    return ExitCode.CASE_FAILED if mutation.fates(Fate.SURVIVED) else ExitCode.GOOD
+    if mutation.fates(Fate.SURVIVED):
+        return ExitCode.CASE_FAILED
+    if mutation.left:
+        return ExitCode.INFRA
+    return ExitCode.KERNEL if mutation.score is None else ExitCode.GOOD

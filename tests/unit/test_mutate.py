@@ -319,6 +319,7 @@ LOST = shown(Status.UNTESTED, "no VM")
         ([KILLED], [SURVIVED], ExitCode.CASE_FAILED),
         ([LOST, LOST], [SURVIVED], ExitCode.CASE_FAILED),
         ([LOST, LOST], [LOST, LOST], ExitCode.INFRA),
+        ([KILLED], [LOST, LOST], ExitCode.INFRA),
         (shown(Status.NO_BUILD, "no"), shown(Status.NO_BUILD, "no"), ExitCode.KERNEL),
     ],
 )
@@ -333,6 +334,23 @@ def test_exit_codes(
     mutate.shows = {"base": [PASSED], **{k: list(v) for k, v in shows.items() if isinstance(v, list)}}
     mutate.images = {k: v for k, v in shows.items() if isinstance(v, CommitRun)}
     assert continued().return_value == code
+
+
+@pytest.mark.parametrize("tested", [(), (1,)])
+def test_deadline_does_not_make_a_mutation_good(
+    mutate: type[Shower],
+    continued: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tested: tuple[int, ...],
+) -> None:
+    """What is left was not noticed."""
+    mutate.shows = {"base": [PASSED]}
+    monkeypatch.setattr(mutate_verb, "parse_deadline", lambda _: 0.0)
+    directory = tmp_path / "mutate-1"
+    killed = tuple(under_test.Mutant(fault=fault(number), fate=Fate.KILLED) for number in tested)
+    dataclasses.replace(load_mutation(directory), mutants=killed).save(directory)
+    assert continued().return_value == ExitCode.INFRA
 
 
 @pytest.mark.parametrize(
