@@ -110,6 +110,10 @@ class CommitRun:
     """The kind of failure: equal for two failures with the same cause; empty if unknown."""
     cases: Mapping[str, Status] = dataclasses.field(default_factory=dict)
     """The status of each case, by address; by `TOPOLOGY ADDRESS` in a run on several topologies."""
+    bad: tuple[str, ...] = ()
+    """The addresses of the pieces of work that failed, each a case or a program: a run with -x ends there."""
+    outside: str = ""
+    """A crash or warning of the kernel outside any case, if it counts as a failure."""
     run_dir: str = ""
     """The run's directory; empty when nothing was booted."""
     silent: bool = False

@@ -17,6 +17,7 @@ from harness.bisect.state import CommitRun, Rules, Status, Step
 from harness.results import BOOTS, KERNEL_SUITE, QUIET, WHOLE_PROGRAM, JobRecord, Outcome, Result, Run
 from harness.results.fingerprint import fingerprint
 from harness.suites.model import COMPILES
+from harness.suites.registry import work_address
 
 UNTESTED_RUNS = 2
 """How many runs without a result make a commit UNTESTED."""
@@ -65,6 +66,8 @@ def read_run(run: Run, *, cases: Sequence[str] = (), boot: bool = False, seconds
             for r in results
             if r.address.suite != KERNEL_SUITE
         },
+        bad=tuple(dict.fromkeys(work_address(r.address) for r in results if _is_bad(r))),
+        outside=next((describe_result(r) for r in results if _is_outside(r)), ""),
         run_dir=run.directory,
         silent=status is Status.UNTESTED and silent,
         seconds=seconds,
@@ -138,7 +141,7 @@ def _counts(result: Result, cases: Sequence[str]) -> bool:
     """Whether *result* belongs to *cases*: to one of them, to their program, or a splat after them."""
     address = result.address
     if address.suite == KERNEL_SUITE:
-        return result.outcome is Outcome.CRASH and not _is_boot_splat(result)
+        return _is_outside(result)
     if str(address) in cases:
         return True
     # A commit whose selftests do not compile shows nothing about the cases.
@@ -148,6 +151,17 @@ def _counts(result: Result, cases: Sequence[str]) -> bool:
         return True
     whole = address.case == WHOLE_PROGRAM and result.outcome is not Outcome.SKIP
     return whole and any(case.startswith(f"{address.program_path}/") for case in cases)
+
+
+def _is_outside(result: Result) -> bool:
+    crashed = result.address.suite == KERNEL_SUITE and result.outcome is Outcome.CRASH
+    return crashed and not _is_boot_splat(result)
+
+
+def _is_bad(result: Result) -> bool:
+    """Whether it ends a run with -x, or fails each case of its program."""
+    whole = result.address.case == WHOLE_PROGRAM
+    return result.outcome.is_failure or (whole and result_status(result) is Status.FAILS)
 
 
 def _is_boot_crash(result: Result) -> bool:

@@ -98,24 +98,35 @@ class Mutation:
     def passing(self) -> dict[str, str]:
         """The cases that pass without a fault, as CommitRun.cases has them, with their addresses.
 
-        Without those that fail on another topology: they would end each run.
+        Without those that fail on another topology, or whose program fails: they would end each run.
         """
-        cases = self.base.cases if self.base is not None else {}
+        if self.base is None:
+            return {}
+        cases, bad = self.base.cases, tuple(f"{work}/" for work in self.base.bad)
         address = {case: case.partition(" ")[2] if self.several else case for case in cases}
         failing = {address[case] for case, status in cases.items() if status is Status.FAILS}
         return {
             case: address[case]
             for case, status in cases.items()
-            if status is Status.PASSES and address[case] not in failing
+            if status is Status.PASSES
+            and address[case] not in failing
+            and not f"{address[case]}/".startswith(bad)
         }
 
     @property
     def left_out(self) -> str:
-        """That cases came to no result without a fault, and so test none; empty if all did."""
+        """Which cases test no fault, though they do not fail without one; empty if all do."""
         cases = self.base.cases if self.base is not None else {}
-        without = [case for case, status in cases.items() if status is Status.UNTESTED]
-        where = _by_topology(without) if self.several else ""
-        return f"{count_of(len(without), 'case')} left out, without a result{where}" if without else ""
+        passed = {case for case, status in cases.items() if status is Status.PASSES}
+        found = {
+            "without a result": [case for case, status in cases.items() if status is Status.UNTESTED],
+            "because they or their program fail as well": sorted(passed - set(self.passing)),
+        }
+        return "; ".join(
+            f"{count_of(len(names), 'case')} left out, {why}{_by_topology(names) if self.several else ''}"
+            for why, names in found.items()
+            if names
+        )
 
     @property
     def left(self) -> tuple[Fault, ...]:
@@ -225,6 +236,9 @@ class Mutator:
         built = tester.build(commit)
         base = tester.run(commit, ()) if isinstance(built, BuiltCommit) else built
         image = built.image if isinstance(built, BuiltCommit) else ""
+        if base.outside:
+            why = "the kernel without a fault fails outside of cases, as each faulty one would"
+            raise UsageError(f"{why}: {base.outside}", hint=f"the log: {base.run_dir}")
         mutation = dataclasses.replace(self.mutation, base=base, base_image=image)
         if not (passing := mutation.passing):
             kind = InfraError if base.status is Status.UNTESTED else UsageError

@@ -104,6 +104,23 @@ def test_a_point_that_vanished_fails(outcome: Outcome) -> None:
     assert read_run(run(vanished), cases=[point]).status is F
 
 
+@pytest.mark.parametrize("case", ["(program)", "a.b"])
+@pytest.mark.parametrize("outcome", [Outcome.ERROR, Outcome.FAIL, Outcome.XPASS, Outcome.XFAIL])
+def test_pieces_of_work_that_fail(case: str, outcome: Outcome) -> None:
+    """A program fails as a whole, a probe alone; a documented failure of a point ends no run."""
+    program = "kselftest:vfio/vfio_pci_device_test@edu0"
+    read = read_run(run(result(f"{program}/x.y", Outcome.PASS), result(f"{program}/{case}", outcome)))
+    assert read.bad == (() if (case, outcome) == ("a.b", Outcome.XFAIL) else (program,))
+    assert read_run(run(result(CASE, Outcome.FAIL), result("probes/x/y", Outcome.PASS))).bad == (CASE,)
+
+
+def test_what_the_kernel_says_outside_of_cases() -> None:
+    """Whatever else fails; not while booting, which counts for no case."""
+    failed = result(CASE, Outcome.FAIL)
+    assert "Kernel panic" in read_run(run(failed, crash(QUIET))).outside
+    assert read_run(run(failed, crash(QUIET, Cause.BOOT_CRASH))).outside == ""
+
+
 def test_failures_of_one_kind() -> None:
     """Two failures are of one kind when only numbers differ; a splat goes by its trace, XFAIL by nothing."""
 

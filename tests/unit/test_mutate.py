@@ -176,6 +176,27 @@ def test_cases_count_on_each_topology(
     assert words in capsys.readouterr().err
 
 
+def test_program_that_fails_without_a_fault_tests_none(
+    mutate: type[Shower], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would end each run, or kill each mutant; a program whose name only starts alike counts."""
+    cases = {name: Status.PASSES for name in ("k/p/a", "k/p/b", "k/pq/a", "s/x/a", "s/x/b")}
+    base = CommitRun(status=Status.FAILS, why="", cases=cases, bad=("k/p", "s/x/b"))
+    found = {"k/pq/a": Status.PASSES, "s/x/a": Status.PASSES}
+    mutate.shows = {"base": [base], fault(1).id: [dataclasses.replace(PASSED, cases=found)]}
+    mutated = mutator(tmp_path, fault(1)).run()
+    assert mutate.asked[-1] == (fault(1).id, ("k/pq/a", "s/x/a"))
+    assert [mutant.fate for mutant in mutated.mutants] == [Fate.SURVIVED]
+    assert "3 cases left out, because they or their program fail as well" in capsys.readouterr().err
+
+
+def test_kernel_that_fails_outside_of_cases_judges_nothing(mutate: type[Shower], tmp_path: Path) -> None:
+    """Each mutant would be killed by that."""
+    mutate.shows = {"base": [dataclasses.replace(PASSED, outside="WARNING: a.c")]}
+    with pytest.raises(UsageError, match=r"outside of cases.*WARNING: a\.c"):
+        mutator(tmp_path, fault(1)).run()
+
+
 def test_equivalents_are_not_built_and_do_not_count(mutate: type[Shower], tmp_path: Path) -> None:
     mutate.shows = {"base": [PASSED]}
     mutated = mutator(tmp_path, fault(1), equivalents={fault(1).id: "only a hint"}).run()
