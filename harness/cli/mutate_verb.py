@@ -71,11 +71,14 @@ class _Asked:
             faults, what = named_faults(source, self.targets), " and ".join(self.targets)
         else:
             old, _, new = self.diff.partition("..")
-            if new and (tree or "").startswith("debian:"):
+            tree = tree or "."
+            if tree.startswith("debian:"):
                 hint = "give --tree a git repository of Linux"
                 raise UsageError(f"--diff {self.diff}: {tree} is a package without a history", hint=hint)
-            source = Source.of(open_tree(f"{tree or '.'}@{new}" if new else tree))
-            faults, what = changed_faults(source, old), f"the C lines of --diff {self.diff}"
+            source = Source.of(open_tree(f"{tree}@{new}" if new else tree))
+            path = Path(tree).expanduser()
+            directory = path if path.is_dir() else Path(tree.rsplit("@", 1)[0]).expanduser()
+            faults, what = changed_faults(source, directory, old), f"the C lines of --diff {self.diff}"
         if not faults:
             raise UsageError(f"no fault can be planted in {what}")
         return source, faults

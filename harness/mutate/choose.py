@@ -62,9 +62,12 @@ def named_faults(source: Source, targets: Sequence[str]) -> list[Fault]:
     return _found(source, wanted, lambda file, function, _: function in wanted[file])
 
 
-def changed_faults(source: Source, old: str) -> list[Fault]:
-    """Return the faults in C lines of *source* that differ from the commit *old* of its repository."""
-    before = gittree.resolve(source.root, old).commit
+def changed_faults(source: Source, directory: Path, old: str) -> list[Fault]:
+    """Return the faults in C lines of *source* that differ from the commit that *old* names in *directory*.
+
+    Each worktree of a repository has its own HEAD.  Raises UsageError for an unknown one.
+    """
+    before = gittree.resolve(directory, old).commit
     changes = {one.name: one.after for one in find_changes(source.mirror, before, source.commit)}
     lines = {name: after for name, after in changes.items() if name.endswith(".c") and after}
     return _found(source, lines, lambda file, _, line: line in lines[file])

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
+from kernel_fake_tree import git, make_fake_tree
 
 from harness.base.deadline import Deadline
 from harness.base.errors import ExitCode, InfraError, UsageError
@@ -374,9 +375,31 @@ def test_deadline_does_not_make_a_mutation_good(
     assert continued().return_value == ExitCode.INFRA
 
 
+@pytest.mark.parametrize(("at", "old"), [("", "HEAD~1"), ("@HEAD", "@~1"), ("", "HEAD~1..HEAD")])
+def test_diff_is_from_the_commit_of_that_worktree(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, at: str, old: str
+) -> None:
+    """The first worktree of the repository has another HEAD."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mutate_verb, "_check", lambda *_: "none")
+    first, second = make_fake_tree(tmp_path / "linux"), tmp_path / "second"
+    git(first, "init", "--quiet", "--initial-branch=main")
+    for text in ("", "int g(void)\n{\n\treturn -EIO;\n}\n", f"\n{SOURCE}"):
+        with (first / "init" / "main.c").open("a", encoding="utf-8") as file:
+            file.write(text)
+        git(first, "add", "--all")
+        git(first, "commit", "--quiet", "--allow-empty", "--message=change")
+    git(first, "worktree", "add", "--quiet", "--detach", str(second))
+    git(first, "reset", "--quiet", "--hard", "HEAD~1")
+    words = ["--tree", f"{second}{at}", "--diff", old, "--plan"]
+    done = CliRunner().invoke(mutate_verb.command, words, standalone_mode=False)
+    assert [line.split()[2] for line in done.stdout.splitlines()] == ["f():"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--diff", "a", "--tree", "debian:7.3"], "debian:7.3 is a package without a history"),
         (["--continue", "nope"], "there is no mutation 'nope'"),
         (["--diff", "a..b", "--tree", "debian:7.3"], "debian:7.3 is a package without a history"),
         (["x.c", "--tree", "debian:7.3", "--case", "probes/nodes/nope"], "probes/nodes/nope"),
