@@ -30,6 +30,7 @@ from harness.mutate.choose import Source, changed_faults, named_faults, read_equ
 from harness.mutate.faults import Fault
 from harness.mutate.mutation import STATE_NAME, Fate, Mutation, Mutator, load_mutation
 from harness.mutate.report import render_json, summary
+from harness.results import owned
 from harness.results.store import new_run_id
 from harness.session import planning
 from harness.session.coverage import HOW, line_of_kernels
@@ -287,13 +288,14 @@ def _mutate(
         resume=resume,
     )
     try:
-        with made as tester:
-            mutator = Mutator(mutation, directory, known, _reached(source), tester, deadline)
-            mutation = mutator.run()
+        # Its last owner may have tested more of it since it was read.
+        with owned(directory), made as tester:
+            mutation = load_mutation(directory)
+            mutation = Mutator(mutation, directory, known, _reached(source), tester, deadline).run()
+            text = summary(mutation, source.read)
+            (directory / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
     except KeyboardInterrupt as error:
         raise Interrupted(f"to continue: {resume}") from error
-    text = summary(mutation, source.read)
-    (directory / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
     emit(render_json(mutation).rstrip("\n") if as_json else text)
     if mutation.left:
         tell(f"to continue: {resume}")

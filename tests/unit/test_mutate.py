@@ -26,6 +26,7 @@ from harness.mutate.choose import read_equivalents, sample
 from harness.mutate.faults import Fault, Kind
 from harness.mutate.mutation import Fate, Mutation, Mutator, load_mutation
 from harness.mutate.report import render_json, summary
+from harness.results import owned
 
 SOURCE = "int f(void)\n{\n\treturn -EBUSY;\n}\n"
 
@@ -356,6 +357,17 @@ def test_exit_codes(
     mutate.shows = {"base": [PASSED], **{k: list(v) for k, v in shows.items() if isinstance(v, list)}}
     mutate.images = {k: v for k, v in shows.items() if isinstance(v, CommitRun)}
     assert continued().return_value == code
+
+
+def test_one_process_at_a_time(
+    mutate: type[Shower], continued: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Each would test the same faults, and write its own state over that of the other."""
+    with owned(tmp_path / "mutate-1"):
+        done = continued()
+    assert isinstance(done.exception, UsageError)
+    assert "mutate-1 is still going on" in done.exception.message
+    assert mutate.asked == []
 
 
 @pytest.mark.parametrize("tested", [(), (1,)])
