@@ -193,10 +193,10 @@ def command(
         tell(f"accelerator: {_check(kernel, machines)}")
         source, faults = asked.find(kernel.tree)
         known = read_equivalents(equivalents, faults)
-        chosen = sample(faults, asked.limit, asked.seed)
+        chosen = sample([fault for fault in faults if fault.id not in known], asked.limit, asked.seed)
         if plan_only:
             return _show(sorted(chosen, key=faults.index), len(faults))
-        mutation = _begin(source, steps, chosen, len(faults))
+        mutation = _begin(source, steps, chosen, faults, known)
     return _mutate(mutation, known, until, fleet, as_json=as_json)
 
 
@@ -248,14 +248,21 @@ def _check(kernel: KernelWish, machines: Sequence[MachineWish]) -> str:
     return choice.reason
 
 
-def _begin(source: Source, steps: StepOptions, chosen: tuple[Fault, ...], found: int) -> Mutation:
+def _begin(
+    source: Source,
+    steps: StepOptions,
+    chosen: tuple[Fault, ...],
+    faults: Sequence[Fault],
+    known: Mapping[str, str],
+) -> Mutation:
+    """Save a new mutation of *chosen*, and of those of *faults* that are *known* as equivalent."""
     mutation = Mutation(
         id=f"mutate-{new_run_id(datetime.datetime.now(datetime.UTC))}",
         root=os.fspath(source.root),
         commit=source.commit,
         options=steps,
-        faults=chosen,
-        found=found,
+        faults=(*chosen, *(fault for fault in faults if fault.id in known)),
+        found=len(faults),
     )
     directory = paths.runs_dir() / mutation.id
     try:
@@ -263,7 +270,7 @@ def _begin(source: Source, steps: StepOptions, chosen: tuple[Fault, ...], found:
     except OSError as error:
         raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error
     mutation.save(directory)
-    tell(f"planting {len(chosen)} of {count_of(found, 'fault')}; everything is in {directory}")
+    tell(f"planting {len(chosen)} of {count_of(len(faults), 'fault')}; everything is in {directory}")
     return mutation
 
 
@@ -290,8 +297,9 @@ def _mutate(
     try:
         # Its last owner may have tested more of it since it was read.
         with owned(directory), made as tester:
-            mutation = load_mutation(directory)
-            mutation = Mutator(mutation, directory, known, _reached(source), tester, deadline).run()
+            mutation = load_mutation(directory).with_equivalents(known)
+            mutation.save(directory)
+            mutation = Mutator(mutation, directory, _reached(source), tester, deadline).run()
             text = summary(mutation, source.read)
             (directory / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
     except KeyboardInterrupt as error:

@@ -12,6 +12,8 @@ from pathlib import Path
 from harness.base import yamlfile
 from harness.base.csource import find_functions
 from harness.base.errors import UsageError, nearest
+from harness.base.output import tell
+from harness.base.words import count_of
 from harness.kernel import gittree
 from harness.kernel.changes import find_changes
 from harness.kernel.trees import KernelTree, open_tree
@@ -100,14 +102,19 @@ def sample(faults: Sequence[Fault], limit: int | None, seed: int) -> tuple[Fault
 
 
 def read_equivalents(path: Path | None, faults: Sequence[Fault]) -> dict[str, str]:
-    """Return the reasons in *path*, a YAML mapping of fault id to reason; UsageError for an unknown id."""
+    """Return the reasons in *path*, a YAML mapping of fault id to reason, for those of *faults* it names.
+
+    Raises UsageError when it names others only.
+    """
     if path is None:
         return {}
     section = yamlfile.load(path)
     known = {fault.id for fault in faults}
     reasons = {name: section.text(name) for name in section}
-    for name in reasons:
-        if name not in known:
-            hint = nearest(name, known, otherwise="mutate --plan lists the ids")
-            raise UsageError(f"{section.where(name)}: no fault to be planted has the id {name!r}", hint=hint)
-    return reasons
+    elsewhere = reasons.keys() - known
+    if elsewhere and len(elsewhere) == len(reasons):
+        hint = "mutate --plan lists the ids"
+        raise UsageError(f"{path}: it names none of the faults to be planted", hint=hint)
+    if elsewhere:
+        tell(f"{path}: {len(elsewhere)} of {count_of(len(reasons), 'fault')} are elsewhere")
+    return {name: reason for name, reason in reasons.items() if name in known}

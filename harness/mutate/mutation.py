@@ -139,6 +139,18 @@ class Mutation:
         others = tuple(one for one in self.mutants if one.fault.id != mutant.fault.id)
         return dataclasses.replace(self, mutants=(*others, mutant))
 
+    def with_equivalents(self, reasons: Mapping[str, str]) -> Mutation:
+        """Return the mutation with the faults of *reasons* that nothing noticed as equivalent.
+
+        *reasons* is fault id -> why that fault changes nothing that a test can see.
+        """
+        found, settled = self, (Fate.KILLED, Fate.SAME_CODE, Fate.NO_BUILD)
+        noticed = {mutant.fault.id for mutant in self.mutants if mutant.fate in settled}
+        for fault in self.faults:
+            if fault.id in reasons and fault.id not in noticed:
+                found = found.with_mutant(Mutant(fault=fault, fate=Fate.EQUIVALENT, why=reasons[fault.id]))
+        return found
+
     def fates(self, fate: Fate) -> list[Mutant]:
         """Return the mutants with *fate*."""
         return [mutant for mutant in self.mutants if mutant.fate is fate]
@@ -175,8 +187,6 @@ class Mutator:
 
     mutation: Mutation
     directory: Path
-    equivalents: Mapping[str, str]
-    """Fault id -> why that fault changes nothing that a test can see."""
     reached: Mapping[str, frozenset[str]]
     """Case -> FILE:FUNCTION of what it reaches: the coverage map, which may be older than some cases."""
     tester: Callable[[Sequence[str]], Tester]
@@ -185,10 +195,11 @@ class Mutator:
 
     def run(self) -> Mutation:
         """Plant and test; raises UsageError or InfraError when no case passes without a fault."""
+        if not self.mutation.left:
+            return self.mutation
         self._test_base(self.tester(_CONDUCT))
         tester = self.tester((*_CONDUCT, "-x"))
-        faults = [fault for fault in self.mutation.left if not self._is_equivalent(fault)]
-        for mutant in (self._at_once if tester.is_elsewhere else self._here)(tester, faults):
+        for mutant in (self._at_once if tester.is_elsewhere else self._here)(tester, self.mutation.left):
             self._update(self.mutation.with_mutant(mutant))
             tell(f"{len(self.mutation.mutants)}/{len(self.mutation.faults)} {describe(mutant)}")
         return self.mutation
@@ -248,13 +259,6 @@ class Mutator:
             words += _by_topology(passing, base.cases)
         tell(f"{words}; {mutation.left_out}" if mutation.left_out else words)
         self._update(mutation)
-
-    def _is_equivalent(self, fault: Fault) -> bool:
-        reason = self.equivalents.get(fault.id)
-        if reason is not None:
-            mutant = Mutant(fault=fault, fate=Fate.EQUIVALENT, why=reason)
-            self._update(self.mutation.with_mutant(mutant))
-        return reason is not None
 
     def _plant(self, tester: Tester, fault: Fault) -> str:
         source = gittree.show(self._mirror, self.mutation.commit, fault.file)

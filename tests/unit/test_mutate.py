@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -93,7 +94,7 @@ SEVERAL = StepOptions(machine=("--topology", "edu", "--topology", "mixed"))
 
 def mutator(tmp_path: Path, *faults: Fault, options: StepOptions = ON_ONE, **changes: object) -> Mutator:
     state = Mutation(id="m", root="/tree", commit="base", options=options, faults=faults, found=9)
-    given = {"equivalents": {}, "reached": {}, "tester": lambda _conduct: Shower(), **changes}
+    given = {"reached": {}, "tester": lambda _conduct: Shower(), **changes}
     return Mutator(state, tmp_path, **given)  # type: ignore[arg-type]
 
 
@@ -199,11 +200,15 @@ def test_kernel_that_fails_outside_of_cases_judges_nothing(mutate: type[Shower],
         mutator(tmp_path, fault(1)).run()
 
 
-def test_equivalents_are_not_built_and_do_not_count(mutate: type[Shower], tmp_path: Path) -> None:
-    mutate.shows = {"base": [PASSED]}
-    mutated = mutator(tmp_path, fault(1), equivalents={fault(1).id: "only a hint"}).run()
-    assert [(mutant.fate, mutant.why) for mutant in mutated.mutants] == [(Fate.EQUIVALENT, "only a hint")]
-    assert mutated.score is None
+def test_equivalents_do_not_count(tmp_path: Path) -> None:
+    """One that survived becomes one; one that was killed is none, whatever the file says."""
+    fates = {1: Fate.KILLED, 2: Fate.SURVIVED, 3: Fate.UNTESTED}
+    mutants = tuple(under_test.Mutant(fault=fault(number), fate=fate) for number, fate in fates.items())
+    state = dataclasses.replace(mutator(tmp_path, *map(fault, range(6))).mutation, mutants=mutants)
+    found = state.with_equivalents({fault(number).id: "only a hint" for number in range(1, 5)})
+    assert [mutant.fault.id for mutant in found.fates(Fate.EQUIVALENT)] == [fault(n).id for n in (2, 3, 4)]
+    assert {mutant.why for mutant in found.fates(Fate.EQUIVALENT)} == {"only a hint"}
+    assert (found.score, found.left) == (1.0, (fault(0), fault(5)))
 
 
 def test_it_goes_on_where_it_was(mutate: type[Shower], tmp_path: Path) -> None:
@@ -213,7 +218,7 @@ def test_it_goes_on_where_it_was(mutate: type[Shower], tmp_path: Path) -> None:
     mutate.shows = {"base": [PASSED], fault(1).id: [killed], fault(2).id: [*lost, killed]}
     first = mutator(tmp_path, fault(1), fault(2))
     first.run()
-    again = Mutator(load_mutation(tmp_path), tmp_path, {}, {}, lambda _conduct: Shower())
+    again = Mutator(load_mutation(tmp_path), tmp_path, {}, lambda _conduct: Shower())
     assert again.mutation == first.mutation
     assert again.run().score == 1.0
     assert [commit for commit, _ in mutate.asked] == ["base", *(f.id for f in map(fault, (1, 2, 2, 2)))]
@@ -274,14 +279,17 @@ def test_sample_is_spread_over_the_functions_and_repeatable() -> None:
     assert everything[:20] == chosen
 
 
-def test_equivalents_must_be_known(tmp_path: Path) -> None:
+def test_one_file_of_equivalents_is_for_every_choice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some that it names may be elsewhere; all of them are a mistake."""
     path = tmp_path / "equivalents.yaml"
     path.write_text("'00000001': only a hint\n'00000003': gone\n")
-    with pytest.raises(
-        UsageError, match=r"equivalents\.yaml:2: no fault to be planted has the id '00000003'"
-    ):
-        read_equivalents(path, [fault(1), fault(2)])
+    assert read_equivalents(path, [fault(1), fault(2)]) == {fault(1).id: "only a hint"}
+    assert f"{path}: 1 of 2 faults are elsewhere" in capsys.readouterr().err
     assert read_equivalents(path, [fault(1), fault(3)]) == {fault(1).id: "only a hint", fault(3).id: "gone"}
+    with pytest.raises(UsageError, match=r"equivalents\.yaml: it names none of the faults to be planted"):
+        read_equivalents(path, [fault(2)])
 
 
 def test_report_shows_survivors_with_their_patch() -> None:
@@ -311,12 +319,33 @@ def test_what_survived_is_planted_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert [line.split()[0] for line in done.stdout.splitlines()] == [fault(2).id]
 
 
+@pytest.mark.parametrize(("limit", "planted"), [(1, 1), (2, 2), (9, 3)])
+def test_limit_counts_no_equivalents(
+    mutate: type[Shower], continued: Callable[..., Result], tmp_path: Path, limit: int, planted: int
+) -> None:
+    """They are in the report, and the others are as many as were asked for; a survivor becomes one later."""
+    directory = tmp_path / "mutate-1"
+    faults = tuple(fault(number, f"f{number}") for number in range(6))
+    mutants = tuple(under_test.Mutant(fault=one, fate=Fate.SURVIVED) for one in faults)
+    dataclasses.replace(load_mutation(directory), faults=faults, mutants=mutants).save(directory)
+    path = tmp_path / "equivalents.yaml"
+    path.write_text("".join(f"'{one.id}': only a hint\n" for one in faults[:3]))
+    mutate.shows = {"base": [PASSED], **{one.id: [KILLED] for one in faults}}
+    words = ("--survivors", "mutate-1", "--limit", str(limit), "--equivalents", str(path), "--json")
+    done = CliRunner().invoke(mutate_verb.command, words, standalone_mode=False)
+    fates = collections.Counter(one["fate"] for one in json.loads(done.stdout)["mutants"])
+    assert fates == {"equivalent": 3, "killed": planted}
+    again = json.loads(continued("--equivalents", str(path), "--json").stdout)
+    assert [one["fate"] for one in again["mutants"]] == ["survived"] * 3 + ["equivalent"] * 3
+
+
 @pytest.fixture
 def continued(mutate: type[Shower], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     """Return what continues a mutation of faults 1 and 2 with options."""
     monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
     monkeypatch.setattr(gittree, "show", lambda *_: SOURCE)
     monkeypatch.setattr(mutate_verb, "_reached", lambda _: {})
+    monkeypatch.setattr(mutate_verb, "_check", lambda *_: "none")
     tester = contextlib.nullcontext(lambda _conduct: mutate())
     monkeypatch.setattr(mutate_verb, "commit_testers", lambda *_, **__: tester)
     directory = tmp_path / "mutate-1"
