@@ -70,20 +70,22 @@ _Change = tuple[Kind, tuple[_Edit, ...]]
 
 
 def find_faults(file: str, source: str, wanted: Callable[[str, int], bool] = lambda *_: True) -> list[Fault]:
-    """Return the faults for *file* in functions and lines (from 1) for which *wanted* is true."""
-    found, seen = [], collections.Counter[str]()
+    """Return the faults for *file* in functions and lines (from 1) for which *wanted* is true.
+
+    Of two kinds with the same edits the first is kept, which says more: a lock before a statement.
+    """
+    found, seen, known = [], collections.Counter[str](), set[object]()
     for name, definition in definitions(source):
         for kind, edits in _changes(definition):
-            placed = sorted((node.start_byte, node.end_byte, text) for node, text in edits)
+            placed = tuple(sorted((node.start_byte, node.end_byte, text) for node, text in edits))
             line = min(node.start_point.row for node, _ in edits) + 1
             old = " ".join(word for node, _ in edits for word in text_of(node).split())
             what = f"{file}\n{name}\n{kind.name}\n{old}\n{placed[0][2]}"
             seen[what] += 1
             identity = hashlib.sha256(f"{what}\n{seen[what]}".encode()).hexdigest()[:8]
-            if wanted(name, line):
-                found.append(
-                    Fault(id=identity, file=file, function=name, line=line, kind=kind, edits=tuple(placed))
-                )
+            if wanted(name, line) and placed not in known:
+                known.add(placed)
+                found.append(Fault(id=identity, file=file, function=name, line=line, kind=kind, edits=placed))
     return found
 
 

@@ -56,6 +56,15 @@ def test_fault(kind: Kind, body: str, expected: list[str]) -> None:
     assert faults(body, kind) == expected
 
 
+def test_no_fault_is_planted_twice() -> None:
+    """A guard() is a lock and a call; what comes after it keeps its number among the same ones."""
+    body = "guard(mutex)(&l);\nif (a || b)\n\tf();\nguard(mutex)(&l);"
+    every = faults(body)
+    assert len(every) == len(set(every))
+    assert len(faults(body, Kind.UNLOCKED)) == 2
+    assert faults(body, Kind.REMOVED) == [body.replace("f();", "{ }")]
+
+
 def test_locks_are_never_taken_without_a_release() -> None:
     """A kernel that deadlocks at once says nothing about the cases."""
     body = "mutex_lock(&l);\nx = 1;\nmutex_unlock(&l);"
