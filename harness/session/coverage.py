@@ -77,19 +77,34 @@ def tell_lost(coverage: Coverage) -> None:
 def decode(run: Run, jobs: Iterable[Job]) -> list[Coverage]:
     """Return the coverage of each source tree of *run*, from the counters of *jobs*.
 
-    Raises InfraError when a kernel is no longer in the store, or gcov is missing or fails.
+    A job whose kernel has no counters that can be read is named and left out.  Raises InfraError when no job
+    is left, or gcov is missing or fails.
     """
     trees: dict[str, list[tuple[Job, Built]]] = {}
     for job in jobs:
-        built = find_built(job.kernel.digest)
-        if built is None or not built.gcov:
-            raise InfraError(
-                f"kernel {job.kernel.digest[:12]} of job {job.name} is no longer in the store",
-                hint=f"build and run it again: {HOW}",
-            )
-        identity = str(read_facts(kernel_entry(built.digest)).get("tree_identity", ""))
-        trees.setdefault(identity, []).append((job, built))
+        try:
+            built = _counted_kernel(job)
+            identity = str(read_facts(kernel_entry(built.digest)).get("tree_identity", ""))
+        except InfraError as error:
+            tell(f"coverage: job {job.name} is left out: {error}")
+        else:
+            trees.setdefault(identity, []).append((job, built))
+    if not trees:
+        raise InfraError(
+            "no kernel of the run has counters that can be read", hint=f"make a run that has: {HOW}"
+        )
     return [_decode_tree(run, found) for found in trees.values()]
+
+
+def _counted_kernel(job: Job) -> Built:
+    """Return the kernel of *job*.  Raises InfraError if gcov cannot read its counters."""
+    built = find_built(job.kernel.digest)
+    if built is None:
+        # It did not build, was never reached, or was pruned since.
+        raise InfraError(f"its kernel {job.kernel.digest[:12]} is not in the store")
+    if not built.gcov:
+        raise InfraError(f"its kernel {job.kernel.digest[:12]} was built elsewhere, without notes for gcov")
+    return built
 
 
 def _decode_tree(run: Run, jobs: Sequence[tuple[Job, Built]]) -> Coverage:
