@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -40,20 +41,30 @@ def keep_coverage(directory: Path) -> None:
 
     An error is printed and changes no result.
     """
-    try:
+    found: list[Coverage] = []
+    with _telling("coverage"):
         counted = [job for job in load_plan(directory / PLAN_FILE).jobs if "gcov" in job.features]
         if not counted:
             return
-        for coverage in decode(load(directory), counted):
+        found = decode(load(directory), counted)
+        for coverage in found:
             coverage.save(directory)
-            place = directory / model.DIRECTORY
-            name = model.file_name(coverage.tree)
-            write_reports(coverage, html=place / name, lcov=place / f"{name}.info")
-            tell_summary(coverage, place / name)
         run = load(directory)
         ask(lambda history: history.map.learn(run))
+    for coverage in found:
+        place = directory / model.DIRECTORY / model.file_name(coverage.tree)
+        with _telling(f"coverage of {coverage.tree}"):
+            write_reports(coverage, html=place, lcov=place.with_name(f"{place.name}.info"))
+            tell_summary(coverage, place)
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Print an error about *what* that ends the with block."""
+    try:
+        yield
     except (HarnessError, OSError) as error:
-        tell(f"coverage: {error}")
+        tell(f"{what}: {error}")
 
 
 def tell_summary(coverage: Coverage, html: Path) -> None:
@@ -77,23 +88,21 @@ def tell_lost(coverage: Coverage) -> None:
 def decode(run: Run, jobs: Iterable[Job]) -> list[Coverage]:
     """Return the coverage of each source tree of *run*, from the counters of *jobs*.
 
-    A job whose kernel has no counters that can be read is named and left out.  Raises InfraError when no job
-    is left, or gcov is missing or fails.
+    What cannot be decoded is named and left out.  Raises InfraError when nothing is left.
     """
     trees: dict[str, list[tuple[Job, Built]]] = {}
     for job in jobs:
-        try:
+        with _telling(f"coverage: job {job.name} is left out"):
             built = _counted_kernel(job)
             identity = str(read_facts(kernel_entry(built.digest)).get("tree_identity", ""))
-        except InfraError as error:
-            tell(f"coverage: job {job.name} is left out: {error}")
-        else:
             trees.setdefault(identity, []).append((job, built))
-    if not trees:
-        raise InfraError(
-            "no kernel of the run has counters that can be read", hint=f"make a run that has: {HOW}"
-        )
-    return [_decode_tree(run, found) for found in trees.values()]
+    decoded: list[Coverage] = []
+    for found in trees.values():
+        with _telling(f"coverage of {found[0][0].kernel.tree}"):
+            decoded.append(_decode_tree(run, found))
+    if not decoded:
+        raise InfraError("no counters of the run can be read")
+    return decoded
 
 
 def _counted_kernel(job: Job) -> Built:
@@ -102,8 +111,8 @@ def _counted_kernel(job: Job) -> Built:
     if built is None:
         # It did not build, was never reached, or was pruned since.
         raise InfraError(f"its kernel {job.kernel.digest[:12]} is not in the store")
-    if not built.gcov:
-        raise InfraError(f"its kernel {job.kernel.digest[:12]} was built elsewhere, without notes for gcov")
+    if not built.gcov or not built.notes.is_dir():
+        raise InfraError(f"its kernel {job.kernel.digest[:12]} was built elsewhere: gcov's notes are missing")
     return built
 
 

@@ -96,6 +96,29 @@ def test_html_and_lcov(build: Path, tmp_path: Path) -> None:
     assert "DA:4,0" in tracefile
 
 
-def test_damaged_counters_are_refused() -> None:
-    with pytest.raises(HostError, match="damaged"):
-        list(read_counters(b"rubbish", ()))
+@pytest.mark.parametrize("head", ["5", "[[1, 2]]", '[["a", "b"]]', "{"])
+def test_damaged_counters_are_refused(head: str) -> None:
+    for data in (head.encode(), zlib.compress(f"{head}\n".encode())):
+        with pytest.raises(HostError, match="damaged"):
+            list(read_counters(data, ()))
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo rubbish", "printed what cannot be read"),
+        ("echo '{}'", "printed what cannot be read"),
+        ('echo \'{"data_file": "0/a", "files": [5]}\'', "printed what cannot be read"),
+        # As the OOM killer takes the process that waits for gcov.
+        ("kill -9 $PPID", "was killed"),
+    ],
+)
+def test_what_gcov_does_wrong_is_an_error_of_the_host(
+    build: Path, tmp_path: Path, script: str, said: str
+) -> None:
+    sent = counters(build, tmp_path / "one")
+    gcov = tmp_path / "gcov"
+    gcov.write_text(f"#!/bin/sh\n{script}\n")
+    gcov.chmod(0o755)
+    with pytest.raises(HostError, match=said):
+        Decoder(gcov=str(gcov), notes=build).decode([sent], processes=1)

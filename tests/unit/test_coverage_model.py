@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import datetime
 from pathlib import Path
 
@@ -45,6 +46,11 @@ def test_the_first_row_is_the_noiommu_code() -> None:
         Row("no-IOMMU code", 3, 2, 2, 1),
         Row(NAME, 4, 3, 2, 1),
     ]
+
+
+def test_without_files_there_is_no_code() -> None:
+    rows = dataclasses.replace(COVERAGE, files={}, cases=()).rows()
+    assert list(rows) == [Row("no-IOMMU code", 0, 0, 0, 0)]
 
 
 def test_adding_matches_branches_by_their_order() -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from history_runs import made_run
+from history_runs import made_run, make_run
 from plan_jobs import job
 from test_coverage_model import COVERAGE
 
-from harness.base.errors import InfraError
-from harness.plan import Job
+from harness.base.errors import HostError, InfraError
+from harness.plan import PLAN_FILE, Job, Plan
 from harness.results import Run
+from harness.results.coverage import model
 from harness.results.coverage.model import Coverage
 from harness.session import coverage
 
@@ -32,6 +33,9 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, SimpleNa
         digest: SimpleNamespace(digest=digest, gcov=gcov, notes=tmp_path / digest)
         for digest, gcov in {"one": "gcov", "two": "gcov", "damaged": "gcov", "handed-in": ""}.items()
     }
+
+    for digest in kernels:
+        (tmp_path / digest).mkdir()
 
     def facts(entry: Path) -> Mapping[str, str]:
         if entry.name == "damaged":
@@ -50,12 +54,57 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, SimpleNa
 def test_a_kernel_without_counters_costs_only_its_own_jobs(
     store: dict[str, SimpleNamespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    store["fleet"] = SimpleNamespace(digest="fleet", gcov="gcov", notes=tmp_path / "none")
     run = made_run(tmp_path, 1)
-    jobs = [job_of(digest) for digest in ("never-built", "one", "handed-in", "damaged", "two")]
+    jobs = [job_of(digest) for digest in ("never-built", "one", "handed-in", "fleet", "damaged", "two")]
     assert [found.tree for found in coverage.decode(run, jobs)] == ["one", "two"]
     said = capsys.readouterr().err
     assert "job never-built is left out: its kernel never-built is not in the store" in said
     assert "job handed-in is left out: its kernel handed-in was built elsewhere" in said
+    assert "job fleet is left out: its kernel fleet was built elsewhere" in said
     assert "job damaged is left out: the store entry is damaged" in said
-    with pytest.raises(InfraError, match="no kernel of the run has counters"):
+    with pytest.raises(InfraError, match="no counters of the run can be read"):
         coverage.decode(run, [job_of("never-built")])
+
+
+def test_a_tree_that_cannot_be_decoded_costs_no_other_tree(
+    store: dict[str, SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def decode_tree(run: Run, jobs: Sequence[tuple[Job, SimpleNamespace]]) -> Coverage:
+        if jobs[0][0].name == "one":
+            raise HostError("gcov-15 is missing")
+        return COVERAGE
+
+    monkeypatch.setattr(coverage, "_decode_tree", decode_tree)
+    assert coverage.decode(made_run(tmp_path, 1), [job_of("one"), job_of("two")]) == [COVERAGE]
+    assert "coverage of a tree: gcov-15 is missing" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_costs_neither_map_nor_other_reports(
+    store: dict[str, SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    learnt: list[object] = []
+
+    def write_reports(found: Coverage, *, html: Path, lcov: Path) -> None:
+        assert learnt
+        if found.tree == "one":
+            raise HostError("gcovr failed")
+        html.mkdir()
+
+    monkeypatch.setattr(coverage, "ask", learnt.append)
+    monkeypatch.setattr(coverage, "write_reports", write_reports)
+    directory = make_run(tmp_path, 1)
+    plan = Plan(run_id="r", seed=1, cases=(), jobs=(job_of("one"), job_of("two")))
+    plan.save(directory / PLAN_FILE)
+    coverage.keep_coverage(directory)
+    assert [found.tree for found in model.load(directory)] == ["one", "two"]
+    assert (directory / model.DIRECTORY / "two").is_dir()
+    said = capsys.readouterr().err
+    assert "coverage of one: gcovr failed" in said
+    assert "coverage: 2 of 3 lines" in said

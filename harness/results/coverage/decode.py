@@ -11,6 +11,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,20 @@ class Decoder:
     ) -> tuple[list[Mapping[str, frozenset[int]]], dict[str, FileCoverage]]:
         """Return the lines that each file of *counters* reached, by source file, and the sum of all counters.
 
-        Raises HostError when gcov is missing or fails.
+        Raises HostError when gcov is missing or fails, or memory is short.
         """
         parts = [counters[first : first + _AT_ONCE] for first in range(0, len(counters), _AT_ONCE)]
         total: dict[str, FileCoverage] = {}
         reached: list[Mapping[str, frozenset[int]]] = []
-        with concurrent.futures.ProcessPoolExecutor(max_workers=processes) as pool:
-            for lines, files in pool.map(self._decode_some, parts):
-                reached += lines
-                add_counts(total, files.items())
+        try:
+            with concurrent.futures.ProcessPoolExecutor(max_workers=processes) as pool:
+                for lines, files in pool.map(self._decode_some, parts):
+                    reached += lines
+                    add_counts(total, files.items())
+        except BrokenProcessPool as error:
+            raise HostError(
+                "a process that decoded coverage counters was killed", hint="is memory short?"
+            ) from error
         add_counts(total, self._unrun())
         return reached, total
 
@@ -88,13 +94,16 @@ class Decoder:
             return
         done = process.run([self.gcov, "--json-format", "--stdout", "-t", "-b", *objects], cwd=scratch)
         done.check("cannot decode coverage counters")
-        for line in done.stdout.splitlines():
-            plain = json.loads(line)
-            number = int(str(plain["data_file"]).partition("/")[0])
-            for file in plain["files"]:
-                name = self._source(str(file["file"]))
-                if name:
-                    yield number, name, _counted(file["lines"])
+        try:
+            for line in done.stdout.splitlines():
+                plain = json.loads(line)
+                number = int(str(plain["data_file"]).partition("/")[0])
+                for file in plain["files"]:
+                    name = self._source(str(file["file"]))
+                    if name:
+                        yield number, name, _counted(file["lines"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise HostError(f"{self.gcov} printed what cannot be read: {error!r}") from error
 
     def _source(self, name: str) -> str:
         """Return gcov's *name* of a source relative to the tree; empty outside the profiled directories."""
@@ -131,5 +140,5 @@ def read_counters(data: bytes, known: Container[str]) -> Iterator[tuple[str, byt
             content, rest = rest[:size], rest[size:]
             if found := _tail(name.removesuffix(".gcda"), known.__contains__):
                 yield found, content
-    except (zlib.error, ValueError, TypeError) as error:
+    except (zlib.error, ValueError, TypeError, AttributeError) as error:
         raise HostError(f"coverage counters are damaged: {error}") from error

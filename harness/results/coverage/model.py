@@ -140,7 +140,7 @@ class Coverage:
             Row.of(name, counted, find_noiommu(name, self.sources[name]))
             for name, counted in self.files.items()
         ]
-        yield Row(NOIOMMU_CODE, *map(sum, zip(*(row.numbers for row in noiommu), strict=True)))
+        yield Row(NOIOMMU_CODE, *map(sum, zip((0, 0, 0, 0), *(row.numbers for row in noiommu), strict=True)))
         yield from rows
 
     def missing(self, noiommu: bool) -> Iterator[tuple[str, str, tuple[int, ...]]]:
