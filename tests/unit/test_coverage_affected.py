@@ -35,6 +35,11 @@ def test_a_comment_or_an_empty_line_outside_of_functions_touches_nothing() -> No
     assert functions_of(edit(after=after, lines=(2, 3, 4, 5))) == frozenset()
 
 
+def test_lines_are_those_of_git() -> None:
+    """A form feed ends none."""
+    assert functions_of(edit(after="/* a */\f/* b */\nint a;\n", lines=(2,))) == {""}
+
+
 def test_a_function_that_is_gone_is_touched() -> None:
     gone = Edit(name=VFIO, texts=(BEFORE, BEFORE[: BEFORE.index("int g")]), lines=((8, 9, 10, 11), ()))
     assert functions_of(gone) == {"g"}

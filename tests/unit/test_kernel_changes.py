@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
-from harness.kernel.changes import Change, parse_diff
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.kernel.changes import Change, find_changes, parse_diff, read_file
 
 DIFF = """\
 diff --git a/drivers/vfio/group.c b/drivers/vfio/group.c
@@ -39,3 +45,44 @@ def test_hunks_of_each_file() -> None:
 
 def test_no_difference() -> None:
     assert list(parse_diff("")) == []
+
+
+BEFORE, AFTER = "a\nb\nc\nd\n", "a\nB\f\rB\nc\nD\n"
+NAMES = ("plain.c", "with blank b/x.c", "ä.c", 'quote"\t\n\\.c', "-")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "diff.noprefix=true",
+        "diff.mnemonicPrefix=true",
+        "diff.srcPrefix=x/",
+        "diff.dstPrefix=y/",
+        "diff.interHunkContext=9",
+        "diff.context=9",
+        "diff.external=false",
+        "core.quotePath=false",
+    ],
+)
+def test_every_name_is_read_whatever_the_user_has_set(tmp_path: Path, setting: str) -> None:
+    def run(*words: str) -> str:
+        done = subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def commit(text: str) -> str:
+        for name in NAMES:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text, newline="")
+        run("add", "-A")
+        run("-c", "user.name=n", "-c", "user.email=e", "commit", "-q", "-m", "m")
+        return run("rev-parse", "HEAD")
+
+    run("init", "-q")
+    run("config", *setting.split("="))
+    before, after = commit(BEFORE), commit(AFTER)
+    changes = find_changes(tmp_path, before, after)
+    assert {(one.name, one.before, one.after) for one in changes} == {
+        (name, frozenset({2, 4}), frozenset({2, 4})) for name in NAMES
+    }
+    assert all(read_file(tmp_path, after, one.name) == AFTER for one in changes)

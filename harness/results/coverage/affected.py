@@ -76,7 +76,7 @@ def functions_of(edit: Edit) -> frozenset[str]:
     """Return the functions that *edit* changes; an empty name stands for code outside all functions."""
     found: set[str] = set()
     for text, lines in zip(edit.texts, edit.lines, strict=True):
-        rows = text.splitlines()
+        rows = text.split("\n")
         owner = {line: one.name for one in find_functions(text) for line in one.lines}
         found |= {owner.get(line, "") for line in lines if line in owner or not _IDLE.match(rows[line - 1])}
     return frozenset(found)
