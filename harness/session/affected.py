@@ -84,7 +84,7 @@ def choose_affected(
 
 def _is_affected(work: Work, change: _Change) -> bool:
     functions = change.reached.get(work.address)
-    if functions is None or suite_named(work.suite).selftests in change.touched.suites:
+    if functions is None or change.touched.has_suite(suite_named(work.suite).selftests):
         return bool(change.touched.functions or change.touched.suites)
     return change.touched.reaches(functions)
 
@@ -129,7 +129,7 @@ def affected_between(repository: Path, before: str, after: str) -> tuple[str, ..
     except _Unknown as error:
         raise UsageError(str(error), hint=f"make one: {HOW}") from error
     touched = find_touched(_edits(repository, before, after), _is_profiled)
-    suites = {suite.name for suite in all_suites() if suite.selftests in touched.suites}
+    suites = {suite.name for suite in all_suites() if touched.has_suite(suite.selftests)}
     cases = tuple(
         case
         for case, functions in sorted(reached.items())

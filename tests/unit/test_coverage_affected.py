@@ -60,3 +60,20 @@ def test_documentation_touches_nothing_and_a_selftest_its_suite() -> None:
         is_profiled,
     )
     assert (touched.functions, touched.suites, touched.everything) == (frozenset(), frozenset({"vfio"}), "")
+
+
+def test_what_selftests_share_touches_the_suites_of_all() -> None:
+    for name in (
+        "tools/testing/selftests/kselftest_harness.h",
+        "tools/testing/selftests/lib.mk",
+        "tools/include/linux/list.h",
+        "tools/arch/x86/include/asm/io.h",
+        "tools/lib/string.c",
+    ):
+        touched = find_touched([edit(name, lines=(1,))], is_profiled)
+        assert touched.has_suite("vfio"), name
+        assert touched.has_suite("iommu"), name
+        assert not touched.has_suite(None), name
+        assert (touched.functions, touched.everything) == (frozenset(), "")
+    other = find_touched([edit("tools/perf/perf.c"), edit("tools/testing/selftests/net/a.c")], is_profiled)
+    assert not other.has_suite("vfio")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import session_values as values
-from plan_jobs import job
+from plan_jobs import KERNEL, job
 
 from harness.base.errors import NoCase, UsageError
 from harness.kernel import gittree
 from harness.plan import Plan
-from harness.results.coverage.affected import Map, Touched
+from harness.results.coverage.affected import Edit, Map, Touched, find_touched
 from harness.session import affected
 from harness.session.planning import PlannedKernel
 from harness.session.wishes import Conduct, PytestOptions
@@ -79,6 +79,24 @@ def test_alone_needs_a_map_and_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
         choose(monkeypatch, why, alone=True)
     with pytest.raises(NoCase, match=f"0 of {len(WORK)} cases reach your change"):
         choose(monkeypatch, changed(Touched(functions=frozenset({"drivers/vfio/b.c:f"}))), alone=True)
+
+
+def test_what_selftests_share_affects_all_selftests_and_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    header = Edit(name="tools/testing/selftests/kselftest_harness.h", texts=("", ""), lines=((), (1,)))
+    touched = find_touched([header], lambda name: False)
+    tests = dataclasses.replace(
+        job(features=("edu", "cdev", "noiommu")), kernel=dataclasses.replace(KERNEL, selftests="s" * 32)
+    )
+    plan = dataclasses.replace(PLAN, jobs=(tests,))
+    known = {work.address: frozenset({G}) for work in to_do(plan)}
+    chosen = choose(monkeypatch, changed(touched, known), plan)
+    assert chosen == (f"{tests.name} kselftest:vfio/vfio_pci_device_test@edu0",)
+    reached = {"kselftest:vfio/a": frozenset({G}), "probes/a/b": frozenset({G})}
+    text = "VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\n"
+    monkeypatch.setattr(gittree, "show", lambda repository, commit, path: text)
+    monkeypatch.setattr(affected, "ask", lambda question: (reached, ("7.3",)))
+    monkeypatch.setattr(affected, "_edits", lambda *commits: [header])
+    assert affected.affected_between(Path(), "one", "two") == ("kselftest:vfio/a",)
 
 
 def test_chosen_cases_come_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,9 @@ _UNBUILT = re.compile(
 
 _SELFTEST = re.compile(r"tools/testing/selftests/([^/]+)/.*")
 
+_SHARED = re.compile(r"tools/(?:testing/selftests/[^/]+|(?:include|arch|lib)/.*)")
+"""Files that any selftest may be built from."""
+
 _IDLE = re.compile(r"\s*(?:$|/?\*|//)")
 """An empty line, or one of a comment."""
 
@@ -39,7 +42,7 @@ class Touched:
     functions: frozenset[str] = frozenset()
     """As `FILE:FUNCTION`; `FILE:` is the whole file."""
     suites: frozenset[str] = frozenset()
-    """Directories of tools/testing/selftests."""
+    """Directories of tools/testing/selftests; `*` is all."""
     everything: str = ""
     """Why every case may be affected; empty if only some are."""
 
@@ -48,6 +51,10 @@ class Touched:
         return any(
             name in self.functions or f"{name.rpartition(':')[0]}:" in self.functions for name in functions
         )
+
+    def has_suite(self, directory: str | None) -> bool:
+        """Whether selftests from *directory* are affected; None is that of other suites."""
+        return directory is not None and not self.suites.isdisjoint({directory, "*"})
 
 
 def find_touched(edits: Iterable[Edit], is_profiled: Callable[[str], bool]) -> Touched:
@@ -62,6 +69,8 @@ def find_touched(edits: Iterable[Edit], is_profiled: Callable[[str], bool]) -> T
         selftest = _SELFTEST.fullmatch(edit.name)
         if selftest is not None:
             suites.add(selftest[1])
+        elif _SHARED.fullmatch(edit.name):
+            suites.add("*")
         elif _UNBUILT.fullmatch(edit.name):
             continue
         elif not edit.name.endswith(".c") or not is_profiled(edit.name):
