@@ -14,8 +14,9 @@ from pathlib import Path
 
 from harness.base.errors import HarnessError
 from harness.results import codec, database
+from harness.results.compare import covers
 from harness.results.coverage import model
-from harness.results.model import JobRecord, Run
+from harness.results.model import Inputs, JobRecord, Run
 
 TABLE = """
     CREATE TABLE IF NOT EXISTS reach (
@@ -65,22 +66,22 @@ class ReachMap:
             found[case] = found.get(case, frozenset()) | frozenset(functions.split("\n"))
         return found
 
-    def last_good(self, line: str) -> tuple[str, JobRecord] | None:
-        """Return the last Run with a Job of the development *line* that was good and whole, and that Job.
+    def last_good(self, job: JobRecord, inputs: Inputs) -> tuple[str, JobRecord] | None:
+        """Return the last Run with a good Job that ran all that *job* with *inputs* runs, and that Job.
 
-        The Job's source must have a commit; None without such a Run.
+        Its source must have a commit; None without such a Run.
         """
         rows = self._connection.execute(
             "SELECT run.name, run.info, job.record FROM job JOIN run ON run.id = job.run"
-            " WHERE job.good = 1 AND json_extract(job.record, '$.line') = ? ORDER BY run.started DESC",
-            (line,),
+            " WHERE job.good = 1 AND job.series = ? ORDER BY run.started DESC",
+            (job.series,),
         )
         with database.decoding():
             for name, info, record in rows:
-                inputs = codec.info_from_plain(json.loads(info)).inputs
-                job = codec.job_from_plain(json.loads(record))
-                if job.commit and not inputs.cases and not inputs.narrowed:
-                    return str(name), job
+                found = codec.job_from_plain(json.loads(record))
+                earlier = codec.info_from_plain(json.loads(info)).inputs.of(found)
+                if found.commit and covers(earlier, inputs):
+                    return str(name), found
         return None
 
 

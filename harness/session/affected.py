@@ -14,7 +14,8 @@ from harness.kernel import gittree
 from harness.kernel.changes import find_changes, has_commit, read_file
 from harness.kernel.trees import KernelTree, read_version
 from harness.kernel.variants import load_catalogue
-from harness.plan import Job, Plan
+from harness.plan import Plan
+from harness.results import Inputs, JobRecord
 from harness.results.coverage.affected import Edit, Map, Touched, find_touched
 from harness.session.coverage import HOW, line_of_kernels
 from harness.session.planning import PlannedKernel
@@ -40,24 +41,26 @@ class _Unknown(Exception):
 
 def choose_affected(
     kernels: Mapping[KernelWish, PlannedKernel],
-    jobs: Mapping[JobWish, Job],
+    records: Mapping[JobWish, JobRecord],
     plan: Plan,
     conduct: Conduct,
     options: PytestOptions,
 ) -> tuple[str, ...]:
     """Return the work of *plan* that reaches what changed, as Plan.only names it, and print how much it is.
 
-    Empty if that is unknown or is all of it, if cases were chosen by other options, and for a matrix.  Work
-    that is not in the map counts as affected.  With `--affected`, which runs nothing else, raises UsageError
-    when it is unknown and NoCase when there is none.
+    *records* are those of its jobs.  Empty if that is unknown or is all of it, if cases were chosen by other
+    options, and for a matrix.  Work that is not in the map counts as affected.  With `--affected`, which runs
+    nothing else, raises UsageError when it is unknown and NoCase when there is none.
     """
     alone = options.affected
     if plan.cases or plan.only or options.keyword or options.extra or "matrix" in conduct.about:
         return ()
     changes: dict[str, _Change] = {}
     try:
-        for wish, job in jobs.items():
-            changes[job.name] = _change_in(kernels[wish.kernel])
+        for wish, record in records.items():
+            machine = wish.machine
+            inputs = Inputs(root=machine.root, machine=machine.kind, suites=record.suites)
+            changes[record.name] = _change_in(kernels[wish.kernel], record, inputs)
     except _Unknown as error:
         if alone:
             raise UsageError(f"--affected: {error}", hint=f"leave it out, or make a map: {HOW}") from error
@@ -69,7 +72,7 @@ def choose_affected(
         return ()
     chosen = [one for one in work if _is_affected(one, changes[one.job])]
     unknown = sum(one.address not in changes[one.job].reached for one in chosen)
-    since = next(iter(changes.values())).since if changes else ""
+    since = " and ".join(dict.fromkeys(one.since for one in changes.values()))
     said = f"{len(chosen)} of {count_of(len(work), 'case')} reach your change since {since}"
     said += f" ({unknown} of them are not in the map)" if unknown else ""
     if not chosen:
@@ -89,15 +92,15 @@ def _is_affected(work: Work, change: _Change) -> bool:
     return change.touched.reaches(functions)
 
 
-def _change_in(kernel: PlannedKernel) -> _Change:
-    """Return what changed in the tree of *kernel*.  Raises _Unknown."""
-    tree, line = kernel.tree, kernel.wish.line
+def _change_in(kernel: PlannedKernel, job: JobRecord, inputs: Inputs) -> _Change:
+    """Return what changed in the tree of *kernel* since *job* with *inputs* was good.  Raises _Unknown."""
+    tree = kernel.tree
     if not isinstance(tree, KernelTree) or tree.repository is None or not tree.checkout:
         raise _Unknown(f"{kernel.tree_label} is not in git, so its changes are not known")
     release = line_of_kernels(tree.version)
 
     reached = _read_map(release)
-    good = ask(lambda history: history.map.last_good(line))
+    good = ask(lambda history: history.map.last_good(job, inputs))
     run, commit = (good[0], good[1].commit) if good is not None else ("", "")
     mirror, since = gittree.provide_mirror(tree.repository), f"the good run {run}"
     if not has_commit(mirror, commit):

@@ -304,21 +304,21 @@ def plan(checked: Checked, *, build: bool = True, expect: bool = True) -> Planne
         _check_as_before(request.before, planned)
     planned = dataclasses.replace(planned, refused=_refused(checked, kernels))
     planned = dataclasses.replace(planned, jobs=_make_jobs(planned))
+    records = {wish: planned.record(wish, job) for wish, job in planned.jobs.items()}
     if planned.jobs and request.pytest.last_failed:
-        series = {job.name: planned.record(wish, job).series for wish, job in planned.jobs.items()}
+        series = {record.name: record.series for record in records.values()}
         planned = dataclasses.replace(planned, only=reporting.failed_last(series, planned.plan()))
     if planned.jobs and request.before is None:
-        chosen = choose_affected(kernels, planned.jobs, planned.plan(), request.conduct, request.pytest)
+        chosen = choose_affected(kernels, records, planned.plan(), request.conduct, request.pytest)
         planned = dataclasses.replace(planned, first=chosen)
     refuse_useless(planned.jobs.values())
     if planned.jobs:
         check_cases(planned.plan())
         check_selection(planned.plan(), request.pytest)
     if expect:
-        jobs = {job.name: (job, planned.record(wish, job)) for wish, job in planned.jobs.items()}
+        jobs = {job.name: (job, records[wish]) for wish, job in planned.jobs.items()}
         planned = dataclasses.replace(planned, seconds=forecast.expected_seconds(jobs, checked.accel.accel))
-    phases = {"fetch": fetched - began, "plan": time.monotonic() - fetched}
-    return dataclasses.replace(planned, phases=phases)
+    return dataclasses.replace(planned, phases={"fetch": fetched - began, "plan": time.monotonic() - fetched})
 
 
 def _plan_kernel(

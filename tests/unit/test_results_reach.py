@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from history_runs import JOB, case, make_run
 from test_coverage_model import COVERAGE, NAME
@@ -59,17 +60,29 @@ def test_a_run_that_is_decoded_later_is_learnt(tmp_path: Path) -> None:
     assert read(tmp_path) == {"one": {F}}
 
 
-def test_the_last_good_run_is_a_whole_one_with_a_commit(tmp_path: Path) -> None:
-    job = dataclasses.replace(JOB, line="/src/linux", commit="c1")
-    inputs = Inputs(accel="tcg", suites=("kselftest:vfio",))
+def test_the_last_good_run_ran_all_that_the_job_runs(tmp_path: Path) -> None:
+    job = dataclasses.replace(JOB, line="/src/linux", commit="c1", suites=("probes", "kselftest:vfio"))
+    inputs = Inputs(accel="tcg", root="image", machine="2 processors")
     make_run(tmp_path, 1, job=dataclasses.replace(job, commit="c0"), inputs=inputs)
-    make_run(tmp_path, 2, job=job, inputs=inputs)
+    make_run(tmp_path, 2, job=dataclasses.replace(job, suites=(*job.suites, "own")), inputs=inputs)
     make_run(tmp_path, 3, job=job, inputs=dataclasses.replace(inputs, narrowed=True))
     make_run(tmp_path, 4, job=job, inputs=dataclasses.replace(inputs, cases=("*/a",)))
     make_run(tmp_path, 5, job=dataclasses.replace(job, commit=""), inputs=inputs)
     make_run(tmp_path, 6, job=job, inputs=inputs, results=(case("e", Outcome.FAIL),))
-    found = consult(tmp_path, lambda history: history.map.last_good("/src/linux"))
+    make_run(tmp_path, 7, job=job, inputs=dataclasses.replace(inputs, machine="1 processors"))
+    others: tuple[dict[str, Any], ...] = (
+        {"suites": ("own/my",)},
+        {"suites": ("kunit:iommu", "probes")},
+        {"variant": "off"},
+        {"topology": "igb"},
+        {"addons": ("fault-injection",)},
+    )
+    for day, other in enumerate(others, 8):
+        make_run(tmp_path, day, job=dataclasses.replace(job, **other), inputs=inputs)
+    wanted = dataclasses.replace(inputs, suites=job.suites)
+    found = consult(tmp_path, lambda history: history.map.last_good(job, wanted))
     assert found is not None
     assert found[0] == "run02"
     assert found[1].commit == "c1"
-    assert consult(tmp_path, lambda history: history.map.last_good("/src/other")) is None
+    elsewhere = dataclasses.replace(job, line="/src/other")
+    assert consult(tmp_path, lambda history: history.map.last_good(elsewhere, wanted)) is None

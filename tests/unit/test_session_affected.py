@@ -13,6 +13,7 @@ from plan_jobs import KERNEL, job
 from harness.base.errors import NoCase, UsageError
 from harness.kernel import gittree
 from harness.plan import Plan
+from harness.results import Inputs, JobRecord
 from harness.results.coverage.affected import Edit, Map, Touched, find_touched
 from harness.session import affected
 from harness.session.planning import PlannedKernel
@@ -20,6 +21,7 @@ from harness.session.wishes import Conduct, PytestOptions
 from harness.suites.catalogue import to_do
 
 JOB = job()
+RECORD = JobRecord(name=JOB.name, suites=JOB.suites)
 PLAN = Plan(run_id="r", seed=1, cases=(), jobs=(JOB,))
 WORK = [work for work in to_do(PLAN) if not work.refusal]
 F, G = "drivers/vfio/a.c:f", "drivers/vfio/a.c:g"
@@ -33,7 +35,8 @@ def choose(
     *,
     alone: bool = False,
 ) -> tuple[str, ...]:
-    def change_in(kernel: PlannedKernel) -> affected._Change:
+    def change_in(kernel: PlannedKernel, job: JobRecord, inputs: Inputs) -> affected._Change:
+        assert (job, inputs.suites, inputs.machine) == (RECORD, RECORD.suites, values.wish().machine.kind)
         if isinstance(change, affected._Unknown):
             raise change
         return change
@@ -41,7 +44,7 @@ def choose(
     monkeypatch.setattr(affected, "_change_in", change_in)
     wish = values.wish()
     kernels = {wish.kernel: PlannedKernel(wish=wish.kernel, tree=None)}
-    return affected.choose_affected(kernels, {wish: JOB}, plan, Conduct(), PytestOptions(affected=alone))
+    return affected.choose_affected(kernels, {wish: RECORD}, plan, Conduct(), PytestOptions(affected=alone))
 
 
 def changed(touched: Touched, reached: Map = REACHED) -> affected._Change:
