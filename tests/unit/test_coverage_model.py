@@ -6,6 +6,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import datetime
+import errno
+import gzip
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -107,9 +111,34 @@ def test_its_file_keeps_everything(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     COVERAGE.save(tmp_path)
     path = next((tmp_path / model.DIRECTORY).iterdir())
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(InfraError, match=path.name):
-        model.load(tmp_path)
+    whole = path.read_bytes()
+    plain = json.loads(gzip.decompress(whole))
+    wrong: tuple[dict[str, object], ...] = (
+        {"cases": [["j", "c", []]]},
+        {"cases": [["j", "c", {"a": 5}]]},
+        {"files": []},
+        {"format": 0},
+    )
+    damaged = [
+        *(whole[:size] for size in range(0, len(whole), 50)),
+        *(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(10, len(whole))),
+        *(gzip.compress(json.dumps(one).encode()) for one in ([], 5, {}, *({**plain, **w} for w in wrong))),
+    ]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(InfraError, match=path.name):
+            model.load(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    COVERAGE.save(tmp_path)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        dataclasses.replace(COVERAGE, cases=()).save(tmp_path)
+    assert model.load(tmp_path) == (COVERAGE,)
 
 
 def test_reports_need_one_tree_and_a_directory(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import itertools
 import json
 import operator
 import re
+import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from harness.base.csource import find_functions
 from harness.base.errors import InfraError, UsageError, nearest
+from harness.base.files import write_atomic
 from harness.base.words import count_of
 from harness.results.coverage.source import find_noiommu
 
@@ -186,8 +188,7 @@ class Coverage:
         }
         place = directory / DIRECTORY
         place.mkdir(exist_ok=True)
-        with gzip.open(place / f"{file_name(self.tree)}{_SUFFIX}", "wt", encoding="utf-8") as file:
-            json.dump(plain, file)
+        write_atomic(place / f"{file_name(self.tree)}{_SUFFIX}", gzip.compress(json.dumps(plain).encode()))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -240,7 +241,7 @@ def _load(path: Path) -> Coverage:
             ),
             lost=tuple(plain["lost"]),
         )
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = "run `vfio-harness coverage --again` to read the counters again"
         raise InfraError(f"cannot read {path}: {error}", hint=hint) from error
 
