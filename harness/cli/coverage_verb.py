@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from harness.base.errors import UsageError
-from harness.base.output import emit
+from harness.base.errors import HarnessError, UsageError
+from harness.base.output import emit, tell
 from harness.cli import options
 from harness.cli.given import refuse_beside
+from harness.results.coverage.model import Coverage
 from harness.session import coverage
 
 
@@ -76,16 +78,28 @@ def command(
     found = coverage.find_coverage(run, again=again)
     if html is not None or lcov is not None:
         coverage.export(found, html=html, lcov=lcov)
-    for one in found.trees:
-        if place is not None:
-            emit(coverage.show_cases(one, place))
-        elif missing:
-            emit(coverage.render_missing(one, noiommu=not everything))
-        elif revision is not None:
-            emit(coverage.show_diff(found.run, one, revision))
-        elif as_json:
-            emit(coverage.to_json(one))
-        else:
-            emit(coverage.render_table(one))
-        coverage.tell_lost(one)
+    if place is not None:
+        _show(found, lambda one: coverage.show_cases(one, place))
+    elif missing:
+        _show(found, lambda one: coverage.render_missing(one, noiommu=not everything))
+    elif revision is not None:
+        _show(found, lambda one: coverage.show_diff(found.run, one, revision))
+    else:
+        _show(found, coverage.to_json if as_json else coverage.render_table)
     return 0
+
+
+def _show(found: coverage.Found, answer: Callable[[Coverage], str]) -> None:
+    """Print the *answer* for each source tree; raise the first error if there is none for any."""
+    refused: dict[str, HarnessError] = {}
+    for one in found.trees:
+        try:
+            emit(answer(one))
+        except HarnessError as error:
+            refused[one.tree] = error
+        else:
+            coverage.tell_lost(one)
+    if len(refused) == len(found.trees):
+        raise refused[found.trees[0].tree]
+    for tree, why in refused.items():
+        tell(f"coverage of {tree}: {why}")

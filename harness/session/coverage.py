@@ -235,7 +235,9 @@ def show_diff(run: Run, coverage: Coverage, revision: str) -> str:
 
     Raises UsageError when the source is not from git or *revision* does not exist.
     """
-    job = next((one for one in run.jobs if one.commit and one.tree.startswith(f"{coverage.tree} ")), None)
+    # A record names the tree and its digest.
+    jobs = (one for one in run.jobs if one.commit and one.tree.rpartition(" ")[0] == coverage.tree)
+    job = next(jobs, None)
     if job is None:
         raise UsageError(f"the source of run {run.info.id}, {coverage.tree}, is not from a git repository")
     path = Path(job.line)

@@ -75,6 +75,7 @@ def test_which_cases_reach_a_line_or_a_function() -> None:
     [
         ("vfio_main.c", "names no line", "FILE:LINE"),
         ("vfio_man.c:3", "no profiled file ends with 'vfio_man.c'", "'vfio_main.c'"),
+        ("other.c:3", "no profiled file ends with 'other.c'", "vfio-harness coverage shows the files"),
         ("vfio_main.c:99", "has 11 lines", ""),
         ("vfio_main.c:0", "has 11 lines", ""),
         ("vfio_main.c:vfio_noiomu", "has no function 'vfio_noiomu'", "'vfio_noiommu'"),

@@ -9,11 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from history_runs import made_run, make_run
+from history_runs import JOB, made_run, make_run
 from plan_jobs import job
-from test_coverage_model import COVERAGE
+from test_coverage_model import COVERAGE, NAME
 
-from harness.base.errors import HostError, InfraError
+from harness.base.errors import HostError, InfraError, UsageError
+from harness.cli.coverage_verb import command
+from harness.kernel import gittree
 from harness.plan import PLAN_FILE, Job, Plan
 from harness.results import Run
 from harness.results.coverage import model
@@ -108,3 +110,35 @@ def test_a_report_that_cannot_be_written_costs_neither_map_nor_other_reports(
     said = capsys.readouterr().err
     assert "coverage of one: gcovr failed" in said
     assert "coverage: 2 of 3 lines" in said
+
+
+def test_a_tree_without_an_answer_does_not_hide_that_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    directory = make_run(tmp_path, 1)
+    dataclasses.replace(COVERAGE, tree="Linux 7.2", sources={}, files={}).save(directory)
+    COVERAGE.save(directory)
+    words = [directory.name, "--line"]
+    assert command.main([*words, "vfio_main.c:3"], standalone_mode=False) == 0
+    out, err = capsys.readouterr()
+    assert f"{NAME}:3: 1 of 1 lines ran; 2 cases" in out
+    assert "coverage of Linux 7.2: --line vfio_main.c:3: no profiled file ends with" in err
+    with pytest.raises(UsageError, match=r"no profiled file ends with 'x\.c'"):
+        command.main([*words, "x.c:3"], standalone_mode=False)
+
+
+def test_changed_lines_are_those_of_the_tree_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another tree's name may begin with its name."""
+
+    def resolve(directory: Path, revision: str) -> None:
+        raise UsageError(f"asked in {directory}")
+
+    monkeypatch.setattr(gittree, "resolve", resolve)
+    other, own = (
+        dataclasses.replace(JOB, name=tree, tree=f"{tree} d1", line=f"/src/{line}@x", commit="c")
+        for tree, line in (("v7.3 with local changes", "other"), ("v7.3", "own"))
+    )
+    run = dataclasses.replace(made_run(tmp_path, 1), jobs=(other, own))
+    with pytest.raises(UsageError, match="asked in /src/own"):
+        coverage.show_diff(run, dataclasses.replace(COVERAGE, tree="v7.3"), "HEAD")

@@ -112,9 +112,7 @@ class Coverage:
             hint = (
                 f"give one of {', '.join(names)}"
                 if names
-                else nearest(
-                    what, {*short, *self.sources}, otherwise="vfio-harness coverage --all shows the files"
-                )
+                else nearest(what, {*short, *self.sources}, otherwise="vfio-harness coverage shows the files")
             )
             raise UsageError(
                 f"--line {place}: {'several files end' if names else 'no profiled file ends'} with {what!r}",
