@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The coverage map in the history: which functions each case reaches, for each kernel line.
+"""The coverage map in the history: which functions each case reaches, for each kernel version.
 
 Runs with coverage write it.  For each case and cell the newest such run counts; the map outlives the runs.
 """
@@ -54,7 +54,7 @@ class ReachMap:
                 )
 
     def lines(self) -> tuple[str, ...]:
-        """Return the lines of kernels that have a map."""
+        """Return the kernel versions that have a map."""
         rows = self._connection.execute("SELECT DISTINCT line FROM reach ORDER BY line")
         return tuple(line for (line,) in rows)
 

@@ -28,7 +28,7 @@ from harness.suites.registry import all_suites, suite_named
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Change:
-    """What changed in one tree, and the coverage map of its kernel line."""
+    """What changed in one tree, and the coverage map of its kernel version."""
 
     touched: Touched
     reached: Map
@@ -113,7 +113,7 @@ def _change_in(kernel: PlannedKernel, job: JobRecord, inputs: Inputs) -> _Change
 
 
 def _read_map(release: str) -> Map:
-    """Return the map of the kernel line *release*.  Raises _Unknown when there is none."""
+    """Return the map of the kernel version *release*.  Raises _Unknown when there is none."""
     reached, mapped = ask(lambda history: (history.map.read(release), history.map.lines()))
     if not reached:
         others = f", only of {', '.join(mapped)}" if mapped else ""
@@ -124,7 +124,7 @@ def _read_map(release: str) -> Map:
 def affected_between(repository: Path, before: str, after: str) -> tuple[str, ...]:
     """Return the cases of the map that reach what differs between two commits, and print how many.
 
-    Raises UsageError when there is no map of the kernel line of *after*, NoCase when no case reaches it.
+    Raises UsageError when there is no map of the kernel version of *after*, NoCase when no case reaches it.
     """
     release = line_of_kernels(read_version(gittree.show(repository, after, "Makefile")))
     try:

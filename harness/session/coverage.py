@@ -165,7 +165,7 @@ def _counters(run: Run, job: str) -> Mapping[str, list[Path]]:
 
 
 def line_of_kernels(version: str) -> str:
-    """Return the kernel line of a release: `7.3` of `7.3.4` or `7.3.0-rc2`."""
+    """Return the kernel version of a release: `7.3` of `7.3.4` or `7.3.0-rc2`."""
     return ".".join(version.split(".")[:2])
 
 

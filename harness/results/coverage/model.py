@@ -72,7 +72,7 @@ class Coverage:
     tree: str
     """The tree's name, for people."""
     line: str
-    """The kernel line, such as `7.3`."""
+    """The kernel version, such as `7.3`."""
     sources: Mapping[str, str]
     """Profiled file -> its text."""
     files: Mapping[str, FileCoverage]
