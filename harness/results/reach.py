@@ -7,6 +7,7 @@ Runs with coverage write it.  For each case and cell the newest such run counts;
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,9 @@ from harness.results import codec, database
 from harness.results.compare import covers
 from harness.results.coverage import model
 from harness.results.model import Inputs, JobRecord, Run
+
+COUNTERS = "gcov"
+"""The add-on that builds coverage counters."""
 
 TABLE = """
     CREATE TABLE IF NOT EXISTS reach (
@@ -69,20 +73,27 @@ class ReachMap:
     def last_good(self, job: JobRecord, inputs: Inputs) -> tuple[str, JobRecord] | None:
         """Return the last Run with a good Job that ran all that *job* with *inputs* runs, and that Job.
 
-        Its source must have a commit; None without such a Run.
+        Its source must have a commit; None without such a Run.  Whether its kernel had
+        counters makes no difference.
         """
         rows = self._connection.execute(
             "SELECT run.name, run.info, job.record FROM job JOIN run ON run.id = job.run"
-            " WHERE job.good = 1 AND job.series = ? ORDER BY run.started DESC",
-            (job.series,),
+            " WHERE job.good = 1 AND json_extract(job.record, '$.line') = ? ORDER BY run.started DESC",
+            (job.line,),
         )
         with database.decoding():
             for name, info, record in rows:
                 found = codec.job_from_plain(json.loads(record))
+                if _uncounted(found).series != _uncounted(job).series:
+                    continue
                 earlier = codec.info_from_plain(json.loads(info)).inputs.of(found)
                 if found.commit and covers(earlier, inputs):
                     return str(name), found
         return None
+
+
+def _uncounted(job: JobRecord) -> JobRecord:
+    return dataclasses.replace(job, addons=tuple(name for name in job.addons if name != COUNTERS))
 
 
 def _rows(run: Run, coverage: model.Coverage) -> Iterator[tuple[str, ...]]:
