@@ -54,15 +54,31 @@ def starvation(pid: int) -> Callable[[], float]:
     least the time for which this process was stopped: what stops it (the freezer of a container) most likely
     stops *pid* as well, which then waits for nothing.
     """
-    before, pulse = _run_delays(pid), _own_pulse()
+    waited, pulse = _longest(pid, 1), _own_pulse()
     stopped = pulse.missed()
+    return lambda: max(waited(), pulse.missed() - stopped)
 
-    def since() -> float:
-        delays = _run_delays(pid).items()
-        waited = [delay - before.get(thread, 0.0) for thread, delay in delays]
-        return max([*waited, pulse.missed() - stopped])
 
-    return since
+def demand(pid: int) -> Callable[[], float]:
+    """Return a function that returns for how many seconds since now process *pid* ran or waited for a CPU.
+
+    That of its busiest thread: one that is never idle has as many as have passed.  It is 0 when the process
+    is gone, or when the kernel does not count this.
+    """
+    return _longest(pid, 0, 1)
+
+
+def _longest(pid: int, *fields: int) -> Callable[[], float]:
+    """Return a function that returns the sum of *fields* of schedstat since now, of the thread with most."""
+
+    def seconds() -> dict[str, float]:
+        with contextlib.suppress(OSError):
+            tasks = Path(f"/proc/{pid}/task").iterdir()
+            return {task.name: sum(_schedstat(task, field) for field in fields) for task in tasks}
+        return {}
+
+    before = seconds()
+    return lambda: max((now - before.get(task, 0.0) for task, now in seconds().items()), default=0.0)
 
 
 class _OwnPulse(threading.Thread):
@@ -97,16 +113,14 @@ def _own_pulse() -> _OwnPulse:
 
 def run_delay(task: Path) -> float:
     """Return the seconds for which the thread with procfs directory *task* was runnable without a CPU."""
+    return _schedstat(task, 1)
+
+
+def _schedstat(task: Path, field: int) -> float:
+    """Return a field of /proc/<pid>/schedstat (sched-stats.rst) in seconds: 0 it ran, 1 it waited to run."""
     with contextlib.suppress(OSError, IndexError, ValueError):
-        return int((task / "schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+        return int((task / "schedstat").read_text(encoding="ascii").split()[field]) / 1e9
     return 0.0
-
-
-def _run_delays(pid: int) -> dict[str, float]:
-    """Return the run_delay() of each thread of process *pid*; empty when it is gone."""
-    with contextlib.suppress(OSError):
-        return {task.name: run_delay(task) for task in Path(f"/proc/{pid}/task").iterdir()}
-    return {}
 
 
 def free_mib(directory: Path) -> int:

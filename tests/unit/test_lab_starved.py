@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,12 +37,13 @@ ok 4 four
 
 
 class Clock:
-    """A clock that shows 30 s more for each line, and how much of it QEMU had no CPU."""
+    """A clock that shows 30 s more for each line, and how much of it QEMU had no CPU, and was not idle."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float, busy: float = 0.5) -> None:
         self.now = 0.0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(starved, "starvation", lambda pid: lambda: self.now * share)
+        monkeypatch.setattr(starved, "demand", lambda pid: lambda: self.now * busy)
 
     def lines(self, lines: list[str]) -> Iterator[str]:
         for line in lines:
@@ -106,6 +108,24 @@ def test_programs_own_time_limit(share: float, expected: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
+    ("share", "busy", "expected"),
+    [
+        (0.45, 1.0, "PASS LOST LOST PASS"),
+        (0.45, 0.8, "PASS TIMEOUT FAIL PASS"),
+        (0.2, 1.0, "PASS TIMEOUT FAIL PASS"),
+    ],
+)
+def test_guest_that_was_never_idle_did_not_hang(
+    share: float, busy: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To map 1 GiB takes an emulated guest 20 s; the program's own limit of 30 s knows of no load."""
+    results = run(Clock(monkeypatch, share, busy), monkeypatch, PRINTED)
+    assert outcomes(results) == expected
+    if "LOST" in expected:
+        assert results["two"].reason.endswith("for 14 of 30 s, in which the guest was never idle")
+
+
+@pytest.mark.parametrize(
     ("share", "said", "expected"),
     [
         (0.66, "# late: the case had waited in vain", "LOST"),
@@ -151,8 +171,10 @@ def test_point_of_a_program_whose_guest_does_not_answer(monkeypatch: pytest.Monk
 
 def test_threads_wait_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread may have waited longer before; a new one counts too."""
-    delays = iter([{"1": 60.0, "2": 5.0}, {"1": 61.0, "2": 30.0, "3": 2.0}, {}])
-    monkeypatch.setattr(host, "_run_delays", lambda pid: next(delays))
+    told = {"1": [60.0, 61.0], "2": [5.0, 30.0], "3": [2.0]}
+    shown = iter(["12", "123", ""])
+    monkeypatch.setattr(Path, "iterdir", lambda _: map(Path, next(shown)))
+    monkeypatch.setattr(host, "_schedstat", lambda task, _field: told[task.name].pop(0))
     monkeypatch.setattr(host._OwnPulse, "missed", lambda _: 0.0)
     since = host.starvation(1)
     assert (since(), since()) == (25.0, 0.0)
