@@ -104,6 +104,8 @@ class Arch:
     coarse_dumps: str
     """The symbol of the kernels whose pages are as large as those in which QEMU dumps the memory of any guest
     (target/arm/arch_dump.c); drgn cannot read the dumps of others.  Empty: it can."""
+    large_pages: tuple[str, ...]
+    """The symbols that make its pages larger than 4 KiB."""
     required: tuple[str, ...]
     """What a kernel must have =y to boot on the machine below and be heard; see kconfigs/required.yaml."""
 
@@ -193,6 +195,7 @@ _X86_64 = Arch(
     vmcoreinfo="PAGESIZE=4096\nKERNELOFFSET=0\nNUMBER(phys_base)=0\n"
     "SYMBOL(swapper_pg_dir)={init_top_pgt:x}\nSYMBOL(__pgtable_l5_enabled)={__pgtable_l5_enabled:x}\n",
     coarse_dumps="",
+    large_pages=(),
     required=("64BIT", "PVH", "ACPI", "SERIAL_8250", "SERIAL_8250_CONSOLE"),
     qemu="qemu-system-x86_64",
     qemu_package="qemu-system-x86",
@@ -284,6 +287,7 @@ _ARM64 = Arch(
     # arch/arm64/kernel/vmcore_info.c: it depends on the page size and on where the kernel was loaded.
     vmcoreinfo="",
     coarse_dumps="ARM64_64K_PAGES",
+    large_pages=("ARM64_16K_PAGES", "ARM64_64K_PAGES"),
     required=(
         "64BIT",
         "SERIAL_AMBA_PL011",

@@ -20,9 +20,6 @@ from harness.kernel.variants import load_catalogue
 _SHOWN = 4
 """How many missing symbols a message shows with their values; the hint names all."""
 
-_LARGE_PAGES = (16, 64)
-"""KiB (arch/arm64/Kconfig)."""
-
 
 @functools.cache
 def _required() -> dict[str, dict[str, tuple[str, ...]]]:
@@ -86,17 +83,17 @@ def require_symbols(
         )
 
 
-def require_small_blocks(config: ResolvedConfig, version: str, root: str) -> None:
+def require_small_blocks(config: ResolvedConfig, arch: Arch, version: str, root: str) -> None:
     """Refuse a kernel of *version* that cannot mount the disks of the root "image".
 
     Their blocks have 4 KiB; before Linux 6.4, erofs knew only blocks of the size of a page.  Raises
     NotApplicable.
     """
-    large = next((size for size in _LARGE_PAGES if config.get(f"ARM64_{size}K_PAGES") == "y"), None)
+    large = next((symbol for symbol in arch.large_pages if config.get(symbol) == "y"), None)
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if root == "image" and large is not None and numbers < (6, 4):
         raise NotApplicable(
-            f"Linux {version} with pages of {large} KiB cannot mount the root of the guest: "
+            f"Linux {version} with CONFIG_{large} cannot mount the root of the guest: "
             "before 6.4, erofs has no blocks smaller than a page",
             hint="test it with pages of 4 KiB",
         )

@@ -23,7 +23,7 @@ from harness.base.locks import making, shared
 RECIPE = 2
 """Raise it when the same contents give another image."""
 
-_BLOCK = 4096
+_BLOCK = 4 << 10
 """Bytes: the smallest page of a guest.  mkfs.erofs takes it by itself on a host with such pages; old
 versions have no -b."""
 

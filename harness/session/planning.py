@@ -400,7 +400,7 @@ def check_job(planned: PlannedKernel, root: str, topology: Topology) -> None:
     plan = planned.plan
     if plan is not None:
         version = plan.version if isinstance(plan, ReadyKernel) else plan.tree.version
-        require_small_blocks(plan.config, version, root)
+        require_small_blocks(plan.config, plan.arch, version, root)
     if isinstance(plan, ReadyKernel):
         require_symbols(
             plan.config,
