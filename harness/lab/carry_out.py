@@ -23,6 +23,7 @@ from harness.lab.attempt import Attempt, text_of
 from harness.lab.boot import Booted
 from harness.lab.current import CurrentVM
 from harness.lab.starved import STALLS, Stopwatch
+from harness.machine.culprit import waits_for_emulator
 from harness.machine.vm import VM
 from harness.results.model import WHOLE_PROGRAM
 from harness.suites.judging import judge_known, judge_splat, missing
@@ -54,7 +55,9 @@ def carry_out(vm: CurrentVM, work: Work, *, last_chance: bool) -> Attempt:
     vm.hear(splat for splat in splats if splat.case != work.name)
     if own:
         results = judge_splat(work, results, own[0].title, _known(vm, work, WHOLE_PROGRAM))
-        results = watch.excuse(results, stalled=all(splat.kind in STALLS for splat in own))
+        stalled = all(splat.kind in STALLS for splat in own)
+        waits = waits_for_emulator(booted.vm.console.text(since))
+        results = watch.excuse(results, stalled=stalled, waits=waits)
         if any(splat.kind in STALLS for splat in own):
             booted.dump()
     elif not spoilt and not booted.hears(work.name, since):

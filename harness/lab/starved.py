@@ -52,11 +52,14 @@ class Stopwatch:
         )
         self._last = now
 
-    def excuse(self, results: Sequence[CaseResult], *, stalled: bool = False) -> tuple[CaseResult, ...]:
+    def excuse(
+        self, results: Sequence[CaseResult], *, stalled: bool = False, waits: str = ""
+    ) -> tuple[CaseResult, ...]:
         """Return *results*; what ran out of time is LOST if QEMU had a CPU for less than half of that time,
         or for less than three quarters of it if the guest was never idle: what hangs sleeps.
 
-        A CRASH ran out of time if all that the kernel reported is that something *stalled*.  Later failures
+        A CRASH ran out of time if all that the kernel reported is that something *stalled*; it is LOST in any
+        case if the guest *waits* for QEMU in that function.  Later failures
         of the same program are LOST as well: upstream's harness kills a late test point, and starts the next
         one while the dying one may still hold the device.  A guest that hangs by itself waits for a CPU less
         than half of the time: 28 to 43 % beside load 23 on 2 CPUs, with CONFIG_HZ_PERIODIC.
@@ -64,7 +67,7 @@ class Stopwatch:
         done: list[CaseResult] = []
         late = ""
         for result in results:
-            why = self._why(result, stalled)
+            why = self._why(result, stalled, waits)
             if why is None and late and result.outcome in _UNDONE:
                 why = f"after {late}, which ran out of time because this host had no CPU for QEMU"
             elif why is not None:
@@ -75,11 +78,13 @@ class Stopwatch:
             done.append(result)
         return tuple(done)
 
-    def _why(self, result: CaseResult, stalled: bool) -> str | None:
+    def _why(self, result: CaseResult, stalled: bool, waits: str) -> str | None:
         """Return why *result* is excused, None if it is not."""
         late = stalled and result.outcome is Outcome.CRASH
         if not late and (result.outcome not in _UNDONE or result.cause is not Cause.TIMED_OUT):
             return None
+        if late and waits:
+            return f"QEMU did not answer the guest, which waits for it in {waits}"
         own = self._points.get(result.case) or self._points.get(result.case.partition("/")[0])
         span = own or self._now()
         # The time limit that a program has for its own test point is not known, but is over.

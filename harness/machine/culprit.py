@@ -117,6 +117,12 @@ def function_in(message: str) -> str:
     return _SUFFIX.sub("", frame["name"]) if frame else ""
 
 
+def waits_for_emulator(text: str) -> str:
+    """Return the function in the stack traces of *text* in which the guest waits for QEMU; empty for none."""
+    names = (function_in(split(line)[1].strip()) for line in text.splitlines())
+    return next((name for name in names if name and policy().emulator.fullmatch(name)), "")
+
+
 def _head(spoken: Sequence[tuple[str, str]], rules: Policy) -> tuple[int, Rule | None]:
     """Return the index of the line that starts the splat, -1 for none, and its rule."""
     words = [number for number, (_, said) in enumerate(spoken) if said.strip(" -=") and CUT_HERE not in said]

@@ -76,6 +76,8 @@ class Policy:
     dispatch: re.Pattern[str]
     """Functions on the way from a system call to the one that serves it."""
     asides: tuple[Aside, ...]
+    emulator: re.Pattern[str]
+    """Functions that wait without end for a device that QEMU emulates."""
 
     def match(self, message: str) -> Rule | None:
         """Return the rule that matches *message*, None if no rule does or an exception matches too."""
@@ -120,6 +122,7 @@ def read_policy(path: Path) -> Policy:
         machinery=top.pattern("machinery"),
         dispatch=top.pattern("dispatch"),
         asides=tuple(asides),
+        emulator=top.pattern("emulator"),
     )
     top.done()
     return made

@@ -267,7 +267,7 @@ class Conduct:
     until: float | None = None
     """Seconds since the epoch after which no case starts and builds stop."""
     compare: bool = True
-    """Whether earlier runs of the same kernel line count in the verdict."""
+    """Whether earlier runs of the same tree count in the verdict."""
     known_issues: tuple[Path, ...] = ()
     """The user's own lists of known issues; the run has copies, which count once it has started."""
     about: dict[str, str] = dataclasses.field(default_factory=dict)

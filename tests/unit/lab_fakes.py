@@ -40,7 +40,7 @@ class Booted:
     """A running VM in *directory*."""
 
     def __init__(self, directory: Path, host: Host) -> None:
-        console = SimpleNamespace(tail=lambda most: ["[ 1.0] the end"][-most:], size=0)
+        console = SimpleNamespace(tail=lambda most: ["[ 1.0] the end"][-most:], text=lambda since: "", size=0)
         actions = SimpleNamespace(altered=False)
         self.directory = directory
         self.vm = SimpleNamespace(

@@ -19,6 +19,7 @@ from harness.base.errors import LostGuest
 from harness.base.outcome import Outcome
 from harness.lab import carry_out as under_test
 from harness.lab import starved
+from harness.machine.culprit import waits_for_emulator
 from harness.machine.splatpolicy import policy
 from harness.suites.judging import judge_program
 from harness.suites.model import CaseResult, Script
@@ -193,6 +194,24 @@ def test_stall_of_a_guest_without_a_cpu(
     crash = CaseResult(case="x", outcome=Outcome.CRASH, reason="the kernel said: soft lockup")
     (result,) = watch.excuse([crash], stalled=stalled)
     assert result.outcome.value == expected
+
+
+def test_guest_that_waits_for_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hung task behind a vCPU that QEMU left waiting is no fault of the kernel; an oops there is."""
+    console = """[  503.446208][    C1] NMI backtrace for cpu 1
+[  503.447493][    C1] RIP: 0010:virtqueue_get_buf_ctx+0x17/0x4d0
+[  503.454097][    C1] Call Trace:
+[  503.455415][    C1]  __viommu_sync_req+0x66/0xe0
+[  503.455546][    C1]  viommu_send_req_sync+0x60/0x80"""
+    waits = waits_for_emulator(console)
+    assert (waits, waits_for_emulator(console.replace("viommu", "other"))) == ("__viommu_sync_req", "")
+    clock = Clock(monkeypatch, 0.1)
+    watch = starved.Stopwatch(1, 100.0)
+    clock.now = 300.0
+    crash = CaseResult(case="x", outcome=Outcome.CRASH, reason="the kernel said: hung task")
+    (hung,) = watch.excuse([crash], stalled=True, waits=waits)
+    (oops,) = watch.excuse([crash], waits=waits)
+    assert (hung.outcome, hung.cause, oops.outcome) == (Outcome.LOST, Cause.HOST, Outcome.CRASH)
 
 
 def test_stalls_are_kinds_of_splats() -> None:
