@@ -54,31 +54,35 @@ def starvation(pid: int) -> Callable[[], float]:
     least the time for which this process was stopped: what stops it (the freezer of a container) most likely
     stops *pid* as well, which then waits for nothing.
     """
-    waited, pulse = _longest(pid, 1), _own_pulse()
+    before, pulse = _schedstats(pid), _own_pulse()
     stopped = pulse.missed()
-    return lambda: max(waited(), pulse.missed() - stopped)
+
+    def since() -> float:
+        found = _schedstats(pid).items()
+        return max(
+            [waited - before.get(task, (0.0, 0.0))[1] for task, (_, waited) in found]
+            + [pulse.missed() - stopped]
+        )
+
+    return since
 
 
-def demand(pid: int) -> Callable[[], float]:
-    """Return a function that returns for how many seconds since now process *pid* ran or waited for a CPU.
+def processor_use(pid: int) -> Callable[[], tuple[float, float]]:
+    """Return a function that returns the seconds since now for which the threads of *pid* ran, and waited to.
 
-    That of its busiest thread: one that is never idle has as many as have passed.  It is 0 when the process
-    is gone, or when the kernel does not count this.
+    In sum: what they do one after the other, as when a guest moves its only busy task between its vCPUs,
+    counts once.  Both are 0 when the process is gone, or when the kernel does not count this.
     """
-    return _longest(pid, 0, 1)
+    before = _schedstats(pid)
 
+    def since() -> tuple[float, float]:
+        gone = [
+            (ran - before.get(task, (0.0, 0.0))[0], waited - before.get(task, (0.0, 0.0))[1])
+            for task, (ran, waited) in _schedstats(pid).items()
+        ]
+        return sum(ran for ran, _ in gone), sum(waited for _, waited in gone)
 
-def _longest(pid: int, *fields: int) -> Callable[[], float]:
-    """Return a function that returns the sum of *fields* of schedstat since now, of the thread with most."""
-
-    def seconds() -> dict[str, float]:
-        with contextlib.suppress(OSError):
-            tasks = Path(f"/proc/{pid}/task").iterdir()
-            return {task.name: sum(_schedstat(task, field) for field in fields) for task in tasks}
-        return {}
-
-    before = seconds()
-    return lambda: max((now - before.get(task, 0.0) for task, now in seconds().items()), default=0.0)
+    return since
 
 
 class _OwnPulse(threading.Thread):
@@ -113,14 +117,22 @@ def _own_pulse() -> _OwnPulse:
 
 def run_delay(task: Path) -> float:
     """Return the seconds for which the thread with procfs directory *task* was runnable without a CPU."""
-    return _schedstat(task, 1)
+    return _schedstat(task)[1]
 
 
-def _schedstat(task: Path, field: int) -> float:
-    """Return a field of /proc/<pid>/schedstat (sched-stats.rst) in seconds: 0 it ran, 1 it waited to run."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        return int((task / "schedstat").read_text(encoding="ascii").split()[field]) / 1e9
-    return 0.0
+def _schedstat(task: Path) -> tuple[float, float]:
+    """Return the seconds for which a thread ran, and waited to (sched-stats.rst, /proc/<pid>/schedstat)."""
+    with contextlib.suppress(OSError, ValueError):
+        ran, waited, _ = (task / "schedstat").read_text(encoding="ascii").split()
+        return int(ran) / 1e9, int(waited) / 1e9
+    return 0.0, 0.0
+
+
+def _schedstats(pid: int) -> dict[str, tuple[float, float]]:
+    """Return _schedstat() of each thread of process *pid*; empty when it is gone."""
+    with contextlib.suppress(OSError):
+        return {task.name: _schedstat(task) for task in Path(f"/proc/{pid}/task").iterdir()}
+    return {}
 
 
 def free_mib(directory: Path) -> int:

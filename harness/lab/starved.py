@@ -11,15 +11,15 @@ import time
 from collections.abc import Sequence
 
 from harness.base.cause import Cause
-from harness.base.host import demand, starvation
+from harness.base.host import processor_use, starvation
 from harness.base.outcome import Outcome
 from harness.suites.model import CaseResult
 
 STALLS = ("soft-lockup", "hard-lockup", "rcu-stall", "hung-task", "workqueue")
 """The kinds of splats in harness/machine/splats.yaml by which a kernel says that something took too long."""
 
-_NEVER_IDLE = 0.9
-"""A part of a time.  Mapping 1 GiB takes an emulated guest 8 CPU seconds, of upstream's limit of 30 s."""
+_NEVER_IDLE, _ENOUGH = 0.9, 0.75
+"""Parts of a time.  Mapping 1 GiB takes an emulated guest 8 CPU seconds, of upstream's limit of 30 s."""
 
 _UNDONE = (Outcome.FAIL, Outcome.ERROR, Outcome.TIMEOUT)
 
@@ -29,8 +29,10 @@ class _Span:
     seconds: float
     starved: float
     """For how many of them QEMU was runnable without a CPU."""
-    busy: float
-    """For how many of them its busiest thread ran or was runnable: a vCPU that is never idle, for all."""
+    ran: float
+    """For how many seconds its threads ran, in sum."""
+    waited: float
+    """For how many seconds they were runnable without a CPU, in sum."""
 
 
 class Stopwatch:
@@ -38,17 +40,20 @@ class Stopwatch:
 
     def __init__(self, pid: int, limit: float) -> None:
         """*pid* is QEMU; *limit* is the time limit of the whole work in seconds."""
-        self._starvation, self._demand = starvation(pid), demand(pid)
+        self._starvation, self._use = starvation(pid), processor_use(pid)
         self._limit = limit
         self._began = time.monotonic()
-        self._last = _Span(0.0, 0.0, 0.0)
+        self._last = _Span(0.0, 0.0, 0.0, 0.0)
         self._points: dict[str, _Span] = {}
 
     def lap(self, point: str) -> None:
         """Take the time since the last call as that of *point*, a test point that has ended."""
         now, last = self._now(), self._last
         self._points[point] = _Span(
-            now.seconds - last.seconds, now.starved - last.starved, now.busy - last.busy
+            now.seconds - last.seconds,
+            now.starved - last.starved,
+            now.ran - last.ran,
+            now.waited - last.waited,
         )
         self._last = now
 
@@ -89,11 +94,12 @@ class Stopwatch:
         span = own or self._now()
         # The time limit that a program has for its own test point is not known, but is over.
         limit = min(span.seconds, self._limit)
-        never_idle = span.busy >= _NEVER_IDLE * span.seconds
-        if span.seconds - span.starved >= limit * (0.75 if never_idle else 0.5):
-            return None
-        what = ", in which the guest was never idle" if never_idle else ""
-        return f"this host had no CPU for QEMU for {span.starved:.0f} of {span.seconds:.0f} s{what}"
+        if (span.seconds - span.starved) * 2 < limit:
+            return f"this host had no CPU for QEMU for {span.starved:.0f} of {span.seconds:.0f} s"
+        if span.ran + span.waited >= _NEVER_IDLE * span.seconds and span.ran < _ENOUGH * limit:
+            had = f"for {span.ran:.0f} of {span.seconds:.0f} s"
+            return f"this host had a CPU for QEMU {had}, in which it was never idle"
+        return None
 
     def _now(self) -> _Span:
-        return _Span(time.monotonic() - self._began, self._starvation(), self._demand())
+        return _Span(time.monotonic() - self._began, self._starvation(), *self._use())

@@ -146,7 +146,7 @@ def _run_twice(planned: PlannedRun, plan: Plan) -> None:
         return
     again = left_to_try(plan, load(checked.run_dir))
     if again is not None:
-        tell(f"\n{len(to_do(again))} cases and programs could not be run; running them again")
+        tell(f"\nrunning again what could not be run: {len(to_do(again))} of the cases and programs")
         again.save(path)
         with RunStore.open(checked.run_dir) as store:
             store.go_on()

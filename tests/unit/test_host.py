@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.base import cgroup, host
-from harness.base.host import available_mib, default_compilers, demand, run_delay, starvation
+from harness.base.host import available_mib, default_compilers, processor_use, run_delay, starvation
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_how_long_a_thread_got_no_cpu(tmp_path: Path) -> None:
 def test_a_process_waits_as_long_as_its_worst_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads wait at the same time, so that a sum would be longer than the time that passed."""
     delays = iter([0.0, 0.0, 0.0, 1.5, 4.0, 2.0])
-    monkeypatch.setattr(host, "_schedstat", lambda *_: next(delays, 0.0))
+    monkeypatch.setattr(host, "_schedstat", lambda _: (0.0, next(delays, 0.0)))
     monkeypatch.setattr(Path, "iterdir", lambda _: iter([Path("1"), Path("2"), Path("3")]))
     monkeypatch.setattr(host._OwnPulse, "missed", lambda _: 0.0)
     assert starvation(1)() == 4.0
@@ -62,9 +62,9 @@ def test_how_long_a_process_wanted_a_cpu() -> None:
         with subprocess.Popen([sys.executable, "-c", code.format(what)], stdout=subprocess.PIPE) as child:
             assert child.stdout is not None
             child.stdout.readline()
-            since, began = demand(child.pid), time.monotonic()
+            since, began = processor_use(child.pid), time.monotonic()
             time.sleep(1)
-            wanted.append(since() / (time.monotonic() - began))
+            wanted.append(sum(since()) / (time.monotonic() - began))
             child.kill()
     assert wanted[0] > 0.9
     assert wanted[1] < 0.5

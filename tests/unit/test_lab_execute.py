@@ -104,7 +104,7 @@ def test_time_that_ran_out_while_the_host_had_no_cpu(
 ) -> None:
     """It is tried again, and never the kernel's fault.  A failure is one all the same."""
     monkeypatch.setattr(starved, "starvation", lambda _: lambda: WORK.timeout)
-    monkeypatch.setattr(starved, "demand", lambda _: lambda: WORK.timeout)
+    monkeypatch.setattr(starved, "processor_use", lambda _: lambda: (0.0, WORK.timeout))
     host.answers = list(answers)
     attempts = run(tmp_path, WORK, confirm=told[0] == "FAIL")
     assert outcomes(attempts) == told

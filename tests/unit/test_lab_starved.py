@@ -44,7 +44,11 @@ class Clock:
         self.now = 0.0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(starved, "starvation", lambda pid: lambda: self.now * share)
-        monkeypatch.setattr(starved, "demand", lambda pid: lambda: self.now * busy)
+        monkeypatch.setattr(
+            starved,
+            "processor_use",
+            lambda pid: lambda: (self.now * max(0.0, busy - share), self.now * share),
+        )
 
     def lines(self, lines: list[str]) -> Iterator[str]:
         for line in lines:
@@ -123,7 +127,7 @@ def test_guest_that_was_never_idle_did_not_hang(
     results = run(Clock(monkeypatch, share, busy), monkeypatch, PRINTED)
     assert outcomes(results) == expected
     if "LOST" in expected:
-        assert results["two"].reason.endswith("for 14 of 30 s, in which the guest was never idle")
+        assert results["two"].reason.endswith("had a CPU for QEMU for 16 of 30 s, in which it was never idle")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +179,7 @@ def test_threads_wait_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> No
     told = {"1": [60.0, 61.0], "2": [5.0, 30.0], "3": [2.0]}
     shown = iter(["12", "123", ""])
     monkeypatch.setattr(Path, "iterdir", lambda _: map(Path, next(shown)))
-    monkeypatch.setattr(host, "_schedstat", lambda task, _field: told[task.name].pop(0))
+    monkeypatch.setattr(host, "_schedstat", lambda task: (0.0, told[task.name].pop(0)))
     monkeypatch.setattr(host._OwnPulse, "missed", lambda _: 0.0)
     since = host.starvation(1)
     assert (since(), since()) == (25.0, 0.0)
