@@ -54,17 +54,9 @@ def starvation(pid: int) -> Callable[[], float]:
     least the time for which this process was stopped: what stops it (the freezer of a container) most likely
     stops *pid* as well, which then waits for nothing.
     """
-    before, pulse = _schedstats(pid), _own_pulse()
+    grown, pulse = _schedstats_since(pid), _own_pulse()
     stopped = pulse.missed()
-
-    def since() -> float:
-        found = _schedstats(pid).items()
-        return max(
-            [waited - before.get(task, (0.0, 0.0))[1] for task, (_, waited) in found]
-            + [pulse.missed() - stopped]
-        )
-
-    return since
+    return lambda: max([*(waited for _, waited in grown()), pulse.missed() - stopped])
 
 
 def processor_use(pid: int) -> Callable[[], tuple[float, float]]:
@@ -73,14 +65,11 @@ def processor_use(pid: int) -> Callable[[], tuple[float, float]]:
     In sum: what they do one after the other, as when a guest moves its only busy task between its vCPUs,
     counts once.  Both are 0 when the process is gone, or when the kernel does not count this.
     """
-    before = _schedstats(pid)
+    grown = _schedstats_since(pid)
 
     def since() -> tuple[float, float]:
-        gone = [
-            (ran - before.get(task, (0.0, 0.0))[0], waited - before.get(task, (0.0, 0.0))[1])
-            for task, (ran, waited) in _schedstats(pid).items()
-        ]
-        return sum(ran for ran, _ in gone), sum(waited for _, waited in gone)
+        now = grown()
+        return sum(ran for ran, _ in now), sum(waited for _, waited in now)
 
     return since
 
@@ -147,3 +136,16 @@ def _meminfo_mib(wanted: str) -> int:
         if name == wanted:
             return int(value.split()[0]) // 1024
     return 0
+
+
+def _schedstats_since(pid: int) -> Callable[[], list[tuple[float, float]]]:
+    """Return a function that returns by how much _schedstat() of each thread of *pid* has grown since now."""
+    before = _schedstats(pid)
+
+    def grown() -> list[tuple[float, float]]:
+        found = [(now, before.get(task, (0.0, 0.0))) for task, now in _schedstats(pid).items()]
+        return [
+            (ran - ran_before, waited - waited_before) for (ran, waited), (ran_before, waited_before) in found
+        ]
+
+    return grown
