@@ -39,6 +39,12 @@ _PER_PROCESS = 25
 _START_SECONDS = 300.0
 _IDLE_SECONDS = 10.0
 _RESOURCE = "sleeper"
+_ELSEWHERE = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "30s",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__GIL__ENABLED": "False",
+}
+"""What a worker spends on watching itself (samples of its stack each 10 ms) would be spent on another host."""
 
 
 class Book:
@@ -104,7 +110,7 @@ def sleeping(units: Sequence[Unit], workers: int, dying: float, faster: float) -
             stack.enter_context(
                 process.spawn(
                     [sys.executable, "-m", "tools.fleet.sleeping", address, str(number), str(count)],
-                    env=itself.env(),
+                    env={**itself.env(), **_ELSEWHERE},
                 )
             )
             for number, count in enumerate(counts)
