@@ -13,7 +13,7 @@ from harness.base.errors import HarnessError, InfraError
 from harness.base.outcome import Outcome
 from harness.base.words import count_of, duration
 from harness.fleet.link import Built, Event, FleetJob, Gone, Link, UnitEnded
-from harness.fleet.messages import Account, Began, Said
+from harness.fleet.messages import Account, Began, Said, Spent
 from harness.fleet.offers import Offers
 from harness.lab.abilities import Abilities
 from harness.lab.units import Unit
@@ -88,6 +88,8 @@ class FleetClient:
         """Unit -> how often Dask gave it up."""
         self.joined: dict[str, Abilities] = {}
         """Name of every worker that has worked -> what its host can do."""
+        self.build_cpu_seconds = 0.0
+        """CPU time of the kernels that the fleet has built."""
         self._names: dict[str, str] = {}
         """Address of a worker -> its name."""
         self._at: dict[str, str] = {}
@@ -137,6 +139,8 @@ class FleetClient:
             self._names[event.address], self._at[event.address] = event.worker, event.job
         elif isinstance(event, UnitEnded):
             self._end(event.unit, event.result)
+        elif isinstance(event, Spent):
+            self.build_cpu_seconds += event.cpu_seconds
         elif isinstance(event, Built):
             self._provided(event.digest, event.error)
         elif isinstance(event, Gone):

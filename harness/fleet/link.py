@@ -18,7 +18,7 @@ from harness.base.errors import HarnessError, InfraError
 from harness.fleet import resources
 from harness.fleet import tasks as our_tasks
 from harness.fleet.connection import Connection
-from harness.fleet.messages import Account, Began, Order, Said
+from harness.fleet.messages import Account, Began, Order, Said, Spent
 from harness.lab.artefacts import Artefact, BuildOrder
 
 UNIT = "vfio-unit"
@@ -71,7 +71,7 @@ class Built:
     error: HarnessError | None
 
 
-Event = Said | Began | Gone | UnitEnded | Built
+Event = Said | Began | Spent | Gone | UnitEnded | Built
 
 
 class Link:
@@ -196,6 +196,7 @@ class Link:
             artefact,
             order,
             *([self._provide(order.source, None)] if order is not None and order.source is not None else []),
+            run=self._run,
             key=f"provide-{artefact.place}-{self.session}-{self._count}",
             resources=needs if anywhere else self.store,
             priority=_FIRST,

@@ -49,6 +49,13 @@ class Said:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """A worker has built a kernel."""
+
+    cpu_seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """How a unit ended; its results have gone ahead as Said."""
 

@@ -26,7 +26,7 @@ from harness.base.outcome import Outcome
 from harness.fleet import journal
 from harness.fleet.cargo import Cargo, archives_dir, fleet_dir
 from harness.fleet.evidence import Evidence, pack_directory
-from harness.fleet.messages import Account, Answer, Began, Order, Said
+from harness.fleet.messages import Account, Answer, Began, Order, Said, Spent
 from harness.lab.abilities import Abilities, own_abilities
 from harness.lab.artefacts import Artefact, BuildOrder, archive_path, build_ordered, pack, unpack
 from harness.lab.worker import Worker
@@ -131,7 +131,7 @@ class Crew:
             _ANSWER_SECONDS
         )
 
-    def say(self, run: str, said: Said | Began, notes: str = "", line: journal.Line = ()) -> None:
+    def say(self, run: str, said: Said | Began | Spent, notes: str = "", line: journal.Line = ()) -> None:
         """Tell the client, and with the same message note *line* in the topic *notes*."""
         if isinstance(said, Said) and self.evidence is not None:
             for result in said.results:
@@ -196,10 +196,16 @@ def _prune() -> None:
 crew = Crew()
 
 
-def provide(session: str, artefact: Artefact, order: BuildOrder | None, source: Cargo | None = None) -> Cargo:
+def provide(
+    session: str,
+    artefact: Artefact,
+    order: BuildOrder | None,
+    source: Cargo | None = None,
+    run: str = "",
+) -> Cargo:
     """Return *artefact* of this host's store as an archive; a kernel is built if the store has none.
 
-    *source* is the one of *order*, if it travels.
+    *source* is the one of *order*, if it travels; the client of *run* is told what the build cost.
 
     Raises KernelError and InfraError as a build does.
     """
@@ -211,8 +217,8 @@ def provide(session: str, artefact: Artefact, order: BuildOrder | None, source: 
     if source is not None and source.trouble:
         raise InfraError(source.trouble, cause=Cause.HOST)
     try:
-        if order is not None:
-            build_ordered(order, check)
+        if order is not None and (seconds := build_ordered(order, check).spent_cpu_seconds):
+            crew.say(run, Spent(cpu_seconds=seconds))
         archives_dir().mkdir(parents=True, exist_ok=True)
         archive, _ = pack(artefact, archives_dir())
     except OSError as error:

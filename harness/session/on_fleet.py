@@ -77,6 +77,7 @@ def run_on_fleet(plan: Plan, wish: FleetWish, orders: Mapping[str, BuildOrder], 
             ended = Ended.INTERRUPTED
         finally:
             store.amend(_accel(plan, client.joined.values()), _workers(client.joined))
+            _charge(store, client.build_cpu_seconds)
         recorder.close(interrupted=ended is Ended.INTERRUPTED)
         return ended
 
@@ -98,6 +99,13 @@ def _accel(plan: Plan, hosts: Iterable[Abilities]) -> str:
 def _workers(joined: Mapping[str, Abilities]) -> dict[str, str]:
     """Return who ran it, for Inputs.extra; the names are in those of VM directories."""
     return {"workers": " | ".join(f"{name}: {host.summary}" for name, host in sorted(joined.items()))}
+
+
+def _charge(store: RunStore, seconds: float) -> None:
+    """Add *seconds* to the CPU time of the run's builds."""
+    if seconds:
+        run = store.read()
+        store.account({**run.spent, "builds": run.spent.get("builds", 0.0) + seconds}, run.tested)
 
 
 def _text_of(plan: Plan, job: Job) -> str:

@@ -9,6 +9,8 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -19,6 +21,7 @@ from harness.base.errors import BuildError, HarnessError, InfraError
 from harness.base.outcome import Outcome
 from harness.fleet import client as under_test
 from harness.fleet import offers
+from harness.fleet import tasks as our_tasks
 from harness.fleet.client import FleetClient
 from harness.fleet.link import FleetJob, Link
 from harness.fleet.messages import Account, Began, Order, Said
@@ -26,7 +29,7 @@ from harness.fleet.resources import for_build
 from harness.fleet.tasks import topic
 from harness.kernel.arch import host_arch
 from harness.lab.abilities import Abilities
-from harness.lab.artefacts import Artefact, BuildOrder
+from harness.lab.artefacts import Archive, Artefact, BuildOrder
 from harness.lab.units import Unit
 
 HOST = Abilities(host="here", memory_mib=4096, emulators={})
@@ -71,7 +74,7 @@ class Good:
         return text
 
     @staticmethod
-    def provide(session: str, artefact: Artefact, order: BuildOrder | None) -> str:
+    def provide(session: str, artefact: Artefact, order: BuildOrder | None, run: str) -> str:
         return f"cargo of {artefact.place}"
 
     @classmethod
@@ -131,11 +134,24 @@ class FullBuilder(Good):
     """Workers of which the first that builds a kernel has no room for it."""
 
     @staticmethod
-    def provide(session: str, artefact: Artefact, order: BuildOrder | None) -> str:
+    def provide(session: str, artefact: Artefact, order: BuildOrder | None, run: str) -> str:
         SEEN[artefact.place] += 1
         if SEEN[artefact.place] == 1:
             raise InfraError("no space left on device")
         return "cargo"
+
+
+def order_of(digest: str, tree: str = "debian:7.3", built_with: str = "gcc 12") -> BuildOrder:
+    return BuildOrder(
+        digest=digest,
+        tree=tree,
+        variant="cdev",
+        addons=(),
+        fragments=(),
+        toolchain="gcc",
+        arch=host_arch().name,
+        built_with=built_with,
+    )
 
 
 def units(jobs: int = 2, each: int = 4) -> list[Unit]:
@@ -153,6 +169,7 @@ class Night:
         self.book = Book()
         self.told: list[str] = []
         self.provided: dict[str, HarnessError | None] = {}
+        self.build_cpu_seconds = 0.0
         self.work = list(work) or units()
         self.jobs = {
             unit.job: FleetJob(plan=f"plan of {unit.job}", needs=ANY, artefacts=()) for unit in self.work
@@ -173,6 +190,7 @@ class Night:
         )
         with contextlib.closing(link):
             client.run()
+        self.build_cpu_seconds = client.build_cpu_seconds
         return self.book
 
     def is_whole(self) -> bool:
@@ -258,20 +276,11 @@ def test_a_fault_of_the_harness_is_not_the_kernels(connect: Callable[[], Client]
 def test_a_kernel_that_does_not_compile_is_said_once(connect: Callable[[], Client]) -> None:
     class NoKernel(Good):
         @staticmethod
-        def provide(session: str, artefact: Artefact, order: BuildOrder | None) -> str:
+        def provide(session: str, artefact: Artefact, order: BuildOrder | None, run: str) -> str:
             raise BuildError("it does not compile")
 
     night = Night(connect, NoKernel)
-    order = BuildOrder(
-        digest="d1",
-        tree="/home/me/linux",
-        variant="cdev",
-        addons=(),
-        fragments=(),
-        toolchain="gcc",
-        arch=host_arch().name,
-        built_with="gcc",
-    )
+    order = order_of("d1", tree="/home/me/linux")
     artefact = Artefact("kernels/d1")
     night.jobs["job0"] = FleetJob(plan="plan", needs=ANY, artefacts=(artefact,), order=order)
     book = night.run()
@@ -327,16 +336,7 @@ def test_a_connection_that_is_lost_costs_nothing(
 def test_a_kernel_that_another_host_cannot_build_is_built_here(connect: Callable[[], Client]) -> None:
     SEEN.clear()
     night = Night(connect, FullBuilder)
-    order = BuildOrder(
-        digest="d2",
-        tree="debian:7.3",
-        variant="cdev",
-        addons=(),
-        fragments=(),
-        toolchain="gcc",
-        arch=host_arch().name,
-        built_with="gcc 12",
-    )
+    order = order_of("d2")
     artefacts = (Artefact("kernels/d2"),)
     night.jobs["job0"] = FleetJob(plan="plan", needs=ANY, artefacts=artefacts, order=order)
     night.run()
@@ -350,19 +350,40 @@ def test_a_kernel_for_which_no_host_has_the_compiler_is_built_here(
     """Its units would wait for ever."""
     monkeypatch.setattr(offers, "PATIENCE_SECONDS", 0.2)
     night = Night(connect, Good)
-    order = BuildOrder(
-        digest="d3",
-        tree="debian:7.3",
-        variant="cdev",
-        addons=(),
-        fragments=(),
-        toolchain="gcc",
-        arch=host_arch().name,
-        built_with="gcc 99",
-    )
+    order = order_of("d3", built_with="gcc 99")
     artefacts = (Artefact("kernels/d3"),)
     night.jobs["job0"] = FleetJob(plan="plan", needs=ANY, artefacts=artefacts, order=order)
     night.run()
     assert night.is_whole()
     (told,) = (line for line in night.told if line.endswith("this host builds the kernel of job0"))
     assert "compiler gcc 99" in told or "all workers have vfio-harness" in told
+
+
+@pytest.mark.parametrize("seconds", [70.0, 0.0])
+def test_a_run_is_charged_once_for_what_a_worker_built(
+    seconds: float, connect: Callable[[], Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel of two jobs costs once, and nothing where the worker's cache has it."""
+
+    class Builder(Good):
+        @staticmethod
+        def provide(session: str, artefact: Artefact, order: BuildOrder | None, run: str) -> str:
+            our_tasks.crew.dask = get_worker()
+            return our_tasks.provide(session, artefact, order, run=run).archive.place
+
+    def build(order: BuildOrder, check: Callable[[], None]) -> SimpleNamespace:
+        return SimpleNamespace(spent_cpu_seconds=seconds)
+
+    def pack(artefact: Artefact, directory: Path) -> tuple[Archive, Path]:
+        return Archive(artefact.place, "digest", 1), directory
+
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(our_tasks.crew, "dask", None)
+    monkeypatch.setattr(our_tasks, "build_ordered", build)
+    monkeypatch.setattr(our_tasks, "pack", pack)
+    night = Night(connect, Builder)
+    job = FleetJob(plan="plan", needs=ANY, artefacts=(Artefact("kernels/d4"),), order=order_of("d4"))
+    night.jobs = dict.fromkeys(night.jobs, job)
+    night.run()
+    assert night.is_whole()
+    assert night.build_cpu_seconds == seconds

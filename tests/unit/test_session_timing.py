@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from history_runs import make_run
 
 from harness.base.errors import InfraError
+from harness.fleet.address import FleetAddress
+from harness.fleet.cluster import FleetWish
 from harness.lab import boot
+from harness.lab.abilities import Abilities
+from harness.plan import Plan
 from harness.report.files import FORMATS
 from harness.report.view import NOTHING
 from harness.results.store import RunStore, load
+from harness.session import on_fleet
 from harness.session.reporting import account, phase_line
 
 
@@ -50,6 +58,34 @@ def test_a_run_that_stays_as_it_is_is_not_written(tmp_path: Path) -> None:
     before = (run / "results.sqlite").stat().st_mtime_ns
     account(run, 0.0)
     assert (run / "results.sqlite").stat().st_mtime_ns == before
+
+
+def test_what_a_fleet_built_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the scheduler stayed away in the end: the run can be resumed."""
+
+    class Lost:
+        joined: ClassVar[dict[str, Abilities]] = {}
+        build_cpu_seconds = 70.0
+
+        def __init__(self, *_: object, **_more: object) -> None:
+            pass
+
+        def run(self) -> None:
+            raise InfraError("no scheduler answers")
+
+    link = SimpleNamespace(close=lambda: None, dashboard="", address="")
+    monkeypatch.setattr(on_fleet, "FleetClient", Lost)
+    monkeypatch.setattr(on_fleet, "Link", lambda *_: link)
+    for name in ("connector", "store_process"):
+        monkeypatch.setattr(on_fleet, name, lambda *_: contextlib.nullcontext())
+    run = make_run(tmp_path, 1)
+    account(run, 20.0)
+    plan = Plan(run_id="r", run_dir=str(run), seed=1, cases=(), jobs=())
+    with pytest.raises(InfraError):
+        on_fleet.run_on_fleet(plan, FleetWish(address=FleetAddress(local=2), text="local:2"), {}, print)
+    leave(run, "a", timing(10.0))
+    account(run, 0.0)
+    assert load(run).spent == {"builds": 90.0, "boots": 1.5, "cases": 8.5}
 
 
 def test_a_full_disk_costs_the_figures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
