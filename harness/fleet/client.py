@@ -93,7 +93,9 @@ class FleetClient:
         self._names: dict[str, str] = {}
         """Address of a worker -> its name."""
         self._at: dict[str, str] = {}
-        """Address of a worker -> the job that it works on."""
+        """Address of a worker -> the unit that it works on."""
+        self._heard: dict[str, float] = {}
+        """Name of a worker -> when it last began a unit or had a result."""
         self._offers = Offers(tell)
         self._late = False
         self._began = self._told = time.monotonic()
@@ -136,7 +138,10 @@ class FleetClient:
             if event.worker not in self.joined:
                 self._tell(f"fleet: worker {event.worker} ({event.abilities.summary})")
             self.joined[event.worker] = event.abilities
-            self._names[event.address], self._at[event.address] = event.worker, event.job
+            self._names[event.address], self._heard[event.worker] = event.worker, time.monotonic()
+            # Link.submit() has numbered it.
+            if (unit := event.unit.rpartition("-")[0]) in self._units:
+                self._at[event.address] = unit
         elif isinstance(event, UnitEnded):
             self._end(event.unit, event.result)
         elif isinstance(event, Spent):
@@ -149,6 +154,7 @@ class FleetClient:
                 self._tell(f"fleet: worker {name} {'left' if event.in_order else 'is gone'}")
 
     def _hear(self, said: Said) -> None:
+        self._heard[said.worker] = time.monotonic()
         if not said.deaths:
             self._recorder.keep(said)
         elif said.final:
@@ -160,8 +166,9 @@ class FleetClient:
 
     def _end(self, name: str, result: Account | Exception) -> None:
         """Note how the task of the unit *name* ended, and submit what it left."""
+        # Not by address: its worker may have begun another one, and an error has no address.
+        self._at = {address: unit for address, unit in self._at.items() if unit != name}
         if isinstance(result, Account):
-            self._at.pop(result.address, None)
             self._recorder.take_in(result)
             if result.trouble:
                 self._tell(f"fleet: worker {result.worker} cannot work: {result.trouble}")
@@ -256,11 +263,28 @@ class FleetClient:
         """Return how far the run is, in one line."""
         done = sum(self._recorder.is_reported(key) for unit in self._units.values() for key in unit.keys)
         seconds = time.monotonic() - self._began
-        where = collections.Counter(self._at.values())
+        where = collections.Counter(self._units[unit].job for unit in self._at.values())
         jobs = ", ".join(f"{job} on {count}" for job, count in where.most_common(3))
         more = f" and {len(where) - 3} more jobs" if len(where) > 3 else ""
-        left = duration((self._all - done) * seconds / done) if done else "unknown"
+        left = self._time_left(done, seconds)
         return (
             f"fleet: {done} of {self._all} cases and programs, {done / seconds:.1f} a second, "
-            f"about {left} left; {count_of(len(self._at), 'worker')} at work: {jobs or 'none'}{more}"
+            f"{left}; {count_of(len(self._at), 'worker')} at work: {jobs or 'none'}{more}"
         )
+
+    def _time_left(self, done: int, seconds: float) -> str:
+        """Return how long the rest takes, when *done* pieces took *seconds*, or what makes that unknown."""
+        if not done or not self._at:
+            return "time left unknown"
+        left, late = (self._all - done) * seconds / done, (0.0, "")
+        for address, name in self._at.items():
+            unit, keys = self._units[name], tuple(self._left_of(name))
+            took = time.monotonic() - self._heard[self._names[address]]
+            # What is left of the unit may be one long piece, of which the rate says nothing.
+            rest = unit.seconds * len(keys) / len(unit.keys) - took
+            left = max(left, rest)
+            if keys and rest < 0:
+                late = max(late, (took, keys[0]))
+        if late[0] > left:
+            return f"time left unknown: {late[1]} has run for {duration(late[0])}, longer than expected"
+        return f"about {duration(left)} left"

@@ -30,7 +30,8 @@ class Began:
 
     worker: str
     address: str
-    job: str
+    unit: str
+    """Order.unit."""
     abilities: Abilities
 
 

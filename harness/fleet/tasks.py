@@ -291,7 +291,7 @@ def perform(order: Order, plan: str, cargo: Sequence[Cargo]) -> Account:
 
 def _perform(order: Order, plan: str, cargo: Sequence[Cargo]) -> Account:
     assert crew.abilities is not None
-    began = Began(worker=crew.name, address=crew.dask.address, job=order.job, abilities=crew.abilities)
+    began = Began(worker=crew.name, address=crew.dask.address, unit=order.unit, abilities=crew.abilities)
     crew.say(order.run, began)
     trouble = next((one.trouble for one in cargo if one.trouble), "")
     try:

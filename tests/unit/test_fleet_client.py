@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import pickle
 import threading
 import time
@@ -23,7 +24,7 @@ from harness.fleet import client as under_test
 from harness.fleet import offers
 from harness.fleet import tasks as our_tasks
 from harness.fleet.client import FleetClient
-from harness.fleet.link import FleetJob, Link
+from harness.fleet.link import Event, FleetJob, Gone, Link, UnitEnded
 from harness.fleet.messages import Account, Began, Order, Said
 from harness.fleet.resources import for_build
 from harness.fleet.tasks import topic
@@ -81,7 +82,7 @@ class Good:
     def perform(cls, order: Order, plan: str, cargo: Sequence[str]) -> Account:
         cls.plans.append(plan)
         worker = get_worker()
-        say(order, Began(worker=str(worker.name), address=worker.address, job=order.job, abilities=HOST))
+        say(order, Began(worker=str(worker.name), address=worker.address, unit=order.unit, abilities=HOST))
         return cls.do(order, cargo)
 
     @classmethod
@@ -387,3 +388,36 @@ def test_a_run_is_charged_once_for_what_a_worker_built(
     night.run()
     assert night.is_whole()
     assert night.build_cpu_seconds == seconds
+
+
+def test_time_left_is_not_told_from_the_rate_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """199 cases take 100 s; then one program runs, which lately took 60 s or has no history."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(under_test, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    work = [
+        Unit("job0", tuple(f"job0 p/{n}" for n in range(199)), 90.0),
+        Unit("job1", ("job1 kunit/k",), 60.0),
+    ]
+    link: Any = SimpleNamespace(session="s")
+    client = FleetClient(link, Book(), work, {}, until=None, tell=print, provided=print)
+
+    def after(seconds: float, *events: Event) -> str:
+        clock.now += seconds
+        for event in events:
+            client._handle(event)
+        return client.progress().partition("a second, ")[2]
+
+    begun = [Began(worker=f"w{n}", address=f"a{n}", unit=f"s-{n}-1", abilities=HOST) for n in (0, 1)]
+    assert after(10.0) == "time left unknown; 0 workers at work: none"
+    said = [Said(worker="w0", key=key) for key in work[0].keys]
+    assert after(40.0, begun[0], *said[:100]).startswith("about 50 s left; 1 worker at work: job0 on 1")
+    after(50.0, *said[100:], UnitEnded("s-0", Account(worker="w0", address="a0")))
+    assert after(0.0, begun[1]) == "about 1 min 00 s left; 1 worker at work: job1 on 1"
+    assert after(20.0) == "about 40 s left; 1 worker at work: job1 on 1"
+    assert after(280.0) == (
+        "time left unknown: job1 kunit/k has run for 5 min 00 s, longer than expected; "
+        "1 worker at work: job1 on 1"
+    )
+    # The worker is gone, and another one begins it again.
+    after(0.0, Gone("a1", in_order=False))
+    assert after(0.0, dataclasses.replace(begun[1], worker="w2", address="a2")).startswith("about 1 min 00 s")
