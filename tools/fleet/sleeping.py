@@ -44,7 +44,7 @@ _ELSEWHERE = {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "30s",
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__GIL__ENABLED": "False",
 }
-"""What a worker spends on watching itself (samples of its stack each 10 ms) would be spent on another host."""
+"""What a worker spends on watching itself (a stack each 10 ms) would be spent on another host."""
 
 
 class Book:
