@@ -42,9 +42,10 @@ _RESOURCE = "sleeper"
 _ELSEWHERE = {
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "30s",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "5s",
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__GIL__ENABLED": "False",
 }
-"""What a worker spends on watching itself (a stack each 10 ms) would be spent on another host."""
+"""What a worker spends on watching itself (each 10 and 20 ms) would be spent on another host."""
 
 
 class Book:
