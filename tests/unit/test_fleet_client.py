@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import dask
 import pytest
 from distributed import Client, LocalCluster, get_worker
 
@@ -201,13 +202,17 @@ class Night:
 
 @pytest.fixture(name="cluster", scope="module")
 def _cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(
-        n_workers=3,
-        threads_per_worker=1,
-        processes=False,
-        dashboard_address="127.0.0.1:0",
-        resources={"vm": 1, "vfio-harness 0.0.9": 1, **for_build("gcc 12")},
-    ) as cluster:
+    # Beside six VMs on two CPUs Dask's 30 s were too little for the workers to connect.
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "300s"}),
+        LocalCluster(
+            n_workers=3,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            resources={"vm": 1, "vfio-harness 0.0.9": 1, **for_build("gcc 12")},
+        ) as cluster,
+    ):
         yield cluster
 
 
