@@ -202,7 +202,7 @@ class Night:
 
 @pytest.fixture(name="cluster", scope="module")
 def _cluster() -> Iterator[LocalCluster]:
-    # Beside six VMs on two CPUs Dask's 30 s were too little for the workers to connect.
+    # A busy host may take longer to connect than the 30 s that Dask allows.
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "300s"}),
         LocalCluster(
