@@ -196,6 +196,9 @@ def _find_program(word: str, env: Mapping[str, str], cwd: Path | None) -> str:
     return word
 
 
+_ORPHAN = '[ "$PPID" = "$0" ] || exit; '
+"""The start of a shell script whose $0 is the process id of its parent: end if the parent is gone."""
+
 _KEEPER = """trap 'trap "" TERM; kill -TERM 0; wait' TERM; "$@" & wait $!"""
 """A shell that leads the group, runs the command and passes SIGTERM on to the whole group."""
 
@@ -203,14 +206,15 @@ _KEEPER = """trap 'trap "" TERM; kill -TERM 0; wait' TERM; "$@" & wait $!"""
 def mortal(argv: Sequence[str], *, whole_group: bool = False) -> list[str]:
     """Wrap *argv* so that it is terminated when the harness dies (util-linux setpriv(1), PR_SET_PDEATHSIG).
 
-    The kernel signals one process only; with *whole_group* that is a shell which signals the others.
+    The kernel signals one process only; with *whole_group* that is a shell which signals the others.  If the
+    harness died before setpriv had asked for the signal, the shell notices that and runs nothing.
     """
     setpriv = find_tool("setpriv")
     if setpriv is None:
         raise HostError("setpriv is missing", hint="install util-linux")
-    if whole_group:
-        return [setpriv, "--pdeathsig=TERM", "--", "/bin/sh", "-c", _KEEPER, "keeper", *argv]
-    return [setpriv, "--pdeathsig=KILL", "--", *argv]
+    number, script = ("TERM", _KEEPER) if whole_group else ("KILL", 'exec "$@"')
+    shell = ["/bin/sh", "-c", f"{_ORPHAN}{script}", str(os.getpid())]
+    return [setpriv, f"--pdeathsig={number}", "--", *shell, *argv]
 
 
 @contextlib.contextmanager

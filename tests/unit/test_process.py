@@ -152,6 +152,21 @@ def test_child_dies_with_a_killed_parent() -> None:
     assert _gone(pid)
 
 
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_child_of_a_dead_parent_never_starts(tmp_path: Path, whole_group: bool) -> None:
+    """Nor does the kill before the child has asked for the death signal."""
+    with subprocess.Popen(["sleep", "600"]) as parent:
+        parent.kill()
+    ran = tmp_path / "ran"
+    words = process.mortal(["touch", str(ran)], whole_group=whole_group)
+    orphan = [str(parent.pid) if word == str(os.getpid()) else word for word in words]
+    assert orphan != words
+    subprocess.run(orphan, check=False)
+    assert not ran.exists()
+    subprocess.run(words, check=True)
+    assert ran.exists()
+
+
 def test_errors_carry_their_cause() -> None:
     """A program that is missing, or that fails, is the host's trouble unless the caller knows better."""
     with pytest.raises(InfraError) as caught:
