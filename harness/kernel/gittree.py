@@ -255,7 +255,7 @@ def check_out(
     git touches only the files that differ, so objects built from the others stay valid.  *prepare* may put
     files into a new worktree before that; it is told which there will be.
     """
-    if _bring_to(mirror, path, commit):
+    if _is_worktree_of(mirror, path) and _bring_to(path, commit):
         return
     remove_worktree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,22 +263,28 @@ def check_out(
     what = f"cannot check out {commit[:12]} in the cache"
     git(mirror, [*words, path, commit]).check(what, Cause.SOURCE)
     prepare(path, list_files(mirror, commit))
-    if not _bring_to(mirror, path, commit):
+    git(path, ["reset", "--quiet", "--mixed", commit]).check(what, Cause.SOURCE)
+    # What *prepare* put there with the right content is not written again.
+    git(path, ["update-index", "-q", "--refresh"])
+    if not _bring_to(path, commit):
         raise SourceError(what, hint="is the repository whole? run 'git fsck' there")
 
 
-def _bring_to(mirror: Path, path: Path, commit: str) -> bool:
-    """Bring an existing worktree to *commit*; return False if it is broken."""
+def _is_worktree_of(mirror: Path, path: Path) -> bool:
+    """Whether *path* is a worktree of *mirror*; a lock that a killed git left there is removed."""
     private = _private_directory(path)
     if private is None or private.parent.parent != mirror.resolve():
         return False
     for name in _STALE:
         (private / name).unlink(missing_ok=True)
-    if not git(path, ["reset", "--quiet", "--mixed", commit]).ok:
-        return False
-    # A file with another time but the right content is not written again.
-    git(path, ["update-index", "-q", "--refresh"])
-    if not git(path, ["checkout", "--quiet", "--force", "--detach", commit]).ok:
+    return True
+
+
+def _bring_to(path: Path, commit: str) -> bool:
+    """Bring an existing worktree to *commit*; return False if it is broken."""
+    # A hard link that another source of the cache makes of a file changes its ctime, not its content.
+    words = ["-c", "core.trustCtime=false", "checkout", "--quiet", "--force", "--detach", commit]
+    if not git(path, words).ok:
         return False
     # Nothing that git ignores may be left: make would read it.
     words = ["clean", "--quiet", "-ffdx", f"--exclude=/{OURS}*"]
