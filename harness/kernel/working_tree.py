@@ -35,6 +35,9 @@ _MADE = re.compile(
 )
 """Names of files that a build in place, an editor or patch leaves; no release has such files."""
 
+_ODD = re.compile(r"(?<![^\0])(?!H 100)(\S) (\d+ \S+) \d\t([^\0]+)")
+"""An entry of `git ls-files -v -s -z` that is no plain file, or one that git does not compare."""
+
 _LARGE = 2**26
 """Untracked files of more bytes, such as disk images and core dumps, are no sources."""
 
@@ -101,7 +104,7 @@ def _take(top: Path) -> WorkingTree:
             name=gittree.describe(top, commit) if commit else "",
             changed=tree != theirs,
             tree=tree,
-            files={name: facts for _, facts, name in work.listing()},
+            files=work.files(),
             makefile=makefile.stdout,
         )
 
@@ -149,11 +152,10 @@ class _Work:
             )
         return done.stdout
 
-    def listing(self) -> list[tuple[str, str, str]]:
-        """Return (tag, mode and blob, name) of each file in the index; git-ls-files(1) has the tags."""
-        entries = (entry.partition("\t") for entry in self.git("ls-files", "-v", "-s", "-z").split("\0"))
-        found = ((facts.split(), name) for facts, _, name in entries if name)
-        return [(tag, f"{mode} {blob}", name) for (tag, mode, blob, _), name in found]
+    def files(self) -> dict[str, str]:
+        """Return the files in the index: name -> mode and blob."""
+        entries = (entry.partition("\t") for entry in self.git("ls-files", "-s", "-z").split("\0"))
+        return {name: facts.rpartition(" ")[0] for facts, _, name in entries if name}
 
     def put(self, lines: Iterable[str]) -> None:
         """Put entries into the index, each a mode, a blob and a name."""
@@ -187,21 +189,25 @@ class _Work:
 
 def _changes(work: _Work) -> Iterator[str]:
     """Yield the names of the files in which the checkout may differ from its index."""
-    listing = work.listing()
+    # (tag, mode and blob, name); git-ls-files(1) has the tags.
+    odd: list[tuple[str, str, str]] = _ODD.findall(work.git("ls-files", "-v", "-s", "-z"))
     hidden = [
         f"{facts}\t{name}"
-        for tag, facts, name in listing
+        for tag, facts, name in odd
         # An entry that a sparse checkout leaves out stays as it is.
         if (tag in "Ss" or tag.islower()) and (tag not in "Ss" or os.path.lexists(work.top / name))
     ]
     # Without these marks git compares the file.
     work.put(hidden)
     words = ("status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all")
-    status = work.git(*words, "--ignore-submodules=all").split("\0")
-    nested = [name for _, facts, name in listing if facts.startswith("160000")]
+    status = work.git(*words, "--ignored=matching", "--ignore-submodules=all").split("\0")
+    nested = [name for _, facts, name in odd if facts.startswith("160000")]
     work.drop(nested)
+    ignored = []
     for code, name in ((entry[:2], entry[3:]) for entry in status if entry):
-        if code == "??" and name.endswith("/"):
+        if code == "!!":
+            ignored.append(name)
+        elif code == "??" and name.endswith("/"):
             nested.append(name.rstrip("/"))
         elif code != "??" or not (_is_large(work.top / name) or is_made(work.top, name)):
             yield name
@@ -209,21 +215,20 @@ def _changes(work: _Work) -> Iterator[str]:
         if (work.top / name / ".git").exists():
             listed = gittree.git(work.top / name, ["ls-files", "-z", "-c", "-o", "--exclude-standard"])
             yield from (f"{name}/{file}" for file in gittree.split(listed) if not file.endswith("/"))
-    yield from _ignored_sources(work)
+    yield from _ignored_sources(work, ignored)
     # Links that are committed may leave the tree, too.
-    yield from (name for _, facts, name in listing if facts.startswith("120000"))
+    yield from (name for _, facts, name in odd if facts.startswith("120000"))
 
 
-def _ignored_sources(work: _Work) -> Iterator[str]:
-    """Yield the sources that git ignores, but which no build made.
+def _ignored_sources(work: _Work, ignored: Iterable[str]) -> Iterator[str]:
+    """Yield the sources among *ignored*, which git ignores, that no build made.
 
     A pattern in a .gitignore of the tree means that a build makes the file, unless the top one ignores
     everything, as `/*` does in Debian's sources.  The user's own patterns only keep `git status` short.
     """
-    words = ("ls-files", "--others", "--ignored", "--exclude-standard", "--directory", "-z")
     names = [
         name
-        for name in work.git(*words).split("\0")
+        for name in ignored
         if name.endswith("/") or _SOURCE.fullmatch(name) or (work.top / name).is_symlink()
     ]
     if not names:
@@ -266,7 +271,7 @@ def _our_places(top: Path) -> tuple[str, ...]:
 def _plain_changes(work: _Work) -> list[str]:
     """Return the names of all sources in a directory without git; remove vanished files from the index."""
     found = list(_files_below(work.top, ""))
-    work.drop({name for _, _, name in work.listing()}.difference(found))
+    work.drop(work.files().keys() - set(found))
     return found
 
 
