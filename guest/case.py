@@ -12,13 +12,11 @@ import functools
 import importlib
 import importlib.util
 import os
-import pkgutil
 import random
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Callable, NoReturn, Optional, Union
+from typing import Any, Callable, NamedTuple, NoReturn, Optional, Union
 
 from guest import bounded, forked, pci
 from guest import needs as _needs
@@ -43,8 +41,7 @@ class Skip(Exception):
     """This case cannot be tried here; the message says why."""
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One declared case.  All fields but `function` are data that the host reads without running anything."""
 
     module: str
@@ -78,7 +75,7 @@ class Case:
     lineno: int
     """The line of the case in it."""
 
-    function: Callable[[Test], None] = field(compare=False, repr=False)
+    function: Callable[[Test], None]
     """The function that runs the case."""
 
     @property
@@ -164,10 +161,16 @@ def _check(declared: Case) -> None:
 def discover(package: str = PROBES) -> tuple[Case, ...]:
     """Import every module of *package* and return its cases, by module and then in source order."""
     root = importlib.import_module(package)
-    modules = sorted(info.name for info in pkgutil.iter_modules(root.__path__))
-    for name in modules:
+    for name in _modules_in(root.__path__):
         importlib.import_module(f"{package}.{name}")
     return _declared_below(root.__path__)
+
+
+def _modules_in(directories: Iterable[str]) -> list[str]:
+    """Return the names of the modules; pkgutil would load a tenth of what a guest loads, to find them."""
+    files = (file for directory in directories for file in os.listdir(directory))
+    names = {name for name, dot, ending in (file.partition(".") for file in files) if dot + ending == ".py"}
+    return sorted(names - {"__init__"})
 
 
 def discover_own(directory: str, package: str = PROBES) -> tuple[Case, ...]:
@@ -175,10 +178,10 @@ def discover_own(directory: str, package: str = PROBES) -> tuple[Case, ...]:
 
     Raises BadCase for a module whose name *package* has already.
     """
-    shipped = {info.name for info in pkgutil.iter_modules(importlib.import_module(package).__path__)}
+    shipped = _modules_in(importlib.import_module(package).__path__)
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
-        for name in sorted(info.name for info in pkgutil.iter_modules([directory])):
+        for name in _modules_in([directory]):
             path = os.path.join(directory, f"{name}.py")
             if name in shipped:
                 raise BadCase(f"{path}: there is a module {name!r} already; rename it")

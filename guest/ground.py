@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from guest import bounded, memory, pci
 
@@ -35,12 +35,12 @@ the whole restore and its report.  The host waits so long after a result before 
 _DEVICE_FEATURES = {"edu": "edu", "edu2": "edu", "igb": "igb", "nvme": "nvme", "aer": "virtio-balloon"}
 
 
-@dataclass
 class Cleaning:
     """The steps done after a case, and those that failed."""
 
-    done: list[str] = field(default_factory=list)
-    dirty: list[str] = field(default_factory=list)
+    def __init__(self, done: Iterable[str] = (), dirty: Iterable[str] = ()) -> None:
+        self.done = list(done)
+        self.dirty = list(dirty)
 
     def step(self, what: str, action: Callable[[], object]) -> None:
         """Do one step and record it, as dirty if it failed."""
@@ -52,8 +52,7 @@ class Cleaning:
             self.done.append(what)
 
 
-@dataclass(frozen=True)
-class Ground:
+class Ground(NamedTuple):
     """The devices that the agent found at its start."""
 
     devices: tuple[str, ...]

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import struct
 import time
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 VENDOR_ID = 0x8086
 DEVICE_ID = 0x10C9
@@ -121,8 +120,7 @@ class Registers(Protocol):
     def write32(self, offset: int, value: int) -> None: ...
 
 
-@dataclass(frozen=True)
-class DmaBuffer:
+class DmaBuffer(NamedTuple):
     """Memory the CPU sees as `view` and the device at bus address `address`, contiguous throughout."""
 
     view: memoryview

@@ -7,7 +7,6 @@ the guest the set of features present; a need is the name of a feature, or `!nam
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable
 
 FEATURES: dict[str, str] = {
@@ -60,6 +59,8 @@ class UnknownFeature(ValueError):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ` (did you mean X?)`, or an empty string when no choice is near *word*."""
+    import difflib  # only a wrong name needs it, and it would slow every guest's start
+
     close = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -13,11 +13,9 @@ import os
 import select
 import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from guest import bounded, edu, igb, libc, memory, pci, vfio
 from guest.case import Test
@@ -35,8 +33,7 @@ ARRIVAL = 10.0
 """Seconds after which an interrupt counts as lost."""
 
 
-@dataclass(frozen=True)
-class CdevUser:
+class CdevUser(NamedTuple):
     """A device bound to an iommufd and attached to one of its address spaces."""
 
     device: vfio.Device
@@ -73,8 +70,7 @@ def unbound(bdf: str) -> Iterator[tuple[vfio.Device, Iommufd]]:
         yield device, iommufd
 
 
-@dataclass(frozen=True)
-class GroupUser:
+class GroupUser(NamedTuple):
     """A device from a group in a container."""
 
     device: vfio.Device
@@ -100,26 +96,32 @@ def opened(t: Test, bdf: str) -> Iterator[vfio.Device]:
         yield user.device
 
 
+def uuid_of(token: bytes) -> str:
+    """Return the 16 bytes of a VF token as text."""
+    digits = token.hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
 @contextlib.contextmanager
-def reopened_by_cdev(bdf: str, token: Optional[uuid.UUID] = None) -> Iterator[vfio.Device]:
+def reopened_by_cdev(bdf: str, token: Optional[bytes] = None) -> Iterator[vfio.Device]:
     """Open *bdf*, which is bound to vfio-pci, through its device node, and leave it bound."""
     with Iommufd() as iommufd, vfio.open_cdev(bdf) as device:
-        device.bind_iommufd(iommufd.fd, token=token.bytes if token else None)
+        device.bind_iommufd(iommufd.fd, token=token)
         yield device
 
 
 @contextlib.contextmanager
-def reopened_by_group(bdf: str, token: Optional[uuid.UUID] = None) -> Iterator[vfio.Device]:
+def reopened_by_group(bdf: str, token: Optional[bytes] = None) -> Iterator[vfio.Device]:
     """Open *bdf*, which is bound to vfio-pci, through its group, and leave it bound."""
     with vfio.open_container() as container, vfio.open_group(bdf) as group:
         group.set_container(container)
         container.set_iommu(vfio.NOIOMMU_IOMMU)
-        with group.device(f"{bdf} vf_token={token}" if token else bdf) as device:
+        with group.device(f"{bdf} vf_token={uuid_of(token)}" if token else bdf) as device:
             yield device
 
 
 def reopened(
-    t: Test, bdf: str, token: Optional[uuid.UUID] = None
+    t: Test, bdf: str, token: Optional[bytes] = None
 ) -> contextlib.AbstractContextManager[vfio.Device]:
     """Open *bdf*, which is bound to vfio-pci, through its device node if there is one, else its group."""
     return (reopened_by_cdev if "noiommu-cdev" in t.features else reopened_by_group)(bdf, token)

@@ -12,9 +12,8 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 from guest import bounded, forked, libc
 
@@ -329,8 +328,7 @@ def set_parameter(value: bool) -> None:
     write(PARAMETER, "Y" if value else "N")
 
 
-@dataclass(frozen=True)
-class Nodes:
+class Nodes(NamedTuple):
     """The device nodes of a bound device."""
 
     group: Optional[Path]

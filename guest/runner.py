@@ -13,8 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Callable, NoReturn, Optional, TextIO
+from typing import Callable, NamedTuple, NoReturn, Optional, TextIO
 
 from guest import bounded, kmsg, libc, trouble, whereabouts
 from guest.case import Case, Failure, Skip, Test
@@ -26,8 +25,7 @@ Diagnose = Callable[[str], None]
 _CHUNK = 65536
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """How a case ended."""
 
     kept: bool

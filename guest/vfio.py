@@ -11,9 +11,8 @@ import errno
 import mmap
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 from guest import libc, pci
 from guest.closing import Closing
@@ -275,11 +274,12 @@ class Bar(Closing):
         return self.address + offset
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """Position of a region in the device's file."""
 
-    index: int
+    number: int
+    """Its index in the uapi; tuples have an index() of their own."""
+
     flags: int
     size: int
     offset: int
@@ -328,7 +328,7 @@ class Device(Descriptor):
     def region(self, index: int) -> Region:
         """Return the region as a value."""
         info = self.region_info(index)
-        return Region(index=index, flags=info.flags, size=info.size, offset=info.offset)
+        return Region(number=index, flags=info.flags, size=info.size, offset=info.offset)
 
     def irq_info(self, index: int) -> IrqInfo:
         """DEVICE_GET_IRQ_INFO."""

@@ -11,8 +11,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 from guest import edu, libc, memory, vfio
 from guest import iommufd as api
@@ -56,8 +55,7 @@ def _ends_of_runs(frames: Sequence[int]) -> list[int]:
     return ends
 
 
-@dataclass(frozen=True)
-class Area:
+class Area(NamedTuple):
     """A part of a Cloth, mapped at an IOVA."""
 
     iova: int

@@ -63,7 +63,7 @@ def every_bar_has_two_ends(t: Test) -> None:
         regions = _memory_bars(device)
         t.check(len(regions) >= 3, f"igb has {len(regions)} BARs that can be mapped; this case needs three")
         for region in _bars(device):
-            end, name = region.offset + region.size, f"BAR {region.index}"
+            end, name = region.offset + region.size, f"BAR {region.number}"
             t.equal(len(os.pread(device.fd, 4, region.offset)), 4, f"bytes read at the start of {name}")
             for width in WIDTHS:
                 got = len(os.pread(device.fd, width, end - width))
@@ -73,7 +73,7 @@ def every_bar_has_two_ends(t: Test) -> None:
             t.errno(errno.EINVAL, os.pwrite, device.fd, b"\0", end)
         for region in regions:
             end = region.offset + -(-region.size // PAGE) * PAGE
-            device.bar(region.index).close()
+            device.bar(region.number).close()
             for start in (region.offset, end - PAGE):
                 libc.munmap(libc.mmap(PAGE, mmap.PROT_READ, mmap.MAP_SHARED, device.fd, start), PAGE)
             for start, length in (
@@ -95,16 +95,16 @@ def memory_enable_governs_every_bar(t: Test) -> None:
     with opened(t, t.device("igb")) as device, contextlib.ExitStack() as stack:
         regions = _memory_bars(device)
         ends = [(region, at) for region in regions for at in {0, max(region.size - PAGE, 0)}]
-        parts = [(stack.enter_context(device.bar(r.index, offset=at, length=PAGE)), r, at) for r, at in ends]
+        parts = [(stack.enter_context(device.bar(r.number, offset=at, length=PAGE)), r, at) for r, at in ends]
         seen = [part.load(0, 4) for part, _region, _at in parts]
         command = device.read_config(PCI_COMMAND, 2)
         for _ in range(2):
             device.write_config(PCI_COMMAND, 2, command & ~PCI_COMMAND_MEMORY)
             late = [
-                (stack.enter_context(device.bar(r.index, offset=at, length=PAGE)), r, at) for r, at in ends
+                (stack.enter_context(device.bar(r.number, offset=at, length=PAGE)), r, at) for r, at in ends
             ]
             for part, region, at in (*parts, *late):
-                sigbus(t, lambda part=part: part.load(0, 4), f"a load at {at:#x} of BAR {region.index}")  # type: ignore[misc]
+                sigbus(t, lambda part=part: part.load(0, 4), f"a load at {at:#x} of BAR {region.number}")  # type: ignore[misc]
             for region in regions:
                 for width in WIDTHS:
                     t.errno(errno.EIO, os.pread, device.fd, width, region.offset + region.size - width)
@@ -133,11 +133,11 @@ def every_bar_serves_each_user(t: Test) -> None:
                 for region in _bars(device):
                     os.pread(device.fd, 4, region.offset)
                 for region in regions:
-                    with device.bar(region.index) as bar:
+                    with device.bar(region.number) as bar:
                         by_file = os.pread(device.fd, 4, region.offset + igb.STATUS)
                         by_mapping = struct.pack("<I", bar.read32(igb.STATUS))
-                    if region.index != igb.TABLE_BAR:
-                        t.equal(by_mapping, by_file, f"a register of BAR {region.index} through its mapping")
+                    if region.number != igb.TABLE_BAR:
+                        t.equal(by_mapping, by_file, f"a register of BAR {region.number} through its mapping")
             t.equal(_reserved(), free, "what is reserved in /proc/iomem after the user")
 
 
@@ -177,7 +177,7 @@ def _values(width: int) -> tuple[int, int]:
 def registers_of_every_width_are_reached(t: Test) -> None:
     """Registers of 1, 2, 4 and 8 bytes are read and written in one access of their width, by file and by
     mapping, and their neighbours keep their values."""
-    with _virtio(t) as (device, region, start), device.bar(region.index) as bar:
+    with _virtio(t) as (device, region, start), device.bar(region.number) as bar:
         for width, at in VIRTIO_REGISTERS.items():
             where = region.offset + start + at
             for value in (*_values(width), _values(width)[0]):
@@ -204,7 +204,7 @@ def registers_of_every_width_are_reached(t: Test) -> None:
 def transfers_of_any_alignment_agree(t: Test) -> None:
     """A transfer from any offset and of any length moves the bytes that single accesses of the natural width
     move: reads of one stretch agree however it is cut."""
-    with _virtio(t) as (device, region, start), device.bar(region.index) as bar:
+    with _virtio(t) as (device, region, start), device.bar(region.number) as bar:
         # Past the registers whose meaning depends on the width: the address of a queue's descriptors.
         at = start + VIRTIO_REGISTERS[8]
         low, high = 0x1122_3344, 0x5566_7788
@@ -230,7 +230,7 @@ def transfers_of_any_alignment_agree(t: Test) -> None:
 def ioeventfds_write_every_width(t: Test) -> None:
     """An ioeventfd of 1, 2, 4 or 8 bytes writes exactly its register, and several of them with one eventfd
     all write."""
-    with _virtio(t) as (device, region, start), device.bar(region.index) as bar:
+    with _virtio(t) as (device, region, start), device.bar(region.number) as bar:
         together = Event()
         for width, at in VIRTIO_REGISTERS.items():
             first, second = _values(width)

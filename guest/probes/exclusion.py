@@ -10,7 +10,6 @@ import errno
 import itertools
 import os
 import time
-import uuid
 from typing import Callable
 
 from guest import brink, libc, pci, vfio
@@ -41,7 +40,7 @@ def refused_bind_leaves_the_device_free(t: Test) -> None:
             refusals: dict[int, Callable[[], object]] = {
                 errno.EBADF: lambda: device.bind_iommufd(999),
                 errno.EBADFD: lambda: device.bind_iommufd(null.fileno()),
-                errno.EINVAL: lambda: device.bind_iommufd(iommufd.fd, token=uuid.uuid4().bytes),
+                errno.EINVAL: lambda: device.bind_iommufd(iommufd.fd, token=os.urandom(16)),
                 errno.EFAULT: lambda: libc.ioctl(device.fd, vfio.DEVICE_BIND_IOMMUFD, frozen),
             }
             for want, refused in refusals.items():

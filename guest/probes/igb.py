@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from guest import igb, memory
 from guest.case import Test, case
@@ -21,8 +21,7 @@ IOVA = 0x4000_0000
 ETHERTYPE = b"\x88\xb5"
 
 
-@dataclass(frozen=True)
-class _Loop:
+class _Loop(NamedTuple):
     """The rings and pages of a card in loopback: page 0 has the rings, page 1 the source, page 2 the
     target."""
 

@@ -8,8 +8,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import subprocess
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +33,7 @@ def _unload(name: str) -> None:
 
 def _load(*words: str) -> int:
     """Run modprobe and return its exit status."""
-    return subprocess.run(["modprobe", *words], check=False).returncode
+    return os.spawnlp(os.P_WAIT, "modprobe", "modprobe", *words)
 
 
 def _loaded(name: str) -> bool:
@@ -316,7 +314,7 @@ def _native_function(pf: str) -> Iterator[str]:
 def function_of_a_native_pf_has_no_token(t: Test) -> None:
     """A VF whose PF has its native driver is bound to no driver at first, and opens in no-IOMMU mode without
     a token but not with one (EINVAL)."""
-    pf, token = t.device("igb"), uuid.UUID(int=t.random.getrandbits(128), version=4).bytes
+    pf, token = t.device("igb"), t.random.getrandbits(128).to_bytes(16, "big")
     with _native_function(pf) as vf:
         t.equal((pci.driver(vf), pci.override(vf)), (None, ""), "driver and override of a new VF")
         with pci.bound(vf), Iommufd() as iommufd, vfio.open_cdev(vf) as device:

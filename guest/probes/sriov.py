@@ -7,14 +7,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
 from guest import igb, libc, pci, vfio
 from guest.case import Test, case
-from guest.opened import Event, reopened, reopened_by_cdev, reopened_by_group
+from guest.opened import Event, reopened, reopened_by_cdev, reopened_by_group, uuid_of
 
 SRIOV = ("noiommu", "igb", "sriov", "!viommu")
 
@@ -55,11 +54,11 @@ def _number(pf: str) -> str:
     return pci.read(pci.path_of(pf) / "sriov_numvfs")
 
 
-def _token(t: Test) -> uuid.UUID:
-    return uuid.UUID(int=t.random.getrandbits(128), version=4)
+def _token(t: Test) -> bytes:
+    return t.random.getrandbits(128).to_bytes(16, "big")
 
 
-def _try(t: Test, bdf: str, token: Optional[uuid.UUID] = None) -> None:
+def _try(t: Test, bdf: str, token: Optional[bytes] = None) -> None:
     with reopened(t, bdf, token):
         pass
 
@@ -164,11 +163,11 @@ def function_opens_with_the_token_alone(t: Test) -> None:
     with _functions(pf, 1) as (vf,):
         t.errno(errno.EACCES, _try, t, vf)
         t.errno(errno.EACCES, _try, t, vf, token)
-        t.errno(errno.EACCES, _try, t, vf, uuid.UUID(int=0))
+        t.errno(errno.EACCES, _try, t, vf, bytes(16))
         with reopened(t, pf, token):
             t.errno(errno.EACCES, _try, t, vf)
             t.errno(errno.EACCES, _try, t, vf, other)
-            t.errno(errno.EACCES, _try, t, vf, uuid.UUID(int=token.int ^ 1))
+            t.errno(errno.EACCES, _try, t, vf, token[:-1] + bytes((token[-1] ^ 1,)))
             with reopened(t, vf, token) as device:
                 t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "vendor and device ID of the VF")
         with reopened(t, vf, token):
@@ -211,9 +210,9 @@ def token_is_a_feature_of_the_pf(t: Test) -> None:
         t.errno(errno.EINVAL, device.feature, vfio.FEATURE_GET | vfio.FEATURE_VF_TOKEN, bytes(16))
         t.errno(errno.EINVAL, device.feature, vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN, bytes(15))
         with reopened(t, vf, token) as function:
-            device.feature(vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN, other.bytes)
+            device.feature(vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN, other)
             attempt = vfio.FEATURE_SET | vfio.FEATURE_VF_TOKEN
-            t.errno(errno.ENOTTY, function.feature, attempt, token.bytes)
+            t.errno(errno.ENOTTY, function.feature, attempt, token)
             t.equal(function.read_config(0, 4), igb.FUNCTION_IDS, "the VF opened with the old token")
         t.errno(errno.EACCES, _try, t, vf, token)
         with reopened(t, vf, other):
@@ -229,21 +228,22 @@ def token_in_a_device_name_is_parsed(t: Test) -> None:
     invalid UUID, two of them, or another option is EINVAL, and text after the name without a space is
     ENODEV."""
     pf, token = t.device("igb"), _token(t)
+    uuid = uuid_of(token)
     with _functions(pf, 1) as (vf,):
         with reopened_by_group(pf, token):
             pass
         for wrong in (
-            f" vf_token={str(token)[:-1]}",
-            f" vf_token={str(token)[:-1]}g",
-            f" vf_token={token} vf_token={token}",
-            f" vf_token={token}0",
-            f" other={token}",
+            f" vf_token={uuid[:-1]}",
+            f" vf_token={uuid[:-1]}g",
+            f" vf_token={uuid} vf_token={uuid}",
+            f" vf_token={uuid}0",
+            f" other={uuid}",
             " x",
         ):
             t.errno(errno.EINVAL, _try_group, vf, wrong)
-        t.errno(errno.ENODEV, _try_group, vf, f"vf_token={token}")
+        t.errno(errno.ENODEV, _try_group, vf, f"vf_token={uuid}")
         t.errno(errno.EACCES, _try_group, vf, " ")
-        _try_group(vf, f"  vf_token={str(token).upper()} ")
+        _try_group(vf, f"  vf_token={uuid.upper()} ")
 
 
 @case(
@@ -260,7 +260,8 @@ def both_doors_ask_for_one_token(t: Test) -> None:
                 pass
             with second(vf, token) as device:
                 t.equal(device.read_config(0, 4), igb.FUNCTION_IDS, "the VF opened the other way")
-            swapped = uuid.UUID(bytes=token.bytes_le)
+            # As if the first three numbers of the UUID were little-endian.
+            swapped = token[3::-1] + token[5:3:-1] + token[7:5:-1] + token[8:]
             t.errno(errno.EACCES, _try, t, vf, swapped)
 
 

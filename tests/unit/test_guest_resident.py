@@ -273,3 +273,16 @@ def test_the_console_hears_once_that_it_listens(server: Server) -> None:
     """The agent logs once that it is ready: the host waits for that line instead of polling the port."""
     assert json.loads(_ask(server, "facts"))
     assert server.kmsg.read_text(encoding="utf-8") == READY
+
+
+def test_what_a_guest_loads_is_small() -> None:
+    """Loading Python is half of a guest's boot under emulation, and every fork pays for what is loaded."""
+    code = (
+        "import sys; sys.path.insert(0, '.'); from guest import case, resident; case.discover(case.PROBES); "
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    dear = {"dataclasses", "difflib", "inspect", "platform", "subprocess", "tempfile", "uuid"}
+    assert dear.isdisjoint(done.stdout.split())
