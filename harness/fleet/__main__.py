@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from harness.base.errors import ExitCode, HarnessError
 from harness.base.output import complain, tell
 from harness.fleet import resources
+from harness.fleet.address import listening
 from harness.fleet.cargo import fleet_dir
 from harness.fleet.cluster import CONNECT_SECONDS, no_scheduler, require_distributed
 from harness.fleet.keys import security
@@ -68,6 +69,7 @@ async def _work(asked: argparse.Namespace) -> NoReturn:
         local_directory=str(fleet_dir() / "dask"),
         death_timeout=CONNECT_SECONDS,
         dashboard=False,
+        **listening(address),
         **_options(asked),
     )
     crew.enlist(worker)

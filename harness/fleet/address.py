@@ -7,7 +7,7 @@ import dataclasses
 import ipaddress
 import re
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from harness.base.errors import UsageError
 
@@ -67,6 +67,16 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def listening(address: str) -> dict[str, Any]:
+    """Return where a distributed.Worker of the scheduler *address* listens, as its arguments.
+
+    By itself it listens on all interfaces.  Its web pages are never encrypted.
+    """
+    found = _ADDRESS.fullmatch(address) if is_loopback(address) else None
+    host = {"host": found[2].replace("localhost", "127.0.0.1")} if found else {}
+    return {**host, "dashboard_address": "127.0.0.1:0"}
 
 
 def check_encrypted(option: str, address: str, *, insecure: bool, keys: Path | None) -> str:

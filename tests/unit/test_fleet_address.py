@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
+from distributed import Scheduler, Worker
 
 from harness.base.errors import UsageError
-from harness.fleet.address import FleetAddress, check_encrypted, is_loopback, parse_scheduler
+from harness.fleet.address import FleetAddress, check_encrypted, is_loopback, listening, parse_scheduler
 from harness.fleet.keys import make_keys, security
 
 
@@ -55,6 +58,29 @@ def test_bad_forms(text: str, said: str) -> None:
 )
 def test_loopback(address: str, expected: bool) -> None:
     assert is_loopback(address) is expected
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_a_worker_of_this_host_listens_on_loopback_alone(host: str, tmp_path: Path) -> None:
+    """Whoever reaches a worker without TLS can run programs as its user."""
+    pages: dict[str, Any] = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+
+    async def addresses() -> list[str]:
+        async with Scheduler(host=f"tcp://{host}:0", **pages) as scheduler:
+            address = f"tcp://{host}:{scheduler.address.rpartition(':')[2]}"
+            options: dict[str, Any] = {"dashboard": False, "local_directory": str(tmp_path)}
+            async with Worker(address, nthreads=1, memory_limit=0, **options, **listening(address)) as worker:
+                sockets = worker.http_server._sockets.values()
+                pages_at = [f"tcp://{one.getsockname()[0]}:1" for one in sockets]
+                return [*(one.listen_address for one in worker.listeners), *pages_at]
+
+    found = asyncio.run(addresses())
+    assert len(found) == 2
+    assert all(map(is_loopback, found)), found
+
+
+def test_a_worker_of_other_hosts_can_be_reached() -> None:
+    assert listening("tls://build1:8786") == {"dashboard_address": "127.0.0.1:0"}
 
 
 def test_plain_tcp_needs_a_word(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from harness.base.cause import Cause
 from harness.base.deadline import Deadline
 from harness.base.errors import InfraError
 from harness.base.outcome import Outcome
+from harness.fleet.address import listening
 from harness.fleet.client import FleetClient
 from harness.fleet.cluster import connect, require_distributed
 from harness.fleet.journal import BEGAN
@@ -198,6 +199,7 @@ async def _sleepers(address: str, number: int, count: int) -> None:
             dashboard=False,
             local_directory=tempfile.gettempdir(),
             resources={_RESOURCE: 1},
+            **listening(address),
         )
         for one in range(count)
     ]
