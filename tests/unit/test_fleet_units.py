@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from plan_jobs import job
 
+from harness.base import paths
 from harness.base.cause import Cause
 from harness.fleet.evidence import Evidence, take_in
 from harness.fleet.version import own_version
@@ -48,9 +49,20 @@ def test_units_are_as_long_as_they_should_be() -> None:
     assert sum(unit.seconds for unit in units) == pytest.approx(25.0 * len(groups))
 
 
-def test_version_depends_on_the_files() -> None:
-    assert own_version() == own_version()
-    assert own_version().count("+") == 1
+@pytest.mark.parametrize("file", ["harness/a.py", "guest/probes/b.py", "guest/init.c", "kconfigs/c.config"])
+def test_version_depends_on_the_files(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with other probes would judge by other promises."""
+    for top in ("harness", "guest", "kconfigs"):
+        (tmp_path / top).mkdir()
+        monkeypatch.setattr(
+            paths, {"harness": "package"}.get(top, top) + "_dir", lambda top=top: tmp_path / top
+        )
+    before = own_version.__wrapped__()
+    assert before == own_version.__wrapped__()
+    assert before.count("+") == 1
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("other", encoding="utf-8")
+    assert own_version.__wrapped__() != before
 
 
 def test_evidence_of_bad_cases_alone(tmp_path: Path) -> None:
