@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from harness.base.cause import Cause
@@ -118,8 +118,12 @@ class FleetClient:
         for account in self._link.retire(tuple(self._names)):
             self._recorder.take_in(account)
 
-    def _submit(self, names: Iterable[str], *, again: bool = False) -> None:
-        """Submit what is left of the units *names*: job by job, of each job the longest first."""
+    def _submit(self, names: Collection[str], *, again: bool = False) -> None:
+        """Submit what is left of the units *names*: job by job, of each job the longest first.
+
+        One of which nothing is left has ended.
+        """
+        self._open.difference_update(names)
         left: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
         for name in names:
             if any(self._left_of(name)):
@@ -178,7 +182,6 @@ class FleetClient:
             self._fail(name, result)
         if self._late:
             self._give_up(name, "the deadline had passed", Cause.DEADLINE)
-        self._open.discard(name)
         self._submit([name], again=True)
 
     def _fail(self, name: str, error: Exception) -> None:

@@ -426,3 +426,31 @@ def test_time_left_is_not_told_from_the_rate_alone(monkeypatch: pytest.MonkeyPat
     # The worker is gone, and another one begins it again.
     after(0.0, Gone("a1", in_order=False))
     assert after(0.0, dataclasses.replace(begun[1], worker="w2", address="a2")).startswith("about 1 min 00 s")
+
+
+def test_a_unit_whose_end_was_lost_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is lost after the last result of a unit, and before the news that it ended."""
+    work = units(jobs=1, each=1)
+    lost, rounds = [False], [0]
+
+    def next_event(_seconds: float) -> Event | None:
+        rounds[0] += 1
+        assert rounds[0] < 10, "it waits for ever"
+        if rounds[0] <= 3:
+            lost[0] = rounds[0] == 3
+            return Said(worker="w", key=work[0].keys[rounds[0] - 1])
+        return None
+
+    link: Any = SimpleNamespace(
+        session="s",
+        submit=lambda *_, **__: None,
+        is_lost=lambda: lost[0],
+        reconnect=lambda: lost.__setitem__(0, False),
+        next_event=next_event,
+        offers=lambda: None,
+        retire=lambda _addresses: [],
+    )
+    book = Book()
+    jobs = {"job0": FleetJob(plan="", needs=ANY, artefacts=())}
+    FleetClient(link, book, work, jobs, until=None, tell=lambda _line: None, provided=print).run()
+    assert set(book.kept) == set(work[0].keys)
