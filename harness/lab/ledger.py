@@ -41,7 +41,11 @@ class Ledger:
 
     def keep(self, work: Work, results: Sequence[Result]) -> None:
         """Keep *results* of *work*, which is tried once more, should that end this process."""
-        self._spool.keep(work, results)
+        self._spool.keep(work, self.with_kept(work, results))
+
+    def with_kept(self, work: Work, results: Sequence[Result]) -> tuple[Result, ...]:
+        """Return *results* of *work* after those that were kept of a worker which died since."""
+        return (*(one for one in self._spool.take(work) if one not in results), *results)
 
     def lost(
         self, work: Work, reason: str, cause: Cause, outcome: Outcome = Outcome.LOST

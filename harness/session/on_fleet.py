@@ -146,7 +146,7 @@ class _Recorder:
         elif not said.final:
             self._ledger.keep(work, said.results)
         else:
-            self._store.add(*said.results)
+            self._store.add(*self._ledger.with_kept(work, said.results))
             self._done(work)
 
     def give_up(self, key: str, reason: str, cause: Cause, outcome: Outcome = Outcome.NOT_RUN) -> None:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What workers say comes into the run: every attempt, once."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from plan_jobs import job
+
+from harness.fleet.messages import Said
+from harness.plan import Plan
+from harness.results import Outcome, Result, RunInfo
+from harness.results.store import RunStore
+from harness.session.on_fleet import _Recorder
+from harness.suites.catalogue import to_do
+
+JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
+
+
+@pytest.fixture(name="store")
+def _store(tmp_path: Path) -> Iterator[RunStore]:
+    info = RunInfo(id="r", started=datetime.datetime.now(datetime.UTC), harness_version="1")
+    with RunStore.create(tmp_path / "r", info) as store:
+        yield store
+
+
+def test_a_failure_that_a_dead_worker_saw_is_kept(store: RunStore) -> None:
+    """Two workers die while they try a failure again; on a third the case passes."""
+    plan = Plan(run_id="r", seed=1, cases=(), jobs=(JOB,), run_dir=str(store.directory))
+    work = next(one for one in to_do(plan) if one.refusal is None)
+    recorder = _Recorder(plan, store)
+
+    def tried(outcome: Outcome, worker: str, attempt: int = 1) -> Result:
+        vm_dir = f"vm/{worker}-{attempt}"
+        address = work.address_of()
+        return Result(address=address, job=JOB.name, outcome=outcome, attempt=attempt, vm_dir=vm_dir)
+
+    failed = (tried(Outcome.FAIL, "w1"), tried(Outcome.LOST, "w2"))
+    for worker, result in zip(("w1", "w2"), failed, strict=True):
+        recorder.keep(Said(worker=worker, key=work.key, results=(result,), final=False))
+    recorder.keep(Said(worker="w3", key=work.key, results=(tried(Outcome.LOST, "w3"),), final=False))
+    both = (tried(Outcome.LOST, "w3"), tried(Outcome.PASS, "w3", 2))
+    recorder.keep(Said(worker="w3", key=work.key, results=both))
+    # A worker of an earlier connection is late.
+    recorder.keep(Said(worker="w1", key=work.key, results=failed))
+    run = store.read()
+    assert run.results == (*failed, *both)
+    assert [case.outcome for case in run.cases] == [Outcome.FAIL]
+    assert not list((store.directory / "spool").glob("*"))
