@@ -257,7 +257,7 @@ class FleetClient:
     def _reconnect(self) -> None:
         self._tell("fleet: the connection to the scheduler was lost; connecting again")
         self._link.reconnect()
-        self._names.clear()
+        # Workers that are there still have something to say at the end, with or without another unit.
         self._at.clear()
         self._offers.forget()
         self._submit(tuple(self._open))

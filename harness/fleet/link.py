@@ -293,7 +293,7 @@ class Link:
         return []
 
     def abandon(self) -> None:
-        """Tell all workers to begin nothing more of this session, and to stop its VMs."""
+        """Tell all workers to begin nothing more of this session."""
         with contextlib.suppress(Exception):
             self._client.run(self._tasks.abandon, self.session, on_error="ignore")
 

@@ -385,6 +385,5 @@ async def retire(session: str) -> Account:
 
 
 def abandon(session: str) -> None:
-    """Begin nothing more of *session*, and stop its VM.  Called while a unit runs."""
+    """Begin nothing more of *session*; its VM waits for retire(), or is idle.  Called while a unit runs."""
     crew.abandoned.add(session)
-    crew.thread.submit(lambda: crew.close() if crew.begun[0] == session else None)

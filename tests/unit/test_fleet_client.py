@@ -428,18 +428,22 @@ def test_time_left_is_not_told_from_the_rate_alone(monkeypatch: pytest.MonkeyPat
     assert after(0.0, dataclasses.replace(begun[1], worker="w2", address="a2")).startswith("about 1 min 00 s")
 
 
-def test_a_unit_whose_end_was_lost_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_whose_end_was_lost_is_not_waited_for() -> None:
     """The connection is lost after the last result of a unit, and before the news that it ended."""
     work = units(jobs=1, each=1)
-    lost, rounds = [False], [0]
+    lost, rounds, asked = [False], [0], list[str]()
+    begun = Began(worker="w", address="tcp://w", unit="s-0-1", abilities=HOST)
+    events: list[Event] = [begun, *(Said(worker="w", key=key) for key in work[0].keys)]
 
     def next_event(_seconds: float) -> Event | None:
         rounds[0] += 1
         assert rounds[0] < 10, "it waits for ever"
-        if rounds[0] <= 3:
-            lost[0] = rounds[0] == 3
-            return Said(worker="w", key=work[0].keys[rounds[0] - 1])
-        return None
+        lost[0] = rounds[0] == len(events)
+        return events[rounds[0] - 1] if rounds[0] <= len(events) else None
+
+    def retire(addresses: Sequence[str]) -> list[Account]:
+        asked.extend(addresses)
+        return []
 
     link: Any = SimpleNamespace(
         session="s",
@@ -448,9 +452,11 @@ def test_a_unit_whose_end_was_lost_is_not_waited_for(monkeypatch: pytest.MonkeyP
         reconnect=lambda: lost.__setitem__(0, False),
         next_event=next_event,
         offers=lambda: None,
-        retire=lambda _addresses: [],
+        retire=retire,
     )
     book = Book()
     jobs = {"job0": FleetJob(plan="", needs=ANY, artefacts=())}
     FleetClient(link, book, work, jobs, until=None, tell=lambda _line: None, provided=print).run()
     assert set(book.kept) == set(work[0].keys)
+    # Its worker begins no other unit, and still has what its kernel printed last.
+    assert asked == ["tcp://w"]

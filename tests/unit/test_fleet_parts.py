@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from plan_jobs import job
 
 from harness.base.errors import InfraError
-from harness.fleet import cargo, journal, resources
+from harness.base.outcome import Outcome
+from harness.fleet import cargo, journal, resources, tasks
 from harness.fleet.cargo import Cargo
 from harness.fleet.version import own_version
 from harness.lab.abilities import Abilities, Emulator, resources_of
 from harness.lab.artefacts import Artefact, archive_path, pack
+from harness.results.model import QUIET, Result
 
 B, L = journal.BEGAN, journal.LEFT
 
@@ -137,3 +141,18 @@ def test_full_disk_is_trouble_of_the_host(caches: tuple[Path, Path], monkeypatch
 
     monkeypatch.setattr(cargo, "unpack", full)
     assert "No space left on device" in pickle.loads(data).trouble
+
+
+def test_what_a_kernel_printed_last_is_told_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A splat after the last case counts, whether the deadline or the work ended the run."""
+    splat = Result(address=QUIET, job="job", outcome=Outcome.CRASH)
+    closed: list[bool] = []
+    vm = SimpleNamespace(retire=lambda _job: (splat,), close=lambda: closed.append(True))
+    monkeypatch.setattr(tasks.crew, "dask", SimpleNamespace(name="w", address="tcp://127.0.0.1:1"))
+    monkeypatch.setattr(tasks.crew, "abandoned", set())
+    monkeypatch.setattr(tasks.crew, "worker", vm)
+    monkeypatch.setattr(tasks.crew, "begun", ("session", "job", "plan"))
+    tasks.abandon("session")
+    tasks.crew.in_lab(lambda: None)
+    assert asyncio.run(tasks.retire("session")).late == (splat,)
+    assert closed == [True]
