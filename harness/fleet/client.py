@@ -14,7 +14,7 @@ from harness.base.outcome import Outcome
 from harness.base.words import count_of, duration
 from harness.fleet.link import Built, Event, FleetJob, Gone, Link, UnitEnded
 from harness.fleet.messages import Account, Began, Said, Spent
-from harness.fleet.offers import Offers
+from harness.fleet.offers import PATIENCE_SECONDS, Offers
 from harness.lab.abilities import Abilities
 from harness.lab.units import Unit
 
@@ -98,7 +98,7 @@ class FleetClient:
         """Name of a worker -> when it last began a unit or had a result."""
         self._offers = Offers(tell)
         self._late = False
-        self._began = self._told = time.monotonic()
+        self._began = self._told = self._checked = time.monotonic()
         self._looked = 0.0
 
     def run(self) -> None:
@@ -241,6 +241,9 @@ class FleetClient:
             raise InfraError("this host's kernels and disks do not reach the fleet", hint=f"see {self._log}")
         if self._waits and len(workers) < 2:
             return
+        if not self._at and time.monotonic() - max((self._checked, *self._heard.values())) > PATIENCE_SECONDS:
+            self._link.check_fetches()
+            self._checked = time.monotonic()
         for job in {self._units[name].job for name in self._open}:
             builder = self._link.builder(self._jobs[job])
             if builder and (reason := self._offers.lack(f"kernel of {job}", builder)):

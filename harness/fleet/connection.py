@@ -70,6 +70,16 @@ class Connection:
             return dict(self.client.scheduler_info(n_workers=-1)["workers"])
         return None
 
+    def check_fetches(self, unfetched: Callable[[str], Any], session: str) -> None:
+        """Raise FleetLost when *unfetched*, see harness.fleet.tasks, finds something on a worker."""
+        found: list[str] = []
+        with contextlib.suppress(Exception):
+            said = self.client.run(unfetched, session, on_error="ignore").values()
+            found = [one for one in said if one]
+        if found:
+            remedy = "name the scheduler as all hosts reach it, not localhost, and open ports between them"
+            raise FleetLost(found[0], hint=f"{remedy}; then: {self._resume}")
+
     def close(self) -> None:
         """Leave the fleet; what waits there for this client is forgotten."""
         with contextlib.suppress(Exception):

@@ -274,6 +274,10 @@ class Link:
         self._count += 1
         self._listen()
 
+    def check_fetches(self) -> None:
+        """Raise FleetLost when a worker tries in vain to fetch what a unit needs."""
+        self._connection.check_fetches(self._tasks.unfetched, self.session)
+
     # Its end.
 
     def give_up(self, units: Iterable[str]) -> None:

@@ -65,7 +65,7 @@ class Pool:
         self._seen: set[str] = set()
         self._able: frozenset[str] = frozenset()
         """The addresses of the workers that could be called at the last look."""
-        self._looked = self._met = time.monotonic()
+        self._looked = self._met = self._checked = time.monotonic()
         self._count = 0
 
     def wait(self) -> int:
@@ -224,6 +224,9 @@ class Pool:
                 self._seen.add(name)
                 self._tell(f"fleet: worker {name}")
             self._able = frozenset(able)
+            if self._looked - self._checked >= PATIENCE_SECONDS:
+                self._connection.check_fetches(self._tasks.unfetched, self._session)
+                self._checked = self._looked
             if able or (self._waits and not self._seen):
                 self._met = self._looked
             elif self._looked - self._met >= PATIENCE_SECONDS:

@@ -46,6 +46,9 @@ _PRUNE_SECONDS = 3600.0
 _TROUBLES = 2
 """After so many units in a row that its host could not carry out, a worker leaves the fleet."""
 
+_MOST_FETCHES = 3
+"""How often a worker may fail to fetch what it needs before that is no accident."""
+
 _ANSWER_SECONDS = 60.0
 
 T = TypeVar("T")
@@ -374,6 +377,25 @@ def _host_trouble(results: Sequence[Result]) -> str:
     """Return why this host boots no VM; empty if *results* do not say so."""
     untried = [one for one in results if one.outcome is Outcome.NOT_RUN and one.cause is Cause.HOST]
     return untried[-1].reason if untried and len(untried) == len(results) else ""
+
+
+async def unfetched(session: str) -> str:
+    """Return what of *session* this worker tries in vain to fetch, and from where; nothing if all came.
+
+    Dask itself tries for ever.
+    """
+    state = crew.dask.state
+    waiting = {
+        key
+        for key, task in state.tasks.items()
+        if session in str(key) and task.state in ("fetch", "flight", "missing")
+    }
+    failed = [entry for entry in state.story(*waiting) if entry[0] == "gather-dep-failed"] if waiting else []
+    if len(failed) < _MOST_FETCHES:
+        return ""
+    _, address, keys, *_ = failed[-1]
+    what = str(min(waiting & set(keys))).removeprefix("provide-").partition(f"-{session}")[0]
+    return f"worker {crew.name} cannot fetch {what} from {address}"
 
 
 async def retire(session: str) -> Account:

@@ -25,6 +25,7 @@ from harness.fleet import client as under_test
 from harness.fleet import offers
 from harness.fleet import tasks as our_tasks
 from harness.fleet.client import FleetClient
+from harness.fleet.connection import FleetLost
 from harness.fleet.link import Event, FleetJob, Gone, Link, UnitEnded
 from harness.fleet.messages import Account, Began, Order, Said
 from harness.fleet.resources import for_build
@@ -91,6 +92,10 @@ class Good:
         for key in order.keys:
             say(order, Said(worker="w", key=key))
         return Account(worker="w", address=get_worker().address)
+
+    @staticmethod
+    def unfetched(session: str) -> str:
+        return ""
 
     @staticmethod
     def retire(session: str) -> Account:
@@ -460,3 +465,26 @@ def test_a_unit_whose_end_was_lost_is_not_waited_for() -> None:
     assert set(book.kept) == set(work[0].keys)
     # Its worker begins no other unit, and still has what its kernel printed last.
     assert asked == ["tcp://w"]
+
+
+def test_a_worker_that_cannot_fetch_its_archives_ends_the_run(
+    connect: Callable[[], Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask would try for ever."""
+
+    class CutOff(Good):
+        @staticmethod
+        def provide(session: str, artefact: Artefact, order: BuildOrder | None, run: str) -> str:
+            time.sleep(3.0)
+            return "cargo"
+
+        @staticmethod
+        def unfetched(session: str) -> str:
+            return "worker b cannot fetch kernels/d5 from tls://127.0.0.1:1"
+
+    monkeypatch.setattr(under_test, "PATIENCE_SECONDS", 0.3)
+    night = Night(connect, CutOff)
+    job = FleetJob(plan="plan", needs=ANY, artefacts=(Artefact("kernels/d5"),))
+    night.jobs = dict.fromkeys(night.jobs, job)
+    with pytest.raises(FleetLost, match="worker b cannot fetch kernels/d5"):
+        night.run()

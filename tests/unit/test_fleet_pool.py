@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -18,6 +19,7 @@ from distributed.scheduler import KilledWorker
 
 from harness.base.errors import BuildError, InfraError
 from harness.fleet import pool as under_test
+from harness.fleet import tasks
 from harness.fleet.connection import Connection, FleetLost
 from harness.fleet.messages import Answer
 from harness.fleet.pool import Pool
@@ -64,6 +66,10 @@ class Calls:
     def provide(session: str, artefact: Artefact, order: BuildOrder | None) -> str:
         return f"cargo of {artefact.place}"
 
+    @staticmethod
+    def unfetched(session: str) -> str:
+        return ""
+
 
 @pytest.fixture(name="cluster", scope="module")
 def _cluster() -> Iterator[LocalCluster]:
@@ -96,7 +102,7 @@ def _pool(cluster: LocalCluster, made: list[Client], monkeypatch: pytest.MonkeyP
 
 
 def slowly(check: Callable[[], None], _directory: Path, source: Path, number: int) -> Called:
-    for _ in range(10):
+    for _ in range(max(10, number)):
         check()
         time.sleep(0.03)
     return f"{source.name} {number}", None, ""
@@ -239,3 +245,39 @@ def test_a_fleet_that_cannot_do_it_says_what_is_missing(
         pool = Pool(connection, "run", SOURCE, needs, lambda _line: None)
         with pytest.raises(FleetLost, match="the fleet can test nothing: all workers have no vfio-harness"):
             pool.wait()
+
+
+def test_a_call_whose_source_cannot_be_fetched_ends(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(under_test, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(Calls, "unfetched", staticmethod(lambda _session: "worker b cannot fetch it"))
+    with pytest.raises(FleetLost, match="worker b cannot fetch it"):
+        pool.call(slowly, 100, name="a")
+
+
+def test_what_a_worker_cannot_fetch_is_found(
+    cluster: LocalCluster, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is at an address that the other does not reach, as 127.0.0.1 of another host."""
+    one, two = cluster.workers.values()
+    reach = two.rpc.connect
+
+    async def connect(address: str, *arguments: Any, **options: Any) -> Any:
+        if address == one.address:
+            raise OSError("connection refused")
+        return await reach(address, *arguments, **options)
+
+    monkeypatch.setattr(two.rpc, "connect", connect)
+    monkeypatch.setattr(tasks.crew, "dask", two)
+    client, connection = pool._connection.client, pool._connection
+    key = f"provide-{SOURCE.place}-abc-1"
+    there = client.submit(lambda: "cargo", key=key, workers=[one.address])
+    needs = client.submit(lambda cargo: cargo, there, key="unit-abc", workers=[two.address])
+    connection.check_fetches(tasks.unfetched, "abc")
+    end = time.monotonic() + 60.0
+    while not asyncio.run(tasks.unfetched("abc")) and time.monotonic() < end:
+        time.sleep(0.1)
+    with pytest.raises(FleetLost) as caught:
+        connection.check_fetches(tasks.unfetched, "abc")
+    assert caught.value.message == f"worker {tasks.crew.name} cannot fetch {SOURCE.place} from {one.address}"
+    connection.check_fetches(tasks.unfetched, "other")
+    needs.cancel()

@@ -92,6 +92,11 @@ class Tasks:
         return Account(worker=str(worker.name), address=worker.address)
 
     @staticmethod
+    def unfetched(session: str) -> str:
+        """Return nothing: plans are all that travels."""
+        return ""
+
+    @staticmethod
     def retire(session: str) -> Account:
         """Return at once: there is no VM."""
         return Account()
