@@ -99,7 +99,9 @@ def _uncounted(job: JobRecord) -> JobRecord:
 def _rows(run: Run, coverage: model.Coverage) -> Iterator[tuple[str, ...]]:
     cells = {job.name: job.cell for job in run.jobs}
     # What failed may have ended early: it reaches more when it passes.
-    ended_early = {(result.job, str(result.address)) for result in run.cases if result.is_bad}
+    # The counters of a selftest are those of its program.
+    bad = [result for result in run.cases if result.is_bad]
+    ended_early = {(one.job, name) for one in bad for name in (str(one.address), one.address.program_path)}
     found: dict[tuple[str, str], set[str]] = {}
     for one in coverage.cases:
         if (one.job, one.case) in ended_early:

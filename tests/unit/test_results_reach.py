@@ -43,6 +43,17 @@ def test_a_case_that_failed_is_not_in_the_map(tmp_path: Path) -> None:
     assert read(tmp_path) == {str(good.address): {F}}
 
 
+def test_a_program_with_a_point_that_failed_is_not_in_the_map(tmp_path: Path) -> None:
+    """Its points have addresses of their own; what it reached when it passed stays."""
+    program = case("point", Outcome.PASS).address.program_path
+    covered(tmp_path, 1, (program, {3, 8}))
+    for day, outcome in enumerate((Outcome.CRASH, Outcome.LOST), 2):
+        directory = make_run(tmp_path, day, results=(case("point", outcome),))
+        reached = (Reach(JOB.name, program, {NAME: frozenset({3})}),)
+        dataclasses.replace(COVERAGE, cases=reached).save(directory)
+        assert read(tmp_path) == {program: {F, VFIO_NOIOMMU}}
+
+
 def test_a_map_is_for_one_line_of_kernels(tmp_path: Path) -> None:
     covered(tmp_path, 1, ("one", {3}), line="7.2")
     assert read(tmp_path) == {}
