@@ -288,8 +288,7 @@ class Mutator:
         meanwhile: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> Mutant:
         began = time.monotonic()
-        # What runs at boot belongs to no case, and any of them may notice it.
-        built, cases = tester.build(commit), self._cases_of(fault) or self.mutation.passing
+        built, cases = tester.build(commit), self._cases_of(fault)
 
         def is_(fate: Fate, why: str = "", run: CommitRun | None = None) -> Mutant:
             return Mutant(
@@ -320,12 +319,22 @@ class Mutator:
         return is_(Fate.UNTESTED, run.why, run)
 
     def _cases_of(self, fault: Fault) -> dict[str, str]:
-        """Return those of Mutation.passing that reach the function, as far as that is known of them."""
-        function = f"{fault.file}:{fault.function}"
+        """Return those of Mutation.passing that reach the function or are not in the map.
+
+        All of them if none is known to reach it: it may be new, or run at boot, which belongs to no case.
+        """
+        function, passing = f"{fault.file}:{fault.function}", self.mutation.passing
+        # A selftest is in the map as a whole program.
+        reached = {
+            case: self.reached.get(address, self.reached.get("/".join(address.split("/")[:2])))
+            for case, address in passing.items()
+        }
+        if not any(function in functions for functions in reached.values() if functions is not None):
+            return passing
         return {
-            case: address
-            for case, address in self.mutation.passing.items()
-            if address not in self.reached or function in self.reached[address]
+            case: passing[case]
+            for case, functions in reached.items()
+            if functions is None or function in functions
         }
 
     @contextlib.contextmanager

@@ -151,10 +151,26 @@ def test_only_cases_that_reach_the_function_are_run(mutate: type[Shower], tmp_pa
 
 def test_cases_that_are_not_in_the_map_are_run(mutate: type[Shower], tmp_path: Path) -> None:
     """The map may be older than they are."""
-    mutate.shows = {"base": [PASSED], fault(1).id: [shown(Status.PASSES, b=Status.PASSES)]}
-    mutated = mutator(tmp_path, fault(1), reached={"a": frozenset({"a.c:h"})}).run()
-    assert mutate.asked[1:] == [(fault(1).id, ("b",))]
-    assert [mutant.fate for mutant in mutated.mutants] == [Fate.SURVIVED]
+    base = shown(Status.PASSES, a=Status.PASSES, b=Status.PASSES, d=Status.PASSES)
+    mutate.shows = {
+        "base": [base],
+        fault(1).id: [shown(Status.PASSES, b=Status.PASSES, d=Status.PASSES)],
+        fault(2).id: [shown(Status.FAILS, "a fails", a=Status.FAILS)],
+    }
+    reached = {"a": frozenset({"a.c:h"}), "d": frozenset({"a.c:f"})}
+    # What only an unknown case may reach may also run at boot, and any case may notice it.
+    mutated = mutator(tmp_path, fault(1), fault(2, "g"), reached=reached).run()
+    assert mutate.asked[1:] == [(fault(1).id, ("b", "d")), (fault(2).id, ("a", "b", "d"))]
+    assert [mutant.fate for mutant in mutated.mutants] == [Fate.SURVIVED, Fate.KILLED]
+
+
+def test_points_of_a_selftest_reach_what_their_program_reaches(mutate: type[Shower], tmp_path: Path) -> None:
+    passes = {name: Status.PASSES for name in ("k/p@edu0/a", "k/q@edu0/v/b")}
+    base = CommitRun(status=Status.PASSES, why="", cases=passes)
+    mutate.shows = {"base": [base], fault(1).id: [base], fault(2).id: [base]}
+    reached = {"k/p@edu0": frozenset({"a.c:h"}), "k/q@edu0": frozenset({"a.c:f"})}
+    mutator(tmp_path, fault(1), fault(2, "g"), reached=reached).run()
+    assert mutate.asked[1:] == [(fault(1).id, ("k/q@edu0/v/b",)), (fault(2).id, tuple(passes))]
 
 
 @pytest.mark.parametrize(
