@@ -10,7 +10,7 @@ VFIO = "drivers/vfio/group.c"
 
 
 def edit(name: str = VFIO, before: str = BEFORE, after: str = BEFORE, lines: tuple[int, ...] = ()) -> Edit:
-    return Edit(name=name, texts=(before, after), lines=((), lines))
+    return Edit(name=name, texts=(before, after), lines=(lines if before == after else (), lines))
 
 
 def is_profiled(name: str) -> bool:
@@ -31,8 +31,27 @@ def test_what_is_outside_of_functions_touches_the_file() -> None:
 
 
 def test_a_comment_or_an_empty_line_outside_of_functions_touches_nothing() -> None:
-    after = BEFORE.replace("int a;\n", "int a;\n/* b\n * c\n */\n")
+    after = BEFORE.replace("int a;\n", "int a;\n/* b\n * c\n */\n\n")
     assert functions_of(edit(after=after, lines=(2, 3, 4, 5))) == frozenset()
+
+
+MACRO = "#define F(size) \\\nint f##size(int *val) \\\n{ \\\n\t*val = size; \\\n\treturn 0; \\\n}\nF(8)\n"
+
+
+def test_code_that_looks_like_a_comment_touches_the_file() -> None:
+    """As VFIO_IOREAD of vfio_pci_rdwr.c has it, and a table with a comment before each value."""
+    table = 'int *a[] = {\n/* first */ b,\n"/*", \'"\', // */\n/* second\n */ c,\n};\n'
+    for text, line in ((MACRO, 4), (table, 2), (table, 3), (table, 5)):
+        assert functions_of(edit(before=text, after=text, lines=(line,))) == {""}
+    assert functions_of(edit(before=table, after=table, lines=(4,))) == frozenset()
+
+
+def test_what_becomes_a_comment_is_touched() -> None:
+    lines = BEFORE.splitlines(True)
+    hidden = "".join([*lines[:4], "/*\n", lines[4], "*/\n", *lines[5:]])
+    assert functions_of(edit(after=hidden, lines=(5, 7))) == {"f"}
+    hidden = "".join([*lines[:7], "/*\n", *lines[7:], "*/\n"])
+    assert functions_of(edit(after=hidden, lines=(8, 13))) == {"g", ""}
 
 
 def test_lines_are_those_of_git() -> None:

@@ -22,8 +22,8 @@ _SELFTEST = re.compile(r"tools/testing/selftests/([^/]+)/.*")
 _SHARED = re.compile(r"tools/(?:testing/selftests/[^/]+|(?:include|arch|lib)/.*)")
 """Files that any selftest may be built from."""
 
-_IDLE = re.compile(r"\s*(?:$|/?\*|//)")
-"""An empty line, or one of a comment."""
+_COMMENT = re.compile(r"""("(?:\\.|[^"\\\n])*"|'\\?[^\n]')|//[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
+"""A comment, or a string or character, which may look as if it held one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +84,19 @@ def find_touched(edits: Iterable[Edit], is_profiled: Callable[[str], bool]) -> T
 def functions_of(edit: Edit) -> frozenset[str]:
     """Return the functions that *edit* changes; an empty name stands for code outside all functions."""
     found: set[str] = set()
+    kept: list[list[tuple[str, str]]] = []
     for text, lines in zip(edit.texts, edit.lines, strict=True):
-        rows = text.split("\n")
         owner = {line: one.name for one in find_functions(text) for line in one.lines}
-        found |= {owner.get(line, "") for line in lines if line in owner or not _IDLE.match(rows[line - 1])}
+        rows = list(enumerate(_code_of(text), 1))
+        found |= {owner.get(line, "") for line, code in rows if line in lines and (line in owner or code)}
+        kept.append([(code, owner.get(line, "")) for line, code in rows if line not in lines])
+    # The end of a comment that moves hides or shows lines that stay.
+    for before, after in zip(*kept, strict=False):
+        found |= {before[1], after[1]} if before[0] != after[0] else set()
     return frozenset(found)
+
+
+def _code_of(text: str) -> list[str]:
+    """Return the lines of *text* without comments and the blanks around them."""
+    plain = _COMMENT.sub(lambda match: match[1] or "\n" * match[0].count("\n"), text)
+    return [row.strip() for row in plain.split("\n")]
