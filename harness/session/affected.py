@@ -14,15 +14,19 @@ from harness.kernel import gittree
 from harness.kernel.changes import find_changes, has_commit, read_file
 from harness.kernel.trees import KernelTree, read_version
 from harness.kernel.variants import load_catalogue
-from harness.plan import Plan
+from harness.plan import Job, Plan
 from harness.results import Inputs, JobRecord
 from harness.results.coverage.affected import Edit, Map, Touched, find_touched
+from harness.results.model import without_content
 from harness.session.coverage import HOW, line_of_kernels
 from harness.session.planning import PlannedKernel
 from harness.session.reporting import ask
 from harness.session.wishes import Conduct, JobWish, KernelWish, PytestOptions
 from harness.suites.catalogue import to_do
 from harness.suites.model import Work
+from harness.suites.own import SUITE as OWN_SUITE
+from harness.suites.probes import SUITE as PROBES
+from harness.suites.probes import own_cases
 from harness.suites.registry import all_suites, suite_named
 
 
@@ -70,7 +74,7 @@ def choose_affected(
     if everything is not None:
         tell(f"affected: all cases, because {everything.touched.everything} (since {everything.since})")
         return ()
-    chosen = [one for one in work if _is_affected(one, changes[one.job])]
+    chosen = [one for one in work if _is_affected(one, changes[one.job]) or _is_own(one, plan.job(one.job))]
     unknown = sum(one.address not in changes[one.job].reached for one in chosen)
     since = " and ".join(dict.fromkeys(one.since for one in changes.values()))
     said = f"{len(chosen)} of {count_of(len(work), 'case')} reach your change since {since}"
@@ -92,6 +96,12 @@ def _is_affected(work: Work, change: _Change) -> bool:
     return change.touched.reaches(functions)
 
 
+def _is_own(work: Work, job: Job) -> bool:
+    """Whether *work* is what the user brought along, which may have changed as well."""
+    probes = own_cases(job.own.probes) if job.own.probes else ()
+    return work.suite == OWN_SUITE or work.address in {f"{PROBES}/{case.address}" for case in probes}
+
+
 def _change_in(kernel: PlannedKernel, job: JobRecord, inputs: Inputs) -> _Change:
     """Return what changed in the tree of *kernel* since *job* with *inputs* was good.  Raises _Unknown."""
     tree = kernel.tree
@@ -109,6 +119,12 @@ def _change_in(kernel: PlannedKernel, job: JobRecord, inputs: Inputs) -> _Change
     if not has_commit(mirror, commit):
         raise _Unknown("there is no earlier good run of this tree to compare with")
     touched = find_touched(_edits(mirror, commit, tree.checkout), _is_profiled)
+    if kernel.tests is not None:
+        # The selftests of another tree are compared with nothing.
+        touched = dataclasses.replace(touched, suites=frozenset("*"))
+    new = [name for name in (*job.addons, job.topology) if without_content(name) != name]
+    if new and good is None:
+        touched = Touched(everything=f"no good run had {new[0]}")
     return _Change(touched=touched, reached=reached, since=since)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import session_values as values
 from plan_jobs import KERNEL, job
 
+from harness.base import paths
 from harness.base.errors import NoCase, UsageError
 from harness.kernel import gittree
-from harness.plan import Plan
+from harness.kernel.trees import KernelTree, TreeKind
+from harness.plan import Own, OwnProgram, Plan
 from harness.results import Inputs, JobRecord
 from harness.results.coverage.affected import Edit, Map, Touched, find_touched
 from harness.session import affected
@@ -100,6 +104,58 @@ def test_what_selftests_share_affects_all_selftests_and_no_probe(monkeypatch: py
     monkeypatch.setattr(affected, "ask", lambda question: (reached, ("7.3",)))
     monkeypatch.setattr(affected, "_edits", lambda *commits: [header])
     assert affected.affected_between(Path(), "one", "two") == ("kselftest:vfio/a",)
+
+
+def test_what_the_user_brought_along_is_affected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tree does not show whether it changed, and the map has it as it was."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path))
+    probes = paths.programs_entry("p" * 32)
+    probes.mkdir(parents=True)
+    head = "from guest.case import Test, case\n\n\n@case(cites='x.c')\n"
+    text = f"{head}def holds(t: Test) -> None:\n    'It holds.'\n"
+    (probes / "mine.py").write_text(text)
+    program = OwnProgram(name="mytest", digest="d" * 32, main="mytest", seconds=45.0, needs=("edu",))
+    own = Own(programs=(program,), probes="p" * 32)
+    plan = dataclasses.replace(PLAN, jobs=(dataclasses.replace(JOB, suites=("probes", "own"), own=own),))
+    known = {work.address: frozenset({G}) for work in to_do(plan)}
+    chosen = choose(monkeypatch, changed(Touched(), known), plan, alone=True)
+    assert set(chosen) == {f"{JOB.name} own/mytest", f"{JOB.name} probes/mine/holds"}
+
+
+TREE = KernelTree(
+    path=Path("/cache/7.3"),
+    kind=TreeKind.GIT,
+    version="7.3.4",
+    identity="i",
+    config_identity="c",
+    selftest_identity="s",
+    label="v7.3.4",
+    repository=Path("/src"),
+    commit="c0",
+    checkout="c1",
+)
+
+
+def test_what_else_the_kernel_is_made_of_is_affected(monkeypatch: pytest.MonkeyPatch) -> None:
+    good: list[tuple[str, JobRecord]] = []
+    answers = SimpleNamespace(
+        read=lambda line: REACHED, lines=lambda: ("7.3",), last_good=lambda *_: good[0] if good else None
+    )
+    monkeypatch.setattr(affected, "ask", lambda question: question(SimpleNamespace(map=answers)))
+    monkeypatch.setattr(gittree, "provide_mirror", lambda root: root)
+    monkeypatch.setattr(affected, "has_commit", lambda mirror, commit: bool(commit))
+    monkeypatch.setattr(affected, "_edits", lambda *commits: [])
+
+    def touched(kernel: PlannedKernel, **fields: Any) -> Touched:
+        return affected._change_in(kernel, dataclasses.replace(RECORD, **fields), Inputs()).touched
+
+    kernel = PlannedKernel(wish=values.wish().kernel, tree=TREE)
+    assert touched(kernel, addons=("debug",), topology="edu") == Touched()
+    assert touched(kernel, addons=("my.config@3fa1c2",)).everything == "no good run had my.config@3fa1c2"
+    assert touched(kernel, topology="mine@3fa1c2").everything == "no good run had mine@3fa1c2"
+    assert touched(dataclasses.replace(kernel, tests=TREE)).has_suite("vfio")
+    good.append(("run1", dataclasses.replace(RECORD, commit="c0")))
+    assert touched(kernel, addons=("my.config@3fa1c2",)) == Touched()
 
 
 def test_chosen_cases_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
