@@ -28,6 +28,7 @@ from harness.results.coverage.reports import write_reports
 from harness.results.coverage.show import render_diff, render_missing, render_table
 from harness.results.store import list_runs, load
 from harness.session.reporting import ask, find_run
+from harness.session.wishes import SELFTESTS_OF
 from harness.suites.registry import work_address
 
 __all__ = ["render_missing", "render_table"]
@@ -96,13 +97,25 @@ def decode(run: Run, jobs: Iterable[Job]) -> list[Coverage]:
             built = _counted_kernel(job)
             identity = str(read_facts(kernel_entry(built.digest)).get("tree_identity", ""))
             trees.setdefault(identity, []).append((job, built))
-    decoded: list[Coverage] = []
-    for found in trees.values():
+    decoded: dict[str, Coverage] = {}
+    for identity, found in trees.items():
         with _telling(f"coverage of {found[0][0].kernel.tree}"):
-            decoded.append(_decode_tree(run, found))
+            decoded[identity] = _decode_tree(run, found)
     if not decoded:
         raise InfraError("no counters of the run can be read")
-    return decoded
+    # Worktrees of one commit may have one label, and a file has the name of its tree.
+    names = collections.Counter(model.file_name(one.tree) for one in decoded.values())
+    return [
+        one
+        if names[model.file_name(one.tree)] == 1
+        else dataclasses.replace(one, tree=_full(one.tree, which))
+        for which, one in decoded.items()
+    ]
+
+
+def _full(label: str, identity: str) -> str:
+    """Return the name of a tree whose *label* another tree of the run has as well."""
+    return f"{label} {identity[:12]}"
 
 
 def _counted_kernel(job: Job) -> Built:
@@ -235,13 +248,15 @@ def show_diff(run: Run, coverage: Coverage, revision: str) -> str:
 
     Raises UsageError when the source is not from git or *revision* does not exist.
     """
-    # A record names the tree and its digest.
-    jobs = (one for one in run.jobs if one.commit and one.tree.rpartition(" ")[0] == coverage.tree)
-    job = next(jobs, None)
-    if job is None:
+    for job in run.jobs:
+        # A record names the tree and its digest.
+        label, _, identity = job.tree.rpartition(" ")
+        if job.commit and coverage.tree in (label, _full(label, identity)):
+            break
+    else:
         raise UsageError(f"the source of run {run.info.id}, {coverage.tree}, is not from a git repository")
-    path = Path(job.line)
-    directory = path if path.is_dir() else Path(job.line.rpartition("@")[0])
+    spec = job.line.partition(SELFTESTS_OF)[0]
+    directory = Path(spec if Path(spec).is_dir() else spec.rpartition("@")[0] or spec)
     before = gittree.resolve(directory, revision).commit
     mirror = gittree.provide_mirror(gittree.repository_root(directory))
     if not has_commit(mirror, job.commit):

@@ -52,6 +52,9 @@ def line_of(spec: str | None) -> str:
     return f"{repository.absolute()}@{ref}" if at and repository.is_dir() else spec
 
 
+SELFTESTS_OF = " with selftests of "
+"""Between the trees of a kernel and of its selftests in a line of development."""
+
 DEFAULT_TOOLCHAIN = DEFAULT
 """What `--toolchain` is by default."""
 
@@ -92,7 +95,7 @@ class KernelWish:
     def line(self) -> str:
         """The line of development that the kernel belongs to."""
         own = self.ready.kernel if self.ready is not None else line_of(self.tree)
-        return own if self.selftests is None else f"{own} with selftests of {line_of(self.selftests)}"
+        return own if self.selftests is None else f"{own}{SELFTESTS_OF}{line_of(self.selftests)}"
 
     @property
     def trees(self) -> tuple[str | None, ...]:

@@ -69,6 +69,54 @@ def test_a_kernel_without_counters_costs_only_its_own_jobs(
         coverage.decode(run, [job_of("never-built")])
 
 
+def test_trees_with_one_label_have_files_of_their_own(
+    store: dict[str, SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As worktrees of one commit have, both with local changes."""
+    monkeypatch.setattr(coverage, "_decode_tree", lambda run, jobs: COVERAGE)
+    run = made_run(tmp_path, 1)
+    found = coverage.decode(run, [job_of("one"), job_of("two")])
+    for one in found:
+        one.save(Path(run.directory))
+    assert [one.tree for one in model.load(Path(run.directory))] == [
+        f"{COVERAGE.tree} {d}" for d in ("one", "two")
+    ]
+
+    def resolve(directory: Path, revision: str) -> None:
+        raise UsageError(f"asked in {directory}")
+
+    monkeypatch.setattr(gittree, "resolve", resolve)
+    jobs = [
+        dataclasses.replace(
+            JOB, name=name, tree=f"{COVERAGE.tree} {name}", line=str(tmp_path / name), commit="c"
+        )
+        for name in ("one", "two")
+    ]
+    with pytest.raises(UsageError, match=f"asked in {tmp_path / 'two'}"):
+        coverage.show_diff(dataclasses.replace(run, jobs=tuple(jobs)), found[1], "HEAD")
+
+
+def test_a_diff_is_not_asked_of_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of the current one, if the worktree was removed, nor of that of the selftests."""
+
+    def resolve(directory: Path, revision: str) -> None:
+        raise UsageError(f"asked in {directory}")
+
+    monkeypatch.setattr(gittree, "resolve", resolve)
+    run, own = made_run(tmp_path, 1), tmp_path / "my@linux"
+    own.mkdir()
+
+    def diff(line: str) -> None:
+        job = dataclasses.replace(JOB, tree=f"{COVERAGE.tree} d1", line=line, commit="c")
+        coverage.show_diff(dataclasses.replace(run, jobs=(job,)), COVERAGE, "HEAD")
+
+    for line in (f"{own}", f"{own}@topic", f"{own} with selftests of /src@x"):
+        with pytest.raises(UsageError, match=f"asked in {own}$"):
+            diff(line)
+    with pytest.raises(UsageError, match=f"asked in {tmp_path / 'gone'}$"):
+        diff(f"{tmp_path / 'gone'}")
+
+
 def test_a_tree_that_cannot_be_decoded_costs_no_other_tree(
     store: dict[str, SimpleNamespace],
     tmp_path: Path,
