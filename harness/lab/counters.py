@@ -10,17 +10,23 @@ from collections.abc import Iterator
 
 from harness.base import paths
 from harness.base.errors import LostGuest
+from harness.base.files import write_atomic
 from harness.lab.boot import Booted, ask
 from harness.lab.current import CurrentVM
 from harness.suites.model import Work
 
 
 def keep(booted: Booted, work: Work, counters: str) -> None:
-    """Write the *counters* of *work*, from guest.gcov.Counters.collect(); nothing if they are empty."""
+    """Write the *counters* of *work*, from guest.gcov.Counters.collect(); nothing if they are empty.
+
+    The verdict does not depend on them: those that are damaged, or do not fit on the disk, are left out.
+    """
     if counters:
         directory = booted.directory / paths.COUNTERS
-        directory.mkdir(exist_ok=True)
-        (directory / urllib.parse.quote(work.address, safe="")).write_bytes(base64.b64decode(counters))
+        with contextlib.suppress(OSError, ValueError):
+            directory.mkdir(exist_ok=True)
+            path = directory / urllib.parse.quote(work.address, safe="")
+            write_atomic(path, base64.b64decode(counters))
 
 
 @contextlib.contextmanager
@@ -31,6 +37,5 @@ def counted(vm: CurrentVM, booted: Booted, work: Work) -> Iterator[None]:
         return
     ask(booted.guest, ["counters", "reset"], vm.service())
     yield
-    # The verdict does not depend on them.
-    with contextlib.suppress(LostGuest, ValueError):
+    with contextlib.suppress(LostGuest):
         keep(booted, work, ask(booted.guest, ["counters", "collect"], vm.service()).strip())

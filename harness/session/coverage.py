@@ -142,7 +142,11 @@ def _decode_tree(run: Run, jobs: Sequence[tuple[Job, Built]]) -> Coverage:
         decoder = Decoder(gcov=built.gcov, notes=built.notes)
         reached, counted = decoder.decode([path for _, _, path in sent], processes=default_compilers())
         model.add_counts(files, counted.items())
-        cases += [Reach(job, case, lines) for (job, case, _), lines in zip(sent, reached, strict=True)]
+        for (name, case, _), lines in zip(sent, reached, strict=True):
+            if lines is None:
+                lost.append(f"{name} {case}")
+            else:
+                cases.append(Reach(name, case, lines))
     return Coverage(
         tree=jobs[0][0].kernel.tree,
         line=line_of_kernels(jobs[0][0].kernel.version),

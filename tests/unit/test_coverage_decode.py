@@ -7,8 +7,8 @@ import json
 import re
 import subprocess
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,7 +61,7 @@ def counters(build: Path, target: Path, *words: str) -> Path:
     return target
 
 
-def decode(build: Path, *sent: Path) -> tuple[list[Mapping[str, frozenset[int]]], Coverage]:
+def decode(build: Path, *sent: Path) -> tuple[list[Any], Coverage]:
     reached, files = Decoder(gcov="gcov", notes=build).decode(sent, processes=1)
     return reached, Coverage(tree="t", line="7.3", sources={NAME: TEXT}, files=files, cases=())
 
@@ -80,6 +80,16 @@ def test_an_object_that_no_case_used_still_has_lines(build: Path) -> None:
     lines = coverage.files[NAME].lines
     assert set(lines) >= {4, 9, 11}
     assert not any(lines.values())
+
+
+def test_damaged_counters_cost_only_their_case(build: Path, tmp_path: Path) -> None:
+    """As a full disk leaves them."""
+    whole, cut = counters(build, tmp_path / "whole"), tmp_path / "cut"
+    cut.write_bytes(whole.read_bytes()[:40])
+    reached, coverage = decode(build, cut, whole)
+    assert reached[0] is None
+    assert sorted(reached[1][NAME]) == [7, 9, 11]
+    assert coverage.files[NAME].lines[9] == 1
 
 
 def test_html_and_lcov(build: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from harness.base.cause import Cause
 from harness.base.deadline import Deadline
 from harness.base.errors import LostGuest
 from harness.base.outcome import Outcome
+from harness.lab import counters
 from harness.lab.carry_out import _excerpt, _lost, _reset_since, _timed_out
 from harness.machine.vm import VM
 from harness.suites.model import CaseResult
@@ -96,3 +98,11 @@ def test_a_kernel_that_resets_itself_after_the_verdict_does_not_pass(
     (result,) = _reset_since(booted, (CaseResult(case="c", outcome=outcome, reason="r"),))
     assert result.outcome is expected
     assert expected is not Outcome.LOST or result.reason.endswith(f"after the verdict {outcome.value}")
+
+
+@pytest.mark.parametrize(("directory", "sent"), [("vm", "abc"), ("gone", "YWJj")])
+def test_counters_that_cannot_be_kept_end_no_case(tmp_path: Path, directory: str, sent: str) -> None:
+    (tmp_path / "vm").mkdir()
+    booted: Any = SimpleNamespace(directory=tmp_path / directory)
+    counters.keep(booted, cast(Any, SimpleNamespace(address="own/mine")), sent)
+    assert not list(tmp_path.glob("*/*/*"))

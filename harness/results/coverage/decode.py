@@ -23,6 +23,10 @@ _AT_ONCE = 8
 """How many files of counters one gcov process decodes: it prints some megabytes for each."""
 
 
+Reached = Mapping[str, frozenset[int]] | None
+"""Source file -> the lines that a file of counters reached; None if it is damaged."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:
     """Decodes the counters of one kernel."""
@@ -33,14 +37,14 @@ class Decoder:
 
     def decode(
         self, counters: Sequence[Path], *, processes: int
-    ) -> tuple[list[Mapping[str, frozenset[int]]], dict[str, FileCoverage]]:
-        """Return the lines that each file of *counters* reached, by source file, and the sum of all counters.
+    ) -> tuple[list[Reached], dict[str, FileCoverage]]:
+        """Return what each file of *counters* reached, and the sum of all counters.
 
         Raises HostError when gcov is missing or fails, or memory is short.
         """
         parts = [counters[first : first + _AT_ONCE] for first in range(0, len(counters), _AT_ONCE)]
         total: dict[str, FileCoverage] = {}
-        reached: list[Mapping[str, frozenset[int]]] = []
+        reached: list[Reached] = []
         try:
             with concurrent.futures.ProcessPoolExecutor(max_workers=processes) as pool:
                 for lines, files in pool.map(self._decode_some, parts):
@@ -53,19 +57,24 @@ class Decoder:
         add_counts(total, self._unrun())
         return reached, total
 
-    def _decode_some(
-        self, counters: Sequence[Path]
-    ) -> tuple[list[Mapping[str, frozenset[int]]], dict[str, FileCoverage]]:
+    def _decode_some(self, counters: Sequence[Path]) -> tuple[list[Reached], dict[str, FileCoverage]]:
+        damaged: set[int] = set()
         with tempfile.TemporaryDirectory(prefix="vfio-harness-gcov-") as scratch:
             for number, path in enumerate(counters):
-                for name, content in read_counters(path.read_bytes(), self._names()):
-                    self._put(Path(scratch, str(number)), name, content)
+                try:
+                    for name, content in read_counters(path.read_bytes(), self._names()):
+                        self._put(Path(scratch, str(number)), name, content)
+                except HostError:
+                    damaged.add(number)
             total: dict[str, FileCoverage] = {}
             reached = [collections.defaultdict[str, set[int]](set) for _ in counters]
             for number, name, counted in self._ask(Path(scratch)):
                 reached[number][name].update(line for line, count in counted.lines.items() if count)
                 total.setdefault(name, FileCoverage()).add(counted)
-        return [{name: frozenset(lines) for name, lines in one.items() if lines} for one in reached], total
+        return [
+            None if number in damaged else {name: frozenset(lines) for name, lines in one.items() if lines}
+            for number, one in enumerate(reached)
+        ], total
 
     def _unrun(self) -> list[tuple[str, FileCoverage]]:
         """Return the lines and branches of all objects, each with the count 0."""
