@@ -223,17 +223,22 @@ class Bisect:
             self._update(**{field: step}, pending=None)
         if not self.state.cases and not self.state.rules.boot:
             self._choose_cases()
+            if None in (self.state.old_end, self.state.new_end):
+                self._test_ends()
 
     def _judge_end(self, step: Step, end: End, verdict: GitVerdict) -> None:
         """Raise HarnessError unless *step* shows that *end* is what it was given as."""
-        error = end_error(step, end, verdict, self.state.rules)
+        error = end_error(step, end, verdict, self.state.rules, self.state.cases)
         if error is not None:
             self._update(pending=None, finished=step.status is not Status.UNTESTED)
             raise error
         tell(f"  {self.state.rules.word(verdict)}: {step.why}{cost(step)}")
 
     def _choose_cases(self) -> None:
-        """Keep the cases that pass at one end only; see whether they are missing at the other."""
+        """Keep the cases that pass at one end only; see whether they are missing at the other.
+
+        The passing end is forgotten if anything failed there: what steps are compared with must pass.
+        """
         state, request = self.state, self.state.request
         assert state.new_end is not None
         assert state.old_end is not None
@@ -250,7 +255,13 @@ class Bisect:
                 hint=f"the logs: {passing.run_dir} and {failing.run_dir}",
             )
         missing = all(failing.cases.get(case, failing.status) is Status.MISSING for case in cases)
-        self._update(cases=cases, rules=dataclasses.replace(state.rules, missing_fails=missing))
+        field = "new_end" if state.rules.find_fix else "old_end"
+        kept = getattr(state, field)
+        self._update(
+            cases=cases,
+            rules=dataclasses.replace(state.rules, missing_fails=missing),
+            **{field: kept if kept.status is Status.PASSES else None},
+        )
         named = ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
         same = len(passing.cases) - len(cases)
         tell(
@@ -305,8 +316,13 @@ def _is_silent(step: Step) -> bool:
     return step.status is Status.UNTESTED and silent > 1 and not rest
 
 
-def end_error(step: Step, end: End, verdict: GitVerdict, rules: Rules) -> HarnessError | None:
-    """Return what is wrong with an end that should have *verdict*; None when nothing is."""
+def end_error(
+    step: Step, end: End, verdict: GitVerdict, rules: Rules, cases: Sequence[str] = ()
+) -> HarnessError | None:
+    """Return what is wrong with an end that should have *verdict*; None when nothing is.
+
+    Unless it was judged by the *cases* of the steps, some of its cases may fail at both ends.
+    """
     word = rules.word(verdict)
     other = rules.word(GitVerdict.OLD if verdict is GitVerdict.NEW else GitVerdict.NEW)
     what, status = f"the {word} end {end.label}", step.status
@@ -318,8 +334,7 @@ def end_error(step: Step, end: End, verdict: GitVerdict, rules: Rules) -> Harnes
         return UsageError(f"{what} cannot be tested: {step.why}", hint=hint)
     fails = rules.fails(status)
     if verdict is rules.passing:
-        # Which cases fail at the other end too is seen later.
-        some_pass = any(Status.PASSES in run.cases.values() for run in step.runs)
+        some_pass = not cases and any(Status.PASSES in run.cases.values() for run in step.runs)
         right, wrong = status is Status.PASSES or (status is Status.FAILS and some_pass), fails
     else:
         right, wrong = fails or status is Status.MISSING, status is Status.PASSES

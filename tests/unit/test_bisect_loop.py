@@ -237,6 +237,38 @@ def test_same_image_has_the_same_verdict(tmp_path: Path) -> None:
     assert next(step for step in loop.state.steps if step.commit == "8").same_as == "0"
 
 
+class FakeTesterOfTwo(FakeTester):
+    """Show CASE as FakeTester does, and beside it a failure at every commit that *failing* returns."""
+
+    def __init__(self, failing: Callable[[tuple[str, ...]], Sequence[str]], same: int) -> None:
+        super().__init__(since(10), image=lambda number: "0" if number <= same else str(number))
+        self.failing = failing
+
+    def run(self, commit: str, cases: tuple[str, ...]) -> CommitRun:
+        run = super().run(commit, cases)
+        failing = self.failing(cases)
+        shown = {**run.cases, **{case: F for case in failing if case.startswith("probes/")}}
+        return dataclasses.replace(run, cases=shown, status=F if failing else run.status)
+
+
+@pytest.mark.parametrize("same", [0, 9])
+def test_a_case_that_fails_everywhere_makes_no_commit_bad(tmp_path: Path, same: int) -> None:
+    """A commit with the image of the good end is good, though another case fails there."""
+    tester = FakeTesterOfTwo(lambda cases: () if cases else ("probes/a/always",), same)
+    loop = bisect_of(tmp_path, tester)
+    assert loop.run().found == "10"
+    assert loop.state.cases == (CASE,)
+    assert loop.state.old_end is not None
+    assert loop.state.old_end.status is P
+
+
+def test_a_good_end_must_pass_by_the_cases_of_the_steps(tmp_path: Path) -> None:
+    """A splat outside any case would make all commits bad, so the good end is refused."""
+    tester = FakeTesterOfTwo(lambda _cases: ("a splat",), same=0)
+    with pytest.raises(UsageError, match=r"the good end v1 .* is bad"):
+        bisect_of(tmp_path, tester).run()
+
+
 def test_find_fix(tmp_path: Path) -> None:
     """With find_fix, the first commit that passes is found."""
     tester = FakeTester(lambda number: [P if number >= 6 else F])
