@@ -141,7 +141,10 @@ class Booted:
         self.bdfs = bdfs
         """Device id -> BDF, `0000:00:04.0`."""
         self._read = 0
-        """How far the console has been searched for splats; those of the boot count too."""
+        """How far the console had come at the last call of splats()."""
+        self._told = 0
+        """How many splats were returned.  A position in the console cannot tell which are new: the first line
+        of one may be half written when it is taken."""
 
     def account(self, **seconds: float) -> None:
         """Add the VM's CPU time to its timing file, which the report of the run reads."""
@@ -153,7 +156,7 @@ class Booted:
         return self.vm.directory
 
     def splats(self, name: str | None = None) -> tuple[Splat, ...]:
-        """Return the splats since the last call.
+        """Return the splats since the last call, those of the boot too.
 
         With *name*, wait until the end of that piece of work has reached the console, which the
         kernel writes from a thread of its own.
@@ -165,8 +168,10 @@ class Booted:
                 console.wait_for(f"{kmsg.END} {name}", limit, self._read)
             while not console.settled and not limit.expired:
                 time.sleep(0.05)
-        read, self._read = self._read, console.size
-        return console.splats(read)
+        self._read = console.size
+        splats = console.splats()
+        told, self._told = self._told, len(splats)
+        return splats[told:]
 
     def hears(self, name: str, since: int) -> bool:
         """Whether kernel messages reached the console all through the piece of work *name*, which has ended.

@@ -135,7 +135,7 @@ class CurrentVM:
         return untold
 
     def end(self) -> None:
-        """Stop the VM, if there is one, and keep what its kernel still printed."""
+        """Stop the VM, if there is one, when its kernel has printed all that it has to say."""
         if self._booted is not None:
             if "debug" in self.job.features and self._booted.vm.alive:
                 _look_for_leaks(self._booted, ("scan", "scan"), self.service(RESTORE_TIMEOUT))
@@ -143,9 +143,11 @@ class CurrentVM:
         self.close()
 
     def close(self) -> None:
-        """Stop the VM, if there is one."""
-        self._agent = self._booted = None
+        """Stop the VM, if there is one, and keep what its kernel printed until then."""
+        booted, self._agent, self._booted = self._booted, None, None
         self._stack.close()
+        if booted is not None:
+            self.hear(booted.splats())
 
     def _is_fresh(self) -> bool:
         """Whether the VM ran fresh cases only and its kernel is not tainted."""

@@ -80,13 +80,15 @@ def _boot(attempt: Attempt, job: str, rerun: str) -> Result:
 
 def _stray(strays: Sequence[Splat], job: str, rerun: str) -> Result:
     first = strays[0]
-    where = f"after {first.after}" if first.after else "while booting"
+    # One of a case that comes after its results is no splat of the boot.
+    after = first.case or first.after
+    where = f"after {after}" if after else "while booting"
     return Result(
         address=QUIET,
         job=job,
         outcome=Outcome.CRASH,
         reason=f"the kernel said outside any case: {where}: {first.title}",
-        cause=None if first.after else Cause.BOOT_CRASH,
+        cause=None if after else Cause.BOOT_CRASH,
         splat=text_of(strays),
         rerun=rerun,
     )

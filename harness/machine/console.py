@@ -32,7 +32,7 @@ class Console:
 
     @property
     def size(self) -> int:
-        """Bytes so far; a position for splats() to start at."""
+        """Bytes so far; a position to search from."""
         try:
             return self.path.stat().st_size
         except FileNotFoundError:
@@ -51,10 +51,10 @@ class Console:
         """Return the last *lines* lines."""
         return tuple(self.text(max(0, self.size - _TAIL_BYTES)).splitlines()[-lines:])
 
-    def splats(self, since: int = 0) -> tuple[Splat, ...]:
-        """Return the splats that began at byte *since* or later."""
+    def splats(self) -> tuple[Splat, ...]:
+        """Return the splats so far, in the order in which they began."""
         self._advance()
-        return tuple(splat for splat in self._detector.splats if splat.offset >= since)
+        return self._detector.splats
 
     @property
     def settled(self) -> bool:

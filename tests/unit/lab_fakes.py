@@ -86,6 +86,8 @@ class Host:
         """The names of work whose last message is not on the console."""
         self.splats: list[Splat] = []
         """What the kernel has printed since the last look."""
+        self.last_words: list[Splat] = []
+        """What the kernel prints while its VM is stopped."""
         self.counters = ""
         """The coverage counters that the agent sends with each case."""
 
@@ -95,6 +97,7 @@ class Host:
             raise self.boots.pop(0)
         self.happened.append(f"boot {directory.name}")
         yield Booted(directory, self)
+        self.splats, self.last_words = self.last_words, []
         self.happened.append("stop")
 
     def agent(

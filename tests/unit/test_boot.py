@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fake_root import FakeRoot
@@ -19,7 +19,7 @@ from harness.base.cause import Cause
 from harness.base.deadline import Deadline
 from harness.base.errors import BootCrash, InfraError, LostGuest
 from harness.lab import boot as under_test
-from harness.lab.boot import Recipe, boot
+from harness.lab.boot import Booted, Recipe, boot
 from harness.machine.accel import Accel
 from harness.machine.console import Console
 from harness.machine.machine import CONSOLE_LOG, Machine
@@ -28,6 +28,7 @@ from harness.machine.qmp import QmpError, QmpRefused
 from harness.machine.rootparts import RootParts
 from harness.machine.snapshot import BOOT_LOG, RAM, STATE, Snapshot, snapshot_of
 from harness.machine.topology import load_topology
+from harness.machine.vm import VM
 from harness.remote import Guest
 
 QEMU = Qemu(path=Path("/usr/bin/qemu"), version=(10, 0, 2), devices=frozenset(), identity="x")
@@ -334,6 +335,24 @@ def test_every_wait_for_a_guest_is_patient(
         pass
     assert limits
     assert all(limit is moved for limit in limits)
+
+
+@pytest.mark.parametrize("written", ["------------[ cut here ]------------\n", "WARNING: driv"])
+def test_a_splat_counts_that_began_while_the_console_was_read(tmp_path: Path, written: str) -> None:
+    """The kernel may be at its first lines when the splats so far are taken; each is returned once."""
+    text = (
+        "[    1.000001][    T2] vfio-harness: end a/b\n"
+        "[    1.000002][    T3] ------------[ cut here ]------------\n"
+        "[    1.000003][    T3] WARNING: drivers/vfio/a.c:1 at f+0x1/0x2, CPU#1: kworker/1\n"
+        "[    1.000004][    T3] ---[ end trace 0000000000000000 ]---\n"
+    )
+    console = Console(tmp_path / "console.log")
+    booted = Booted(cast(VM, SimpleNamespace(console=console, alive=False)), cast(Guest, None), {})
+    console.path.write_text(text[: text.index(written) + len(written)], encoding="utf-8")
+    assert booted.splats() == ()
+    console.path.write_text(text, encoding="utf-8")
+    assert [splat.after for splat in booted.splats()] == ["a/b"]
+    assert booted.splats() == ()
 
 
 def test_the_wrong_kernel_is_refused(recipe: Recipe, world: World, tmp_path: Path) -> None:

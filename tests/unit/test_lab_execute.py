@@ -322,6 +322,15 @@ def test_last_words_of_a_kernel(host: Host, tmp_path: Path) -> None:
     )
 
 
+def test_last_words_beside_the_last_result(host: Host, tmp_path: Path) -> None:
+    """What the kernel prints while the VM of a destructive case is stopped is no splat of the boot."""
+    host.last_words = [splat(case=DAMAGING[0].name)]
+    (attempt,) = run(tmp_path, DAMAGING[0])
+    result = next(one for one in records(attempt, JOB.name) if one.address == QUIET)
+    assert (result.outcome, result.cause) == (Outcome.CRASH, None)
+    assert f"after {DAMAGING[0].name}" in result.reason
+
+
 def recorded(outcome: Outcome, console: str) -> Result:
     said = CaseResult(case=WHOLE_PROGRAM, outcome=outcome, reason="r", diagnostics=("its words",))
     (result,) = records(Attempt(work=WORK, results=(said,), console=console), JOB.name)
