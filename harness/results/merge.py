@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.base.errors import InfraError, UsageError
-from harness.results.model import Dump, JobRecord, Result, Run, RunInfo, RunState
+from harness.results.model import MISSING, Dump, Inputs, JobRecord, Result, Run, RunInfo, RunState
 from harness.results.store import RunStore, RunSummary, new_run_id, record_dumps
 from harness.results.verdict import reach_verdict
 
@@ -103,6 +103,9 @@ def _info(runs: Sequence[Run], command: tuple[str, ...]) -> RunInfo:
     for name in dict.fromkeys(name for one in every for name in one.extra if name != _SHARD):
         extra[name] = _joined(one.extra.get(name, "") for one in every)
     extra[MERGED] = " ".join(run.info.id for run in runs)
+    extra.pop(MISSING, None)
+    if missing := set.intersection(*map(_other_shards, every)):
+        extra[MISSING] = " ".join(sorted(missing))
     merged = dataclasses.replace(
         inputs,
         tree=_joined(one.tree for one in every),
@@ -118,6 +121,15 @@ def _info(runs: Sequence[Run], command: tuple[str, ...]) -> RunInfo:
         extra=extra,
     )
     return dataclasses.replace(first, id=new_run_id(first.started), command=command, inputs=merged)
+
+
+def _other_shards(inputs: Inputs) -> set[str]:
+    """Return the shards of the matrix, such as `3/8`, that a Run with *inputs* does not have."""
+    own = inputs.extra.get(_SHARD)
+    if own is None:
+        return set(inputs.missing_shards)
+    count = int(own.partition("/")[2])
+    return {f"{number}/{count}" for number in range(1, count + 1)} - {own}
 
 
 def _joined(words: Iterable[str]) -> str:

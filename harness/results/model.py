@@ -113,6 +113,9 @@ class Result:
         return FLAKY if self.flaky and not self.is_failure else self.outcome.value
 
 
+MISSING = "missing"
+"""The key in Inputs.extra of Inputs.missing_shards."""
+
 _CONTENT = re.compile(r"@[0-9a-f]{6}(?=[ +]|$)")
 """The digest that results append to the name of a user's own file."""
 
@@ -224,6 +227,11 @@ class Inputs:
     def of(self, job: JobRecord) -> Inputs:
         """Return the inputs of *job* alone: other Jobs of the Run may have other suites."""
         return dataclasses.replace(self, suites=job.suites or self.suites)
+
+    @property
+    def missing_shards(self) -> tuple[str, ...]:
+        """The shards of its matrix, `3/8`, that are in none of the Runs that it was merged of."""
+        return tuple(self.extra.get(MISSING, "").split())
 
     @property
     def matrix(self) -> str:

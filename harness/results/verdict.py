@@ -51,6 +51,8 @@ def _verdict(run: Run, comparison: Comparison | None) -> tuple[Verdict, str]:
     trouble = _trouble(run, cases)
     if trouble is not None:
         return trouble
+    if shards := run.info.inputs.missing_shards:
+        return Verdict.INFRASTRUCTURE, f"{count_of(len(shards), 'shard')} not merged: {', '.join(shards)}"
     if run.state is RunState.RUNNING:
         return Verdict.INFRASTRUCTURE, "the run was cut off before it finished"
     if not cases and all(job.applicable for job in run.jobs):

@@ -10,19 +10,21 @@ import pytest
 from history_runs import GOOD, INPUTS, JOB, case, make_run
 
 from harness.base.errors import UsageError
-from harness.results import Outcome, Run, RunState, Verdict
+from harness.results import Outcome, Run, RunState, Verdict, reach_verdict
 from harness.results.historyfile import consult
 from harness.results.merge import MERGED, merge
 from harness.results.store import load
 
 OTHER = dataclasses.replace(JOB, name="7.3.4-cdev-igb", topology="igb")
+THIRD = dataclasses.replace(JOB, name="7.3.4-cdev-edu", topology="edu")
 
 
-def _shard(root: Path, day: int, part: int, **fields: object) -> Run:
-    extra = {"matrix": "nightly", "shard": f"{part}/2", "host": f"host{part}"}
-    cells = {1: (OTHER.cell,), 2: (JOB.cell,)}
-    inputs = dataclasses.replace(INPUTS, extra=extra, elsewhere=cells[part])
-    job = {1: JOB, 2: OTHER}[part]
+def _shard(root: Path, day: int, part: int, count: int = 2, **fields: object) -> Run:
+    extra = {"matrix": "nightly", "shard": f"{part}/{count}", "host": f"host{part}"}
+    jobs = (JOB, OTHER, THIRD)[:count]
+    job = jobs[part - 1]
+    elsewhere = tuple(other.cell for other in jobs if other is not job)
+    inputs = dataclasses.replace(INPUTS, extra=extra, elsewhere=elsewhere)
     results = tuple(dataclasses.replace(case(n, o), job=job.name) for n, o in GOOD.items())
     made = {"results": results, **fields}
     directory = make_run(root, day, {}, job=job, inputs=inputs, **made)  # type: ignore[arg-type]
@@ -62,6 +64,15 @@ def test_failure_of_one_part_is_the_verdict(tmp_path: Path) -> None:
     assert run.verdict is Verdict.BAD
     cut = merge([_shard(tmp_path, 3, 1), _shard(tmp_path, 4, 2, state=RunState.INTERRUPTED)], tmp_path, ())
     assert cut.state is RunState.INTERRUPTED
+
+
+def test_a_missing_shard_is_no_success(tmp_path: Path) -> None:
+    """A shard that left no run says nothing; it may be merged later."""
+    shards = [_shard(tmp_path, day, part, count=3) for day, part in ((1, 1), (2, 2), (3, 3))]
+    partly = merge(shards[:2], tmp_path, ())
+    verdict = reach_verdict(partly)
+    assert (partly.verdict, verdict.why) == (Verdict.INFRASTRUCTURE, "1 shard not merged: 3/3")
+    assert merge([partly, shards[2]], tmp_path, ()).verdict is Verdict.GOOD
 
 
 def test_vm_directories_keep_apart(tmp_path: Path) -> None:
