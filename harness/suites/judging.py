@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import signal
 from collections.abc import Callable, Sequence
 
 from harness.base.cause import Cause
@@ -74,20 +75,30 @@ def _whole(
 def _skipped(report: KtapReport, status: int) -> bool:
     """Whether the program skipped itself: by its plan, or by its exit status before it planned anything."""
     if report.skipped:
-        return status in (0, KSFT_SKIP)
+        return status in (0, KSFT_SKIP) and not report.spoiled
     unplanned = all(problem.kind in _NOTHING_PLANNED for problem in report.spoiled)
     return status == KSFT_SKIP and unplanned
 
 
 def _trouble(report: KtapReport, status: int, points: Sequence[CaseResult]) -> str:
-    if not points:
-        return f"no result at all, exit status {status}: {why_program(report) or 'it printed nothing'}"
-    if report.spoiled:
-        return why_program(report)
     blamed = any(case.outcome.is_bad or case.outcome is Outcome.XFAIL for _, case in report.leaves())
-    if status not in (0, KSFT_SKIP) and not blamed:
-        return f"every point is fine, but the exit status is {status}"
-    return ""
+    trouble = ""
+    if not points:
+        trouble = f"no result at all, exit status {status}: {why_program(report) or 'it printed nothing'}"
+    elif report.spoiled:
+        trouble = why_program(report)
+    elif status not in (0, KSFT_SKIP) and not blamed:
+        trouble = f"every point is fine, but the exit status is {status}"
+    # A failed point, which may be expected, explains an exit status, but no signal.
+    return "; ".join(filter(None, (death(status), trouble)))
+
+
+def death(status: int) -> str:
+    """Return which signal killed a program with the exit *status* of a shell; empty if none did."""
+    try:
+        return f"the program was killed by {signal.Signals(status - 128).name}"
+    except ValueError:
+        return ""
 
 
 def judge_known(result: CaseResult, issue: KnownIssue | None) -> CaseResult:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from harness.ktap import KtapReport, ProblemKind, explain
 from harness.machine.rootparts import GUEST_RUN
 from harness.plan import Job, OwnProgram
 from harness.results import WHOLE_PROGRAM
-from harness.suites.judging import judge_program
+from harness.suites.judging import death, judge_program
 from harness.suites.model import SETUP_FAILED, CaseResult, Requirement, Script, Suite, Work, refusal
 
 SUITE = "own"
@@ -77,16 +75,7 @@ class OwnSuite(Suite):
         printed_none = any(problem.kind is ProblemKind.NO_OUTPUT for problem in report.problems)
         if cut is None and printed_none:
             return (_by_status(report, status or 0),)
-        results = judge_program(report, status, cut)
-        died = _death(status or 0)
-        if not died or cut is not None:
-            return results
-        return tuple(
-            dataclasses.replace(result, reason=f"{died}; {result.reason}")
-            if result.case == WHOLE_PROGRAM
-            else result
-            for result in results
-        )
+        return judge_program(report, status, cut)
 
     def requirement(self, work: Work, job: Job, results: Sequence[CaseResult]) -> Requirement:
         """Require one pass if all points are skipped: only the whole program may skip itself."""
@@ -123,16 +112,12 @@ def _by_status(report: KtapReport, status: int) -> CaseResult:
     reason = ""
     if outcome is not Outcome.PASS:
         said = explain(report.loose)
-        reason = (_death(status) or f"exit status {status}") + (f": {said}" if said else "")
+        reason = (death(status) or f"exit status {status}") + (f": {said}" if said else "")
+    # It may bail out, or say `not ok` without a number.
+    said_more = [problem.text for problem in report.spoiled if problem.kind is not ProblemKind.NO_OUTPUT]
+    if said_more and not outcome.is_bad:
+        outcome, reason = Outcome.ERROR, f"exit status {status}, but it printed {said_more[0]}"
     return CaseResult(case=EXIT, outcome=outcome, reason=reason, diagnostics=report.loose)
-
-
-def _death(status: int) -> str:
-    """Return which signal killed a program with the exit *status* of a shell; empty if none did."""
-    try:
-        return f"the program was killed by {signal.Signals(status - 128).name}"
-    except ValueError:
-        return ""
 
 
 def suites() -> tuple[Suite, ...]:

@@ -217,6 +217,15 @@ def test_exit_status_decides_without_tap(status: int, outcome: Outcome, reason: 
     assert not missing(OwnSuite().requirement(work, job(), (result,)), (result,))
 
 
+@pytest.mark.parametrize("line", ["Bail out! no memory", "not ok - the device answers"])
+@pytest.mark.parametrize("status", [0, 4])
+def test_exit_status_does_not_decide_against_what_it_printed(line: str, status: int) -> None:
+    """A program without one whole line of TAP may have bailed out."""
+    outcome, reason = judged([line], status)["exit"]
+    assert outcome is Outcome.ERROR
+    assert line.rpartition(" ")[2] in reason
+
+
 def judged(lines: list[str], status: int) -> dict[str, tuple[Outcome, str]]:
     suite = OwnSuite()
     (work,) = suite.work(with_programs(ready()))

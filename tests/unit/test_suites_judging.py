@@ -14,7 +14,7 @@ from plan_jobs import job
 from harness.base.cause import Cause
 from harness.ktap import KtapReport, parse
 from harness.results import WHOLE_PROGRAM, Outcome
-from harness.suites.judging import judge_known, judge_splat, missing
+from harness.suites.judging import judge_known, judge_program, judge_splat, missing
 from harness.suites.known import KnownIssue
 from harness.suites.kselftest import KselftestSuite
 from harness.suites.model import CaseResult, Expectation, Requirement, Work
@@ -107,6 +107,7 @@ def test_skip_by_exit_status() -> None:
     ("lines", "status"),
     [
         (["TAP version 13", "1..0 # SKIP no device"], 139),
+        (["TAP version 13", "1..0 # SKIP no device", "Bail out! broken"], 0),
         (["TAP version 13", "1..3"], 4),
         (["TAP version 13", "Bail out! no memory"], 4),
     ],
@@ -121,6 +122,19 @@ def test_exit_status_that_contradicts_the_points() -> None:
     """A failing exit status is an error when every point is fine."""
     judged = SUITE.judge(program(REAL), parse(["TAP version 13", "1..1", "ok 1 a.x"]), 1)
     assert outcomes(judged)[WHOLE_PROGRAM] is Outcome.ERROR
+
+
+def test_a_signal_is_not_explained_by_a_point_that_is_expected_to_fail() -> None:
+    """A program that crashes when it has reported everything is an error all the same."""
+    excuse = Expectation(outcome=Outcome.XFAIL, reason="known", points=("b",))
+    report = parse(["TAP version 13", "1..2", "ok 1 a", "not ok 2 b"])
+
+    def expected(point: str, said: str | None) -> Expectation | None:
+        return excuse if point == "b" else None
+
+    assert [one.outcome for one in judge_program(report, 1, None, expected)] == [Outcome.PASS, Outcome.XFAIL]
+    *_, whole = judge_program(report, 139, None, expected)
+    assert (whole.outcome, whole.reason) == (Outcome.ERROR, "the program was killed by SIGSEGV")
 
 
 def test_truncated_plan_is_an_error() -> None:
