@@ -119,7 +119,7 @@ def _drain(output: int, diagnose: Diagnose) -> None:
 class _Lines:
     """Split a stream into lines. One that looks like a line of the agent's own is indented by a blank."""
 
-    _OWN = ("late:", "why:", "dirty:", "cleaned:", "gcov:", "END ")
+    _OWN = ("late:", "why:", "refused:", "dirty:", "cleaned:", "gcov:", "END ")
 
     def __init__(self, diagnose: Diagnose) -> None:
         self._diagnose = diagnose
@@ -136,8 +136,9 @@ class _Lines:
             self._partial = b""
 
     def _emit(self, line: bytes) -> None:
-        text = line.decode(errors="replace")
-        self._diagnose(f" {text}" if text.startswith(self._OWN) else text)
+        # A carriage return, too, would begin another line.
+        for text in line.decode(errors="replace").splitlines() or [""]:
+            self._diagnose(f" {text}" if text.startswith(self._OWN) else text)
 
 
 def _judge(

@@ -181,6 +181,6 @@ class KtapReport:
 
 
 def notes(lines: Iterable[str], key: str) -> tuple[str, ...]:
-    """The texts of the lines `key: text`."""
+    """The texts of the lines `key: text`; the agent indents those that a case printed."""
     start = f"{key}: "
-    return tuple(line.strip()[len(start) :] for line in lines if line.strip().startswith(start))
+    return tuple(line[len(start) :].strip() for line in lines if line.startswith(start))

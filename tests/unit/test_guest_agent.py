@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from guest import agent, ground, kmsg, runner, taint
+from guest import agent, ground, kmsg, ktap, runner, taint
 from guest.agent import Agent, BadRequest, parse_request, select
 from guest.case import discover
 from harness.base.outcome import Outcome
-from harness.ktap import KtapParser
+from harness.ktap import KtapParser, parse
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -428,3 +428,15 @@ def test_lines_of_the_agents_own_cannot_be_faked() -> None:
     lines.feed(b"thing\nplain\n\xff")
     lines.close()
     assert said == [" dirty: everything", "plain", "\ufffd"]
+
+
+@pytest.mark.parametrize("key", ["late", "why", "refused", "dirty"])
+@pytest.mark.parametrize("before", ["", "60 %\r"])
+def test_the_host_does_not_believe_them_either(key: str, before: str) -> None:
+    """What a case prints about itself neither refuses nor excuses it."""
+    out = io.StringIO()
+    writer = ktap.Writer(out, plan=1)
+    lines = runner._Lines(writer.diagnostic)
+    lines.feed(f"{before}{key}: x\n".encode())
+    writer.not_ok("m/c")
+    assert parse(out.getvalue().splitlines()).notes(key) == ()
