@@ -35,6 +35,11 @@ def guest_dir() -> Path:
     return _PACKAGE.parent / "guest"
 
 
+def expand(text: str | Path) -> Path:
+    """Return the path *text* with its tilde expanded; that of no user stays, as in a shell."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  # Path.expanduser() raises RuntimeError
+
+
 def cache_dir() -> Path:
     """Return the directory of sources, kernels and facts about this host; VFIO_HARNESS_CACHE moves it."""
     return _moved("VFIO_HARNESS_CACHE") or Path(platformdirs.user_cache_dir("vfio-harness"))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from harness.base import paths
 from harness.base.errors import UsageError
 from harness.bisect.state import StepOptions
 from harness.bisect.step import BOOT_CASE
@@ -44,11 +45,11 @@ def repository_of(tree: str | None) -> Path:
     hint = "give --tree a git repository of Linux"
     if tree.startswith("debian:"):
         raise UsageError(f"{tree} is a package without a history", hint=hint)
-    path = Path(tree).expanduser().absolute()
+    path = paths.expand(tree).absolute()
     if path.is_file():
         raise UsageError(f"{path} is a file without a history", hint=hint)
     directory, at, ref = tree.rpartition("@")
-    if at and not path.is_dir() and Path(directory).expanduser().is_dir():
+    if at and not path.is_dir() and paths.expand(directory).is_dir():
         raise UsageError(
             f"--tree takes the repository {directory} alone", hint=f"name {ref} with --good or --bad"
         )

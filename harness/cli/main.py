@@ -180,6 +180,8 @@ def _run(command: click.Command) -> int:
             place = error.filename or "the standard output"
             discard_stdout()
             return _fail(ExitCode.INFRA, f"cannot write {place}: {error.strerror}", "make room", Cause.HOST)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _fail(ExitCode.USAGE, f"{error.filename}: {error.strerror}")
         # A bug of the harness is never the kernel's fault, so never exit code 1.
         traceback.print_exc()
         hint = "please report this with the lines above"

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, Self
 
+from harness.base import paths
 from harness.base.errors import UsageError
 
 MOST_LOCAL = 64
@@ -40,7 +41,7 @@ class FleetAddress:
                 raise UsageError(f"--fleet {text}: want 1 to {MOST_LOCAL} workers")
             return cls(local=workers)
         if text.endswith((".yaml", ".yml")):
-            path = Path(text).expanduser()
+            path = paths.expand(text)
             if not path.is_file():
                 raise UsageError(f"--fleet {text}: there is no such file", hint=_FORMS)
             return cls(file=path)

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.base import values
+from harness.base import paths, values
 from harness.base.errors import UsageError
 from harness.base.host import default_compilers
 from harness.kernel.arch import find_arch, host_arch
@@ -42,13 +42,13 @@ def default_tree() -> str:
 def line_of(spec: str | None) -> str:
     """Return the line of development that `--tree SPEC` names, with the absolute path of a directory."""
     spec = spec or default_tree()
-    path = Path(spec).expanduser()
+    path = paths.expand(spec)
     if spec.startswith("debian:"):
         return spec
     if path.exists():
         return os.fspath(path.absolute())
     directory, at, ref = spec.rpartition("@")
-    repository = Path(directory).expanduser()
+    repository = paths.expand(directory)
     return f"{repository.absolute()}@{ref}" if at and repository.is_dir() else spec
 
 
@@ -222,7 +222,8 @@ class OwnWish:
 
 def split_program(text: str) -> tuple[Path, list[str]]:
     """Return path and arguments in the value of --program.  Raises UsageError for open quotes."""
-    if text and Path(text).exists():
+    # Path.exists() raises OSError for a text that is longer than a name may be.
+    if text and os.path.exists(text):  # noqa: PTH110
         return Path(text), []
     try:
         words = shlex.split(text)
@@ -230,7 +231,7 @@ def split_program(text: str) -> tuple[Path, list[str]]:
         raise UsageError(f"--program {text}: {error}") from error
     if not words:
         raise UsageError("--program: the path is empty")
-    return Path(words[0]).expanduser(), words[1:]
+    return paths.expand(words[0]), words[1:]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from harness.session.wishes import (
     line_of,
     load_wishes,
     save_wishes,
+    split_program,
 )
 
 
@@ -75,3 +76,7 @@ def test_what_is_kept_is_found_from_elsewhere(home: Path, monkeypatch: pytest.Mo
     assert found.kernel.tree == str(home / "linux")
     assert found.kernel.configs == (home / "my.config",)
     assert found.machine.topology == str(home / "my.yaml")
+
+
+def test_a_program_may_have_more_arguments_than_a_name_has_room() -> None:
+    assert split_program(f"./x.c {'a' * 300}") == (Path("x.c"), ["a" * 300])
