@@ -21,19 +21,21 @@ from harness.base import paths
 from harness.base.cause import Cause
 from harness.base.errors import HarnessError, InfraError
 from harness.base.host import default_compilers
-from harness.base.locks import shared
+from harness.base.locks import making, shared
 from harness.kernel.arch import find_arch, host_arch
 from harness.kernel.kconfig import Fragment
 from harness.kernel.plan import installed_toolchain, plan_kernel
 from harness.kernel.provide import build_kernel
 from harness.kernel.store import (
     Built,
+    begin_entry,
     find_built,
     is_whole,
     kernel_entry,
     note_use,
     provide_entry,
     selftests_entry,
+    writing_cache,
 )
 from harness.kernel.toolchain import GCC, LLVM, find_toolchain
 from harness.kernel.trees import DEBIAN, open_tree
@@ -230,17 +232,23 @@ def unpack(archive: Archive, path: Path) -> None:
     artefact = Artefact(archive.place)
     if artefact.is_there:
         return
+    busy = f"{_BUSY} {artefact.path}"
     if artefact.path.suffix == ".erofs":
         # A disk is a file, so its archive unpacks into a directory beside it.
-        beside = artefact.path.with_suffix(".arrived")
-        provide_entry(beside, f"{_BUSY} {beside}", lambda target: _extract(archive, path, target))
-        if (beside / artefact.path.name).exists():
-            (beside / artefact.path.name).replace(artefact.path)
-            beside.rmdir()
+        with (
+            making(artefact.path.name, busy, lambda: artefact.is_there) as is_ours,
+            writing_cache(artefact.path),
+        ):
+            if is_ours:
+                beside = begin_entry(artefact.path.with_suffix(".arrived"))
+                _extract(archive, path, beside)
+                (beside / artefact.path.name).replace(artefact.path)
+                beside.rmdir()
+        note_use(artefact.path)
         return
     provide_entry(
         artefact.path,
-        f"{_BUSY} {artefact.path}",
+        busy,
         lambda target: _extract(archive, path, target),
         is_there=lambda _entry: artefact.is_there,
     )

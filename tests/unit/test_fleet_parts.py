@@ -7,6 +7,8 @@ import asyncio
 import dataclasses
 import os
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,6 +121,33 @@ def test_cargo_travels(caches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(two))
     assert pickle.loads(pickle.dumps(arrived, protocol=5)).trouble == ""
     assert there.__sizeof__() == there.archive.size
+
+
+def test_a_disk_arrives_at_two_workers_of_one_cache(
+    caches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each finds it there in the end, whoever stored it."""
+    one, two = caches
+    disk = Path("images", "programs-d1.erofs")
+    (one / disk).parent.mkdir()
+    (one / disk).write_bytes(b"a disk")
+    archive, packed = pack(Artefact(str(disk)), one)
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(two))
+    data = packed.read_bytes()
+    replace = Path.replace
+
+    def slowly(path: Path, target: Path) -> Path:
+        time.sleep(0.3)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        arrived = list(threads.map(lambda _: cargo._arrive(archive, data), range(2)))
+    assert [one.trouble for one in arrived] == ["", ""]
+    assert (two / disk).read_bytes() == b"a disk"
+    # It is not the first to be pruned, and nothing is left beside it.
+    assert time.time() - (two / disk).stat().st_mtime < 60.0
+    assert list((two / disk).parent.iterdir()) == [two / disk]
 
 
 def test_damaged_cargo_is_refused(caches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
