@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from harness.base.errors import InfraError, UsageError
 from harness.results.model import MISSING, Dump, Inputs, JobRecord, Result, Run, RunInfo, RunState
@@ -35,11 +36,12 @@ def merge(runs: Sequence[Run], root: Path, command: tuple[str, ...]) -> Run:
         for job in _jobs(runs):
             store.add_job(job)
         dumps: dict[str, Dump] = {}
-        for number, run in enumerate(runs, start=1):
-            renamed = _take_vms(run, directory, number)
+        taken: set[str] = set()
+        for run in runs:
+            renamed = _take_vms(run, directory, taken)
             store.add(*(_moved(result, renamed) for result in run.results))
             store.locate(run.places)
-            dumps |= {renamed.get(vm_dir, vm_dir): dump for vm_dir, dump in run.dumps.items()}
+            dumps |= {renamed[old]: _moved_dump(dump, renamed[old]) for old, dump in run.dumps.items()}
         uses = dict.fromkeys(use for run in runs for use in run.spent)
         spent = {use: sum(run.spent.get(use, 0.0) for run in runs) for use in uses}
         store.account(spent, max(run.tested for run in runs))
@@ -146,15 +148,23 @@ def _jobs(runs: Sequence[Run]) -> tuple[JobRecord, ...]:
     return tuple(found.values())
 
 
-def _take_vms(run: Run, directory: Path, number: int) -> dict[str, str]:
-    """Link the VM directories of *run*, the *number*-th, into *directory*; return the new name of each."""
+def _take_vms(run: Run, directory: Path, taken: set[str]) -> dict[str, str]:
+    """Link the VM directories of *run* into *directory*; return the new name of each, not one of *taken*.
+
+    Also of those that are gone.  The new names are added to *taken*.
+    """
+    there = {f"vm/{path.name}" for path in Path(run.directory, "vm").glob("*")}
+    named = {*(result.vm_dir for result in run.results if result.vm_dir), *run.dumps}
     renamed: dict[str, str] = {}
-    vms = sorted(Path(run.directory, "vm").glob("*"))
     try:
-        for source in vms:
-            name = source.name if not (directory / "vm" / source.name).exists() else f"{number}-{source.name}"
-            shutil.copytree(source, directory / "vm" / name, symlinks=True, copy_function=_link)
-            renamed[f"vm/{source.name}"] = f"vm/{name}"
+        for old in sorted(there | named):
+            name = PurePosixPath(old).name
+            numbered = (f"vm/{number}-{name}" for number in itertools.count(2))
+            renamed[old] = new = next(one for one in itertools.chain([old], numbered) if one not in taken)
+            taken.add(new)
+            if old in there:
+                copied = directory / new
+                shutil.copytree(Path(run.directory, old), copied, symlinks=True, copy_function=_link)
     except (OSError, shutil.Error) as error:
         raise InfraError(f"cannot copy {run.directory}/vm: {error}", hint="make room") from error
     return renamed
@@ -171,3 +181,7 @@ def _link(source: str, target: str) -> str:
 
 def _moved(result: Result, renamed: dict[str, str]) -> Result:
     return dataclasses.replace(result, vm_dir=renamed.get(result.vm_dir, result.vm_dir))
+
+
+def _moved_dump(dump: Dump, vm_dir: str) -> Dump:
+    return dataclasses.replace(dump, file=dump.file and f"{vm_dir}/{PurePosixPath(dump.file).name}")

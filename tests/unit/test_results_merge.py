@@ -10,10 +10,10 @@ import pytest
 from history_runs import GOOD, INPUTS, JOB, case, make_run
 
 from harness.base.errors import UsageError
-from harness.results import Outcome, Run, RunState, Verdict, reach_verdict
+from harness.results import Dump, Outcome, Run, RunState, Verdict, reach_verdict
 from harness.results.historyfile import consult
 from harness.results.merge import MERGED, merge
-from harness.results.store import load
+from harness.results.store import load, record_dumps
 
 OTHER = dataclasses.replace(JOB, name="7.3.4-cdev-igb", topology="igb")
 THIRD = dataclasses.replace(JOB, name="7.3.4-cdev-edu", topology="edu")
@@ -75,20 +75,34 @@ def test_a_missing_shard_is_no_success(tmp_path: Path) -> None:
     assert merge([partly, shards[2]], tmp_path, ()).verdict is Verdict.GOOD
 
 
-def test_vm_directories_keep_apart(tmp_path: Path) -> None:
+def _with_dump(root: Path, day: int, text: str, *, gone: bool = False) -> Run:
+    """A shard whose guest died; its directory is *gone* if it stayed on another host."""
     vm_dir = f"vm/{JOB.name}-gw0-1"
-    shards = []
-    for day, text in ((1, "first"), (2, "second")):
-        results = (case("a", Outcome.FAIL, vm_dir=vm_dir),)
-        shard = _shard(tmp_path, day, 1, results=results)
-        (Path(shard.directory) / vm_dir).mkdir(parents=True)
-        (Path(shard.directory) / vm_dir / "console.log").write_text(text, encoding="utf-8")
-        shards.append(shard)
-    run = merge(shards, tmp_path, ())
-    texts = [
-        Path(run.directory, one.vm_dir, "console.log").read_text(encoding="utf-8") for one in run.results
+    shard = _shard(root, day, 1, results=(case("a", Outcome.CRASH, vm_dir=vm_dir),))
+    directory = Path(shard.directory)
+    if not gone:
+        (directory / vm_dir).mkdir(parents=True)
+        (directory / vm_dir / "guest.dump").write_text(text, encoding="utf-8")
+    file = "" if gone else f"{vm_dir}/guest.dump"
+    record_dumps(directory, {vm_dir: Dump(file=file, answers=text)})
+    return load(directory)
+
+
+def test_vm_directories_keep_apart(tmp_path: Path) -> None:
+    """Each attempt and its dump name the guest they had, also in a run that is merged again."""
+    texts = ["first", "second", "third", "fourth"]
+    one, two, three, four = (
+        _with_dump(tmp_path, day, text, gone=text == "second") for day, text in enumerate(texts, 1)
+    )
+    run = merge([merge([one, two, three], tmp_path, ()), four], tmp_path, ())
+    found = [run.dumps[one.vm_dir] for one in run.results]
+    assert [dump.answers for dump in found] == texts
+    assert [dump.file and Path(run.directory, dump.file).read_text(encoding="utf-8") for dump in found] == [
+        "first",
+        "",
+        "third",
+        "fourth",
     ]
-    assert texts == ["first", "second"]
     assert len(run.cases) == 1
 
 
