@@ -75,6 +75,7 @@ def _check(runs: Sequence[Run]) -> None:
     """Refuse runs that are not parts of one: the report would compare what cannot be compared."""
     if len({run.info.id for run in runs}) < len(runs) or len(runs) < 2:
         raise UsageError("--merge needs two or more different runs", hint="report --merge RUN RUN...")
+    _check_apart(runs)
     first = runs[0]
     for run in runs[1:]:
         for name, mine, theirs in (
@@ -97,6 +98,18 @@ def _check(runs: Sequence[Run]) -> None:
                 )
 
 
+def _check_apart(runs: Sequence[Run]) -> None:
+    """Refuse runs that were made of the same one: its results would be there twice."""
+    holders: dict[str, str] = {}
+    for run in runs:
+        for part in (run.info.id, *parts_of(run.info)):
+            if (holder := holders.setdefault(part, run.info.id)) != run.info.id:
+                raise UsageError(
+                    f"runs {holder} and {run.info.id} both have the results of run {part}",
+                    hint="leave one of them out",
+                )
+
+
 def _info(runs: Sequence[Run], command: tuple[str, ...]) -> RunInfo:
     first, inputs = runs[0].info, runs[0].info.inputs
     every = [run.info.inputs for run in runs]
@@ -104,7 +117,7 @@ def _info(runs: Sequence[Run], command: tuple[str, ...]) -> RunInfo:
     extra: dict[str, str] = {}
     for name in dict.fromkeys(name for one in every for name in one.extra if name != _SHARD):
         extra[name] = _joined(one.extra.get(name, "") for one in every)
-    extra[MERGED] = " ".join(run.info.id for run in runs)
+    extra[MERGED] = " ".join(part for run in runs for part in (run.info.id, *parts_of(run.info)))
     extra.pop(MISSING, None)
     if missing := set.intersection(*map(_other_shards, every)):
         extra[MISSING] = " ".join(sorted(missing))

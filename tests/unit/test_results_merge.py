@@ -133,3 +133,15 @@ def test_one_run_is_not_merged(tmp_path: Path) -> None:
     for runs in ([one], [one, one]):
         with pytest.raises(UsageError, match="two or more different runs"):
             merge(runs, tmp_path, ())
+
+
+def test_results_are_not_taken_twice(tmp_path: Path) -> None:
+    """A run that was merged is not merged with one of its parts, however deep."""
+    one, two, three = _shard(tmp_path, 1, 1), _shard(tmp_path, 2, 2), _shard(tmp_path, 3, 2)
+    half = merge([one, two], tmp_path, ())
+    whole = merge([half, three], tmp_path, ())
+    assert len(whole.results) == 3 * len(GOOD)
+    other = merge([one, three], tmp_path, ())
+    for runs in ([one, half], [one, whole], [half, whole], [half, other]):
+        with pytest.raises(UsageError, match="both have the results of run"):
+            merge(runs, tmp_path, ())
