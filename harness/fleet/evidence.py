@@ -7,12 +7,15 @@ The timings and counters of every VM, and for a bad result everything small.  Du
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from harness.base import paths
+from harness.base.errors import InfraError
 from harness.results.model import Result
 
 MOST_BYTES = 16 << 20
@@ -80,8 +83,22 @@ def _pack(directory: Path, files: Iterable[Path]) -> tuple[bytes, int]:
     return (buffer.getvalue() if total else b""), dropped
 
 
-def take_in(packed: bytes, directory: Path) -> None:
-    """Unpack what Evidence.pack() or pack_directory() returned into *directory*.  Raises OSError."""
+def take_in(packed: bytes, directory: Path, below: str = "") -> None:
+    """Unpack what Evidence.pack() or pack_directory() returned into *directory*.
+
+    Raises OSError; InfraError when it is damaged, or has anything but files in the child *below*, if given.
+    """
+
+    def check(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo:
+        for name in (member.name, member.linkname or member.name):
+            parts = PurePosixPath(name).parts
+            if below and (parts[:1] != (below,) or ".." in parts or not (member.isreg() or member.islnk())):
+                raise InfraError(f"{name} is no file below {below}/")
+        return tarfile.data_filter(member, target)
+
     if packed:
-        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
-            tar.extractall(directory, filter="data")
+        try:
+            with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
+                tar.extractall(directory, filter=check)
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InfraError(f"the archive is damaged: {error}") from error

@@ -163,7 +163,10 @@ class _Recorder:
             return
         self._evidence += len(account.evidence)
         try:
-            take_in(account.evidence, self._store.directory)
+            take_in(account.evidence, self._store.directory, below="vm")
+        except InfraError as error:
+            self._dropped += 1
+            tell(f"fleet: files of VM directories from {account.worker} are refused: {error}")
         except OSError as error:
             raise InfraError(f"cannot write to {self._store.directory}: {error.strerror}") from error
 

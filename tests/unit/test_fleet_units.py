@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from plan_jobs import job
 
 from harness.base import paths
 from harness.base.cause import Cause
+from harness.base.errors import InfraError
 from harness.fleet.evidence import Evidence, take_in
 from harness.fleet.version import own_version
 from harness.lab.units import UNIT_SECONDS, refused, units_of
@@ -92,3 +95,44 @@ def test_evidence_of_bad_cases_alone(tmp_path: Path) -> None:
     (there / "vm" / "job-w1-2" / "console.log").write_text("a splat, and more", encoding="utf-8")
     take_in(evidence.pack()[0], here)
     assert (here / "vm/job-w1-2/console.log").read_text(encoding="utf-8") == "a splat, and more"
+
+
+def _archive(name: str, **fields: object) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(b"other")
+        for field, value in fields.items():
+            setattr(member, field, value)
+        tar.addfile(member, io.BytesIO(b"other"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("results.sqlite", {}),
+        ("vm/../results.sqlite", {}),
+        ("/vm/a", {}),
+        ("vm/a", {"type": tarfile.LNKTYPE, "linkname": "results.sqlite"}),
+        ("vm/a", {"type": tarfile.SYMTYPE, "linkname": "../results.sqlite"}),
+        ("vm/a", {"type": tarfile.FIFOTYPE}),
+    ],
+)
+def test_evidence_is_below_vm_alone(name: str, fields: dict[str, object], tmp_path: Path) -> None:
+    """The results of the run are beside it."""
+    (tmp_path / "results.sqlite").write_text("results", encoding="utf-8")
+    with pytest.raises(InfraError, match="is no file below vm/"):
+        take_in(_archive(name, **fields), tmp_path, below="vm")
+    assert (tmp_path / "results.sqlite").read_text(encoding="utf-8") == "results"
+    assert not list((tmp_path / "vm").glob("*"))
+
+
+def test_damaged_evidence_is_refused(tmp_path: Path) -> None:
+    whole = _archive("vm/a")
+    take_in(whole, tmp_path, below="vm")
+    assert (tmp_path / "vm" / "a").read_text(encoding="utf-8") == "other"
+    bodies = (b"no archive", whole[:30], whole[:60], whole[:20] + b"xx" + whole[22:])
+    for damaged in (*bodies, _archive("../a"), _archive("a", type=tarfile.CHRTYPE)):
+        with pytest.raises(InfraError, match="the archive is damaged: "):
+            take_in(damaged, tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from plan_jobs import job
 
-from harness.fleet.messages import Said
+from harness.fleet.messages import Account, Said
 from harness.plan import Plan
 from harness.results import Outcome, Result, RunInfo
 from harness.results.store import RunStore
@@ -50,3 +50,11 @@ def test_a_failure_that_a_dead_worker_saw_is_kept(store: RunStore) -> None:
     assert run.results == (*failed, *both)
     assert [case.outcome for case in run.cases] == [Outcome.FAIL]
     assert not list((store.directory / "spool").glob("*"))
+
+
+def test_a_damaged_archive_does_not_end_the_run(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its unit has its results."""
+    plan = Plan(run_id="r", seed=1, cases=(), jobs=(JOB,), run_dir=str(store.directory))
+    recorder = _Recorder(plan, store)
+    recorder.take_in(Account(worker="w1", evidence=b"no archive"))
+    assert "files of VM directories from w1 are refused: the archive is damaged" in capsys.readouterr().err
