@@ -35,11 +35,6 @@ def guest_dir() -> Path:
     return _PACKAGE.parent / "guest"
 
 
-def expand(text: str | Path) -> Path:
-    """Return the path *text* with its tilde expanded; that of no user stays, as in a shell."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111  # Path.expanduser() raises RuntimeError
-
-
 def cache_dir() -> Path:
     """Return the directory of sources, kernels and facts about this host; VFIO_HARNESS_CACHE moves it."""
     return _moved("VFIO_HARNESS_CACHE") or Path(platformdirs.user_cache_dir("vfio-harness"))
@@ -63,7 +58,16 @@ def _moved(variable: str) -> Path | None:
     value = os.environ.get(variable, "").strip()
     if not value:
         return None
+    return expanded(value, f"{variable}=").absolute()
+
+
+def expanded(path: Path | str, said: str = "") -> Path:
+    """Return *path* with `~` and `~USER` expanded.
+
+    Raises UsageError, which begins with *said*, if there is no such home directory.
+    """
     try:
-        return Path(value).expanduser().absolute()
+        return Path(path).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"{variable}={value}: {error}", hint="give the full path") from error
+        message = f"{said}{path}: there is no such home directory"
+        raise UsageError(message, hint="give the full path") from error

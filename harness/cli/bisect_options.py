@@ -45,11 +45,11 @@ def repository_of(tree: str | None) -> Path:
     hint = "give --tree a git repository of Linux"
     if tree.startswith("debian:"):
         raise UsageError(f"{tree} is a package without a history", hint=hint)
-    path = paths.expand(tree).absolute()
+    path = paths.expanded(tree).absolute()
     if path.is_file():
         raise UsageError(f"{path} is a file without a history", hint=hint)
     directory, at, ref = tree.rpartition("@")
-    if at and not path.is_dir() and paths.expand(directory).is_dir():
+    if at and not path.is_dir() and paths.expanded(directory).is_dir():
         raise UsageError(
             f"--tree takes the repository {directory} alone", hint=f"name {ref} with --good or --bad"
         )

@@ -22,7 +22,7 @@ _DAY = 24 * 3600.0
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", value.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kmgt]?)(?:i?b)?", value.strip().lower())
     if match is None:
         raise click.BadParameter(f"{value!r} is not a size; write 500M or 20G")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -77,8 +77,8 @@ class _Asked:
                 hint = "give --tree a git repository of Linux"
                 raise UsageError(f"--diff {self.diff}: {tree} is a package without a history", hint=hint)
             source = Source.of(open_tree(f"{tree}@{new}" if new else tree))
-            path = paths.expand(tree)
-            directory = path if path.is_dir() else paths.expand(tree.rsplit("@", 1)[0])
+            path = paths.expanded(tree)
+            directory = path if path.is_dir() else paths.expanded(tree.rsplit("@", 1)[0])
             faults, what = changed_faults(source, directory, old), f"the C lines of --diff {self.diff}"
         if not faults:
             raise UsageError(f"no fault can be planted in {what}")

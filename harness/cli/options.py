@@ -138,7 +138,7 @@ def _toolchain(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """Return the toolchain, or toolchains, *value*, with absolute paths, after looking them up."""
     if isinstance(value, tuple):
         return tuple(_toolchain(ctx, param, one) for one in value)
-    path = paths.expand(value)
+    path = paths.expanded(value)
     # Not resolved: the last character tells a directory from a prefix.
     name = os.fspath(path.absolute()) + "/" * value.endswith("/") if "/" in value else value
     return find_toolchain(name).name

@@ -60,7 +60,7 @@ def watch_tree(tree: str | None, argv: Sequence[str]) -> ExitCode:
 
 
 def _directory(tree: str | None) -> Path:
-    path = paths.expand(tree or default_tree())
+    path = paths.expanded(tree or default_tree())
     if not path.is_dir() or not is_linux(path):
         raise UsageError(
             f"--watch needs a directory with Linux sources that you edit, not {tree or default_tree()}",

@@ -15,8 +15,8 @@ from harness.base.errors import UsageError
 MOST_LOCAL = 64
 """More worker processes than this on one host are a slip of the finger."""
 
-_LOCAL = re.compile(r"local:(\d+)")
-_ADDRESS = re.compile(r"(tcp|tls)://(\[[0-9a-fA-F:]+\]|[^\[\]:/\s]+):(\d+)")
+_LOCAL = re.compile(r"local:(\d{1,9})")
+_ADDRESS = re.compile(r"(tcp|tls)://(\[[0-9a-fA-F:]+\]|[^\[\]:/\s]+):(\d{1,9})")
 
 _FORMS = "give tls://HOST:8786, tcp://HOST:8786, local:3 or a file FILE.yaml"
 
@@ -41,7 +41,7 @@ class FleetAddress:
                 raise UsageError(f"--fleet {text}: want 1 to {MOST_LOCAL} workers")
             return cls(local=workers)
         if text.endswith((".yaml", ".yml")):
-            path = paths.expand(text)
+            path = paths.expanded(text)
             if not path.is_file():
                 raise UsageError(f"--fleet {text}: there is no such file", hint=_FORMS)
             return cls(file=path)

@@ -140,7 +140,7 @@ def hand_in(spec: str, modules: Path | None = None, config: Path | None = None) 
     *modules* is its lib/modules/RELEASE, or a directory that has it; *config* its .config.
     Raises UsageError for what cannot be a kernel to test, InfraError for host trouble.
     """
-    path = paths.expand(spec)
+    path = paths.expanded(spec)
     if not path.exists():
         return _find_digest(spec, given=modules or config)
     try:
@@ -411,7 +411,7 @@ def _built_modules(directory: Path | None, config: ResolvedConfig, release: str)
 
 def _modules_in(given: Path, release: str) -> dict[str, Path]:
     """Return the modules of *release* that *given* has, as lib/modules/RELEASE or below such a directory."""
-    given = paths.expand(given).absolute()
+    given = paths.expanded(given).absolute()
     if not given.is_dir():
         raise UsageError(f"there is no directory {given} with modules")
     places = [given / "lib/modules" / release, given / "usr/lib/modules" / release, given / release, given]

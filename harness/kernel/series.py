@@ -25,8 +25,8 @@ _MESSAGE_ID = re.compile(r"https?://\S+|<?[^\s<>/]+@[^\s<>/]+>?")
 _REPLY = re.compile(r"(?i)(re|fwd?|aw|sv)\s*:")
 _TAGS = re.compile(r"\s*(?:\[[^\]]*\]\s*)*")
 """What subjects have before the title: `[PATCH net v2 1/3] [RFC]`."""
-_VERSION = re.compile(r"(?i)(?:\b|patch)v(\d+)\b")
-_NUMBER = re.compile(r"\b(\d+)/(\d+)\b")
+_VERSION = re.compile(r"(?i)(?:\b|patch)v(\d{1,9})\b")
+_NUMBER = re.compile(r"\b(\d{1,9})/(\d{1,9})\b")
 _BASE = re.compile(rb"^base-commit: ([0-9a-f]{7,64})\s*$", re.MULTILINE)
 """What `git format-patch --base` writes."""
 

@@ -138,14 +138,14 @@ def open_tree(spec: str | None = None, *, cwd: Path | None = None) -> KernelTree
         return _open_directory(here) if is_linux(here) else open_tree(DEFAULT_SPEC, cwd=here)
     if spec.startswith(DEBIAN):
         return _open_debian(spec.removeprefix(DEBIAN))
-    path = (here / paths.expand(spec)).absolute()
+    path = (here / paths.expanded(spec)).absolute()
     if path.is_dir():
         return _open_directory(path)
     if path.is_file():
         return _open_tarball(path)
     directory, at, ref = spec.rpartition("@")
     if at:
-        repository = (here / paths.expand(directory or ".")).absolute()
+        repository = (here / paths.expanded(directory or ".")).absolute()
         if repository.is_dir():
             return _open_ref(repository, ref)
     raise UsageError(

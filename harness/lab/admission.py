@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ def most_vms() -> int:
     asked = os.environ.get(MOST_VARIABLE, "")
     if not asked:
         return PER_PROCESSOR * usable_cpus()
-    if not asked.isdecimal() or int(asked) < 1:
+    if not re.fullmatch(r"\d{1,9}", asked) or int(asked) < 1:
         raise UsageError(f"{MOST_VARIABLE} must be a positive integer, got {asked!r}", hint="such as 4")
     return int(asked)
 

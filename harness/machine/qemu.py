@@ -133,7 +133,7 @@ def qemu_path(path: Path | str) -> Path:
 def _find(path: Path | str | None, arch: Arch) -> str:
     word = os.fspath(path) if path is not None else os.environ.get(SETTING) or arch.qemu
     if "/" in word or (isinstance(path, Path) and path.is_file()):
-        return os.fspath(paths.expand(word))
+        return os.fspath(paths.expanded(word))
     found = process.find_tool(word)
     if found is None:
         hint = f"run: {arch.doctor}" if word == arch.qemu else _NAMED_HINT

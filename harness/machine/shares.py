@@ -49,7 +49,7 @@ def read_share(word: str) -> Share:
     if not path:
         raise UsageError("--share: the directory's name is empty")
     # A link keeps its name, by which two directories of one name can be told apart.
-    share = Share(Path(os.path.abspath(paths.expand(path))), _MODES[mode])  # noqa: PTH100
+    share = Share(Path(os.path.abspath(paths.expanded(path))), _MODES[mode])  # noqa: PTH100
     fault = _fault(share)
     if fault is not None:
         raise UsageError(f"--share: {fault[0]}", hint=fault[1])

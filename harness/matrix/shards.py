@@ -15,7 +15,7 @@ from harness.session.wishes import KernelWish
 
 def parse_shard(text: str) -> tuple[int, int]:
     """Return `3/8` as (3, 8).  Raises UsageError for anything else, and for a shard that does not exist."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if found is None:
         raise UsageError(f"--shard takes K/N, not {text!r}", hint="such as 1/8, the first of eight")
     number, count = int(found[1]), int(found[2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO
@@ -94,7 +95,7 @@ def write(
     """Write what *text_for* returns for a width and whether to use colour to *stream*."""
     terminal = stream.isatty()
     given = environ.get("COLUMNS", "")
-    fallback = max(40, int(given)) if given.isdecimal() and int(given) else 100
+    fallback = max(40, int(given)) if re.fullmatch(r"\d{1,4}", given) and int(given) else 100
     width = shutil.get_terminal_size((fallback, 40)).columns if terminal else fallback
     color = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
     text = text_for(width, bool(color))

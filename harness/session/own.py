@@ -45,7 +45,7 @@ _PROBES = "probes"
 _COMPILES = "import sys; compile(open(sys.argv[1], 'rb').read(), sys.argv[1], 'exec')"
 _ASK_SECONDS = 60.0
 
-_TIMEOUT = re.compile(r"^timeout=(\d+)$", re.MULTILINE)
+_TIMEOUT = re.compile(r"^timeout=(\d{1,18})$", re.MULTILINE)
 """The limit in a directory's file `settings` (tools/testing/selftests/kselftest/runner.sh)."""
 
 _WITHOUT_LIMIT = 24 * 3600

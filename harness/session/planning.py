@@ -91,7 +91,7 @@ def take_ready(wish: KernelWish) -> KernelWish:
     """
     if wish.ready is None:
         return wish
-    path = paths.expand(wish.ready.kernel)
+    path = paths.expanded(wish.ready.kernel)
     found = open_ready(hand_in(wish.ready.kernel, wish.ready.modules, wish.ready.config))
     origin = os.fspath(path.absolute()) if path.exists() else found.label
     like = f"configured like {found.variant!r}" if found.variant != UNNAMED else "configured like no variant"

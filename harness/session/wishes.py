@@ -42,13 +42,13 @@ def default_tree() -> str:
 def line_of(spec: str | None) -> str:
     """Return the line of development that `--tree SPEC` names, with the absolute path of a directory."""
     spec = spec or default_tree()
-    path = paths.expand(spec)
+    path = paths.expanded(spec)
     if spec.startswith("debian:"):
         return spec
     if path.exists():
         return os.fspath(path.absolute())
     directory, at, ref = spec.rpartition("@")
-    repository = paths.expand(directory)
+    repository = paths.expanded(directory)
     return f"{repository.absolute()}@{ref}" if at and repository.is_dir() else spec
 
 
@@ -231,7 +231,7 @@ def split_program(text: str) -> tuple[Path, list[str]]:
         raise UsageError(f"--program {text}: {error}") from error
     if not words:
         raise UsageError("--program: the path is empty")
-    return paths.expand(words[0]), words[1:]
+    return paths.expanded(words[0]), words[1:]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

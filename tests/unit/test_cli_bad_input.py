@@ -46,8 +46,11 @@ RUN = ("run", "--accel", "tcg", "--tree", "/nonexistent")
         ((*RUN, "--config", "/nonexistent.config"), "/nonexistent.config"),
         ((*RUN, "--topology", "/nonexistent.yaml"), "/nonexistent.yaml: No such file"),
         (RUN, "there is no kernel tree '/nonexistent'"),
-        ((*RUN[:-1], "~no-such-user/linux"), "there is no kernel tree '~no-such-user/linux'"),
-        (("run", "--accel", "tcg", "--kernel", "~no-such-user/o"), "there is no kernel '~no-such-user/o'"),
+        ((*RUN[:-1], "~no-such-user/linux"), "~no-such-user/linux: there is no such home directory"),
+        (
+            ("run", "--accel", "tcg", "--kernel", "~no-such-user/o"),
+            "~no-such-user/o: there is no such home directory",
+        ),
         ((*RUN, "--program", "~no-such-user/x.c"), "~no-such-user/x.c"),
         ((*RUN[:-1], "x" * 300), "x: File name too long"),
         (("run", "--accel", "kwm"), "'kwm' is not one of 'auto', 'kvm', 'tcg'"),

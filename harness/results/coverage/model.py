@@ -119,7 +119,7 @@ class Coverage:
                 hint=hint,
             )
         text = self.sources[names[0]]
-        if where.isdigit():
+        if re.fullmatch(r"\d{1,9}", where):
             last = text.count("\n")
             if not 1 <= int(where) <= last:
                 raise UsageError(f"--line {place}: {names[0]} has {count_of(last, 'line')}")
