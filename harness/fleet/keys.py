@@ -31,7 +31,7 @@ def make_keys(directory: Path) -> tuple[Path, ...]:
     """
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    if found := [name for name in (CA, CERTIFICATE, KEY) if (directory / name).exists()]:
+    if found := [name for name in (CA, CERTIFICATE, KEY, _CA_KEY) if (directory / name).exists()]:
         raise UsageError(f"{directory} has the {found[0]} of a fleet already", hint="give another directory")
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca = _certificate("vfio-harness fleet CA", ca_key, None, ca_key)
@@ -43,7 +43,7 @@ def make_keys(directory: Path) -> tuple[Path, ...]:
         for name, made in ((CA, ca), (CERTIFICATE, certificate)):
             _write(directory / name, _pem(made), 0o644)
     except OSError as error:
-        raise HostError(f"cannot write keys to {directory}: {error.strerror}") from error
+        raise HostError(f"cannot write keys: {error.filename or directory}: {error.strerror}") from error
     return tuple(directory / name for name in (CA, CERTIFICATE, KEY))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from distributed import Scheduler, Worker
 
-from harness.base.errors import UsageError
+from harness.base.errors import HostError, UsageError
 from harness.fleet.address import FleetAddress, check_encrypted, is_loopback, listening, parse_scheduler
 from harness.fleet.keys import make_keys, security
 
@@ -117,3 +117,15 @@ def test_bad_keys_are_named(tmp_path: Path) -> None:
     (tmp_path / "fleet" / "fleet.pem").write_text("rubbish", encoding="utf-8")
     with pytest.raises(UsageError, match="cannot be used"):
         security(tmp_path / "fleet")
+
+
+@pytest.mark.parametrize("name", ["ca-key.pem", "ca.pem", "fleet.pem", "fleet-key.pem"])
+def test_a_key_that_is_there_is_named(name: str, tmp_path: Path) -> None:
+    """One may be left of an attempt on a full disk, or point to nowhere."""
+    (tmp_path / name).write_text("left", encoding="utf-8")
+    with pytest.raises(UsageError, match=f"has the {name} of a fleet already"):
+        make_keys(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(HostError, match=f"cannot write keys: {tmp_path / name}: File exists"):
+        make_keys(tmp_path)
