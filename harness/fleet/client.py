@@ -198,7 +198,7 @@ class FleetClient:
             self._killed[name] += 1
             if self._killed[name] >= _MOST_KILLED:
                 reason = f"Dask gave it up {_MOST_KILLED} times, because workers died"
-                self._give_up(name, reason, Cause.WORKER_DIED)
+                self._give_up(name, reason, Cause.NO_WORKER)
         elif not self._late:
             self._blame_harness(name, f"{type(error).__name__}: {error}")
 

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+from harness.base.cause import Cause
 from harness.base.errors import ExitCode, UsageError
 from harness.lab.retries import is_lost_for_good
 from harness.plan import Job, Plan
@@ -54,10 +55,13 @@ def done_in(run: Run) -> tuple[str, ...]:
 
 
 def _lost_for_good(run: Run) -> tuple[str, ...]:
-    """Return the work in *run* whose guest was lost too often."""
+    """Return the work in *run* whose guest was lost too often, or which killed several workers of a fleet."""
     attempts = {(_name(one), one.attempt) for one in run.results if one.outcome is Outcome.LOST}
     losses = collections.Counter(name for name, _ in attempts)
-    return tuple(name for name, count in losses.items() if is_lost_for_good(count))
+    # pytest says LOST, already of the first worker that died.
+    unrun = (one for one in run.results if one.outcome is Outcome.NOT_RUN)
+    deadly = {_name(one) for one in unrun if one.cause is Cause.WORKER_DIED}
+    return (*deadly, *(name for name, count in losses.items() if is_lost_for_good(count)))
 
 
 def _name(result: Result) -> str:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import dask
 import pytest
-from distributed import Client, LocalCluster, get_worker
+from distributed import Client, KilledWorker, LocalCluster, get_worker
 
 from harness.base.cause import Cause
 from harness.base.errors import BuildError, HarnessError, InfraError
@@ -244,6 +244,25 @@ def test_work_that_a_unit_left_is_done_by_another(connect: Callable[[], Client])
     night.run()
     assert night.is_whole()
     assert "fleet: worker w cannot work: no space left on device" in night.told
+
+
+def test_a_unit_that_dask_gave_up_does_not_blame_its_work() -> None:
+    """Workers that died may have had another unit, while this one waited for them."""
+    work = units(jobs=1, each=1)
+    died = KilledWorker("task", SimpleNamespace(address="tcp://a:1"), 3)  # type: ignore[arg-type]
+    link: Any = SimpleNamespace(
+        session="s",
+        submit=lambda *_, **__: None,
+        is_lost=lambda: False,
+        next_event=lambda _seconds: UnitEnded("s-0", died),
+        offers=lambda: None,
+        retire=lambda _addresses: [],
+    )
+    book = Book()
+    jobs = {"job0": FleetJob(plan="", needs=ANY, artefacts=())}
+    FleetClient(link, book, work, jobs, until=None, tell=lambda _line: None, provided=print).run()
+    assert {cause for _, cause, _ in book.given_up.values()} == {Cause.NO_WORKER}
+    assert set(book.given_up) == set(work[0].keys)
 
 
 def test_work_that_killed_three_workers_is_given_up(connect: Callable[[], Client]) -> None:

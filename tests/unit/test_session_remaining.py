@@ -9,6 +9,7 @@ import pytest
 from plan_jobs import job
 from report_sample import RUN, result
 
+from harness.base.cause import Cause
 from harness.base.errors import ExitCode, UsageError
 from harness.plan import Plan
 from harness.results import BOOTS, JobRecord, Outcome
@@ -67,6 +68,21 @@ def test_what_was_lost_twice_is_not_tried_for_ever() -> None:
     again = left_to_try(plan, run)
     assert again is not None
     assert [work.address for work in to_do(again)] == [once.address, never.address]
+
+
+def test_what_killed_its_workers_is_not_tried_again() -> None:
+    """Three workers of a fleet died of it; work that waited on workers that died is tried again."""
+    deadly, waited = [work for work in work_of(JOB) if work.refusal is None][:2]
+    causes = ((deadly, Cause.WORKER_DIED), (waited, Cause.NO_WORKER))
+    results = tuple(
+        result(work.address, Outcome.NOT_RUN, job=JOB.name, cause=cause) for work, cause in causes
+    )
+    asked = tuple(work.address for work in (deadly, waited))
+    plan = Plan(run_id="r", run_dir="/", seed=1, cases=asked, jobs=(JOB,))
+    run = dataclasses.replace(RUN, jobs=(JobRecord(name=JOB.name),), results=results)
+    again = left_to_try(plan, run)
+    assert again is not None
+    assert [work.address for work in to_do(again)] == [waited.address]
 
 
 BEFORE = dataclasses.replace(
