@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from harness.base.words import count_of
 from harness.cli import options
 from harness.report.console import show
 from harness.report.files import FORMATS, check_place, write
-from harness.results import Run, is_alive
+from harness.results import Run, RunState, is_alive
 from harness.results.merge import merge
 from harness.results.store import RunStore
 from harness.session.reporting import find_run, see, write_reports
@@ -73,6 +74,22 @@ def _merged(names: tuple[str, ...]) -> Run:
     for run in found:
         if is_alive(Path(run.directory)):
             raise UsageError(f"run {run.info.id} is still going on", hint="wait for it, or stop it")
+    accepted = _accepted(found)
     run = merge(found, paths.runs_dir(), tuple(sys.argv))
     tell(f"{count_of(len(found), 'run')} merged into {run.directory}")
+    if accepted and run.state is RunState.FINISHED:
+        with RunStore.open(Path(run.directory)) as store:
+            store.accept(accepted)
+            return store.read()
     return run
+
+
+def _accepted(runs: Sequence[Run]) -> str:
+    """Return why tests may be missing in *runs*; empty unless that is accepted in each that lacks some."""
+    reasons = dict.fromkeys(run.accepted for run in runs if run.accepted)
+    for run in runs if reasons else ():
+        comparison = see(run).background.comparison
+        if not run.accepted and comparison is not None and comparison.loses:
+            tell(f"not accepted: tests are missing in run {run.info.id}, too")
+            return ""
+    return "; ".join(reasons)

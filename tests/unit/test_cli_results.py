@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from history_runs import GOOD, INPUTS, case, make_run
+from history_runs import GOOD, INPUTS, JOB, case, make_run
 
 from harness.base import process
 from harness.base.errors import ExitCode, UsageError
@@ -119,6 +119,26 @@ def test_accepting_a_loss(runs: Path) -> None:
     accepted = harness("report", "--accept", "they were merged into a")
     assert accepted.ok
     assert load(runs / "run04").accepted == "they were merged into a"
+
+
+def test_a_loss_that_a_shard_accepted(runs: Path) -> None:
+    """The merged run accepts it as well, if no other shard lost something."""
+    other = dataclasses.replace(JOB, name="7.3.4-cdev-igb", topology="igb")
+    make_run(runs, 4, job=other)
+    lost = {"a": Outcome.PASS}
+    make_run(runs, 5, lost)
+    make_run(runs, 6, job=other)
+    make_run(runs, 7, lost, job=other)
+    for name in ("run04", "run05", "run06", "run07"):
+        harness("report", name)
+    assert harness("report", "run05", "--accept", "they were merged into a").ok
+    worse = harness("report", "--merge", "run05", "run07")
+    assert "not accepted: tests are missing in run run07, too" in worse.stderr
+    assert worse.status == ExitCode.CASE_FAILED
+    merged = harness("report", "--merge", "run05", "run06")
+    assert merged.ok, merged.stdout
+    directory = merged.stderr.strip().partition("merged into ")[2]
+    assert load(Path(directory)).accepted == "they were merged into a"
 
 
 def test_a_run_can_be_judged_by_itself(runs: Path) -> None:
