@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.base.cause import Cause
 from harness.base.errors import HarnessError, InfraError
+from harness.base.files import write_atomic
 from harness.base.outcome import Outcome
 from harness.base.output import tell
 from harness.base.words import count_of
@@ -27,7 +28,7 @@ from harness.lab.ledger import Ledger
 from harness.lab.units import refused, units_of
 from harness.plan import Job, Plan
 from harness.plugin.engine import Ended
-from harness.results import RunState, reach_verdict
+from harness.results import Run, RunState, reach_verdict
 from harness.results.store import RunStore
 from harness.suites.catalogue import to_do
 from harness.suites.model import Work
@@ -36,6 +37,12 @@ Provided = Callable[[str, HarnessError | None], object]
 
 EVIDENCE_MIB = 512
 """The most that is kept of VM directories of a run, beside results and logs of the cases."""
+
+
+_WORKERS, _BETWEEN = "workers", " | "
+
+_EVIDENCE_FILE = "evidence"
+"""The file among the logs that says how many bytes of evidence all parts of the run have taken in."""
 
 
 def run_on_fleet(plan: Plan, wish: FleetWish, orders: Mapping[str, BuildOrder], provided: Provided) -> Ended:
@@ -55,6 +62,7 @@ def run_on_fleet(plan: Plan, wish: FleetWish, orders: Mapping[str, BuildOrder], 
         stack.callback(link.close)
         if link.dashboard and not wish.address.local:
             tell(f"fleet: {wish.text}; Dask's dashboard: {link.dashboard}")
+        before = store.read()
         recorder = _Recorder(plan, store)
         store.add(*refused(plan))
         client = FleetClient(
@@ -76,7 +84,7 @@ def run_on_fleet(plan: Plan, wish: FleetWish, orders: Mapping[str, BuildOrder], 
             link.abandon()
             ended = Ended.INTERRUPTED
         finally:
-            store.amend(_accel(plan, client.joined.values()), _workers(client.joined))
+            store.amend(_accel(plan, client.joined.values(), before), _workers(client.joined, before))
             _charge(store, client.build_cpu_seconds)
         recorder.close(interrupted=ended is Ended.INTERRUPTED)
         return ended
@@ -88,17 +96,25 @@ def _fleet_job(plan: Plan, job: Job, order: BuildOrder | None) -> FleetJob:
     )
 
 
-def _accel(plan: Plan, hosts: Iterable[Abilities]) -> str:
-    """Return the accelerators that the workers had; with both, durations are not compared with others."""
+def _accel(plan: Plan, hosts: Iterable[Abilities], before: Run) -> str:
+    """Return the accelerators that the workers had, and the parts of the run *before*.
+
+    With both, durations are not compared with others.
+    """
     arches = {job.arch for job in plan.jobs}
     asked = {job.accel for job in plan.jobs} - {"auto"}
     found = (one.emulators[arch].accel for one in hosts for arch in sorted(arches & set(one.emulators)))
-    return "; ".join(sorted(asked or set(found)))
+    # Until a VM has run, the run has what its client would use.
+    earlier = before.info.inputs.accel.split("; ") if any(one.vm_dir for one in before.results) else ()
+    return "; ".join(sorted({*(asked or found), *filter(None, earlier)}))
 
 
-def _workers(joined: Mapping[str, Abilities]) -> dict[str, str]:
+def _workers(joined: Mapping[str, Abilities], before: Run) -> dict[str, str]:
     """Return who ran it, for Inputs.extra; the names are in those of VM directories."""
-    return {"workers": " | ".join(f"{name}: {host.summary}" for name, host in sorted(joined.items()))}
+    earlier = before.info.inputs.extra.get(_WORKERS, "").split(_BETWEEN)
+    named = {one.partition(": ")[0]: one for one in earlier if one}
+    named |= {name: f"{name}: {host.summary}" for name, host in joined.items()}
+    return {_WORKERS: _BETWEEN.join(named[name] for name in sorted(named))}
 
 
 def _charge(store: RunStore, seconds: float) -> None:
@@ -127,7 +143,8 @@ class _Recorder:
         self._store = store
         self._ledger = Ledger(work, Path(plan.run_dir))
         self._left = {one.key for one in work if one.refusal is None}
-        self._evidence = 0
+        self._taken = store.directory / LOG_DIRECTORY / _EVIDENCE_FILE
+        self._evidence = int(self._taken.read_text(encoding="ascii")) if self._taken.is_file() else 0
         self._dropped = 0
         store.add(*self._ledger.leftovers())
         self._ledger.expect(one for one in work if one.refusal is None)
@@ -164,6 +181,9 @@ class _Recorder:
         self._evidence += len(account.evidence)
         try:
             take_in(account.evidence, self._store.directory, below="vm")
+            if account.evidence:
+                self._taken.parent.mkdir(exist_ok=True)
+                write_atomic(self._taken, str(self._evidence))
         except InfraError as error:
             self._dropped += 1
             tell(f"fleet: files of VM directories from {account.worker} are refused: {error}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 from plan_jobs import job
 
 from harness.fleet.messages import Account, Said
+from harness.lab.abilities import Abilities, Emulator
 from harness.plan import Plan
 from harness.results import Outcome, Result, RunInfo
+from harness.results.model import QUIET
 from harness.results.store import RunStore
-from harness.session.on_fleet import _Recorder
+from harness.session import on_fleet
+from harness.session.on_fleet import _accel, _Recorder, _workers
 from harness.suites.catalogue import to_do
 
 JOB = job("edu", features=("edu", "noiommu", "noiommu-cdev", "cdev", "iommufd"))
@@ -50,6 +54,38 @@ def test_a_failure_that_a_dead_worker_saw_is_kept(store: RunStore) -> None:
     assert run.results == (*failed, *both)
     assert [case.outcome for case in run.cases] == [Outcome.FAIL]
     assert not list((store.directory / "spool").glob("*"))
+
+
+def test_evidence_has_one_limit_for_all_parts_of_a_run(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(run_id="r", seed=1, cases=(), jobs=(JOB,), run_dir=str(store.directory))
+    kept: list[int] = []
+    monkeypatch.setattr(on_fleet, "EVIDENCE_MIB", 1)
+    monkeypatch.setattr(on_fleet, "take_in", lambda packed, *_, **__: kept.append(len(packed)))
+    for size in (600, 300, 200, 100):
+        # Each part of the run has a recorder of its own.
+        _Recorder(plan, store).take_in(Account(worker="w1", evidence=bytes(size << 10)))
+    assert [size >> 10 for size in kept] == [600, 300, 100]
+
+
+def test_a_resumed_run_knows_the_workers_of_all_parts(store: RunStore) -> None:
+    """And their accelerators: durations with KVM and without are not compared."""
+
+    def has(accel: str) -> Abilities:
+        emulator = Emulator(version="10.0.2", devices=(), accel=accel, reason="")
+        return Abilities(host="here", memory_mib=4096, emulators={"x86_64": emulator})
+
+    auto = dataclasses.replace(JOB, accel="auto")
+    plan = Plan(run_id="r", seed=1, cases=(), jobs=(auto,), run_dir=str(store.directory))
+    parts: list[dict[str, Abilities]] = [{"b": has("tcg"), "a": has("tcg")}, {}, {"c": has("kvm")}]
+    for joined in parts:
+        before = store.read()
+        store.amend(_accel(plan, joined.values(), before), _workers(joined, before))
+        store.add(Result(address=QUIET, job=JOB.name, outcome=Outcome.PASS, vm_dir="vm/a-1"))
+    inputs = store.read().info.inputs
+    assert inputs.accel == "kvm; tcg"
+    assert [one.partition(":")[0] for one in inputs.extra["workers"].split(" | ")] == ["a", "b", "c"]
 
 
 def test_a_damaged_archive_does_not_end_the_run(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
