@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.base import paths
 from harness.base.errors import HarnessError
-from harness.lab.artefacts import Archive, archive_path, unpack
+from harness.lab.artefacts import Archive, Artefact, archive_path, pack, unpack
 
 
 def fleet_dir() -> Path:
@@ -43,7 +43,10 @@ class Cargo:
 
     def __reduce_ex__(self, _protocol: Any) -> tuple[Callable[..., Cargo], tuple[Any, ...]]:
         path = archive_path(archives_dir(), self.archive.digest)
-        path.touch()  # It is removed when it has not been used for a while.
+        if not path.is_file():
+            # It was removed because it had not been used for a while.  Equal entries give equal archives.
+            pack(Artefact(self.archive.place), archives_dir())
+        os.utime(path)
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return _arrive, (self.archive, pickle.PickleBuffer(data))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import math
+import os
 import pickle
 import re
 import shutil
@@ -341,13 +342,14 @@ def _carry_out(order: Order, plan: str) -> str:
 
 def _open(order: Order, plan: str) -> Worker:
     """Return the Worker for the job of *order*, with its VM if the last order was of the same job."""
+    directory = runs_dir() / order.run
+    path = directory / f"{order.job}.{crew.name}.plan.json"
+    directory.mkdir(parents=True, exist_ok=True)
+    os.utime(directory)  # Its own time is that of its first units, and other workers of this cache prune it.
     if crew.worker is not None:
         if crew.begun == (order.session, order.job, plan):
             return crew.worker
         _say_and_end()
-    directory = runs_dir() / order.run
-    path = directory / f"{order.job}.{crew.name}.plan.json"
-    directory.mkdir(parents=True, exist_ok=True)
     path.write_text(plan, encoding="utf-8")
 
     def tell(key: str, results: Sequence[Result]) -> None:

@@ -20,6 +20,7 @@ from harness.base.errors import InfraError
 from harness.base.outcome import Outcome
 from harness.fleet import cargo, journal, resources, tasks
 from harness.fleet.cargo import Cargo
+from harness.fleet.messages import Order
 from harness.fleet.version import own_version
 from harness.lab.abilities import Abilities, Emulator, resources_of
 from harness.lab.artefacts import Artefact, archive_path, pack
@@ -121,6 +122,47 @@ def test_cargo_travels(caches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("VFIO_HARNESS_CACHE", str(two))
     assert pickle.loads(pickle.dumps(arrived, protocol=5)).trouble == ""
     assert there.__sizeof__() == there.archive.size
+
+
+def _age(path: Path) -> None:
+    then = time.time() - 4 * 86400.0
+    os.utime(path, (then, then))
+
+
+def test_an_archive_that_was_removed_is_packed_again(
+    caches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that joins a run after three days gets it, also from one that got it itself."""
+    _, two = caches
+    there = _packed()
+    data = pickle.dumps(there, protocol=5)
+    for number in range(2):
+        path = archive_path(cargo.archives_dir(), there.archive.digest)
+        _age(path)
+        tasks._prune()
+        assert not path.exists()
+        data = pickle.dumps(there, protocol=5)
+        monkeypatch.setenv("VFIO_HARNESS_CACHE", str(two.with_name(f"two{number}")))
+        there = pickle.loads(data)
+        assert there.trouble == ""
+
+
+def test_the_directory_of_a_run_stays_while_it_has_units(
+    caches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run lasts for more than three days, or is resumed then."""
+    monkeypatch.setattr(tasks, "Worker", SimpleNamespace(of_file=lambda *_: SimpleNamespace()))
+    monkeypatch.setattr(tasks, "crew", tasks.Crew())
+    tasks.crew.dask = SimpleNamespace(name="w")
+    order = Order(session="s", run="r", unit="s-0-1", job="job", keys=("a",))
+    # The second unit has the VM of the first.
+    for _ in range(2):
+        for run in ("r", "old"):
+            (tasks.runs_dir() / run / "vm").mkdir(parents=True, exist_ok=True)
+            _age(tasks.runs_dir() / run)
+        tasks._open(order, "{}")
+        tasks._prune()
+        assert [path.name for path in tasks.runs_dir().iterdir()] == ["r"]
 
 
 def test_a_disk_arrives_at_two_workers_of_one_cache(
