@@ -125,6 +125,8 @@ class Pool:
         The worker *at* gets the source with it.
         """
         with self._lock:
+            # Dask connects again by itself, too, but gives up for good at a scheduler that is not ready.
+            self._was_lost(self._connection.client)
             client, able = self._connection.client, self._able
         # A worker that is named must be there: else Dask forgets about resources, too.
         where = able & {at} or (able - {avoid} if avoid in able else frozenset())

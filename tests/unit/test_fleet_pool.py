@@ -36,6 +36,8 @@ class Calls:
 
     has: ClassVar[set[str]] = set()
     tried: ClassVar[list[str]] = []
+    begun: ClassVar[threading.Semaphore]
+    may_end: ClassVar[threading.Event]
 
     @classmethod
     def call(
@@ -170,14 +172,40 @@ def _cut(client: Any) -> None:
     client.loop.add_callback(client.scheduler_comm.comm.abort)
 
 
+def held(check: Callable[[], None], _directory: Path, source: Path, number: int) -> Called:
+    calls = Calls
+    calls.begun.release()
+    while not calls.may_end.is_set():
+        check()
+        time.sleep(0.03)
+    return f"{source.name} {number}", None, ""
+
+
 def test_calls_survive_a_lost_connection(pool: Pool, made: list[Client]) -> None:
     """Dask cancels all tasks then; both threads wait for the one new connection."""
-    cut = threading.Timer(0.3, lambda: _cut(made[0]))
-    cut.start()
+    Calls.begun, Calls.may_end = threading.Semaphore(0), threading.Event()
     with ThreadPoolExecutor(2) as threads:
-        answers = list(threads.map(lambda n: pool.call(slowly, n, name=f"n{n}")[0], range(6)))
-    cut.join()
+        running = [threads.submit(pool.call, held, number, name=f"n{number}") for number in range(6)]
+        for _ in range(2):
+            assert Calls.begun.acquire(timeout=60.0)
+        _cut(made[0])
+        end = time.monotonic() + 60.0
+        while len(made) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        Calls.may_end.set()
+        answers = [call.result(60.0)[0] for call in running]
     assert [answer.value for answer in answers] == [f"abc {number}" for number in range(6)]
+    assert len(made) == 2
+
+
+def test_a_connection_that_was_lost_between_calls_is_made_anew(pool: Pool, made: list[Client]) -> None:
+    """Dask itself has connected again, without a call that it cancelled."""
+    pool.wait()
+    _cut(made[0])
+    end = time.monotonic() + 60.0
+    while not pool._connection.is_lost() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert pool.call(slowly, 1, name="a")[0].value == "abc 1"
     assert len(made) == 2
 
 
