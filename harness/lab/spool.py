@@ -44,10 +44,9 @@ class Spool:
         return found
 
     def drop(self, work: Work) -> None:
-        """Forget *work*, which was reported."""
+        """Forget *work*, which was reported.  The directory stays: another process may write there."""
         with contextlib.suppress(OSError):
             self._path(work).unlink()
-            self._directory.rmdir()
 
     def _path(self, work: Work) -> Path:
         name = hashlib.sha256(work.key.encode()).hexdigest()[:32]

@@ -12,6 +12,7 @@ import pytest
 from plan_jobs import job
 
 from harness.base.errors import InfraError
+from harness.base.files import write_atomic
 from harness.lab.spool import Spool
 from harness.plan import Plan
 from harness.plugin.items import RESULTS_PROPERTY
@@ -140,7 +141,7 @@ def test_run_that_goes_on_keeps_what_was_seen(tmp_path: Path) -> None:
     again = Recorder(plan(tmp_path))
     first.pytest_unconfigure()
     assert ended(again, tmp_path) == ["FAIL"]
-    assert not (tmp_path / "spool").exists()
+    assert not list((tmp_path / "spool").iterdir())
 
 
 def test_what_has_been_told_is_forgotten(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_what_has_been_told_is_forgotten(tmp_path: Path) -> None:
     told.nodeid = died(WORK).nodeid
     one.pytest_runtest_logreport(told)
     assert ended(one, tmp_path) == ["FAIL"]
-    assert not (tmp_path / "spool").exists()
+    assert not list((tmp_path / "spool").iterdir())
 
 
 def test_damaged_spool_tells_nothing(tmp_path: Path) -> None:
@@ -158,3 +159,19 @@ def test_damaged_spool_tells_nothing(tmp_path: Path) -> None:
     spool.keep(WORK, [failed(WORK)])
     next((tmp_path / "spool").iterdir()).write_text("[{")
     assert spool.take(WORK) == ()
+
+
+def test_what_another_process_reports_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may forget the last file of the directory while one is written there."""
+    other = work_of(job())[1]
+
+    def write_late(path: Path, data: str) -> None:
+        Spool(tmp_path).drop(other)
+        write_atomic(path, data)
+
+    Spool(tmp_path).keep(other, [failed(other)])
+    monkeypatch.setattr("harness.lab.spool.write_atomic", write_late)
+    Spool(tmp_path).keep(WORK, [failed(WORK)])
+    assert Spool(tmp_path).take(WORK) == (failed(WORK),)
