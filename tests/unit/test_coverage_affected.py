@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from harness.results.coverage.affected import Edit, find_touched, functions_of
+from harness.results.coverage.affected import Edit, Touched, find_touched, functions_of
 
 BEFORE = "int a;\n\nint f(void)\n{\n\treturn 1;\n}\n\nint g(void)\n{\n\treturn 2;\n}\n"
 VFIO = "drivers/vfio/group.c"
@@ -69,6 +69,26 @@ def test_headers_makefiles_and_uncounted_code_touch_everything() -> None:
         assert name in find_touched([edit(name, lines=(1,))], is_profiled).everything
 
 
+def test_what_a_build_runs_or_reads_elsewhere_touches_everything() -> None:
+    """objtool and resolve_btfids rewrite vmlinux; kernel/bpf includes files of tools/lib/bpf."""
+    for name in (
+        "tools/objtool/check.c",
+        "tools/bpf/resolve_btfids/main.c",
+        "tools/bootconfig/main.c",
+        "tools/build/Makefile.build",
+        "tools/scripts/Makefile.include",
+        "tools/Makefile",
+        "tools/include/linux/list.h",
+        "tools/arch/x86/lib/insn.c",
+        "tools/lib/bpf/relo_core.c",
+        "arch/x86/lib/x86-opcode-map.txt",
+        "scripts/head-object-list.txt",
+    ):
+        assert name in find_touched([edit(name, lines=(1,))], is_profiled).everything
+    unbuilt = [edit(name) for name in ("notes.txt", "tools/perf/Makefile", "drivers/gpu/drm/i915/TODO.txt")]
+    assert find_touched(unbuilt, is_profiled) == Touched()
+
+
 def test_documentation_touches_nothing_and_a_selftest_its_suite() -> None:
     touched = find_touched(
         [
@@ -85,9 +105,6 @@ def test_what_selftests_share_touches_the_suites_of_all() -> None:
     for name in (
         "tools/testing/selftests/kselftest_harness.h",
         "tools/testing/selftests/lib.mk",
-        "tools/include/linux/list.h",
-        "tools/arch/x86/include/asm/io.h",
-        "tools/lib/string.c",
     ):
         touched = find_touched([edit(name, lines=(1,))], is_profiled)
         assert touched.has_suite("vfio"), name

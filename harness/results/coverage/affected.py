@@ -13,13 +13,14 @@ Map = Mapping[str, frozenset[str]]
 """Case -> the functions that it reaches, as `FILE:FUNCTION`."""
 
 _UNBUILT = re.compile(
-    r"Documentation/.*|LICENSES/.*|.*\.(?:rst|txt)|(?:MAINTAINERS|CREDITS|\.[^/]*)|tools/.*"
+    r"Documentation/.*|LICENSES/.*|(?!arch/|scripts/|tools/).*\.(?:rst|txt)|(?:MAINTAINERS|CREDITS|\.[^/]*)"
+    r"|tools/(?!Makefile$|(?:arch|bootconfig|bpf/resolve_btfids|build|include|lib|objtool|scripts)/).*"
 )
-"""Files that no kernel is built from."""
+"""Files from which neither a kernel nor a program of its build, such as objtool, is made."""
 
 _SELFTEST = re.compile(r"tools/testing/selftests/([^/]+)/.*")
 
-_SHARED = re.compile(r"tools/(?:testing/selftests/[^/]+|(?:include|arch|lib)/.*)")
+_SHARED = re.compile(r"tools/testing/selftests/[^/]+")
 """Files that any selftest may be built from."""
 
 _COMMENT = re.compile(r"""("(?:\\.|[^"\\\n])*"|'\\?[^\n]')|//[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
