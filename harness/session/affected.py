@@ -79,11 +79,13 @@ def choose_affected(
     since = " and ".join(dict.fromkeys(one.since for one in changes.values()))
     said = f"{len(chosen)} of {count_of(len(work), 'case')} reach your change since {since}"
     said += f" ({unknown} of them are not in the map)" if unknown else ""
+    touched = Touched(functions=frozenset().union(*(one.touched.functions for one in changes.values())))
+    said += touched.unreached(f for one in work for f in changes[one.job].reached.get(one.address, ()))
     if not chosen:
         if alone:
             raise NoCase(f"--affected: {said}", hint="leave it out")
         if any(one.touched.functions or one.touched.suites for one in changes.values()):
-            tell(f"affected: {said}; they run in the usual order")
+            tell(f"affected: {said}; all run in the usual order")
         return ()
     tell(f"affected: {said}: {'only these' if alone else 'first'}")
     return tuple(one.key for one in chosen)
@@ -156,6 +158,7 @@ def affected_between(repository: Path, before: str, after: str) -> tuple[str, ..
     )
     why = f", because {touched.everything}" if touched.everything else ""
     said = f"{len(cases)} of {count_of(len(reached), 'case')} reach what changed between the ends{why}"
+    said += touched.unreached(f for functions in reached.values() for f in functions)
     if not cases:
         raise NoCase(said, hint="name one with --case")
     tell(f"affected: {said}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,23 @@ def test_a_case_that_the_map_does_not_know_goes_first_too(
         WORK[2].key,
     }
     assert "(1 of them are not in the map)" in capsys.readouterr().err
+
+
+def test_what_no_case_reaches_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs at boot, say; what passed then tells nothing of it."""
+    boot, file = "drivers/vfio/a.c:vfio_init", "drivers/vfio/b.c:"
+    unreached = "no case is known to reach vfio_init()"
+    choose(monkeypatch, changed(Touched(functions=frozenset({F, boot, "drivers/vfio/a.c:"}))), alone=True)
+    assert f"since the good run r0; {unreached}: only these" in capsys.readouterr().err
+    choose(monkeypatch, changed(Touched(functions=frozenset({F, boot, file}))))
+    assert f"since the good run r0; {unreached} and 1 other: first" in capsys.readouterr().err
+    choose(monkeypatch, changed(Touched(functions=frozenset({file}))))
+    said = f"0 of {len(WORK)} cases reach your change since the good run r0; no case is known to reach b.c"
+    assert f"{said}; all run in the usual order" in capsys.readouterr().err
+    with pytest.raises(NoCase, match=re.escape(f"since the good run r0; {unreached}")):
+        choose(monkeypatch, changed(Touched(functions=frozenset({boot}))), alone=True)
 
 
 def test_everything_has_no_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +189,7 @@ def test_a_bisect_without_a_case_takes_what_its_ends_differ_in(monkeypatch: pyte
     monkeypatch.setattr(affected, "find_touched", lambda edits, is_profiled: touched)
     assert affected.affected_between(Path(), "one", "two") == ("probes/a/b",)
     touched = Touched(functions=frozenset({"x.c:y"}))
-    with pytest.raises(NoCase, match="0 of 2 cases reach what changed"):
+    with pytest.raises(NoCase, match=r"0 of 2 cases reach what changed .*; no case is known to reach y\(\)"):
         affected.affected_between(Path(), "one", "two")
     touched = Touched(everything="vfio.h")
     assert affected.affected_between(Path(), "one", "two") == ("probes/a/b", "probes/a/c")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from harness.base.csource import find_functions
+from harness.base.words import count_of
 
 Map = Mapping[str, frozenset[str]]
 """Case -> the functions that it reaches, as `FILE:FUNCTION`."""
@@ -52,6 +53,17 @@ class Touched:
         return any(
             name in self.functions or f"{name.rpartition(':')[0]}:" in self.functions for name in functions
         )
+
+    def unreached(self, functions: Iterable[str]) -> str:
+        """Return, for people, which code is touched that is not among *functions*; empty without any."""
+        known = set(functions)
+        left = sorted(self.functions - known - {f"{name.rpartition(':')[0]}:" for name in known})
+        if not left:
+            return ""
+        file, _, function = left[0].rpartition(":")
+        first = f"{function}()" if function else file.rpartition("/")[2]
+        more = f" and {count_of(len(left) - 1, 'other')}" if left[1:] else ""
+        return f"; no case is known to reach {first}{more}"
 
     def has_suite(self, directory: str | None) -> bool:
         """Whether selftests from *directory* are affected; None is that of other suites."""
