@@ -13,6 +13,7 @@ import os
 import secrets
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from watchfiles import Change, DefaultFilter, watch
@@ -22,7 +23,7 @@ from harness.base.errors import ExitCode, HostError, UsageError
 from harness.base.output import tell
 from harness.base.process import Process
 from harness.kernel.trees import is_linux
-from harness.kernel.working_tree import unread
+from harness.kernel.working_tree import files_below, take_working_tree, unread
 from harness.results import RunState, Verdict
 from harness.results.store import RunStore, list_runs
 from harness.session.wishes import default_tree
@@ -40,14 +41,14 @@ _LOOK_MS = 100
 def watch_tree(tree: str | None, argv: Sequence[str]) -> ExitCode:
     """Run `vfio-harness ARGV` now and after each save in *tree*, until interrupted.
 
-    Raises UsageError when *tree* is no directory with sources that can change, HostError when it cannot be
-    watched.
+    Raises UsageError when *tree* is no directory with sources that can change, SourceError when it cannot be
+    read, HostError when it cannot be watched.
     """
     top = _directory(tree)
     rounds, saves = _Rounds(argv), _Saves(top)
     try:
         for changes in _changes(top):
-            names = saves.news(Path(path) for _, path in changes)
+            names = saves.news(changes)
             if names:
                 tell(f"saved: {_list(names)}{rounds.overtake()}")
             if names or not rounds.number:
@@ -92,20 +93,39 @@ class _Saves:
 
     def __init__(self, top: Path) -> None:
         self._top = top
-        self._digests: dict[str, str] = {}
+        self._blobs: dict[str, str] | None = None
+        """File -> git's digest of it; None until the tree is watched."""
 
-    def news(self, changed: Iterable[Path]) -> list[str]:
-        """Return the names of the *changed* files that a build reads and that hold something new."""
-        names = {os.fspath(path.relative_to(self._top)) for path in changed if not path.is_dir()}
+    def news(self, changes: Iterable[tuple[Change, str]]) -> list[str]:
+        """Return the names of the files of *changes* that a build reads and that hold something new."""
+        if self._blobs is None:
+            files = take_working_tree(self._top).files
+            self._blobs = {name: facts.partition(" ")[2] for name, facts in files.items()}
+        blobs = self._blobs
+        names = {name for kind, path in changes for name in self._names(kind, Path(path))}
+        # A directory that was moved away.
+        gone = {name for name in names - blobs.keys() if not os.path.lexists(self._top / name)}
+        if gone:
+            names |= {name for name in blobs if not gone.isdisjoint(accumulate(name.split("/"), _joined))}
         read = sorted(names - unread(self._top, names)) if names else []
-        return [name for name in read if self._is_new(name)]
+        return [name for name in read if self._is_new(name, blobs)]
 
-    def _is_new(self, name: str) -> bool:
-        digest = "gone"
+    def _names(self, kind: Change, path: Path) -> Iterator[str]:
+        """Yield *path*, or the files below a directory that was moved here: none has a change of its own."""
+        name = os.fspath(path.relative_to(self._top))
+        if not path.is_dir() or path.is_symlink():
+            yield name
+        elif kind is Change.added:
+            with contextlib.suppress(OSError):
+                yield from (f"{name}/{below}" for below in files_below(path, f"{name}/"))
+
+    def _is_new(self, name: str, blobs: dict[str, str]) -> bool:
+        path, before = self._top / name, blobs.pop(name, "")
         with contextlib.suppress(OSError):
-            digest = hashlib.sha256((self._top / name).read_bytes()).hexdigest()
-        before, self._digests[name] = self._digests.get(name), digest
-        return before != digest
+            content = os.fsencode(path.readlink()) if path.is_symlink() else path.read_bytes()
+            head = f"blob {len(content)}\0".encode()
+            blobs[name] = hashlib.sha1(head + content, usedforsecurity=False).hexdigest()
+        return before != blobs.get(name, "")
 
 
 class _Rounds:
@@ -153,6 +173,10 @@ class _Rounds:
         """End the process of the run, if there is one."""
         self._child = None
         self._block.close()
+
+
+def _joined(directory: object, name: str) -> str:
+    return f"{directory}/{name}"
 
 
 def _list(names: Sequence[str]) -> str:

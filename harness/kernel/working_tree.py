@@ -172,7 +172,7 @@ class _Work:
         for name in names:
             path = self.top / name
             if path.is_symlink() and (target := _leaves(path, self.top)) is not None:
-                below = _files_below(target, f"{name}/") if target.is_dir() else [""]
+                below = files_below(target, f"{name}/") if target.is_dir() else [""]
                 files = {f"{name}/{file}".rstrip("/"): target / file for file in below}
                 outside.update({name: path for name, path in files.items() if not _is_large(path)})
             else:
@@ -238,7 +238,7 @@ def _ignored_sources(work: _Work, ignored: Iterable[str]) -> Iterator[str]:
             continue
         path = Path(name)
         directory, base = (path, "") if name.endswith("/") else (path.parent, path.name)
-        for below in _files_below(work.top / directory, f"{directory}/", only=base):
+        for below in files_below(work.top / directory, f"{directory}/", only=base):
             if base or _SOURCE.fullmatch(below):
                 yield os.fspath(directory / below)
 
@@ -270,12 +270,12 @@ def _our_places(top: Path) -> tuple[str, ...]:
 
 def _plain_changes(work: _Work) -> list[str]:
     """Return the names of all sources in a directory without git; remove vanished files from the index."""
-    found = list(_files_below(work.top, ""))
+    found = list(files_below(work.top, ""))
     work.drop(work.files().keys() - set(found))
     return found
 
 
-def _files_below(directory: Path, prefix: str, only: str = "") -> Iterator[str]:
+def files_below(directory: Path, prefix: str, only: str = "") -> Iterator[str]:
     """Yield the files below *directory*, which the tree knows as *prefix*, without git's own; or *only* one.
 
     Files that a build made are left out, those that the .gitignore beside them names as well.  A directory

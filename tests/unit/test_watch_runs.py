@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -52,7 +52,8 @@ class Runs:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
     tree = make_fake_tree(tmp_path / "linux")
     (tree / ".gitignore").write_text("/generated/\n")
     for words in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "-m", "all")):
@@ -66,12 +67,21 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs"
 
 
-def _watch(monkeypatch: pytest.MonkeyPatch, tree: Path, runs: Runs, *saves: Mapping[str, str]) -> None:
-    """Watch *tree* while its files are saved, one mapping of name to text after the other."""
+Moved = Callable[[], tuple[Change, Path]]
+
+
+def _watch(
+    monkeypatch: pytest.MonkeyPatch, tree: Path, runs: Runs, *saves: Mapping[str, str] | Moved
+) -> None:
+    """Watch *tree* while its files are saved, one mapping of name to text after the other, or moved."""
 
     def changes(top: Path) -> Iterator[set[tuple[Change, str]]]:
         yield set()
         for texts in saves:
+            if callable(texts):
+                change, path = texts()
+                yield {(change, str(path))}
+                continue
             for name, text in texts.items():
                 (top / name).parent.mkdir(parents=True, exist_ok=True)
                 (top / name).write_text(text)
@@ -140,6 +150,48 @@ def test_save_without_a_change_starts_no_run(tree: Path, root: Path, monkeypatch
     runs = Runs(root, (60, 60))
     _watch(monkeypatch, tree, runs, {"new.c": "int x;\n"}, {"new.c": "int x;\n"})
     assert len(runs.words) == 2
+
+
+def test_first_touch_of_a_file_starts_no_run(tree: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of one that is committed nor of one that was edited before the watch began."""
+    (tree / "new.c").write_text("int x;\n")
+    (tree / "link.c").symlink_to("new.c")
+    runs = Runs(root, (60, 60))
+    same = {name: (tree / name).read_text() for name in ("Makefile", "new.c", "link.c")}
+    _watch(monkeypatch, tree, runs, same)
+    assert len(runs.words) == 1
+
+
+def test_directory_that_is_moved_starts_a_run(
+    tree: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its files have no changes of their own."""
+    outside, inside = tmp_path / "outside", tree / "drivers" / "mine"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "x.c").write_text("int x;\n")
+    (outside / "deep" / "x.o").write_text("product")
+
+    def moved(change: Change, before: Path, after: Path) -> tuple[Change, Path]:
+        after.parent.mkdir(exist_ok=True)
+        before.rename(after)
+        return change, inside
+
+    runs = Runs(root, (60,) * 3)
+    _watch(
+        monkeypatch,
+        tree,
+        runs,
+        lambda: moved(Change.added, outside, inside),
+        lambda: (Change.modified, inside),
+        lambda: moved(Change.deleted, inside, outside),
+    )
+    assert len(runs.words) == 3
+    said = "saved: drivers/mine/deep/x.c; the run under way was interrupted"
+    assert capsys.readouterr().err.splitlines() == [said, said]
 
 
 @pytest.mark.parametrize("spec", ["debian:7.3", "/no/such/dir", "."])
