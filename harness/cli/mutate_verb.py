@@ -25,6 +25,8 @@ from harness.cli.given import refuse_beside
 from harness.cli.moment import parse_deadline
 from harness.cli.testers import commit_testers, refuse
 from harness.fleet.cluster import FleetWish
+from harness.kernel import gittree
+from harness.kernel.changes import has_commit
 from harness.kernel.trees import open_tree, read_version
 from harness.mutate.choose import Source, changed_faults, named_faults, read_equivalents, sample
 from harness.mutate.faults import Fault
@@ -209,12 +211,16 @@ def _machine_words(machines: Sequence[MachineWish]) -> tuple[str, ...]:
 
 
 def _begun(name: str) -> Mutation:
-    """Return the mutation *name*; UsageError when there is none."""
+    """Return the mutation *name*; UsageError when there is none, or its source is gone."""
     known = {path.parent.name: path.parent for path in paths.runs_dir().glob(f"mutate-*/{STATE_NAME}")}
     if name not in known:
         hint = nearest(name, known) if known else "start one: vfio-harness mutate FILE:FUNCTION"
         raise UsageError(f"there is no mutation {name!r} in {paths.runs_dir()}", hint=hint)
-    return load_mutation(known[name])
+    mutation = load_mutation(known[name])
+    if not has_commit(gittree.provide_mirror(Path(mutation.root)), mutation.commit):
+        gone = f"neither {mutation.root} nor the cache has commit {mutation.commit[:12]}"
+        raise UsageError(f"the source of {name} is gone: {gone}", hint="start a new one")
+    return mutation
 
 
 def _going_on(name: str) -> Mutation:

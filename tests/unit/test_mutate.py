@@ -323,6 +323,8 @@ def test_what_survived_is_planted_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
     """With other topologies or new cases; the source is that of the first time."""
     monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
     monkeypatch.setattr(mutate_verb, "_check", lambda *_: "none")
+    monkeypatch.setattr(gittree, "provide_mirror", lambda root: root)
+    monkeypatch.setattr(mutate_verb, "has_commit", lambda *_: True)
     fates = {1: Fate.KILLED, 2: Fate.SURVIVED, 3: Fate.EQUIVALENT}
     mutants = tuple(under_test.Mutant(fault=fault(number), fate=fate) for number, fate in fates.items())
     state = mutator(tmp_path, *map(fault, fates)).mutation
@@ -333,6 +335,24 @@ def test_what_survived_is_planted_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
         mutate_verb.command, ["--survivors", "mutate-1", "--plan"], standalone_mode=False
     )
     assert [line.split()[0] for line in done.stdout.splitlines()] == [fault(2).id]
+
+
+@pytest.mark.parametrize("words", [["--continue", "mutate-1"], ["--survivors", "mutate-1", "--plan"]])
+def test_source_that_is_gone_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
+) -> None:
+    """As when the cache or the repository was removed since."""
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mutate_verb, "_check", lambda *_: "none")
+    directory = tmp_path / "mutate-1"
+    directory.mkdir()
+    state = dataclasses.replace(mutator(tmp_path, fault(1)).mutation, id="mutate-1", commit="c" * 40)
+    state.save(directory)
+    done = CliRunner().invoke(mutate_verb.command, words, standalone_mode=False)
+    assert isinstance(done.exception, UsageError)
+    said = "the source of mutate-1 is gone: neither /tree nor the cache has commit cccccccccccc"
+    assert done.exception.message == said
 
 
 @pytest.mark.parametrize(("limit", "planted"), [(1, 1), (2, 2), (9, 3)])
@@ -361,6 +381,7 @@ def continued(mutate: type[Shower], monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
     monkeypatch.setattr(gittree, "show", lambda *_: SOURCE)
     monkeypatch.setattr(mutate_verb, "_reached", lambda _: {})
+    monkeypatch.setattr(mutate_verb, "has_commit", lambda *_: True)
     monkeypatch.setattr(mutate_verb, "_check", lambda *_: "none")
     tester = contextlib.nullcontext(lambda _conduct: mutate())
     monkeypatch.setattr(mutate_verb, "commit_testers", lambda *_, **__: tester)
