@@ -21,8 +21,8 @@ from harness.session import coverage
 @click.option(
     "--line",
     "place",
-    metavar="FILE:LINE|FILE:FUNCTION",
-    help="List the cases that run this line or function.",
+    metavar="FILE:LINE[-LINE]|FILE:FUNCTION",
+    help="List the cases that run these lines or this function.",
 )
 @click.option(
     "--missing",

@@ -124,7 +124,7 @@ class _Evaluation:
             # A $(macro) depends on the compiler; it counts as true.
             return 2 if "$" in left else _VALUES.get(left, 0)
         right = self._operand()
-        numbers = left.isdigit() and right.isdigit()
+        numbers = left.isdecimal() and right.isdecimal()
         holds = _COMPARISONS[comparison]
         return 2 * (holds(int(left), int(right)) if numbers else holds(left, right))
 

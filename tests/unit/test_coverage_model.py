@@ -65,6 +65,8 @@ def test_adding_matches_branches_by_their_order() -> None:
 
 def test_which_cases_reach_a_line_or_a_function() -> None:
     assert COVERAGE.find("vfio_main.c:3") == (NAME, frozenset({3}))
+    assert COVERAGE.find("./vfio_main.c:3-5") == (NAME, frozenset({3, 4, 5}))
+    assert COVERAGE.find(f"/home/me/linux/{NAME}:3") == (NAME, frozenset({3}))
     name, lines = COVERAGE.find("vfio/vfio_main.c:vfio_noiommu")
     assert COVERAGE.reached(name, lines) == {"probes/a/one": {8, 10}, "probes/a/two": {8}}
     assert COVERAGE.functions_of(COVERAGE.cases[0]) == {f"{NAME}:f", f"{NAME}:vfio_noiommu"}
@@ -78,6 +80,10 @@ def test_which_cases_reach_a_line_or_a_function() -> None:
         ("other.c:3", "no profiled file ends with 'other.c'", "vfio-harness coverage shows the files"),
         ("vfio_main.c:99", "has 11 lines", ""),
         ("vfio_main.c:0", "has 11 lines", ""),
+        (f"vfio_main.c:{'9' * 5000}", "has no function '9", ""),
+        ("vfio_main.c:9-12", "has 11 lines", ""),
+        ("vfio_main.c:5-3", "has 11 lines", ""),
+        ("vfio_main.c:\N{SUPERSCRIPT TWO}", "has no function '\N{SUPERSCRIPT TWO}'", ""),
         ("vfio_main.c:vfio_noiomu", "has no function 'vfio_noiomu'", "'vfio_noiommu'"),
     ],
 )

@@ -12,6 +12,7 @@ import gzip
 import itertools
 import json
 import operator
+import os
 import re
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -30,6 +31,8 @@ NOIOMMU_CODE = "no-IOMMU code"
 
 _FORMAT = 1
 _SUFFIX = ".json.gz"
+
+_LINES = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
 
 @dataclasses.dataclass(slots=True)
@@ -99,14 +102,16 @@ class Coverage:
         )
 
     def find(self, place: str) -> tuple[str, frozenset[int]]:
-        """Return file and lines of `FILE:LINE` or `FILE:FUNCTION`; the file may lack leading directories.
+        """Return file and lines of `FILE:LINE`, `FILE:FIRST-LAST` or `FILE:FUNCTION`.
 
+        The file may lack leading directories, or have those of a tree.
         Raises UsageError, with the nearest name, for what does not exist.
         """
         what, _, where = place.rpartition(":")
         if not what or not where:
             raise UsageError(f"--line {place}: it names no line", hint="give FILE:LINE or FILE:FUNCTION")
-        names = [name for name in self.sources if f"/{name}".endswith(f"/{what}")]
+        what = os.path.normpath(what)
+        names = [one for one in self.sources if f"/{one}".endswith(f"/{what}") or what.endswith(f"/{one}")]
         if len(names) != 1:
             short = {name.rpartition("/")[2]: name for name in self.sources}
             hint = (
@@ -119,11 +124,12 @@ class Coverage:
                 hint=hint,
             )
         text = self.sources[names[0]]
-        if re.fullmatch(r"\d{1,9}", where):
-            last = text.count("\n")
-            if not 1 <= int(where) <= last:
-                raise UsageError(f"--line {place}: {names[0]} has {count_of(last, 'line')}")
-            return names[0], frozenset({int(where)})
+        if found := _LINES.fullmatch(where):
+            first, last = int(found[1]), int(found[2] or found[1])
+            count = text.count("\n")
+            if not 1 <= first <= last <= count:
+                raise UsageError(f"--line {place}: {names[0]} has {count_of(count, 'line')}")
+            return names[0], frozenset(range(first, last + 1))
         functions = find_functions(text)
         lines = frozenset(line for one in functions if one.name == where for line in one.lines)
         if not lines:
