@@ -43,7 +43,7 @@ from harness.session import coverage
 )
 @click.option("--lcov", type=click.Path(path_type=Path, dir_okay=False), help="Write an lcov tracefile.")
 @click.option("--again", is_flag=True, help="Decode the counters again.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables of all trees as JSON.")
 def command(
     run: str | None,
     place: str | None,
@@ -84,17 +84,23 @@ def command(
         _show(found, lambda one: coverage.render_missing(one, noiommu=not everything))
     elif revision is not None:
         _show(found, lambda one: coverage.show_diff(found.run, one, revision))
+    elif as_json:
+        emit(coverage.to_json(found))
     else:
-        _show(found, coverage.to_json if as_json else coverage.render_table)
+        _show(found, coverage.render_table, headed=True)
     return 0
 
 
-def _show(found: coverage.Found, answer: Callable[[Coverage], str]) -> None:
-    """Print the *answer* for each source tree; raise the first error if there is none for any."""
+def _show(found: coverage.Found, answer: Callable[[Coverage], str], *, headed: bool = False) -> None:
+    """Print the *answer* for each source tree; raise the first error if there is none for any.
+
+    With several trees each answer gets the tree's name, unless it is *headed* by it already.
+    """
     refused: dict[str, HarnessError] = {}
     for one in found.trees:
         try:
-            emit(answer(one))
+            head = "" if headed or len(found.trees) == 1 else f"{one.tree}:\n"
+            emit(head + answer(one))
         except HarnessError as error:
             refused[one.tree] = error
         else:

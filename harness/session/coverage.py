@@ -270,7 +270,10 @@ def show_diff(run: Run, coverage: Coverage, revision: str) -> str:
     return render_diff(coverage, {c.name: c.after for c in changes if c.name in coverage.files}, outside)
 
 
-def to_json(coverage: Coverage) -> str:
-    """Return the table as JSON."""
-    rows = [dataclasses.asdict(row) for row in coverage.rows()]
-    return dumps({"tree": coverage.tree, "rows": rows, "lost": list(coverage.lost)}).rstrip("\n")
+def to_json(found: Found) -> str:
+    """Return the tables of all source trees as JSON."""
+    trees = [
+        {"tree": one.tree, "rows": [dataclasses.asdict(row) for row in one.rows()], "lost": list(one.lost)}
+        for one in found.trees
+    ]
+    return dumps({"run": found.run.info.id, "trees": trees}).rstrip("\n")

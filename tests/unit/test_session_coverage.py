@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,6 +175,30 @@ def test_a_tree_without_an_answer_does_not_hide_that_of_another(
     assert "coverage of Linux 7.2: --line vfio_main.c:3: no profiled file ends with" in err
     with pytest.raises(UsageError, match=r"no profiled file ends with 'x\.c'"):
         command.main([*words, "x.c:3"], standalone_mode=False)
+
+
+def test_answers_for_several_trees_can_be_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And their tables are one JSON document."""
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    directory = make_run(tmp_path, 1)
+
+    def shown(*words: str) -> str:
+        command.main([directory.name, *words], standalone_mode=False)
+        return capsys.readouterr().out
+
+    COVERAGE.save(directory)
+    assert shown("--missing").startswith(f"{NAME}:9")
+    assert [one["tree"] for one in json.loads(shown("--json"))["trees"]] == ["Linux 7.3.4"]
+    dataclasses.replace(COVERAGE, tree="Linux 7.2").save(directory)
+    for words in (("--missing",), ("--line", "vfio_main.c:3")):
+        heads = [line for line in shown(*words).splitlines() if line.startswith("Linux")]
+        assert heads == ["Linux 7.2:", "Linux 7.3.4:"]
+    monkeypatch.setattr(coverage, "show_diff", lambda run, one, revision: "0 of 0")
+    assert shown("--diff") == "Linux 7.2:\n0 of 0\nLinux 7.3.4:\n0 of 0\n"
+    assert shown().count("Linux 7.2") == 1
+    assert [one["tree"] for one in json.loads(shown("--json"))["trees"]] == ["Linux 7.2", "Linux 7.3.4"]
 
 
 def test_changed_lines_are_those_of_the_tree_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
