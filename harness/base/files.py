@@ -13,7 +13,7 @@ def write_atomic(path: Path, data: str | bytes, *, durable: bool = False) -> Non
     """Write *data* to *path* so that no reader ever sees part of it.
 
     With *durable* the data reaches the disk before the name does (fsync(2)).
-    Raises OSError and leaves *path* unchanged.
+    Raises OSError, which names a file, and leaves *path* unchanged.
     """
     raw = data.encode() if isinstance(data, str) else data
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -26,7 +26,9 @@ def write_atomic(path: Path, data: str | bytes, *, durable: bool = False) -> Non
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(name, path)  # noqa: PTH105
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = error.filename or os.fspath(path)
         with contextlib.suppress(OSError):
             os.unlink(name)  # noqa: PTH108
         raise

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from harness.base.errors import HarnessError, InfraError, KernelError, UsageError
+from harness.base.files import write_atomic
 from harness.base.output import tell
 from harness.base.words import count_of, duration
 from harness.bisect import git
@@ -58,9 +59,9 @@ def _conclude(loop: Bisect, position: Position, directory: Path) -> Report:
         if passing is not None:
             loop.confirm_pass(passing)
     report = make_report(loop.state, position, (directory / LOG_NAME).read_text(encoding="utf-8"))
-    (directory / REPORT_NAME).write_text(summary(report) + "\n", encoding="utf-8")
+    write_atomic(directory / REPORT_NAME, summary(report) + "\n")
     if mail(report):
-        (directory / MAIL_NAME).write_text(mail(report), encoding="utf-8")
+        write_atomic(directory / MAIL_NAME, mail(report))
     if report.config:
         shutil.copy2(report.config, directory / CONFIG_NAME)
     return report
@@ -148,7 +149,7 @@ class Bisect:
         self.state.save(self._directory)
 
     def _keep_log(self) -> None:
-        (self._directory / LOG_NAME).write_text(self._chooser.log(), encoding="utf-8")
+        write_atomic(self._directory / LOG_NAME, self._chooser.log())
 
     def _test(self, commit: str, subject: str, *, wary: bool = False, say: str = "") -> Step:
         if say:

@@ -39,12 +39,12 @@ class Method:
     def of(cls, options: StepOptions, *, boot: bool, conduct: Sequence[str]) -> Method:
         """Raises UsageError for files that cannot be read."""
         buffer = io.BytesIO()
-        try:
-            with tarfile.open(fileobj=buffer, mode="w:gz", dereference=True) as tar:
-                for path in dict.fromkeys(map(os.path.normpath, _files(options))):
+        with tarfile.open(fileobj=buffer, mode="w:gz", dereference=True) as tar:
+            for path in dict.fromkeys(map(os.path.normpath, _files(options))):
+                try:
                     tar.add(path, path.lstrip("/"))
-        except OSError as error:
-            raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
+                except OSError as error:
+                    raise UsageError(f"cannot read {error.filename or path}: {error.strerror}") from error
         return cls(options=options, files=buffer.getvalue(), boot=boot, conduct=tuple(conduct))
 
     def tester(self, check: Check, directory: Path, repository: Path) -> VMTester:

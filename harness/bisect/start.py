@@ -66,7 +66,7 @@ def start(request: BisectRequest, rules: Rules, own: TakenOwn = NOTHING) -> tupl
             state.save(directory)
             write_atomic(pointer, f"{directory}\n")
         except OSError as error:
-            raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error
+            raise InfraError(f"cannot write {error.filename or directory}: {error.strerror}") from error
         return state, directory
 
 

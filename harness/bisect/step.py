@@ -284,7 +284,7 @@ def make_runs(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / ".gitignore").write_text("*\n", encoding="ascii")
     except OSError as error:
-        raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error
+        raise InfraError(f"cannot write {error.filename or directory}: {error.strerror}") from error
 
 
 def _error_status(error: HarnessError) -> Status:

@@ -16,6 +16,7 @@ import click
 from harness.base import paths
 from harness.base.deadline import Deadline
 from harness.base.errors import ExitCode, InfraError, Interrupted, UsageError, nearest
+from harness.base.files import write_atomic
 from harness.base.output import emit, tell
 from harness.base.words import count_of
 from harness.bisect.state import StepOptions
@@ -274,7 +275,7 @@ def _begin(
     try:
         directory.mkdir(parents=True)
     except OSError as error:
-        raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error
+        raise InfraError(f"cannot write {error.filename or directory}: {error.strerror}") from error
     mutation.save(directory)
     tell(f"planting {len(chosen)} of {count_of(len(faults), 'fault')}; everything is in {directory}")
     return mutation
@@ -307,7 +308,7 @@ def _mutate(
             mutation.save(directory)
             mutation = Mutator(mutation, directory, _reached(source), tester, deadline).run()
             text = summary(mutation, source.read)
-            (directory / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
+            write_atomic(directory / REPORT_NAME, text + "\n")
     except KeyboardInterrupt as error:
         raise Interrupted(f"to continue: {resume}") from error
     emit(render_json(mutation).rstrip("\n") if as_json else text)

@@ -169,7 +169,8 @@ def _store(files: Mapping[str, Path]) -> str:
     try:
         read = {name: (os.access(path, os.X_OK), path.read_bytes()) for name, path in files.items()}
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
+        where = error.filename or ", ".join(map(os.fspath, files.values()))
+        raise UsageError(f"{where}: {error.strerror}") from error
     parts = (f"{name} {mode} {hashlib.sha256(data).hexdigest()}" for name, (mode, data) in read.items())
     entry = paths.programs_entry(digest_of("files", FORM, *sorted(parts)))
 

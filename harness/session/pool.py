@@ -60,7 +60,7 @@ def commit_pool(
     try:
         (directory / LOG_DIRECTORY).mkdir(exist_ok=True)
     except OSError as error:
-        raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error
+        raise InfraError(f"cannot write {error.filename or directory}: {error.strerror}") from error
     with contextlib.ExitStack() as stack:
         connection = Connection(stack.enter_context(connector(wish, directory, builds=True)), resume)
         stack.callback(connection.close)

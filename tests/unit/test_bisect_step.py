@@ -5,21 +5,29 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from kernel_fake_tree import git, make_fake_tree
+from test_coverage_model import COVERAGE
 
-from harness.base.errors import InfraError
+from harness.base.errors import HarnessError, InfraError
 from harness.base.process import Completed
 from harness.bisect import step as step_module
 from harness.bisect.evidence import _machine
-from harness.bisect.state import Status, StepOptions
+from harness.bisect.on_fleet import Method
+from harness.bisect.start import start
+from harness.bisect.state import BisectRequest, End, Rules, Status, StepOptions
 from harness.bisect.step import BOOT_CASE, BuiltCommit, VMTester
 from harness.cli.bisect_options import Asked
 from harness.kernel.trees import open_tree
-from harness.session.wishes import KernelWish, MachineWish
+from harness.results.coverage.reports import write_reports
+from harness.session.own import TakenOwn
+from harness.session.wishes import KernelWish, MachineWish, OwnWish
 from harness.suites.probes import probe_cases
 
 OPTIONS = StepOptions(
@@ -97,6 +105,31 @@ def test_runs_are_no_change_of_the_tree(repository: Path) -> None:
     (runs / "0-x.log").write_text("x")
     step_module.make_runs(runs)
     assert open_tree(str(repository)) == before
+
+
+def test_full_disk_names_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of write(2) has none."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path))
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(TakenOwn, "keep", full)
+    monkeypatch.setattr(tarfile.TarFile, "add", full)
+    program = OwnWish(programs=(str(tmp_path / "mine"),))
+    end, options = End(name="x", commit="c"), StepOptions(own=program)
+    request = BisectRequest(repository="/src", root=str(tmp_path), old=end, new=end, options=options)
+    failing: tuple[tuple[Callable[[], object], str], ...] = (
+        (lambda: step_module.make_runs(tmp_path / "runs"), f"cannot write {tmp_path / 'runs'}: "),
+        (lambda: start(request, Rules()), f"cannot write {tmp_path / 'bisect-'}"),
+        (lambda: Method.of(options, boot=False, conduct=()), f"cannot read {tmp_path / 'mine'}: "),
+        (lambda: write_reports(COVERAGE, lcov=tmp_path / "x.info"), f"cannot write {tmp_path / 'x.info'}: "),
+    )
+    for what, place in failing:
+        with pytest.raises(HarnessError, match=re.escape(place)):
+            what()
 
 
 def test_failure_of_the_host(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

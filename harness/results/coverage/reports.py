@@ -12,6 +12,7 @@ from pathlib import Path
 from harness.base import process
 from harness.base.csource import find_functions
 from harness.base.errors import HostError
+from harness.base.files import write_atomic
 from harness.results.coverage.model import Coverage
 
 
@@ -20,27 +21,30 @@ def write_reports(coverage: Coverage, *, html: Path | None = None, lcov: Path | 
 
     Raises HostError when they cannot be written or gcovr fails.
     """
-    with tempfile.TemporaryDirectory(prefix="vfio-harness-gcovr-") as scratch:
-        top = Path(scratch).resolve()
-        for name in coverage.files:
-            path = top / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(coverage.sources[name], encoding="utf-8")
-        (top / "trace.json").write_text(json.dumps(_tracefile(coverage)), encoding="utf-8")
-        argv = [sys.executable, "-m", "gcovr", "--add-tracefile", "trace.json", "--root", "."]
-        argv += ["--merge-mode-functions", "separate", "--lcov", "lcov.info"]
-        try:
-            if html is not None:
-                html.mkdir(exist_ok=True)
-                argv += ["--html-details", str(html.absolute() / "index.html")]
-                argv += ["--html-title", f"Coverage of {coverage.tree}"]
-            process.run(argv, cwd=top).check("gcovr failed")
-            if lcov is not None:
-                # Names relative to the tree, whatever its place was.
-                text = (top / "lcov.info").read_text(encoding="utf-8").replace(f"SF:{top}/", "SF:")
-                lcov.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise HostError(f"cannot write {error.filename}: {error.strerror}") from error
+    try:
+        with tempfile.TemporaryDirectory(prefix="vfio-harness-gcovr-") as scratch:
+            _write_reports(coverage, html, lcov, Path(scratch).resolve())
+    except OSError as error:
+        raise HostError(f"cannot write {error.filename or lcov}: {error.strerror}") from error
+
+
+def _write_reports(coverage: Coverage, html: Path | None, lcov: Path | None, top: Path) -> None:
+    for name in coverage.files:
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, coverage.sources[name])
+    write_atomic(top / "trace.json", json.dumps(_tracefile(coverage)))
+    argv = [sys.executable, "-m", "gcovr", "--add-tracefile", "trace.json", "--root", "."]
+    argv += ["--merge-mode-functions", "separate", "--lcov", "lcov.info"]
+    if html is not None:
+        html.mkdir(exist_ok=True)
+        argv += ["--html-details", str(html.absolute() / "index.html")]
+        argv += ["--html-title", f"Coverage of {coverage.tree}"]
+    process.run(argv, cwd=top).check("gcovr failed")
+    if lcov is not None:
+        # Names relative to the tree, whatever its place was.
+        text = (top / "lcov.info").read_text(encoding="utf-8").replace(f"SF:{top}/", "SF:")
+        lcov.write_text(text, encoding="utf-8")
 
 
 def _tracefile(coverage: Coverage) -> dict[str, object]:
