@@ -36,7 +36,9 @@ def as_they_end(
     running = {pool.submit(test): commit for commit, test in tests.items()}
     try:
         while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = wait(running, return_when=FIRST_COMPLETED).done
+            # One that failed ends the others.
+            for future in sorted(done, key=lambda one: one.exception() is not None):
                 del running[future]
                 yield future.result()
             still = left() if running else ()

@@ -230,7 +230,8 @@ class Mutator:
                     fault = waiting.popleft()
                     running.add(pool.submit(self._test, tester, fault, self._plant(tester, fault)))
                 done, running = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
-                for future in done:
+                # One that failed ends the others.
+                for future in sorted(done, key=lambda one: one.exception() is not None):
                     yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

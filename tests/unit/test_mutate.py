@@ -9,7 +9,9 @@ import dataclasses
 import json
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -18,7 +20,8 @@ from kernel_fake_tree import git, make_fake_tree
 
 from harness.base.deadline import Deadline
 from harness.base.errors import ExitCode, InfraError, UsageError
-from harness.bisect.state import CommitRun, Status, StepOptions
+from harness.bisect import at_once
+from harness.bisect.state import CommitRun, Status, Step, StepOptions
 from harness.bisect.step import BuiltCommit
 from harness.cli import mutate_verb
 from harness.kernel import gittree
@@ -262,6 +265,45 @@ def test_on_a_fleet_each_worker_tests_one(mutate: type[Shower], tmp_path: Path) 
     assert sorted(mutant.fault.id for mutant in mutated.mutants) == [one.id for one in faults]
     assert mutated.score == 1.0
     assert load_mutation(tmp_path) == mutated
+
+
+def test_fleet_that_is_lost_costs_no_result(
+    mutate: type[Shower], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Others have ended when the first one learns of it."""
+
+    class Lost(Several):
+        def run(self, commit: str, cases: tuple[str, ...]) -> CommitRun:
+            if commit == fault(1).id:
+                raise InfraError("the fleet is lost")
+            return super().run(commit, cases)
+
+    def wait_for_all(running: set[Future[object]], **_: object) -> object:
+        done, _left = wait(running)
+        return sorted(done, key=lambda one: one.exception() is None), set()
+
+    monkeypatch.setattr(under_test, "wait", wait_for_all)
+    faults = [fault(number) for number in range(3)]
+    killed = shown(Status.FAILS, "a fails", a=Status.FAILS)
+    mutate.shows = {"base": [PASSED], **{one.id: [killed, killed] for one in faults}}
+    with pytest.raises(InfraError, match="the fleet is lost"):
+        mutator(tmp_path, *faults, tester=lambda _conduct: Lost()).run()
+    assert {mutant.fault.id for mutant in load_mutation(tmp_path).mutants} == {fault(0).id, fault(2).id}
+
+
+def test_bisect_on_a_fleet_that_is_lost_costs_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait_for_all(running: Mapping[Future[object], str], **_: object) -> object:
+        done, _left = wait(running)
+        return SimpleNamespace(done=sorted(done, key=lambda one: one.exception() is None))
+
+    def lost() -> Step:
+        raise InfraError("the fleet is lost")
+
+    monkeypatch.setattr(at_once, "wait", wait_for_all)
+    steps = at_once.as_they_end(Several(), {"1": lost, "2": lambda: Step(commit="2", subject="")}, lambda: ())
+    assert next(steps).commit == "2"
+    with pytest.raises(InfraError, match="the fleet is lost"):
+        next(steps)
 
 
 def test_deadline_keeps_what_was_found(mutate: type[Shower], tmp_path: Path) -> None:
