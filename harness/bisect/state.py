@@ -114,6 +114,8 @@ class CommitRun:
     """The addresses of the pieces of work that failed, each a case or a program: a run with -x ends there."""
     outside: str = ""
     """A crash or warning of the kernel outside any case, if it counts as a failure."""
+    flaky: str = ""
+    """A case that failed and then passed in a fresh VM, if failures were confirmed."""
     run_dir: str = ""
     """The run's directory; empty when nothing was booted."""
     silent: bool = False

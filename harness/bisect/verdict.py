@@ -68,6 +68,7 @@ def read_run(run: Run, *, cases: Sequence[str] = (), boot: bool = False, seconds
         },
         bad=tuple(dict.fromkeys(work_address(r.address) for r in results if _is_bad(r))),
         outside=next((describe_result(r) for r in results if _is_outside(r)), ""),
+        flaky=next((describe_result(r) for r in results if _is_flaky(r)), ""),
         run_dir=run.directory,
         silent=status is Status.UNTESTED and silent,
         seconds=seconds,
@@ -96,6 +97,8 @@ def outcome_status(outcome: Outcome) -> Status:
 
 def result_status(result: Result) -> Status:
     """The status of a commit whose only case has *result*."""
+    if _is_flaky(result):
+        return Status.PASSES
     # A program that ends early, without its guest being lost, fails the test points it did not report.
     unreported = result.cause in (Cause.VANISHED, Cause.NOT_REACHED)
     if result.outcome is Outcome.NOT_RUN and unreported and result.stopped_by is not Outcome.LOST:
@@ -161,7 +164,11 @@ def _is_outside(result: Result) -> bool:
 def _is_bad(result: Result) -> bool:
     """Whether it ends a run with -x, or fails each case of its program."""
     whole = result.address.case == WHOLE_PROGRAM
-    return result.outcome.is_failure or (whole and result_status(result) is Status.FAILS)
+    return result.is_failure or (whole and result_status(result) is Status.FAILS)
+
+
+def _is_flaky(result: Result) -> bool:
+    return result.flaky and not result.is_failure
 
 
 def _is_boot_crash(result: Result) -> bool:
@@ -177,7 +184,7 @@ def describe_result(result: Result) -> str:
     """Return address, outcome and reason in one line."""
     if result.outcome is Outcome.PASS:
         return f"{result.address} passes"
-    return f"{result.address} {result.outcome.value}" + (f": {result.reason}" if result.reason else "")
+    return f"{result.address} {result.label}" + (f": {result.reason}" if result.reason else "")
 
 
 def decide(step: Step, rules: Rules, *, wary: bool = False, usual: Collection[str] = ()) -> Step | None:

@@ -39,7 +39,7 @@ MOST_AT_ONCE = 256
 _LOOK_SECONDS = 10.0
 
 _CONDUCT = ("--no-snapshots",)
-"""Options of `run`: a kernel that is booted once needs no snapshot."""
+"""Options of `run`: a kernel that is booted once or twice needs no snapshot."""
 
 
 class Fate(enum.Enum):
@@ -63,7 +63,7 @@ class Mutant:
     fault: Fault
     fate: Fate
     why: str = ""
-    """Which case killed it and how, or why it has no answer."""
+    """Which case killed it and how, which one failed only once, or why it has no answer."""
     cases: tuple[str, ...] = ()
     """The cases that passed on a mutant that survived."""
     seconds: float = 0.0
@@ -198,7 +198,8 @@ class Mutator:
         if not self.mutation.left:
             return self.mutation
         self._test_base(self.tester(_CONDUCT))
-        tester = self.tester((*_CONDUCT, "-x"))
+        # A case that fails at times would kill every mutant.
+        tester = self.tester((*_CONDUCT, "-x", "--confirm"))
         for mutant in (self._at_once if tester.is_elsewhere else self._here)(tester, self.mutation.left):
             self._update(self.mutation.with_mutant(mutant))
             tell(f"{len(self.mutation.mutants)}/{len(self.mutation.faults)} {describe(mutant)}")
@@ -316,7 +317,8 @@ class Mutator:
         if silent is not None:
             return is_(Fate.KILLED, f"{silent} does not apply any more", run)
         if run.status is Status.PASSES and all(run.cases.get(case) is Status.PASSES for case in cases):
-            return is_(Fate.SURVIVED, run=run)
+            passed = f"{count_of(len(cases), 'case')} passed, but {run.flaky}" if run.flaky else ""
+            return is_(Fate.SURVIVED, passed, run)
         return is_(Fate.UNTESTED, run.why, run)
 
     def _cases_of(self, fault: Fault) -> dict[str, str]:

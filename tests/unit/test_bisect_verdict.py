@@ -48,6 +48,16 @@ def test_outcomes(outcome: Outcome) -> None:
     assert CASE in shown.why
 
 
+@pytest.mark.parametrize(("again", "status"), [(Outcome.PASS, P), (Outcome.FAIL, F)])
+def test_failure_that_does_not_repeat_passes(again: Outcome, status: Status) -> None:
+    """With --confirm, as mutate has it."""
+    confirming = dataclasses.replace(result(CASE, again), confirms=True)
+    read = read_run(run(result(CASE, Outcome.FAIL, reason="3 != 4"), confirming))
+    assert (read.status, read.cases) == (status, {CASE: status})
+    assert read.flaky == (f"{CASE} FLAKY: 3 != 4" if status is P else "")
+    assert bool(read.bad) is (status is F)
+
+
 def test_only_the_given_cases_count() -> None:
     """A failure of another case does not count."""
     made = run(result(CASE, Outcome.PASS), result("probes/x/y", Outcome.FAIL))

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +140,21 @@ def test_mutant_without_a_kernel_of_its_own(
     mutated = mutator(tmp_path, fault(1)).run()
     assert [mutant.fate for mutant in mutated.mutants] == [fate]
     assert mutated.score is None
+
+
+def test_failure_that_does_not_repeat_kills_nothing(mutate: type[Shower], tmp_path: Path) -> None:
+    """The case failed, and passed in a fresh VM; without a fault one failure is enough to leave it out."""
+    flaky = dataclasses.replace(SURVIVED, flaky="a FLAKY: 3 != 4")
+    mutate.shows = {"base": [PASSED], fault(1).id: [flaky]}
+    conducts: list[bool] = []
+
+    def tester(conduct: Sequence[str]) -> Shower:
+        conducts.append("--confirm" in conduct)
+        return Shower()
+
+    (mutant,) = mutator(tmp_path, fault(1), tester=tester).run().mutants
+    assert conducts == [False, True]
+    assert (mutant.fate, mutant.why) == (Fate.SURVIVED, "2 cases passed, but a FLAKY: 3 != 4")
 
 
 def test_only_cases_that_reach_the_function_are_run(mutate: type[Shower], tmp_path: Path) -> None:
