@@ -18,7 +18,7 @@ import re
 import shlex
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from harness.base import process
@@ -80,8 +80,6 @@ class _Source:
     """Directories that paths are made relative to: the first one that they are in counts."""
     cwd: Path | None = None
     deadline: Deadline
-    changed: frozenset[str] = frozenset()
-    """Files with uncommitted changes."""
     newest: float = float("inf")
     """A source file that was changed later is not the one that was compiled."""
 
@@ -110,8 +108,7 @@ class _Source:
         top = next((top for top in self.places if clean.is_relative_to(top)), None)
         code, first = _excerpt(clean, number) if self._is_unchanged(clean) else ((), 0)
         name = os.fspath(clean.relative_to(top) if top else clean)
-        changed = name in self.changed
-        return Line(function=function, file=name, line=number, code=code, first=first, changed=changed)
+        return Line(function=function, file=name, line=number, code=code, first=first)
 
     def _is_unchanged(self, path: Path) -> bool:
         with contextlib.suppress(OSError):
@@ -153,7 +150,18 @@ def find_places(
         made = {_key(one): found[one.text] for one in missing if found[one.text].lines}
         with contextlib.suppress(OSError):
             write_atomic(memo, json.dumps(unstructure({**known, **made})))
-    return {one.text: known.get(_key(one)) or found[one.text] for one in asked}
+    changed = frozenset[str]()
+    if isinstance(plan, KernelPlan):
+        # Another one than when they were found, if the user committed something since.
+        with contextlib.suppress(HarnessError, OSError):
+            changed = _uncommitted(plan.tree)
+    return {one.text: _marked(known.get(_key(one)) or found[one.text], changed) for one in asked}
+
+
+def _marked(place: Place, changed: Collection[str]) -> Place:
+    """Return *place* with Line.changed of the lines in the files *changed*."""
+    lines = (dataclasses.replace(line, changed=line.file in changed) for line in place.lines)
+    return dataclasses.replace(place, lines=tuple(lines))
 
 
 def _key(wanted: CodeAddress) -> str:
@@ -188,7 +196,6 @@ def _find_in_objects(plan: KernelPlan, wanted: Sequence[CodeAddress], deadline: 
             prefix=_prefix(plan),
             places=(objects, plan.tree.path),
             cwd=objects,
-            changed=_uncommitted(plan.tree),
             deadline=deadline,
         )
         found, by_object = _assign(source, objects, wanted)

@@ -12,7 +12,8 @@ import pytest
 
 from harness.base import process
 from harness.base.deadline import Deadline
-from harness.base.places import CodeAddress, Line, find_addresses
+from harness.base.places import CodeAddress, Line, Place, find_addresses
+from harness.kernel import lines
 from harness.kernel.arch import host_arch
 from harness.kernel.lines import (
     Definition,
@@ -23,7 +24,9 @@ from harness.kernel.lines import (
     parse_nm,
     recorded_command,
 )
+from harness.kernel.plan import KernelPlan
 from harness.kernel.ready import ReadyKernel
+from harness.kernel.store import kernel_entry
 
 NM = """\
 drivers/vfio/vfio_main.o:0000000000000010 0000000000000036 t probe
@@ -113,7 +116,7 @@ def test_addr2line_lists_callers_of_inlined_functions() -> None:
         "0x0000000000000010\n??\n??:0\n0x0000000000000020\nf\n/b/../y.c:?\n"
     )
     found = list(parse_addr2line(printed, lambda name, file, at: Line(function=name, file=file, line=at)))
-    assert [[(one.function, str(one)) for one in lines] for lines in found] == [
+    assert [[(one.function, str(one)) for one in lines_] for lines_ in found] == [
         [("inner", "/b/../x.h:15"), ("outer", "/b/../y.c:99")],
         [],
         [],
@@ -161,3 +164,22 @@ def test_a_kernel_with_debug_information_is_asked_itself(tmp_path: Path) -> None
     assert found[wanted[1].text].reason == "the module vfio has no uncompressed file in the store"
     os.utime(source, (2**31, 2**31))
     assert not find_places(plan, wanted, Deadline.after(60))[wanted[0].text].lines[0].code
+
+
+def test_code_that_was_committed_since_is_uncommitted_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel is the same, and so is what was found in it."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path))
+    kernel_entry("k").mkdir(parents=True)
+    plan = object.__new__(KernelPlan)
+    object.__setattr__(plan, "tree", None)
+    monkeypatch.setattr(KernelPlan, "key", "k")
+    wanted = _address("f", 0x20)
+    place = Place(lines=(Line(function="f", file="a.c", line=1), Line(function="g", file="b.h", line=2)))
+    monkeypatch.setattr(lines, "_find_in_objects", lambda *_: {wanted.text: place})
+    for changed in ({"a.c"}, set(), {"b.h"}):
+        monkeypatch.setattr(lines, "_uncommitted", lambda tree, changed=changed: frozenset(changed))
+        found = find_places(plan, [wanted], Deadline.after(60))[wanted.text].lines
+        assert {one.file for one in found if one.changed} == changed
+        monkeypatch.setattr(lines, "_find_in_objects", None)
