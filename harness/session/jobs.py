@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from harness.base import paths
@@ -101,6 +102,15 @@ def make_job(planned: PlannedKernel, wish: JobWish, topology: Topology) -> Job:
         own=planned.own.get(wish.own, Own()),
         features=tuple(sorted(_features(plan.features, topology, plan.arch, cpus, memory))),
     )
+
+
+def distinct_name(name: str, label: str, taken: Collection[str]) -> str:
+    """Return the *name* of a job, with the *label* of its tree if that is *taken*.
+
+    Trees may have one version, and worktrees of one commit one label as well.
+    """
+    longer = (f"{label}-{number}-{name}" for number in itertools.count(2))
+    return next(one for one in itertools.chain((name, f"{label}-{name}"), longer) if one not in taken)
 
 
 def _features(

@@ -41,7 +41,7 @@ from harness.results.store import new_run_id
 from harness.session import forecast, planning, reporting
 from harness.session.affected import choose_affected
 from harness.session.forecast import workers_for
-from harness.session.jobs import make_job, rerun_command
+from harness.session.jobs import distinct_name, make_job, rerun_command
 from harness.session.own import NO_PROGRAM, OWN_DIRECTORY, TakenOwn, refuse_useless, take, with_own
 from harness.session.planning import PlannedKernel, slug
 from harness.session.remaining import SELFTESTS, check_inputs, check_trees, done_in, pins
@@ -401,11 +401,7 @@ def _make_jobs(planned: PlannedRun) -> dict[JobWish, Job]:
         if kernel.plan is None or wish in planned.refused:
             continue
         job = make_job(kernel, wish, planned.checked.topologies[wish.machine.topology])
-        if job.name in names:
-            # Two trees of one version: their labels differ.
-            job = dataclasses.replace(job, name=f"{slug(kernel.tree_label)}-{job.name}")
-        if job.name in names:
-            raise UsageError(f"two jobs have the name {job.name!r}", hint="rename one of the topologies")
+        job = dataclasses.replace(job, name=distinct_name(job.name, slug(kernel.tree_label), names))
         jobs[wish] = job
         names.add(job.name)
     return jobs

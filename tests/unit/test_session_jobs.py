@@ -22,6 +22,7 @@ from harness.kernel.trees import open_tree
 from harness.machine import image
 from harness.machine.topology import SHIPPED, load_topology
 from harness.plan import Job, Plan, load_plan
+from harness.session import pipeline
 from harness.session.jobs import make_job, rerun_command
 from harness.session.planning import plan_wished_kernel
 from harness.session.wishes import Conduct, JobWish, KernelWish, MachineWish
@@ -45,6 +46,25 @@ def planned(wish: JobWish) -> Job:
     kernel = plan_wished_kernel(open_tree(wish.kernel.tree), wish.kernel, with_selftests=False)
     found = dataclasses.replace(kernel, selftests=None)
     return make_job(found, wish, load_topology(wish.machine.topology))
+
+
+def test_each_job_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three worktrees of one commit, with local changes, have one label and one version."""
+    wishes = [
+        JobWish(kernel=KernelWish(tree=tree, variant="cdev"), machine=MachineWish(topology="edu"))
+        for tree in ("/a", "/b", "/c", "/d")
+    ]
+    monkeypatch.setattr(pipeline, "make_job", lambda *_: job("edu"))
+    kernel = SimpleNamespace(plan="a plan", tree_label="v7.3 with local changes")
+    planned: Any = SimpleNamespace(
+        request=SimpleNamespace(wishes=wishes),
+        checked=SimpleNamespace(topologies={"edu": None}),
+        kernels=dict.fromkeys((wish.kernel for wish in wishes), kernel),
+        refused={},
+    )
+    name, label = job("edu").name, "v7.3-with-local-changes"
+    found = [one.name for one in pipeline._make_jobs(planned).values()]
+    assert found == [name, f"{label}-{name}", f"{label}-2-{name}", f"{label}-3-{name}"]
 
 
 @needs_build_tools
