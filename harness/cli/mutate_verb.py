@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import itertools
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,14 +75,20 @@ class _Asked:
             source = Source.of(open_tree(tree))
             faults, what = named_faults(source, self.targets), " and ".join(self.targets)
         else:
-            old, _, new = self.diff.partition("..")
+            old, dots, new = re.split(r"(\.{2,3}|$)", self.diff, maxsplit=1)
             tree = tree or "."
+            path = paths.expanded(tree)
+            directory = path if path.is_dir() else paths.expanded(tree.rsplit("@", 1)[0])
             if tree.startswith("debian:"):
                 hint = "give --tree a git repository of Linux"
                 raise UsageError(f"--diff {self.diff}: {tree} is a package without a history", hint=hint)
+            if new and directory != path:
+                both = f"--diff {self.diff} names the source, and --tree {tree} as well"
+                raise UsageError(both, hint=f"give --tree {directory}")
             source = Source.of(open_tree(f"{tree}@{new}" if new else tree))
-            path = paths.expanded(tree)
-            directory = path if path.is_dir() else paths.expanded(tree.rsplit("@", 1)[0])
+            if dots == "...":
+                at = "HEAD" if directory == path else tree.rpartition("@")[2]
+                old = gittree.merge_base(directory, old, new or at)
             faults, what = changed_faults(source, directory, old), f"the C lines of --diff {self.diff}"
         if not faults:
             raise UsageError(f"no fault can be planted in {what}")
@@ -93,7 +100,8 @@ _ASKED = (
     click.option(
         "--diff",
         metavar="REV[..REV]",
-        help="Plant faults only in C lines that changed since REV, in the tree or in the second REV.",
+        help="Plant faults only in C lines that changed since REV, in the tree or in the second REV; with "
+        "three dots since their merge base.",
     ),
     click.option(
         "--survivors",

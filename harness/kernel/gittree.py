@@ -180,6 +180,15 @@ def resolve(repository: Path, ref: str) -> GitState:
     return GitState(commit=commit, name=name)
 
 
+def merge_base(repository: Path, one: str, other: str) -> str:
+    """Return the last commit that two refs have in common; UsageError when there is none."""
+    refs = [resolve(repository, ref).commit for ref in (one, other)]
+    done = git(repository, ["merge-base", *refs])
+    if not done.ok:
+        raise UsageError(f"{one} and {other} have no commit in common in {repository}")
+    return done.stdout.strip()
+
+
 def show(repository: Path, commit: str, path: str) -> str:
     """Return the text of a file in a commit; UsageError when the commit has no such file."""
     done = git(repository, ["show", f"{commit}:{path}"])

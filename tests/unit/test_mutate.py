@@ -531,6 +531,45 @@ def test_diff_is_from_the_commit_of_that_worktree(
     assert [line.split()[2] for line in done.stdout.splitlines()] == ["f():"]
 
 
+@pytest.mark.parametrize(("dots", "planted"), [("..", ["g():", "f():"]), ("...", ["f():"])])
+@pytest.mark.parametrize(("at", "new"), [("", "topic"), ("", ""), ("@topic", "")])
+def test_diff_of_three_dots_is_from_the_merge_base(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dots: str, planted: list[str], at: str, new: str
+) -> None:
+    """As git diff has them: what the other branch changed since is not of the patch."""
+    monkeypatch.setenv("VFIO_HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mutate_verb, "_check", lambda *_: "none")
+    tree = make_fake_tree(tmp_path / "linux")
+    main_c = tree / "init" / "main.c"
+    git(tree, "init", "--quiet", "--initial-branch=main")
+
+    def commit(text: str) -> None:
+        main_c.write_text(text)
+        git(tree, "add", "--all")
+        git(tree, "commit", "--quiet", "--message=change")
+
+    g = "int g(void)\n{\n\treturn -EIO;\n}\n"
+    commit(g)
+    git(tree, "checkout", "--quiet", "-b", "topic")
+    commit(f"{g}\n{SOURCE}")
+    git(tree, "checkout", "--quiet", "main")
+    commit("")
+    if not at:
+        git(tree, "checkout", "--quiet", "topic")
+    words = ["--tree", f"{tree}{at}", "--diff", f"main{dots}{new}", "--plan"]
+    done = CliRunner().invoke(mutate_verb.command, words, standalone_mode=False)
+    assert [line.split()[2] for line in done.stdout.splitlines()] == planted
+
+
+def test_diff_names_the_source_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mutate_verb, "_check", lambda *_: "none")
+    tree = f"{tmp_path}@topic"
+    words = ["--tree", tree, "--diff", "main..other", "--plan"]
+    done = CliRunner().invoke(mutate_verb.command, words, standalone_mode=False)
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.message == f"--diff main..other names the source, and --tree {tree} as well"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
