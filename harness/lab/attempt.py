@@ -46,7 +46,7 @@ class Attempt:
     strays: tuple[Splat, ...] = ()
     """Splats outside any case since the attempt before: while booting, between cases."""
     boots: tuple[Attempt, ...] = ()
-    """If a boot since the attempt before failed: all boots since then."""
+    """If a boot since the attempt before failed: all boots since then; and guests that ended silently."""
 
     def has(self, *wanted: Outcome) -> bool:
         """Whether one of its cases had one of the outcomes *wanted*."""

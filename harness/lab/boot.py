@@ -41,7 +41,7 @@ from harness.machine.shares import Share
 from harness.machine.snapshot import FACTS, Snapshot, snapshot_of, unsaved_devices
 from harness.machine.splat import Splat
 from harness.machine.splatpolicy import seconds_of
-from harness.machine.vm import VM, start_vm
+from harness.machine.vm import VM, Ending, start_vm
 from harness.plan import Job
 from harness.remote import Guest
 
@@ -62,6 +62,9 @@ _HEARD_SECONDS = 15.0
 
 _SETTLE_SECONDS = 3.0
 """How long the console may lag behind SSH before a case's splats are counted."""
+
+_BY_ITSELF = (Cause.GUEST_RESET, Cause.GUEST_OFF, Cause.PANICKED)
+"""How a guest ends by itself, without QEMU's or the harness's doing."""
 
 _log = logging.getLogger("harness.lab.boot")
 
@@ -172,6 +175,14 @@ class Booted:
         splats = console.splats()
         told, self._told = self._told, len(splats)
         return splats[told:]
+
+    @property
+    def silent_ending(self) -> Ending | None:
+        """How the guest reset itself, powered off or panicked without a fatal splat; None if it did not."""
+        ending = self.vm.ending
+        if ending is None or ending.cause not in _BY_ITSELF:
+            return None
+        return None if any(splat.fatal for splat in self.vm.console.splats()) else ending
 
     def hears(self, name: str, since: int) -> bool:
         """Whether kernel messages reached the console all through the piece of work *name*, which has ended.

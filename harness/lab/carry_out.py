@@ -60,8 +60,11 @@ def carry_out(vm: CurrentVM, work: Work, *, last_chance: bool) -> Attempt:
         results = watch.excuse(results, stalled=stalled, waits=waits)
         if any(splat.kind in STALLS for splat in own):
             booted.dump()
-    elif not spoilt and not booted.hears(work.name, since):
-        results, spoilt = _unheard(work, results), True
+    elif not spoilt:
+        if not booted.hears(work.name, since):
+            results, spoilt = _unheard(work, results), True
+        elif not booted.vm.alive:
+            results, spoilt = _reset_since(booted, work, results), True
     suite = suite_named(work.suite)
     results += missing(suite.requirement(work, vm.job, results), results)
     _keep(booted.directory, work, raw)
@@ -115,7 +118,7 @@ def _run(
             booted.dump()
         if (hung or lost) and not spoilt:
             booted.diagnose()
-        return _reset_since(booted, results) if spoilt else results, hung or lost or bool(spoilt)
+        return _reset_since(booted, work, results) if spoilt else results, hung or lost or bool(spoilt)
     booted.diagnose()
     # A single case has one result, that of the whole; a program keeps the points that it finished, and the
     # point that was running is lost with the whole.
@@ -177,26 +180,26 @@ def _lost(booted: Booted, error: LostGuest, last_chance: bool) -> CaseResult:
     return _whole(Outcome.TIMEOUT if still else Outcome.LOST, reason, cause)
 
 
-def _reset_since(booted: Booted, results: tuple[CaseResult, ...]) -> tuple[CaseResult, ...]:
-    """Return *results*; a good one is LOST if the guest reset itself or powered off after the verdict."""
+def _reset_since(booted: Booted, work: Work, results: tuple[CaseResult, ...]) -> tuple[CaseResult, ...]:
+    """Return *results*; good ones are LOST if the guest ended itself silently after the verdict."""
     booted.vm.wait(Deadline.after(1.0))
-    ending = booted.vm.ending
-    if ending is None or ending.cause not in (Cause.GUEST_RESET, Cause.GUEST_OFF):
+    ending = booted.silent_ending
+    if ending is None or any(result.outcome.is_bad for result in results):
         return results
-    return tuple(
-        result
-        if result.outcome.is_bad
-        else _whole(Outcome.LOST, f"{ending.text} after the verdict {result.outcome.value}", ending.cause)
-        for result in results
-    )
+    verdict = Outcome.worst(result.outcome for result in results).value
+    lost = _whole(Outcome.LOST, f"{ending.text} after the verdict {verdict}", ending.cause)
+    return (*_points(work, results), lost)
 
 
 def _unheard(work: Work, results: Sequence[CaseResult]) -> tuple[CaseResult, ...]:
     """Return the results of *work* during which the kernel fell silent: a splat would not have been seen."""
     reason = "the kernel's last message did not reach the console, so a splat would have been missed"
-    points = () if work.case is not None else results
-    kept = (point for point in points if point.case != WHOLE_PROGRAM)
-    return (*kept, _whole(Outcome.LOST, reason, Cause.UNHEARD))
+    return (*_points(work, results), _whole(Outcome.LOST, reason, Cause.UNHEARD))
+
+
+def _points(work: Work, results: Sequence[CaseResult]) -> tuple[CaseResult, ...]:
+    """Return those of *results* that are test points; a single case has none."""
+    return tuple(point for point in results if work.case is None and point.case != WHOLE_PROGRAM)
 
 
 def _with_known(vm: CurrentVM, work: Work, results: Sequence[CaseResult]) -> tuple[CaseResult, ...]:

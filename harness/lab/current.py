@@ -27,7 +27,7 @@ from harness.lab.settings import Settings
 from harness.machine.rootparts import GUEST_RUN
 from harness.machine.splat import Splat
 from harness.plan import Isolation, Job, too_late
-from harness.results.model import BOOTS
+from harness.results.model import BOOTS, QUIET
 from harness.suites.model import CaseResult, Work
 
 SERVICE_SECONDS = 20.0
@@ -74,6 +74,8 @@ class CurrentVM:
         """Whether the VM ran anything but fresh cases; and whether it had when the last work began."""
         self._broken: HarnessError | None = None
         """Why no VM of this job comes up."""
+        self._last_work = ""
+        """The name of the work that was begun last."""
         self._strays: tuple[Splat, ...] = ()
         self._boots: list[Attempt] = []
         self._told_boots = 0
@@ -96,6 +98,7 @@ class CurrentVM:
         if self._broken is not None:
             raise self._broken
         booted = self._booted or self._boot_until_ready()
+        self._last_work = work.name
         self._used_before, self._used = self._used, self._used or not work.fresh
         return booted
 
@@ -140,6 +143,10 @@ class CurrentVM:
             if "debug" in self.job.features and self._booted.vm.alive:
                 _look_for_leaks(self._booted, ("scan", "scan"), self.service(RESTORE_TIMEOUT))
             self.hear(self._booted.splats())
+            if ending := self._booted.silent_ending:
+                reason = f"{ending.text} outside any case, after {self._last_work}"
+                lost = CaseResult(case=QUIET.case, outcome=Outcome.LOST, reason=reason, cause=ending.cause)
+                self._boots.append(Attempt(results=(lost,), vm_dir=self.vm_dir))
         self.close()
 
     def close(self) -> None:
@@ -162,6 +169,7 @@ class CurrentVM:
     def _boot_until_ready(self) -> Booted:
         """Boot, with the retries that the rule allows."""
         failed: list[Attempt] = []
+        told = self._told_boots
         while self._booted is None:
             self._newest = ""
             try:
@@ -179,7 +187,7 @@ class CurrentVM:
                     raise
                 if self._newest:
                     self._tell_boot(failed[-1])
-        if self._boots:
+        if self._told_boots > told:
             came_up = CaseResult(case=BOOTS.case, outcome=Outcome.PASS)
             self._tell_boot(Attempt(results=(came_up,), vm_dir=self._newest))
         return self._booted

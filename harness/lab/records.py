@@ -63,10 +63,10 @@ def _log(result: CaseResult, attempt: Attempt) -> str:
 
 
 def _boot(attempt: Attempt, job: str, rerun: str) -> Result:
-    """Return the Result of one boot: no retry is hidden."""
+    """Return the Result of one boot, or of a guest that ended silently: no retry is hidden."""
     (result,) = attempt.results
     return Result(
-        address=BOOTS,
+        address=dataclasses.replace(BOOTS, case=result.case),
         job=job,
         outcome=result.outcome,
         reason=result.reason,

@@ -16,6 +16,7 @@ from harness.base.errors import LostGuest
 from harness.ktap import KtapReport, parse
 from harness.lab import current
 from harness.machine.splat import Splat
+from harness.machine.vm import Ending
 
 PASSES = "ok 1 {}"
 FAILS = "not ok 1 {}"
@@ -36,6 +37,16 @@ class Guest:
         return "0\n"
 
 
+class _VM(SimpleNamespace):
+    def __init__(self, host: Host, **given: object) -> None:
+        super().__init__(**given)
+        self._host = host
+
+    @property
+    def alive(self) -> bool:
+        return self._host.ending is None
+
+
 class Booted:
     """A running VM in *directory*."""
 
@@ -43,9 +54,9 @@ class Booted:
         console = SimpleNamespace(tail=lambda most: ["[ 1.0] the end"][-most:], text=lambda since: "", size=0)
         actions = SimpleNamespace(altered=False)
         self.directory = directory
-        self.vm = SimpleNamespace(
+        self.vm = _VM(
+            host,
             pid=2**22 + 1,
-            alive=True,
             ending=None,
             console=console,
             hostlink=SimpleNamespace(actions=actions),
@@ -64,6 +75,10 @@ class Booted:
 
     def dump(self) -> None:
         self._host.happened.append("dump")
+
+    @property
+    def silent_ending(self) -> Ending | None:
+        return self._host.ending
 
     def hears(self, name: str, since: int) -> bool:
         return name not in self._host.silent
@@ -88,6 +103,8 @@ class Host:
         """What the kernel has printed since the last look."""
         self.last_words: list[Splat] = []
         """What the kernel prints while its VM is stopped."""
+        self.ending: Ending | None = None
+        """How the running guest has ended itself without a message."""
         self.counters = ""
         """The coverage counters that the agent sends with each case."""
 
@@ -98,6 +115,7 @@ class Host:
         self.happened.append(f"boot {directory.name}")
         yield Booted(directory, self)
         self.splats, self.last_words = self.last_words, []
+        self.ending = None
         self.happened.append("stop")
 
     def agent(

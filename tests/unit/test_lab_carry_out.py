@@ -15,8 +15,10 @@ from harness.base.deadline import Deadline
 from harness.base.errors import LostGuest
 from harness.base.outcome import Outcome
 from harness.lab import counters
+from harness.lab.boot import Booted
 from harness.lab.carry_out import _excerpt, _lost, _reset_since, _timed_out
-from harness.machine.vm import VM
+from harness.machine.vm import VM, Ending
+from harness.results import WHOLE_PROGRAM
 from harness.suites.model import CaseResult
 
 SERVICE: Any = SimpleNamespace(service=lambda: Deadline.after(1.0))
@@ -81,11 +83,16 @@ def test_excerpt_of_the_console_begins_with_the_work() -> None:
     assert (len(long), long[-1]) == (60, "98")
 
 
+ONE: Any = SimpleNamespace(case="c")
+PROGRAM: Any = SimpleNamespace(case=None)
+
+
 @pytest.mark.parametrize(
     ("cause", "outcome", "expected"),
     [
         (Cause.GUEST_RESET, Outcome.PASS, Outcome.LOST),
         (Cause.GUEST_OFF, Outcome.XFAIL, Outcome.LOST),
+        (Cause.PANICKED, Outcome.SKIP, Outcome.LOST),
         (Cause.GUEST_RESET, Outcome.FAIL, Outcome.FAIL),
         (Cause.QEMU_DIED, Outcome.PASS, Outcome.PASS),
     ],
@@ -94,10 +101,30 @@ def test_a_kernel_that_resets_itself_after_the_verdict_does_not_pass(
     cause: Cause, outcome: Outcome, expected: Outcome
 ) -> None:
     """A reset without a word while the devices are restored is no pass; QEMU's death is not the kernel's."""
-    booted = booted_that(SimpleNamespace(cause=cause, text="the guest reset itself"))
-    (result,) = _reset_since(booted, (CaseResult(case="c", outcome=outcome, reason="r"),))
+    booted = booted_that_ended(cause)
+    (result,) = _reset_since(booted, ONE, (CaseResult(case="c", outcome=outcome, reason="r"),))
     assert result.outcome is expected
     assert expected is not Outcome.LOST or result.reason.endswith(f"after the verdict {outcome.value}")
+
+
+def booted_that_ended(cause: Cause, *splats: object) -> Booted:
+    vm = booted_that(Ending(cause, "the guest ended")).vm
+    vm.console = SimpleNamespace(splats=lambda: splats)
+    return Booted(vm, cast(Any, None), {})
+
+
+def test_a_program_keeps_its_points_when_its_guest_reset_itself_after_the_verdict() -> None:
+    points = tuple(CaseResult(case=name, outcome=Outcome.PASS) for name in "ab")
+    kept = _reset_since(booted_that_ended(Cause.GUEST_RESET), PROGRAM, points)
+    assert kept[:2] == points
+    assert [(one.case, one.outcome) for one in kept[2:]] == [(WHOLE_PROGRAM, Outcome.LOST)]
+
+
+def test_a_panic_on_the_console_is_not_silent() -> None:
+    """It is a splat, which is a CRASH already."""
+    panic, warning = SimpleNamespace(fatal=True), SimpleNamespace(fatal=False)
+    assert booted_that_ended(Cause.PANICKED, panic).silent_ending is None
+    assert booted_that_ended(Cause.PANICKED, warning).silent_ending is not None
 
 
 @pytest.mark.parametrize(("directory", "sent"), [("vm", "abc"), ("gone", "YWJj")])

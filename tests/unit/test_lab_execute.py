@@ -23,6 +23,7 @@ from harness.lab.lab import Lab
 from harness.lab.records import records
 from harness.lab.retries import LOST_TRIES, LOST_VCPU_TRIES
 from harness.lab.settings import Settings
+from harness.machine.vm import Ending
 from harness.plan import Isolation
 from harness.results import BOOTS, QUIET, WHOLE_PROGRAM, Result, settle
 from harness.suites.catalogue import work_of
@@ -329,6 +330,43 @@ def test_last_words_beside_the_last_result(host: Host, tmp_path: Path) -> None:
     result = next(one for one in records(attempt, JOB.name) if one.address == QUIET)
     assert (result.outcome, result.cause) == (Outcome.CRASH, None)
     assert f"after {DAMAGING[0].name}" in result.reason
+
+
+RESET = Ending(Cause.GUEST_RESET, "the guest reset itself")
+
+
+@pytest.mark.parametrize("more", [(), (USUAL[1],)])
+def test_a_guest_that_resets_itself_between_cases_is_told(
+    host: Host, tmp_path: Path, more: tuple[Work, ...]
+) -> None:
+    """The next boot does not hide it, and it is no failed boot; nor does the end of the job hide it."""
+    attempts = execute(JOB, [WORK, *more], tmp_path, settings=settings())
+    first = next(attempts)
+    host.ending = RESET
+    (after,) = attempts
+    said = [one for one in records(after, JOB.name) if one.address.suite == QUIET.suite]
+    assert [(one.address, one.outcome, one.cause) for one in said] == [
+        (QUIET, Outcome.LOST, Cause.GUEST_RESET)
+    ]
+    assert said[0].reason == f"the guest reset itself outside any case, after {WORK.name}"
+    assert (said[0].vm_dir, outcomes([first])) == (first.vm_dir, ["PASS"])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_guest_that_resets_itself_after_the_verdict_is_lost(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Once is tried again, and each time is no pass."""
+    run_case, left = host.run, [RESET] * times
+
+    def resets(*given: Any) -> Any:
+        host.ending = left.pop() if left else None
+        return run_case(*given)
+
+    monkeypatch.setattr(host, "run", resets)
+    attempts = run(tmp_path, WORK)
+    assert outcomes(attempts) == ["LOST", "PASS" if times == 1 else "LOST"]
+    assert not any(attempt.boots for attempt in attempts)
 
 
 def recorded(outcome: Outcome, console: str) -> Result:
