@@ -11,7 +11,7 @@ from harness.base.errors import ExitCode
 from harness.base.outcome import Outcome
 from harness.base.words import count_of
 from harness.results.compare import Comparison
-from harness.results.model import FLAKY, Result, Run, RunState, Verdict
+from harness.results.model import FLAKY, KERNEL_SUITE, Result, Run, RunState, Verdict
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ def reach_verdict(run: Run, comparison: Comparison | None = None) -> RunVerdict:
 
     In order of precedence: a failure; coverage that the last good Run had, by *comparison*, and this one has
     not, unless that was accepted; a kernel that could not be built; infrastructure.  Only a finished Run in
-    which something passed is good.  A flaky case is no failure; the reason names it.
+    which something passed, and no Job skipped all, is good.  A flaky case is no failure; the reason names it.
     """
     verdict, why = _verdict(run, comparison)
     code = verdict.exit_code
@@ -57,10 +57,9 @@ def _verdict(run: Run, comparison: Comparison | None) -> tuple[Verdict, str]:
         return Verdict.INFRASTRUCTURE, "the run was cut off before it finished"
     if not cases and all(job.applicable for job in run.jobs):
         return Verdict.INFRASTRUCTURE, "nothing was run"
-    passes = sum(1 for case in cases if case.outcome is Outcome.PASS)
-    if not passes:
-        absent = next((f"job {job.name}: {job.problem}" for job in run.jobs if not job.applicable), None)
-        return Verdict.UNTESTABLE, absent or f"none of {count_of(len(cases), 'case')} passed"
+    if why := _untested(run, cases):
+        return Verdict.UNTESTABLE, why
+    passes = sum(map(_passes, cases))
     flaky = [case for case in cases if case.label == FLAKY]
     told = "no failure, no crash, no lost guest"
     if flaky:
@@ -69,6 +68,32 @@ def _verdict(run: Run, comparison: Comparison | None) -> tuple[Verdict, str]:
     left = sum(case.cause is Cause.BY_WISH for case in cases)
     told += f"; {count_of(left, 'case')} left out by --affected" if left else ""
     return Verdict.GOOD, f"{count_of(passes, 'case')} passed; {told}"
+
+
+def _passes(case: Result) -> bool:
+    # A boot at the second try passes too, but is no case.
+    return case.outcome is Outcome.PASS and case.address.suite != KERNEL_SUITE
+
+
+def _untested(run: Run, cases: Sequence[Result]) -> str:
+    """Return why *run* is untestable: nothing passed, or a Job skipped all that applied to it.
+
+    A Job may skip all of the cases that the user named.
+    """
+    if not any(map(_passes, cases)):
+        absent = next((f"job {job.name}: {job.problem}" for job in run.jobs if not job.applicable), None)
+        return absent or f"none of {count_of(len(cases), 'case')} passed"
+    if run.info.inputs.cases or run.info.inputs.narrowed:
+        return ""
+    jobs: dict[str, list[Result]] = {}
+    for case in cases:
+        if case.address.suite != KERNEL_SUITE and case.cause is not Cause.NOT_APPLICABLE:
+            jobs.setdefault(case.job, []).append(case)
+    for job, tried in jobs.items():
+        if all(case.outcome is Outcome.SKIP for case in tried):
+            first = f"first {tried[0].address}: {tried[0].reason}"
+            return f"job {job} skipped all of its {count_of(len(tried), 'case')}, {first}"
+    return ""
 
 
 def _about_failures(failures: Sequence[Result], comparison: Comparison | None) -> str:

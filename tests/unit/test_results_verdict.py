@@ -11,7 +11,9 @@ import pytest
 from harness.base.cause import Cause
 from harness.base.errors import ExitCode
 from harness.results import (
+    BOOTS,
     Address,
+    Inputs,
     JobRecord,
     Outcome,
     Result,
@@ -128,6 +130,48 @@ def test_comparison_tells_regressions_from_lost_coverage() -> None:
     assert told.other == ()
     assert told.vanished[0].after is None
     assert told.is_worse
+
+
+SKIPPED = dataclasses.replace(result("a", Outcome.SKIP, "no device"), job="k")
+REFUSED = dataclasses.replace(result("c", Outcome.SKIP), job="k", cause=Cause.NOT_APPLICABLE)
+LEFT_OUT = dataclasses.replace(result("b", Outcome.NOT_RUN), job="k", cause=Cause.BY_WISH)
+
+
+@pytest.mark.parametrize(
+    ("others", "inputs", "verdict"),
+    [
+        ([SKIPPED], Inputs(), Verdict.UNTESTABLE),
+        ([REFUSED, SKIPPED], Inputs(), Verdict.UNTESTABLE),
+        ([SKIPPED, Result(address=BOOTS, job="k", outcome=Outcome.PASS)], Inputs(), Verdict.UNTESTABLE),
+        ([REFUSED], Inputs(), Verdict.GOOD),
+        ([SKIPPED, dataclasses.replace(result("b", Outcome.XFAIL), job="k")], Inputs(), Verdict.GOOD),
+        ([SKIPPED, LEFT_OUT], Inputs(), Verdict.GOOD),
+        ([SKIPPED], Inputs(cases=("probes/edu/*",)), Verdict.GOOD),
+        ([SKIPPED], Inputs(narrowed=True), Verdict.GOOD),
+    ],
+)
+def test_a_job_that_skips_everything_is_no_success(
+    others: list[Result], inputs: Inputs, verdict: Verdict
+) -> None:
+    """Another job's passes say nothing about it.  What does not apply was known before, or nobody asked."""
+    run = finished(Outcome.PASS)
+    info = dataclasses.replace(INFO, inputs=inputs)
+    told = reach_verdict(
+        dataclasses.replace(
+            run, info=info, jobs=(*run.jobs, JobRecord(name="k")), results=(*run.results, *others)
+        )
+    )
+    assert told.verdict is verdict
+    if verdict is Verdict.UNTESTABLE:
+        assert told.why == "job k skipped all of its 1 case, first probes/edu/a: no device"
+
+
+def test_a_kernel_that_booted_at_the_second_try_has_passed_no_case() -> None:
+    run = finished(Outcome.SKIP)
+    boots = Result(address=BOOTS, job="j", outcome=Outcome.PASS)
+    assert (
+        reach_verdict(dataclasses.replace(run, results=(*run.results, boots))).verdict is Verdict.UNTESTABLE
+    )
 
 
 def test_what_was_not_run_by_wish_spoils_nothing() -> None:
