@@ -173,4 +173,4 @@ def nearest(word: str, choices: Iterable[str], *, otherwise: str | None = None) 
     close = close_match(word, known)
     if close is not None:
         return f"did you mean {close!r}?"
-    return "known: " + ", ".join(known) if otherwise is None else otherwise
+    return f"known: {', '.join(known) or 'none'}" if otherwise is None else otherwise

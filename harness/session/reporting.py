@@ -48,17 +48,19 @@ def find_run(run: str | None) -> Run:
         return load(Path(run))
     found = list_runs(root)
     known = {summary.directory.name: summary.directory for summary in found}
+    made = "vfio-harness run makes one"
     if run is None:
         # The newest comes first.
         newest = next((summary.directory for summary in found if summary.info is not None), None)
         if newest is None:
-            raise UsageError(f"there are no runs in {root}", hint="vfio-harness run makes one")
+            raise UsageError(f"there are no runs in {root}", hint=made)
         return load(newest)
     if run not in known:
         if any(past.directory.name == run for past in ask(lambda history: history.runs())):
             removed = f"run {run!r} was removed from {root}; the history has its outcomes only"
             raise UsageError(removed, hint="vfio-harness history CASE")
-        raise UsageError(f"there is no run {run!r} in {root}", hint=nearest(run, known))
+        hint = nearest(run, known) if known else made
+        raise UsageError(f"there is no run {run!r} in {root}", hint=hint)
     return load(known[run])
 
 

@@ -216,7 +216,10 @@ def test_no_runs_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("VFIO_HARNESS_RUNS", str(tmp_path / "runs"))
     assert harness("list", "runs").stdout.strip() == ""
     assert "there are no runs in" in harness("history", "x").stderr
-    assert "there is no run 'a'" in harness("compare", "a", "b").stderr
+    for words in (("compare", "a", "b"), ("report", "a")):
+        said = harness(*words).stderr
+        assert "there is no run 'a'" in said
+        assert said.rstrip().endswith("vfio-harness run makes one")
 
 
 def test_runs_name_their_tree(runs: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.base.errors import nearest
 from harness.base.words import count_of, duration
 
 
@@ -21,3 +22,9 @@ def test_durations(seconds: float, text: str) -> None:
 def test_counts(number: int, text: str) -> None:
     """One of a thing is no plural."""
     assert count_of(number, "job") == text
+
+
+def test_a_hint_ends_with_a_word() -> None:
+    """Also when there is nothing to choose from."""
+    assert nearest("x", ()) == "known: none"
+    assert nearest("x", ("long", "name")) == "known: long, name"
