@@ -230,8 +230,7 @@ def _inspect(path: Path, modules: Path | None, config: Path | None) -> _Handed:
     files = {"vmlinux": vmlinux}
     if arch.image_name != "vmlinux":
         files[arch.image_name] = vmlinux.parent / arch.image
-        if not files[arch.image_name].is_file():
-            raise UsageError(f"{vmlinux} has no {arch.image} beside it, which {arch.name} machines boot")
+        _check_image(files[arch.image_name], vmlinux, arch, elf)
     release = inside.release
     found = _modules_in(modules, release) if modules else _built_modules(directory, resolved, release)
     digest = _digest(files, found, resolved)
@@ -245,6 +244,17 @@ def _inspect(path: Path, modules: Path | None, config: Path | None) -> _Handed:
         config=resolved,
         digest=digest,
     )
+
+
+def _check_image(image: Path, vmlinux: Path, arch: Arch, elf: Elf) -> None:
+    """Refuse a boot *image* without the build-id of *vmlinux*, which its guest would have to show."""
+    if not image.is_file():
+        raise UsageError(f"{vmlinux} has no {arch.image} beside it, which {arch.name} machines boot")
+    if bytes.fromhex(elf.build_id) not in image.read_bytes():
+        raise UsageError(
+            f"{image} is not the boot image of {vmlinux}: it does not contain its build-id {elf.build_id}",
+            hint=f"run make {arch.image_name} in {vmlinux.parent}",
+        )
 
 
 def _copied(files: Mapping[str, Path], target: Path, origin: Path) -> dict[str, Path]:

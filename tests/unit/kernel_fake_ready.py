@@ -12,7 +12,7 @@ from harness.kernel.kconfig import find_fragment, merge
 from harness.kernel.variants import load_catalogue
 
 RELEASE = "7.3.4-mine"
-X86_64, RISCV = 62, 243
+X86_64, AARCH64, RISCV = 62, 183, 243
 
 
 def good_config(variant: str = "group-cdev", **changed: str) -> str:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from kernel_fake_ready import RELEASE, RISCV, good_config, make_build, make_module, make_vmlinux
+from kernel_fake_ready import AARCH64, RELEASE, RISCV, good_config, make_build, make_module, make_vmlinux
 
 from guest import agent
 from harness.base import paths, process
@@ -214,6 +214,18 @@ def test_a_build_that_did_not_end_is_refused(tmp_path: Path) -> None:
     (linked / "vmlinux.o").touch()
     os.utime(linked / "vmlinux.o", (later, later))
     assert "vmlinux.o is newer than vmlinux" in refused(linked)
+
+
+def test_a_boot_image_of_another_vmlinux_is_refused(tmp_path: Path) -> None:
+    """After `make vmlinux` alone the guest would boot the kernel of the build before."""
+    build = make_build(tmp_path / "O", machine=AARCH64)
+    image = build / find_arch("arm64").image
+    image.parent.mkdir(parents=True)
+    for stale in (b"", b"Linux" + b"\x34" * 20):
+        image.write_bytes(stale)
+        assert f"{image} is not the boot image of {build}/vmlinux" in refused(build)
+    image.write_bytes(b"Linux" + b"\x12" * 20)
+    assert hand_in(str(build))
 
 
 def test_a_build_under_way_is_waited_for_by_its_user(tmp_path: Path) -> None:
