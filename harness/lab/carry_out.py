@@ -98,7 +98,8 @@ def _run(
             agent = vm.agent()
             report, spoilt = agent.run(how.name, work.timeout * vm.factor, vm.settings.seed, raw)
             if refused := report.notes(REFUSED):
-                raise _SetupFailed(f"its agent refused: {refused[0]}; did the harness change during the run?")
+                reason = f"its agent refused: {refused[0]}; did the harness change during the run?"
+                return (_whole(Outcome.NOT_RUN, reason, Cause.HARNESS),), True
             counters.keep(booted, work, agent.counters)
         else:
             with counters.counted(vm, booted, work):
