@@ -27,7 +27,7 @@ from harness.bisect.git import GitBisect, Position
 from harness.bisect.report import Report, mail, summary
 from harness.bisect.state import BisectState, CommitRun, End, GitVerdict, Rules, Status, Step
 from harness.bisect.step import BuiltCommit, Tester, cost, describe, run_step
-from harness.bisect.verdict import cases_that_differ, majority_run
+from harness.bisect.verdict import cases_that_differ, majority_run, usual_failures
 
 LOG_NAME = "bisect.log"
 REPORT_NAME = "report.txt"
@@ -162,7 +162,7 @@ class Bisect:
             state.rules,
             state.cases,
             wary=wary or state.flaky,
-            usual=state.usual_failures,
+            usual=usual_failures(state),
             # A commit with the same image may be tested at this moment.
             tested_image=lambda image: self.state.tested_image(image),
             on_run=self._on_run,

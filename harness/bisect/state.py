@@ -108,6 +108,8 @@ class CommitRun:
     """One line."""
     failure: str = ""
     """The kind of failure: equal for two failures with the same cause; empty if unknown."""
+    failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The kind of failure of each case that failed, and of the kernel outside any case, by address."""
     cases: Mapping[str, Status] = dataclasses.field(default_factory=dict)
     """The status of each case, by address; by `TOPOLOGY ADDRESS` in a run on several topologies."""
     bad: tuple[str, ...] = ()
@@ -267,13 +269,6 @@ class BisectState:
     def passing_end(self) -> End:
         """The end that passes."""
         return self.request.new if self.rules.find_fix else self.request.old
-
-    @property
-    def usual_failures(self) -> frozenset[str]:
-        """The kinds of failure that the failing end showed."""
-        failing = self.old_end if self.rules.find_fix else self.new_end
-        runs = failing.runs if failing is not None else ()
-        return frozenset(run.failure for run in runs if run.failure)
 
     def save(self, directory: Path) -> None:
         """Write it to *directory*."""

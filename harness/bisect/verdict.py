@@ -13,8 +13,18 @@ from collections.abc import Collection, Sequence
 
 from harness.base.cause import Cause
 from harness.base.errors import ExitCode
-from harness.bisect.state import CommitRun, Rules, Status, Step
-from harness.results import BOOTS, KERNEL_SUITE, QUIET, WHOLE_PROGRAM, JobRecord, Outcome, Result, Run
+from harness.bisect.state import BisectState, CommitRun, Rules, Status, Step
+from harness.results import (
+    BOOTS,
+    KERNEL_SUITE,
+    QUIET,
+    WHOLE_PROGRAM,
+    Address,
+    JobRecord,
+    Outcome,
+    Result,
+    Run,
+)
 from harness.results.fingerprint import fingerprint
 from harness.suites.model import COMPILES
 from harness.suites.registry import work_address
@@ -61,6 +71,7 @@ def read_run(run: Run, *, cases: Sequence[str] = (), boot: bool = False, seconds
         status=status,
         why=why,
         failure=_failure(result) if result and status in (Status.FAILS, Status.NO_BOOT) else "",
+        failures={} if boot else {str(r.address): _failure(r) for r in results if _fails(r)},
         cases={
             f"{topologies.get(r.job, r.job)} {r.address}" if several else str(r.address): result_status(r)
             for r in results
@@ -140,20 +151,45 @@ def _read_cases(results: Sequence[Result], cases: Sequence[str]) -> _Read:
     return Status.MISSING, "none of the cases is there", None
 
 
+def _fails(result: Result) -> bool:
+    """Whether *result* is a failure of a case or a program, or a splat outside any case."""
+    return result_status(result) is Status.FAILS and (
+        result.address.suite != KERNEL_SUITE or _is_outside(result)
+    )
+
+
 def _counts(result: Result, cases: Sequence[str]) -> bool:
     """Whether *result* belongs to *cases*: to one of them, to their program, or a splat after them."""
     address = result.address
     if address.suite == KERNEL_SUITE:
         return _is_outside(result)
-    if str(address) in cases:
+    skipped = address.case == WHOLE_PROGRAM and result.outcome is Outcome.SKIP
+    return _concerns(address, cases) and not (skipped and cases and str(address) not in cases)
+
+
+def _concerns(address: Address, cases: Sequence[str]) -> bool:
+    """Whether *address* is one of *cases*, their program as a whole, or of the kernel."""
+    if str(address) in cases or address.suite == KERNEL_SUITE:
         return True
     # A commit whose selftests do not compile shows nothing about the cases.
     if f"{address.program}/{address.case}" == COMPILES:
         return False
     if not cases:
         return True
-    whole = address.case == WHOLE_PROGRAM and result.outcome is not Outcome.SKIP
+    whole = address.case == WHOLE_PROGRAM
     return whole and any(case.startswith(f"{address.program_path}/") for case in cases)
+
+
+def usual_failures(state: BisectState) -> frozenset[str]:
+    """Return the kinds of failure that the cases of *state* showed at the failing end."""
+    failing = state.old_end if state.rules.find_fix else state.new_end
+    kinds: set[str] = set()
+    for run in failing.runs if failing is not None else ():
+        if not run.failures:
+            kinds.add(run.failure)
+        found = run.failures.items()
+        kinds |= {kind for address, kind in found if _concerns(Address.parse(address), state.cases)}
+    return frozenset(kinds - {""})
 
 
 def _is_outside(result: Result) -> bool:

@@ -10,8 +10,17 @@ from report_sample import RUN, SPLAT, result
 
 from harness.base.cause import Cause
 from harness.base.errors import ExitCode
-from harness.bisect.state import CommitRun, GitVerdict, Rules, Status, Step
-from harness.bisect.verdict import cases_that_differ, decide, outcome_status, read_run
+from harness.bisect.state import (
+    BisectRequest,
+    BisectState,
+    CommitRun,
+    End,
+    GitVerdict,
+    Rules,
+    Status,
+    Step,
+)
+from harness.bisect.verdict import cases_that_differ, decide, outcome_status, read_run, usual_failures
 from harness.results import JobRecord, Outcome, Result, Run
 
 CASE = "probes/get_pa/refusals_come_in_order"
@@ -283,6 +292,36 @@ def test_another_failure_is_no_proof(kinds: str, status: Status | None) -> None:
     runs = tuple(CommitRun(status=P if k == "p" else F, why=k, failure=failures.get(k, "")) for k in kinds)
     decided = decide(Step(commit="c", subject="s", runs=runs), Rules(), usual={"usual"})
     assert (decided.status if decided else None) is status
+
+
+def state_at(failing: CommitRun, cases: tuple[str, ...], *, find_fix: bool = False) -> BisectState:
+    shown = Step(commit="c", subject="s", status=F, runs=(failing,))
+    ends = {"old_end" if find_fix else "new_end": shown}
+    end = End(name="v1", commit="c")
+    request = BisectRequest(repository="r", root="r", old=end, new=end)
+    return BisectState(id="b", request=request, rules=Rules(find_fix=find_fix), cases=cases, **ends)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("find_fix", [False, True])
+def test_only_failures_of_the_chosen_cases_are_usual(find_fix: bool) -> None:
+    """What failed at both ends says nothing about the cases of the steps, however early it failed."""
+    before = result("probes/a/broken", Outcome.FAIL, reason="old")
+    known = result("probes/a/known", Outcome.XFAIL, reason="listed")
+    mine = result(CASE, Outcome.FAIL, reason="new")
+    whole = result("probes/get_pa/(program)", Outcome.ERROR, reason="died")
+    end = read_run(run(before, known, mine, whole, crash(QUIET)))
+    assert end.failure == "FAIL old"
+    usual = usual_failures(state_at(end, (CASE,), find_fix=find_fix))
+    assert usual == {end.failures[name] for name in (CASE, "probes/get_pa/(program)", QUIET)}
+    assert "FAIL new" in usual
+    assert not usual_failures(state_at(read_run(run(before, known)), ("probes/a/known",)))
+    assert usual_failures(state_at(end, ())) == {*end.failures.values()} - {""}
+
+
+def test_a_failing_boot_is_usual() -> None:
+    """It has no case; neither has a state of an older harness."""
+    end = read_run(run(crash(BOOTS, Cause.BOOT_CRASH)), boot=True)
+    assert usual_failures(state_at(end, ())) == {end.failure}
 
 
 def test_draw_decides_nothing() -> None:
