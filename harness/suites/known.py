@@ -54,6 +54,8 @@ class KnownIssue:
     """Where it was reported; empty while it is not."""
     racy: bool = False
     """Whether it is a race, which a run may win: then PASS stays PASS."""
+    splat: re.Pattern[str] | None = None
+    """What is in the title of each splat that it causes in a destructive case; None: it causes any splat."""
     where: str = ""
     """File and line of the entry."""
 
@@ -69,6 +71,10 @@ class KnownIssue:
             and version[0] in self.kernels
             and (not self.jobs or any(fnmatch.fnmatchcase(job, pattern) for pattern in self.jobs))
         )
+
+    def causes(self, title: str) -> bool:
+        """Whether it may cause a splat with this *title* in a destructive case."""
+        return self.splat is None or self.splat.search(title) is not None
 
     @property
     def suite(self) -> str:
@@ -186,6 +192,7 @@ def _read(section: yamlfile.Section) -> KnownIssue:
         expires=section.date("expires"),
         link=section.text("link", ""),
         racy=section.flag("racy", False),
+        splat=section.pattern("splat") if "splat" in section else None,
         where=section.where(),
     )
     section.done()

@@ -73,6 +73,43 @@ def test_patterns_of_cases_and_jobs(tmp_path: Path) -> None:
     assert not issue.concerns("probes/a/b", "7.3.4", "x")
 
 
+def test_a_splat_may_be_named(tmp_path: Path) -> None:
+    """By a regular expression that is found in its title; without one any splat is meant."""
+    path = tmp_path / "known.yaml"
+    path.write_text(ENTRY)
+    assert load_issues(path)[0].causes("BUG: anything")
+    path.write_text(f"{ENTRY}    splat: in (f|g)\\b\n")
+    (issue,) = load_issues(path)
+    assert issue.causes("BUG: x, in g")
+    assert not issue.causes("BUG: x, in gh")
+    assert "not a regular expression" in load(tmp_path, f"{ENTRY}    splat: '('\n")
+
+
+TITLES = {
+    "probes/container/group_file_lives_as_long_as_its_users": (
+        "WARNING: drivers/vfio/container.c:526 at vfio_group_unuse_container+0x20/0x30 [vfio], CPU#0: py",
+        "WARNING: CPU: 0 PID: 56 at drivers/vfio/container.c:474 vfio_group_detach_container+0xec/0x13c",
+        "VFS: Close: file count is 0 (f_op=0xffffffff81659600), in filp_flush",
+        "VFS: Close: file count is 0 (f_op=0xffff8000805bcde8), in filp_close",
+        "imbalanced put on file reference count, in __file_ref_put_badval",
+    ),
+    "probes/failing/bind_that_fails_leaves_nothing": (
+        "WARNING: drivers/vfio/group.c:510 at vfio_group_release+0x39/0x50, CPU#1: python3/53",
+    ),
+}
+"""The titles of the splats that kernels printed in destructive cases."""
+
+
+def test_every_shipped_issue_with_damage_names_its_splats() -> None:
+    """Otherwise the splat of any other bug in that case would be XFAIL."""
+    damaging = {f"probes/{one.address}" for one in probe_cases() if one.destructive}
+    listed = {issue.case: issue for issue in shipped_issues() if issue.case in damaging}
+    assert set(listed) == set(TITLES)
+    for case, titles in TITLES.items():
+        assert all(listed[case].causes(title) for title in titles)
+        assert not listed[case].causes("BUG: KASAN: slab-use-after-free in iommufd_ioas_destroy+0x1/0x2")
+
+
 def test_the_list_of_a_runs_user_comes_first(tmp_path: Path) -> None:
     """The list in the run's directory comes before the shipped one."""
     assert issues_of(tmp_path) == shipped_issues()
