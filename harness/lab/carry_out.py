@@ -54,8 +54,7 @@ def carry_out(vm: CurrentVM, work: Work, *, last_chance: bool) -> Attempt:
     own = [splat for splat in splats if splat.case == work.name]
     vm.hear(splat for splat in splats if splat.case != work.name)
     if own:
-        titles = [splat.title for splat in own]
-        results = judge_splat(work, results, *titles, issue=_known(vm, work, WHOLE_PROGRAM))
+        results = judge_splat(work, results, own[0].title, _known(vm, work, WHOLE_PROGRAM))
         stalled = all(splat.kind in STALLS for splat in own)
         waits = waits_for_emulator(booted.vm.console.text(since))
         results = watch.excuse(results, stalled=stalled, waits=waits)

@@ -113,23 +113,21 @@ def judge_known(result: CaseResult, issue: KnownIssue | None) -> CaseResult:
 
 
 def judge_splat(
-    work: Work, results: Sequence[CaseResult], title: str, *more: str, issue: KnownIssue | None = None
+    work: Work, results: Sequence[CaseResult], title: str, issue: KnownIssue | None = None
 ) -> tuple[CaseResult, ...]:
-    """Return the results of *work* during which the kernel printed the splat *title*, and *more* of them.
+    """Return the results of *work* during which the kernel printed splats, the first of them *title*.
 
     A single case is a CRASH, whatever it printed; but if a destructive case shows a known *issue* that causes
-    all of them, they are the expected failure.  The finished points of a program keep their outcomes, and the
-    program as a whole is a CRASH.
+    the first splat, that is the expected failure: what a damaged kernel says later is a consequence.  The
+    finished points of a program keep their outcomes, and the program as a whole is a CRASH.
     """
-    known = issue if work.destructive else None
-    other = next((one for one in (title, *more) if known is None or not known.causes(one)), None)
     crash = CaseResult(
-        case=work.case or WHOLE_PROGRAM, outcome=Outcome.CRASH, reason=f"the kernel said: {other or title}"
+        case=work.case or WHOLE_PROGRAM, outcome=Outcome.CRASH, reason=f"the kernel said: {title}"
     )
     if work.case is None:
         return (*(result for result in results if result.case != WHOLE_PROGRAM), crash)
-    if known is not None and other is None:
-        crash = dataclasses.replace(crash, outcome=Outcome.XFAIL, reason=known.reason)
+    if work.destructive and issue is not None and issue.causes(title):
+        crash = dataclasses.replace(crash, outcome=Outcome.XFAIL, reason=issue.reason)
     return (dataclasses.replace(crash, diagnostics=results[0].diagnostics if results else ()),)
 
 

@@ -55,7 +55,7 @@ class KnownIssue:
     racy: bool = False
     """Whether it is a race, which a run may win: then PASS stays PASS."""
     splat: re.Pattern[str] | None = None
-    """What is in the title of each splat that it causes in a destructive case; None: it causes any splat."""
+    """What is in the title of the first splat that it causes in a destructive case; None: any title is."""
     where: str = ""
     """File and line of the entry."""
 
