@@ -27,7 +27,7 @@ def write_atomic(path: Path, data: str | bytes, *, durable: bool = False) -> Non
                 os.fsync(file.fileno())
         os.replace(name, path)  # noqa: PTH105
     except BaseException as error:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:
             error.filename = error.filename or os.fspath(path)
         with contextlib.suppress(OSError):
             os.unlink(name)  # noqa: PTH108
