@@ -15,7 +15,8 @@ from harness.base.errors import UsageError
 MOST_LOCAL = 64
 """More worker processes than this on one host are a slip of the finger."""
 
-_LOCAL = re.compile(r"local:(\d{1,9})")
+_LOCAL = re.compile(r"local:0*(\d{1,9})\d*")
+"""int() refuses numbers of more than 4300 digits; those beyond the ninth make no allowed number."""
 _ADDRESS = re.compile(r"(tcp|tls)://(\[[0-9a-fA-F:]+\]|[^\[\]:/\s]+):(\d{1,9})")
 
 _FORMS = "give tls://HOST:8786, tcp://HOST:8786, local:3 or a file FILE.yaml"

@@ -30,6 +30,7 @@ def test_forms(tmp_path: Path) -> None:
     [
         ("local:0", "--fleet local:0: want 1 to 64 workers"),
         ("local:65", "--fleet local:65: want 1 to 64 workers"),
+        ("local:9999999999", "--fleet local:9999999999: want 1 to 64 workers"),
         ("local", "--fleet local: this is no address of a scheduler"),
         ("build1:8786", "--fleet build1:8786: this is no address of a scheduler"),
         ("http://build1:8786", "--fleet http://build1:8786: this is no address of a scheduler"),
